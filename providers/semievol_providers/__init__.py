@@ -1,0 +1,1 @@
+"""The providers that come with the project: one folder per vendor."""

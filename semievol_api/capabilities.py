@@ -1,0 +1,353 @@
+"""What a provider may be able to do: one small Protocol per ability, and the `Provider` table of optional ones.
+
+An empty field of the table is the whole statement that a provider cannot. Requests and replies are values;
+providers translate them to their wire and raise the errors of `errors.py`. They never retry, never wait for
+quota, never keep state about a run: the engine does. Knows nothing of vendors, stages or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from semievol_api.errors import MissingAbilityError
+from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
+
+ModelName: TypeAlias = str
+
+
+# ------------------------------------------------------------------------------------------------ chat
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """One question to a chat model.
+
+    `logprobs` asks for the log-probabilities of the chosen tokens, `top_logprobs` (1..20) for alternatives
+    too. `seed` is best effort on most servers. `max_tokens` counts completion tokens, end of turn included.
+    """
+
+    model: ModelName
+    prompt: Prompt
+    max_tokens: int
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What the response's headers said about the quota that is left; None where they said nothing."""
+
+    limit_requests: int | None = None
+    limit_tokens: int | None = None
+    remaining_requests: int | None = None
+    remaining_tokens: int | None = None
+    reset_requests_s: float | None = None
+    reset_tokens_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The `n` completions of one chat request, in the server's order."""
+
+    completions: tuple[Completion, ...]
+    usage: Usage
+    pace: Pace = Pace()
+
+
+class Chat(Protocol):
+    """Answers chat requests."""
+
+    async def complete(self, request: ChatRequest) -> Reply:
+        """Answer once; raise `RateLimitError`, `TransientError` or `RefusedError`."""
+        ...
+
+
+class ScoredChat(Protocol):
+    """Answers chat requests with the log-probability of every chosen token.
+
+    Whether a given *model* honours it is found by the probe; a completion without log-probabilities is
+    legal and has `token_logprobs=None`.
+    """
+
+    async def complete(self, request: ChatRequest) -> Reply:
+        """Answer once, `request.logprobs` and `request.top_logprobs` honoured where the server can."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------- option reader
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionRequest:
+    """Asks for the exact log-probability of each label as the continuation of a prompt with a prefill."""
+
+    model: ModelName
+    prompt: Prompt
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionReply:
+    """`logprobs[i]` is the natural log-probability of `labels[i]`, or None where the server did not show it."""
+
+    logprobs: tuple[float | None, ...]
+    usage: Usage
+    pace: Pace = Pace()
+
+
+class OptionReader(Protocol):
+    """Reads the distribution over given labels in one prefill."""
+
+    async def read(self, request: OptionRequest) -> OptionReply:
+        """Read once."""
+        ...
+
+
+# -------------------------------------------------------------------------------------------- embeddings
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """One batch of texts to embed."""
+
+    model: ModelName
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbedReply:
+    """`vectors` is float32, shape (len(texts), dimensions), not necessarily of unit length."""
+
+    vectors: FloatMatrix
+    usage: Usage
+    pace: Pace = Pace()
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors."""
+
+    async def embed(self, request: EmbedRequest) -> EmbedReply:
+        """Embed one batch."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------- fine-tuning
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperparameters:
+    """Settings of one training; None is the vendor's `auto`."""
+
+    n_epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate_multiplier: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuneRequest:
+    """One training to be bought.
+
+    `training_file` is the content of a chat JSONL file. `run_key` names this training for ever: a provider
+    stores it with the job, so that `find` meets it again after a crash.
+    """
+
+    model: ModelName
+    training_file: bytes
+    run_key: str
+    validation_file: bytes | None = None
+    hyperparameters: Hyperparameters = Hyperparameters()
+    seed: int | None = None
+    suffix: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTicket:
+    """The receipt of a submitted job: enough to find it again from another machine."""
+
+    job_id: str
+    run_key: str
+    training_file_id: str | None = None
+
+
+JobStatus: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled", "paused", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """Where a job stands. `raw_status` keeps the vendor's own word; `model` is set once it succeeded."""
+
+    status: JobStatus
+    raw_status: str
+    model: ModelName | None = None
+    reason: str | None = None
+    trained_tokens: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True when the job will not change any more."""
+        return self.status in ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """One line of a job's log; `metrics` holds numbers such as train_loss and step."""
+
+    id: str
+    message: str
+    level: str = "info"
+    created_at: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class FineTuner(Protocol):
+    """Buys trainings."""
+
+    async def submit(self, request: FineTuneRequest) -> JobTicket:
+        """Start a job. Never retried by anyone: look with `find` first."""
+        ...
+
+    async def find(self, request: FineTuneRequest) -> JobTicket | None:
+        """The job that already carries the request's run key, unless it failed or was cancelled."""
+        ...
+
+    async def poll(self, ticket: JobTicket) -> JobState:
+        """Where the job stands now."""
+        ...
+
+    async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
+        """Events newer than the event id `after` (all of them for None), oldest first."""
+        ...
+
+    async def cancel(self, ticket: JobTicket) -> None:
+        """Ask the vendor to stop the job."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------- batch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchState:
+    """Where a batch stands; `done`, `failed` and `total` count its requests."""
+
+    status: Literal["running", "completed", "expired", "failed", "cancelled"]
+    raw_status: str
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAnswer:
+    """One line of a finished batch: a reply, or the reason why there is none."""
+
+    custom_id: str
+    reply: Reply | None
+    error: str | None = None
+    retryable: bool = False
+
+
+class BatchChat(Protocol):
+    """Answers many chat requests together, later, at a lower price."""
+
+    async def submit(self, requests: Mapping[str, ChatRequest], run_key: str) -> str:
+        """Upload requests keyed by custom id; returns the batch id."""
+        ...
+
+    async def find(self, run_key: str) -> str | None:
+        """The id of the batch that already carries this key, or None."""
+        ...
+
+    async def poll(self, batch_id: str) -> BatchState:
+        """Where the batch stands now."""
+        ...
+
+    async def collect(self, batch_id: str) -> Sequence[BatchAnswer]:
+        """All finished lines, errors among them; order is not kept. Works on expired batches too."""
+        ...
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask the vendor to stop the batch."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------- table
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLimits:
+    """Numbers about one model; None where they are not known. Prices are USD per million tokens."""
+
+    context_tokens: int | None = None
+    max_n: int | None = None
+    max_top_logprobs: int | None = None
+    input_usd: float | None = None
+    cached_input_usd: float | None = None
+    output_usd: float | None = None
+    training_usd: float | None = None
+    shutdown_date: str | None = None
+
+
+async def _nothing_to_close() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """What one vendor can do. `identity` enters cache keys: the endpoint, without key or anything secret."""
+
+    name: str
+    identity: str
+    limits: Mapping[ModelName, ModelLimits] = field(default_factory=dict[ModelName, ModelLimits])
+    chat: Chat | None = None
+    scored: ScoredChat | None = None
+    option_reader: OptionReader | None = None
+    embedder: Embedder | None = None
+    finetuner: FineTuner | None = None
+    batch: BatchChat | None = None
+    aclose: Callable[[], Awaitable[None]] = _nothing_to_close
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderSettings:
+    """What `connect` is given: the provider's own table of the config, checked by the provider itself.
+
+    `options` are the keys of `[providers.NAME]` besides `kind`; `environ` is where key variables are read;
+    `base_folder` resolves relative paths.
+    """
+
+    name: str
+    options: Mapping[str, object]
+    environ: Mapping[str, str]
+    base_folder: str = "."
+
+
+@runtime_checkable
+class Connect(Protocol):
+    """The entry point of a provider: settings in, table out. Opens no connection and sends nothing."""
+
+    def __call__(self, settings: ProviderSettings) -> Provider:
+        """Raise `ConfigError` for settings that the provider does not know or cannot use."""
+        ...
+
+
+Ability = TypeVar("Ability")
+
+
+def require(ability: Ability | None, what: str, provider: Provider) -> Ability:
+    """The ability, or a refusal while planning, before a cent is spent.
+
+    Raises:
+        MissingAbilityError: the provider's table leaves it empty.
+    """
+    if ability is None:
+        abilities = {
+            "chat": provider.chat,
+            "log-probabilities": provider.scored,
+            "option reading": provider.option_reader,
+            "embeddings": provider.embedder,
+            "fine-tuning": provider.finetuner,
+            "batches": provider.batch,
+        }
+        can = [name for name, fill in abilities.items() if fill is not None]
+        raise MissingAbilityError(
+            f"The provider {provider.name!r} has no {what}; it offers {', '.join(can) or 'nothing'}. "
+            f"Give this role to another provider in [roles], or change the setting that needs it."
+        )
+    return ability

@@ -1,0 +1,99 @@
+"""The error tree. Every error that a user may meet is one of these.
+
+    SemievolError
+    ├── UserError               the user can mend it: one paragraph, exit code 2
+    │   ├── ConfigError         a setting is wrong; carries the key path
+    │   ├── DataError           a file or a row is wrong
+    │   ├── MissingExtraError   an optional package is not installed
+    │   ├── MissingAbilityError a provider cannot do what the config asks
+    │   └── RunFolderError      a run folder is in use, or made by another config
+    ├── ProviderError           the other side answered with an error
+    │   ├── RateLimitError      wait, then ask again; costs no attempt
+    │   ├── TransientError      worth another attempt: timeout, cut, 408, 409, 5xx, invalid body
+    │   ├── RefusedError        asking again would not help: 400, 401, 403, 404, 422
+    │   └── JobFailedError      a fine-tuning job ended without a model
+    ├── BudgetError             the next request could pass the cap; everything paid for is kept
+    └── StageError              too many rows of a stage failed
+
+A message says what happened, to what, and what to try next. Knows nothing of who raises or catches.
+"""
+
+from __future__ import annotations
+
+
+class SemievolError(Exception):
+    """The root of all errors of this project."""
+
+
+class UserError(SemievolError):
+    """Something that the user can mend; the command line prints it as one paragraph and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A setting is missing, unknown or of the wrong type."""
+
+
+class DataError(UserError):
+    """A data file or a row in it cannot be used."""
+
+
+class MissingExtraError(UserError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f'Install it with: pip install "semievol-api[{extra}]"'
+        )
+        self.extra = extra
+
+
+class MissingAbilityError(UserError):
+    """The config asks a provider for something that its capability table leaves empty."""
+
+
+class RunFolderError(UserError):
+    """A run folder cannot be used: another process holds it, or another config made it."""
+
+
+class ProviderError(SemievolError):
+    """The other side of the wire answered with an error.
+
+    `code` and `param` are the vendor's own words (opaque strings), `status` the HTTP status or None.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+class RateLimitError(ProviderError):
+    """Too many requests or tokens. `retry_after_s` is what the vendor asked for, or None."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, code: str | None = None) -> None:
+        super().__init__(message, status=429, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class TransientError(ProviderError):
+    """A failure that another attempt may mend: connection, timeout, 408, 409, 5xx, cut or invalid body."""
+
+
+class RefusedError(ProviderError):
+    """A refusal that another attempt would not change."""
+
+
+class JobFailedError(ProviderError):
+    """A fine-tuning job ended without a usable model; the message holds the vendor's reason."""
+
+
+class BudgetError(SemievolError):
+    """The next request could pass the budget; nothing more is sent, everything paid for is kept."""
+
+
+class StageError(SemievolError):
+    """More rows of a stage failed than the config allows."""

@@ -1,0 +1,1 @@
+"""Metrics, intervals and paired tests: pure numpy, no I/O."""

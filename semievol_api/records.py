@@ -1,0 +1,155 @@
+"""The values that pass between rooms: frozen, typed, vendor-free.
+
+An `Example` becomes a `Prompt`, a prompt a `Completion`, a completion an `Evidence` row; pooled and selected
+evidence becomes a `PseudoLabel`; examples and pseudo-labels become `TrainingExample`s.
+Knows nothing of files, providers, prompts' wording or how a value is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
+"""A one-dimensional float32 array."""
+FloatMatrix: TypeAlias = NDArray[np.float32]
+"""A two-dimensional float32 array, one row per text."""
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+Finish: TypeAlias = Literal["stop", "length", "refused", "failed"]
+"""Why a completion ended. `failed` stands for a request that gave no completion at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One item of the user's data.
+
+    `answer` is the gold answer in the task's canonical form (a letter, a label, a number as text), or None.
+    `hidden_answer` is gold found in the unlabelled file: no stage but the oracle report may read it, and no
+    fingerprint contains it.
+    """
+
+    id: str
+    question: str
+    options: tuple[str, ...] = ()
+    answer: str | None = None
+    group: str | None = None
+    category: str | None = None
+    hidden_answer: str | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is shown: chat turns, and optionally the first words of its own answer (`prefill`)."""
+
+    messages: tuple[Message, ...]
+    prefill: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, as the server counted them; `cached` is the part of `prompt` read from a cache."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """One sampled answer.
+
+    `token_logprobs` is float32, shape (tokens,), natural log, of the chosen tokens without the end-of-turn
+    token; None where the server gave none. `tokens` are their texts and `top` their alternatives
+    (text, log-probability), both only where alternatives were asked for.
+    """
+
+    text: str
+    finish: Finish
+    token_logprobs: FloatArray | None = None
+    tokens: tuple[str, ...] | None = None
+    top: tuple[tuple[tuple[str, float], ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What one annotator said about one example: one row of an evidence table.
+
+    `permutation[i]` is the canonical index of the option shown at position i; `answer` is canonical already.
+    `option_probs` are probabilities over the canonical options, `answer_logprob` and `mean_nll` are natural-log
+    quantities; None means that the annotator or its server gave none. An `answer` of None is an abstention.
+    """
+
+    example_id: str
+    annotator_id: str
+    prompt_hash: str
+    text: str
+    answer: str | None
+    finish: Finish
+    permutation: tuple[int, ...] | None = None
+    option_probs: tuple[float, ...] | None = None
+    answer_logprob: float | None = None
+    mean_nll: float | None = None
+    verbal: float | None = None
+    usage: Usage = Usage()
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PseudoLabel:
+    """A label that the method made for an unlabelled example.
+
+    `score` is the confidence that the selection rule ranked (higher is better); `text` is the response to
+    train on.
+    """
+
+    example_id: str
+    answer: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingExample:
+    """One line of a fine-tuning file: chat turns that end with the assistant's, and a weight in (0, 1]."""
+
+    messages: tuple[Message, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Accuracy of one model on one test set; `correct[i]` belongs to `example_ids[i]`."""
+
+    model: str
+    example_ids: tuple[str, ...]
+    answers: tuple[str | None, ...]
+    correct: tuple[bool, ...]
+    usage: Usage = Usage()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers in [0, 1]; abstentions count as wrong. NaN for an empty set."""
+        return float(np.mean(self.correct)) if self.correct else float("nan")
+
+
+JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+"""Anything that JSON can say."""
+StringMap: TypeAlias = Mapping[str, str]

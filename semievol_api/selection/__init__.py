@@ -1,0 +1,1 @@
+"""Confidence and selection rules: pure numpy, no I/O."""

@@ -1,0 +1,1 @@
+"""What a question looks like to a model, and what its answer means."""

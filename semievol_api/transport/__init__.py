@@ -1,0 +1,1 @@
+"""Below the SDKs: cassettes, the recording proxy, the injected clock."""

@@ -1,0 +1,35 @@
+"""Shared by all tests: the network is blocked but for this machine's own loopback addresses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pytest_socket import enable_socket, socket_allow_hosts
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _only_loopback() -> None:
+    """Any connection to an address outside this machine fails the test."""
+    enable_socket()
+    socket_allow_hosts(["127.0.0.1", "localhost", "::1"], allow_unix_socket=True)
+
+
+@pytest.fixture
+def child_env() -> dict[str, str]:
+    """The environment of a child process that runs this checkout's code, without any real key."""
+    env = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_TOKEN"))}
+    env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'providers'}"
+    return env
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The maintainers' folder of real data beside the checkout; tests that need it skip without it."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared")
+    return folder
