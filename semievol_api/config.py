@@ -1,0 +1,290 @@
+"""The user's TOML as frozen settings: unknown keys refused, every message with its key path and the nearest name.
+
+    settings = load_config(Path("semievol.toml"))
+
+Settings are neither artifacts nor live clients. Knows nothing of providers' own keys: what stands in
+`[providers.NAME]` besides `kind` is checked by that provider.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from semievol_api.errors import ConfigError
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
+ModelRole: TypeAlias = Literal["base", "warm"]
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """The root of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSettings(Settings):
+    """`[run]`: where results go and which variant of the method runs."""
+
+    folder: Path
+    journal: Path | None = None
+    """The journal's file; runs that share it never ask the same thing twice. Default: in the run folder."""
+    mode: Literal["paper"] = "paper"
+    propagation: Propagation = "both"
+    seed: int = 0
+    ceiling: bool = False
+    """Also train on the gold answers of the selected rows, where the unlabelled file has them."""
+    max_failed_share: Share = 0.05
+
+
+class DataSettings(Settings):
+    """`[data]`: the files, and the task that says how to read them."""
+
+    task: str
+    """A built-in task's name, or the path of a task's TOML file."""
+    labeled: Path
+    unlabeled: Path
+    test: Path | None = None
+    columns: Mapping[str, str] = {}
+    """Overrides of the task's columns, such as `question = "text"`."""
+    max_labeled: int | None = Field(default=None, ge=1)
+    max_unlabeled: int | None = Field(default=None, ge=1)
+    max_test: int | None = Field(default=None, ge=1)
+    near_duplicates: bool = True
+
+
+class ProviderTable(BaseModel):
+    """`[providers.NAME]`: `kind` names the entry point, the other keys are the provider's own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """The provider's own keys."""
+        return dict(self.model_extra or {})
+
+
+class ModelRef(Settings):
+    """One model at one provider."""
+
+    provider: str
+    model: str
+
+
+class Roles(Settings):
+    """`[roles]`: who does what. Swapping a vendor is a change here and nowhere else."""
+
+    student: ModelRef
+    """The model that is asked and, through `trainer`, tuned."""
+    trainer: ModelRef | None = None
+    """Where tuning happens and what is tuned; default: the student."""
+    embedder: ModelRef | None = None
+    """Not needed with `[retrieve] method = "bm25"`."""
+    warm: str | None = None
+    """A warm model that exists already, such as `ft:...`: skips the first job."""
+
+
+class RetrieveSettings(Settings):
+    """`[retrieve]`: which labelled examples stand beside a question (paper §3.2)."""
+
+    method: Literal["embedding", "bm25"] = "embedding"
+    k: int = Field(default=3, ge=0)
+    text: Literal["question", "question+options"] = "question"
+    """Ambiguity 6: what is embedded (the released code: the question only)."""
+    batch_size: int = Field(default=64, ge=1)
+
+
+class AnnotateSettings(Settings):
+    """`[annotate]`: the annotators of collaborative learning (paper §3.3)."""
+
+    n: int = Field(default=4, ge=1)
+    max_shots: int = Field(default=3, ge=0)
+    draw: Literal["without-replacement", "with-replacement"] = "without-replacement"
+    """Ambiguity 1: how annotators are drawn from {base, warm} x {0..max_shots shots}."""
+    temperature: float = Field(default=1.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+
+
+class JustifySettings(Settings):
+    """`[justify]`: self-justification by the warm model (paper §3.3)."""
+
+    on: Literal["all", "disagreements"] = "all"
+    """Ambiguity 2: which items are justified."""
+    score: Literal["justified", "first-annotator"] = "justified"
+    """Ambiguity 8: whose log-probabilities score an item that was not justified falls back to the first
+    annotator; "first-annotator" takes them always."""
+    show: Literal["response", "answer"] = "response"
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+
+
+class SelectSettings(Settings):
+    """`[select]`: which pseudo-labels are kept (paper §3.4)."""
+
+    rule: Literal["percentile"] = "percentile"
+    share: Share = 0.5
+    """theta: the share of the threshold's pool that is kept."""
+    pool: Literal["unlabeled", "labeled"] = "unlabeled"
+    """Ambiguity 4: whose scores place the threshold (the formula: unlabelled)."""
+    interpolation: Literal["linear", "lower", "higher"] = "linear"
+    """Ambiguity 7: how the percentile falls between two scores."""
+
+
+class TrainSettings(Settings):
+    """`[train]`: the two trainings; None is the vendor's `auto`."""
+
+    n_epochs: int | None = Field(default=2, ge=1)
+    final_epochs: int | None = Field(default=None, ge=1)
+    """Epochs of the final training; default: `n_epochs`."""
+    batch_size: int | None = Field(default=None, ge=1)
+    learning_rate_multiplier: float | None = Field(default=None, gt=0)
+    data: Literal["selected+labeled", "selected"] = "selected+labeled"
+    """Ambiguity 3: Eq. 9 (both) or Algorithm 1 (selected only)."""
+    poll_s: float = Field(default=10.0, gt=0)
+    suffix: str = Field(default="semievol", max_length=40)
+
+
+class EvaluateSettings(Settings):
+    """`[evaluate]`: greedy answers on the test split."""
+
+    shots: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    resamples: int = Field(default=10_000, ge=100)
+
+
+class Limits(Settings):
+    """`[limits]`: quotas and the budget. None: learned from the server's headers, or no cap."""
+
+    rpm: int | None = Field(default=None, ge=1)
+    tpm: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
+    """A cap on requests in flight; None lets the engine adapt."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    max_attempts: int = Field(default=6, ge=1)
+    max_usd: float | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+
+
+class Config(Settings):
+    """The whole file."""
+
+    run: RunSettings
+    data: DataSettings
+    providers: Mapping[str, ProviderTable]
+    roles: Roles
+    retrieve: RetrieveSettings = RetrieveSettings()
+    annotate: AnnotateSettings = AnnotateSettings()
+    justify: JustifySettings = JustifySettings()
+    select: SelectSettings = SelectSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    limits: Limits = Limits()
+
+
+def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
+    """Read a config; relative paths in it are resolved against its own folder.
+
+    `overrides` maps dotted key paths such as `"run.seed"` to values.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or a key or value is wrong.
+    """
+    tree = read_toml(path)
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+    config = parse_settings(Config, tree, where=path.name)
+    return _resolve(config, path.resolve().parent)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a tree; a `ConfigError` names the file and the line where it is no TOML."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config file {str(path)!r}. Make one with: semievol init data.csv") from None
+    except OSError as error:
+        raise ConfigError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"The file {str(path)!r} is not UTF-8. Save it as UTF-8 and try again.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
+
+
+def parse_settings(model: type[SettingsT], tree: Mapping[str, Any], *, where: str) -> SettingsT:
+    """A tree as settings; the first fault becomes one paragraph with its key path and the nearest valid name.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(_explain(model, first["loc"], first["type"], first["msg"], where)) from None
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """A sentence that names the nearest choice, or all of them."""
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Valid names: {', '.join(sorted(choices))}."
+
+
+def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str, where: str) -> str:
+    path = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key {path!r}. {nearest(str(loc[-1]), _names_at(model, loc[:-1]))}"
+    if kind == "missing":
+        return f"{where}: the key {path!r} is missing; it has no default."
+    return f"{where}: {path!r} is wrong: {re.sub(r'^Value error, ', '', message)}."
+
+
+def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are valid at a place in the tree."""
+    here: type[BaseModel] = model
+    for part in loc:
+        annotation = here.model_fields[str(part)].annotation if str(part) in here.model_fields else None
+        found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if found:
+            here = found[0]
+    return list(here.model_fields)
+
+
+def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, last = dotted.split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
+
+
+def _resolve(config: Config, folder: Path) -> Config:
+    """The same config with every path absolute."""
+    run = config.run.model_copy(
+        update={
+            "folder": folder / config.run.folder,
+            "journal": folder / config.run.journal if config.run.journal else None,
+        }
+    )
+    task = config.data.task
+    data = config.data.model_copy(
+        update={
+            "labeled": folder / config.data.labeled,
+            "unlabeled": folder / config.data.unlabeled,
+            "test": folder / config.data.test if config.data.test else None,
+            "task": str(folder / task) if task.endswith(".toml") else task,
+        }
+    )
+    return config.model_copy(update={"run": run, "data": data})
