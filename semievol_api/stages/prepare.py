@@ -1,0 +1,17 @@
+"""Stage 1: clean data. Reads nothing itself; drops leaks, duplicates and conflicts, each with its reason."""
+
+from __future__ import annotations
+
+from semievol_api.artifacts import Prepared
+from semievol_api.data import RawData, clean
+
+
+async def prepare(raw: RawData, near_duplicates: bool) -> Prepared:
+    """Clean splits of the user's data (method §5), with everything that was dropped in the report."""
+    cleaned = clean(raw.labeled, raw.unlabeled, raw.test, near=near_duplicates)
+    return Prepared(
+        labeled=cleaned.labeled,
+        unlabeled=cleaned.unlabeled,
+        test=cleaned.test,
+        report=cleaned.report.as_json(),
+    )
