@@ -34,9 +34,9 @@ AcceptChange = Annotated[
 def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: AcceptChange = False) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
-    from semievol_api.console import Bars, err
+    from semievol_api.terminal.bars import Bars, err
     from semievol_api.run import run_async, run_blocking
-    from semievol_api.verdict_table import show_result
+    from semievol_api.terminal.verdict import show_result
 
     settings = load_config(config)
     with Bars(err()) as bars:
@@ -48,7 +48,7 @@ def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: Accep
 def check(config: ConfigPath, as_json: AsJson = False) -> None:
     """Validate a config, its data and its providers' tables, with no network."""
     from semievol_api.config import load_config
-    from semievol_api.console import out, pairs
+    from semievol_api.terminal.bars import out, pairs
     from semievol_api.data import read_data
     from semievol_api.run import check as check_config
     from semievol_api.run import check_data
@@ -78,7 +78,7 @@ def preview(
 ) -> None:
     """Show the exact prompts of a few examples, with token counts; nothing is sent."""
     from semievol_api.config import load_config
-    from semievol_api.preview import show_prompts
+    from semievol_api.terminal.prompts import show_prompts
 
     show_prompts(load_config(config), rows, as_json=as_json)
 
@@ -91,7 +91,7 @@ def init(
     test: Annotated[Path | None, typer.Option(help="Your test file.")] = None,
 ) -> None:
     """Write a task and a config from your own file, showing what was understood."""
-    from semievol_api.starter import write_starter
+    from semievol_api.terminal.starter import write_starter
 
     write_starter(data, folder, unlabeled, test)
 
@@ -100,7 +100,7 @@ def init(
 def status(config: ConfigPath, as_json: AsJson = False) -> None:
     """Show which stages of a run are done; works while it runs."""
     from semievol_api.config import load_config
-    from semievol_api.console import out, pairs
+    from semievol_api.terminal.bars import out, pairs
     from semievol_api.run_store import stages_done
 
     done = stages_done(load_config(config).run.folder)
@@ -115,7 +115,7 @@ def status(config: ConfigPath, as_json: AsJson = False) -> None:
 @app.command()
 def providers(as_json: AsJson = False) -> None:
     """List the installed providers."""
-    from semievol_api.console import out, pairs
+    from semievol_api.terminal.bars import out, pairs
     from semievol_api.registry import provider_kinds
 
     kinds = {name: point.value for name, point in provider_kinds().items()}

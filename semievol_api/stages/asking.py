@@ -30,10 +30,9 @@ class Corpus:
     neighbours: Neighbours
 
     def prompt(self, example: Example, shots: int) -> Prompt:
-        """The example's question after its `shots` nearest labelled examples, the nearest last."""
-        labeled = self._labeled
+        """The example's question after its `shots` nearest labelled examples."""
         nearest = self.neighbours.ids[example.id][:shots]
-        return self.task.prompt(example, tuple(labeled[i] for i in reversed(nearest)))
+        return self.task.prompt(example, tuple(self._labeled[i] for i in nearest))
 
     def pool(self, threshold_pool: ThresholdPool) -> tuple[Example, ...]:
         """The examples that annotators see: the labelled ones too where they place the threshold."""

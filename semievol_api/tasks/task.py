@@ -49,6 +49,11 @@ class Task:
         content = self.definition.model_dump_json(exclude={"columns", "hub"})
         return hashlib.blake2b(f"{_WORDING_VERSION}\n{content}".encode(), digest_size=16).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """What enters the fingerprints of the stages that use this task."""
+        return self.fingerprint
+
     def prompt(
         self, example: Example, shots: Sequence[Example] = (), permutation: Sequence[int] | None = None
     ) -> Prompt:

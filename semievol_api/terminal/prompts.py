@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from semievol_api.config import Config
-from semievol_api.console import out
+from semievol_api.terminal.bars import out
 from semievol_api.data import read_data
 from semievol_api.records import Example, Prompt
 from semievol_api.tasks import load_task
