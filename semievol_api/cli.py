@@ -7,21 +7,12 @@ Exit codes: 0 done; 1 the run failed (a provider, a job, too many failed rows, t
 from __future__ import annotations
 
 import json
-import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-app = typer.Typer(
-    name="semievol",
-    help="Semi-supervised fine-tuning: labelled and unlabelled examples in, a better model and its proof out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 ConfigPath = Annotated[Path, typer.Argument(help="A config file, such as semievol.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
@@ -30,12 +21,11 @@ AcceptChange = Annotated[
 ]
 
 
-@app.command()
 def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: AcceptChange = False) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
-    from semievol_api.terminal.bars import Bars, err
     from semievol_api.run import run_async, run_blocking
+    from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
 
     settings = load_config(config)
@@ -44,14 +34,13 @@ def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: Accep
     show_result(result, as_json=as_json)
 
 
-@app.command()
 def check(config: ConfigPath, as_json: AsJson = False) -> None:
     """Validate a config, its data and its providers' tables, with no network."""
     from semievol_api.config import load_config
-    from semievol_api.terminal.bars import out, pairs
     from semievol_api.data import read_data
     from semievol_api.run import check as check_config
     from semievol_api.run import check_data
+    from semievol_api.terminal.bars import out, pairs
 
     plan = check_config(load_config(config))
     raw = read_data(plan.config.data, plan.task)
@@ -70,7 +59,6 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     pairs(out(), f"{config.name} is good", facts)
 
 
-@app.command()
 def preview(
     config: ConfigPath,
     rows: Annotated[int, typer.Option(min=1, help="How many examples to show.")] = 2,
@@ -83,7 +71,6 @@ def preview(
     show_prompts(load_config(config), rows, as_json=as_json)
 
 
-@app.command()
 def init(
     data: Annotated[Path, typer.Argument(help="Your labelled file: CSV, JSONL or Parquet.")],
     folder: Annotated[Path, typer.Option(help="Where to write task.toml and semievol.toml.")] = Path(),
@@ -96,12 +83,11 @@ def init(
     write_starter(data, folder, unlabeled, test)
 
 
-@app.command()
 def status(config: ConfigPath, as_json: AsJson = False) -> None:
     """Show which stages of a run are done; works while it runs."""
     from semievol_api.config import load_config
-    from semievol_api.terminal.bars import out, pairs
     from semievol_api.run_store import stages_done
+    from semievol_api.terminal.bars import out, pairs
 
     done = stages_done(load_config(config).run.folder)
     if as_json:
@@ -112,11 +98,10 @@ def status(config: ConfigPath, as_json: AsJson = False) -> None:
         pairs(out(), "Done", {name: f"{seconds:.1f} s" for name, seconds in done.items()})
 
 
-@app.command()
 def providers(as_json: AsJson = False) -> None:
     """List the installed providers."""
-    from semievol_api.terminal.bars import out, pairs
     from semievol_api.registry import provider_kinds
+    from semievol_api.terminal.bars import out, pairs
 
     kinds = {name: point.value for name, point in provider_kinds().items()}
     if as_json:
@@ -125,7 +110,6 @@ def providers(as_json: AsJson = False) -> None:
         pairs(out(), "Providers", kinds)
 
 
-@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the run and the server keep their state.")] = Path("runs/demo"),
     as_json: AsJson = False,
@@ -141,18 +125,32 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
 
 
+def build_app() -> typer.Typer:
+    """The commands of this module, and those that providers and rooms bring by entry point."""
+    app = typer.Typer(
+        name="semievol",
+        help="Semi-supervised fine-tuning: labelled and unlabelled examples in, a better model and its proof out.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in (init, check, preview, run, status, demo, providers):
+        app.command()(command)
+    for point in sorted(entry_points(group="semievol.commands"), key=lambda p: p.name):
+        brought = point.load()
+        if isinstance(brought, typer.Typer):
+            app.add_typer(brought, name=point.name)
+        else:
+            app.command(point.name)(brought)
+    return app
+
+
 def main() -> None:
     """The entry point: a user's mistake prints one calm paragraph, a bug prints a traceback."""
-    for point in sorted(entry_points(group="semievol.commands"), key=lambda p: p.name):
-        command = point.load()
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=point.name)
-        else:
-            app.command(point.name)(command)
     from semievol_api.errors import SemievolError, UserError
 
     try:
-        app()
+        build_app()()
     except UserError as error:
         _complain(error)
         sys.exit(2)
@@ -161,9 +159,6 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         _complain("Stopped. Everything that was paid for is kept; run the same command to go on.")
-        sys.exit(1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

@@ -62,4 +62,4 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     for name, model in models.items():
         subject = tools.student({"subject": model})
         answers.append(await once(f"evaluate/{name}", Answers, evaluate, subject, corpus, name, config.evaluate))
-    return await once("verdict", Verdict, compare, data, answers, chosen, config.evaluate, seed)
+    return await once("verdict", Verdict, compare, corpus, answers, models, chosen, tools.gold, config.evaluate)

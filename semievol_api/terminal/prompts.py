@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from semievol_api.config import Config
-from semievol_api.terminal.bars import out
 from semievol_api.data import read_data
 from semievol_api.records import Example, Prompt
 from semievol_api.tasks import load_task
+from semievol_api.terminal.bars import out
 from semievol_api.tokens import TokenCounter, token_counter
 
 

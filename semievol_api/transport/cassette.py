@@ -164,9 +164,7 @@ class Cassette:
                 self.finish()
             elif self.mode == "record-missing" and self._added:
                 self._exchanges = {
-                    identity: one
-                    for identity, one in self._exchanges.items()
-                    if one.response.failure != GIVEN_UP
+                    identity: one for identity, one in self._exchanges.items() if one.response.failure != GIVEN_UP
                 }
                 self.save()
         finally:

@@ -140,9 +140,7 @@ def _request_content(body: bytes, content_type: str, scrubber: Scrubber) -> tupl
         return Content(), b""
     if content_type.startswith("multipart/"):
         parts = _multipart(body, content_type, scrubber)
-        return Content(parts=parts), msgspec.json.encode(
-            [(part.name, part.filename, part.sha256) for part in parts]
-        )
+        return Content(parts=parts), msgspec.json.encode([(part.name, part.filename, part.sha256) for part in parts])
     try:
         canonical = scrubber.clean(orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS))
     except orjson.JSONDecodeError:

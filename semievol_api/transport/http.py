@@ -85,9 +85,7 @@ class AiohttpSend:
             raise TransientError(
                 f"{_where(method, url)} failed on the way: {str(error) or type(error).__name__}."
             ) from error
-        return HttpResponse(
-            answer.status, {name.lower(): value for name, value in answer.headers.items()}, content
-        )
+        return HttpResponse(answer.status, {name.lower(): value for name, value in answer.headers.items()}, content)
 
     async def aclose(self) -> None:
         """Close the pooled connections; a later request opens new ones."""

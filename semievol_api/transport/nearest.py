@@ -42,9 +42,9 @@ def nearest_exchange(request: Request, slot: str, exchanges: Iterable[Exchange])
 
 def describe_difference(recorded: Request, asked: Request) -> str:
     """The differing places of two requests, one paragraph each, the first few of them."""
-    lines = list(
-        _differences("query", [list(p) for p in recorded.query], [list(p) for p in asked.query])
-    ) + list(_differences("body", _readable(recorded.body), _readable(asked.body)))
+    lines = list(_differences("query", [list(p) for p in recorded.query], [list(p) for p in asked.query])) + list(
+        _differences("body", _readable(recorded.body), _readable(asked.body))
+    )
     hidden = len(lines) - SHOWN_DIFFERENCES
     if hidden > 0:
         lines = [*lines[:SHOWN_DIFFERENCES], f"    ... and {hidden} more places"]
@@ -91,9 +91,7 @@ def _text_difference(recorded: str, asked: str) -> Iterator[str]:
 
 
 def _first_difference(one: str, other: str) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _around(text: str, position: int) -> str:

@@ -31,9 +31,7 @@ _SHAPES: tuple[tuple[bytes, re.Pattern[bytes], bytes], ...] = (
     (b"gh", re.compile(rb"gh[opsur]_[A-Za-z0-9]{20,}"), b"scrubbed-key"),
     (b"eyJ", re.compile(rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"), b"scrubbed-token"),
 )
-_SECRET_PARAMETERS = frozenset(
-    ("access_token", "api-key", "api_key", "apikey", "key", "sig", "signature", "token")
-)
+_SECRET_PARAMETERS = frozenset(("access_token", "api-key", "api_key", "apikey", "key", "sig", "signature", "token"))
 _SECRET_ENDINGS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ORG_ID", "_PROJECT_ID", "_ORGANIZATION")
 
 
@@ -81,18 +79,10 @@ class Scrubber:
     def clean_query(self, pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
         """Sorted query parameters; those that carry keys by their name are left out."""
         return tuple(
-            sorted(
-                (name, self.clean_text(value))
-                for name, value in pairs
-                if name.lower() not in _SECRET_PARAMETERS
-            )
+            sorted((name, self.clean_text(value)) for name, value in pairs if name.lower() not in _SECRET_PARAMETERS)
         )
 
 
 def find_key_shapes(content: bytes) -> list[str]:
     """Every substring that looks like a secret; empty for anything that went through `Scrubber.clean`."""
-    return [
-        found.group().decode("utf-8", "replace")
-        for _, shape, _ in _SHAPES
-        for found in shape.finditer(content)
-    ]
+    return [found.group().decode("utf-8", "replace") for _, shape, _ in _SHAPES for found in shape.finditer(content)]

@@ -97,9 +97,7 @@ def load(path: Path) -> Recording:
 
 def save(path: Path, manifest: Manifest, exchanges: Iterable[Exchange]) -> None:
     """Write a cassette; what was there before is replaced whole or not at all."""
-    ordered = sorted(
-        exchanges, key=lambda one: (one.request.path, one.request.method, one.key, one.slot, one.turn)
-    )
+    ordered = sorted(exchanges, key=lambda one: (one.request.path, one.request.method, one.key, one.slot, one.turn))
     manifest = msgspec.structs.replace(manifest, exchanges=len(ordered))
     encoder = msgspec.json.Encoder()
     lines = b"".join(encoder.encode(exchange) + b"\n" for exchange in ordered)

@@ -171,6 +171,4 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
 def read_split(path: Path) -> tuple[Row, ...]:
     """The rows of a file that `write_splits` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Row(row["id"], row["question"], LETTERS.index(row["answer"])) for row in csv.DictReader(file)
-        )
+        return tuple(Row(row["id"], row["question"], LETTERS.index(row["answer"])) for row in csv.DictReader(file))
