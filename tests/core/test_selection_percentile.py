@@ -98,3 +98,15 @@ def test_on_scores_the_highest_are_kept() -> None:
     selected = percentile_of_score(np.array([0.9, 0.2, np.nan, 0.7, 0.1]), 0.5)
     assert selected.kept.tolist() == [True, False, False, True, False]
     assert selected.threshold == pytest.approx(0.45)
+
+
+def test_the_labelled_items_may_place_the_threshold() -> None:
+    selected = percentile(np.array([0.1, 0.24, 0.26, 0.9]), 0.5, reference=np.array([0.2, 0.3, np.nan]))
+    assert selected.kept.tolist() == [True, True, False, False]
+    assert selected.threshold == pytest.approx(0.25)
+    assert percentile(np.array([0.1]), 0.5, reference=np.array([np.nan])).count == 0
+
+
+@pytest.mark.parametrize(("interpolation", "count"), [("lower", 2), ("linear", 2), ("higher", 3)])
+def test_the_interpolation_is_a_setting(interpolation, count: int) -> None:  # type: ignore[no-untyped-def]
+    assert percentile(np.array([0.4, 0.1, 0.3, 0.2]), 0.5, interpolation=interpolation).count == count
