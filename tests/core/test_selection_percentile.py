@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semievol_api.errors import ConfigError
@@ -21,6 +21,7 @@ def test_half_of_distinct_values_is_kept_by_the_linear_percentile() -> None:
     assert selected.coverage == 0.5
 
 
+@settings(deadline=None)
 @given(values, st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9]))
 def test_kept_is_everything_at_most_the_interpolated_percentile(raw: list[float], share: float) -> None:
     mean_nll = np.array(raw)
@@ -36,6 +37,7 @@ def test_kept_is_everything_at_most_the_interpolated_percentile(raw: list[float]
     assert not selected.kept[np.isnan(mean_nll)].any()
 
 
+@settings(deadline=None)
 @given(values, st.floats(0, 1))
 def test_ties_are_kept_or_left_as_a_whole_and_order_does_not_matter(raw: list[float], share: float) -> None:
     mean_nll = np.array(raw)
@@ -46,6 +48,7 @@ def test_ties_are_kept_or_left_as_a_whole_and_order_does_not_matter(raw: list[fl
     assert (percentile(mean_nll[order], share).kept == selected.kept[order]).all()
 
 
+@settings(deadline=None)
 @given(values, st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_keeps_a_superset(raw: list[float], one: float, other: float) -> None:
     mean_nll = np.array(raw)

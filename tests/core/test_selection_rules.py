@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semievol_api.errors import ConfigError, DataError, StageError
@@ -38,6 +38,7 @@ def calibration(n: int, error: float, seed: int = 0) -> Calibration:
 
 
 # ------------------------------------------------------------------------------------------------ top-n
+@settings(deadline=None)
 @given(st.lists(tied, min_size=1, max_size=30), st.integers(0, 35), st.randoms(use_true_random=False))
 def test_top_n_keeps_the_same_examples_in_any_row_order(raw: list[float], n: int, random) -> None:  # type: ignore[no-untyped-def]
     scores, ids = np.array(raw), names(len(raw))
@@ -181,6 +182,7 @@ def test_an_empty_pool_or_slice_has_no_range_but_a_message() -> None:
     assert realised_range(np.array([]), none, runs=3).empty_share == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=25))
 def test_isotonic_regression_agrees_with_scipy(pairs: list[tuple[int, bool]]) -> None:
     from scipy.optimize import isotonic_regression
