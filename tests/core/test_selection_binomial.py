@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
@@ -11,12 +11,14 @@ from statsmodels.stats.proportion import proportion_confint
 from semievol_api.selection.binomial import binomial_tail, clopper_pearson
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(0, 3000), st.floats(0.001, 0.999))
 def test_the_lower_tail_agrees_with_scipy(one: int, other: int, share: float) -> None:
     count, trials = sorted((one, other))
     assert binomial_tail(count, trials, share) == pytest.approx(stats.binom.cdf(count, trials, share), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(1, 5000), st.sampled_from([0.8, 0.95, 0.99]))
 def test_clopper_pearson_agrees_with_statsmodels(one: int, other: int, level: float) -> None:
     count, trials = sorted((one, other))

@@ -52,12 +52,14 @@ def test_fdr_equals_benjamini_hochberg_on_conformal_p_values(
     assert selected.kept.tolist() == benjamini_hochberg_on_conformal_p_values(scores, pairs, alpha)
 
 
+@settings(deadline=None)
 @given(pools, slices)
 def test_a_larger_budget_keeps_a_superset(scores: list[float], pairs: list[tuple[float, bool]]) -> None:
     strict, loose = (fdr(np.array(scores), calibration_of(pairs), alpha).kept for alpha in (0.1, 0.2))
     assert not (strict & ~loose).any()
 
 
+@settings(deadline=None)
 @given(pools, slices, st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(scores: list[float], pairs: list[tuple[float, bool]], random) -> None:  # type: ignore[no-untyped-def]
     order = list(range(len(scores)))
@@ -70,6 +72,7 @@ def test_the_order_of_rows_changes_nothing(scores: list[float], pairs: list[tupl
         assert again.tolist() == kept[order].tolist()
 
 
+@settings(deadline=None)
 @given(pools, slices)
 def test_tie_groups_stay_whole_and_abstentions_out(scores: list[float], pairs: list[tuple[float, bool]]) -> None:
     array = np.array(scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semievol_api.errors import ConfigError
@@ -21,6 +21,7 @@ def test_half_of_distinct_values_is_kept_by_the_linear_percentile() -> None:
     assert selected.coverage == 0.5
 
 
+@settings(deadline=None)
 @given(values, st.sampled_from([0.1, 0.25, 0.5, 0.75, 0.9]))
 def test_kept_is_everything_at_most_the_interpolated_percentile(raw: list[float], share: float) -> None:
     mean_nll = np.array(raw)
@@ -36,6 +37,7 @@ def test_kept_is_everything_at_most_the_interpolated_percentile(raw: list[float]
     assert not selected.kept[np.isnan(mean_nll)].any()
 
 
+@settings(deadline=None)
 @given(values, st.floats(0, 1))
 def test_ties_are_kept_or_left_as_a_whole_and_order_does_not_matter(raw: list[float], share: float) -> None:
     mean_nll = np.array(raw)
@@ -46,6 +48,7 @@ def test_ties_are_kept_or_left_as_a_whole_and_order_does_not_matter(raw: list[fl
     assert (percentile(mean_nll[order], share).kept == selected.kept[order]).all()
 
 
+@settings(deadline=None)
 @given(values, st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_keeps_a_superset(raw: list[float], one: float, other: float) -> None:
     mean_nll = np.array(raw)
@@ -98,3 +101,15 @@ def test_on_scores_the_highest_are_kept() -> None:
     selected = percentile_of_score(np.array([0.9, 0.2, np.nan, 0.7, 0.1]), 0.5)
     assert selected.kept.tolist() == [True, False, False, True, False]
     assert selected.threshold == pytest.approx(0.45)
+
+
+def test_the_labelled_items_may_place_the_threshold() -> None:
+    selected = percentile(np.array([0.1, 0.24, 0.26, 0.9]), 0.5, reference=np.array([0.2, 0.3, np.nan]))
+    assert selected.kept.tolist() == [True, True, False, False]
+    assert selected.threshold == pytest.approx(0.25)
+    assert percentile(np.array([0.1]), 0.5, reference=np.array([np.nan])).count == 0
+
+
+@pytest.mark.parametrize(("interpolation", "count"), [("lower", 2), ("linear", 2), ("higher", 3)])
+def test_the_interpolation_is_a_setting(interpolation, count: int) -> None:  # type: ignore[no-untyped-def]
+    assert percentile(np.array([0.4, 0.1, 0.3, 0.2]), 0.5, interpolation=interpolation).count == count
