@@ -6,6 +6,7 @@ sees what left the machine.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,27 +23,33 @@ class SmallServer:
     limited: int = 0
     broken: int = 0
     polls_left: int = 3
+    delay_s: float = 0.0
+    compress: bool = False
     extra: dict[str, str] = field(default_factory=dict)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
+        number = len(self.seen) + 1
         self.seen.append((request.method, request.path_qs, dict(request.headers), body))
         if self.broken:
             self.broken -= 1
             assert request.transport is not None
             request.transport.abort()
             return web.Response(status=502)
-        if self.limited:
+        if self.limited and request.method == "POST":
             self.limited -= 1
             error = {"message": "slow down", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
             return web.json_response(
                 {"error": error}, status=429, headers={"retry-after": "20", **self.extra}
             )
-        return web.json_response(self.content(request), headers=self.extra)
+        await asyncio.sleep(self.delay_s)
+        answer = web.json_response(self.content(request.path, number), headers=self.extra)
+        if self.compress:
+            answer.enable_compression()
+        return answer
 
-    def content(self, request: web.Request) -> dict[str, object]:
-        number = len(self.seen)
-        if request.path.endswith("/chat/completions"):
+    def content(self, path: str, number: int) -> dict[str, object]:
+        if path.endswith("/chat/completions"):
             message = {"role": "assistant", "content": f"sample {number}", "refusal": None}
             choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": None}
             return {
@@ -53,7 +60,7 @@ class SmallServer:
                 "choices": [choice],
                 "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
             }
-        if request.path.endswith("/files"):
+        if path.endswith("/files"):
             return {
                 "id": f"file-{number}",
                 "object": "file",
@@ -63,6 +70,8 @@ class SmallServer:
                 "purpose": "fine-tune",
                 "status": "processed",
             }
+        if path.endswith("/models"):
+            return {"object": "list", "data": []}
         self.polls_left -= 1
         return {"id": "job", "status": "running" if self.polls_left > 0 else "succeeded"}
 

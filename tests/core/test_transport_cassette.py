@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -114,7 +112,7 @@ async def test_the_nearest_recording_of_a_slot_is_the_one_with_the_same_slot(tmp
     async with recorder(tmp_path / "c") as cassette:
         await ask(cassette, chat("entirely different words"), slot="row-7")
         await ask(cassette, chat("the very same words"), slot="row-8")
-    with pytest.raises(CassetteMiss, match="slot 'row-7'; - recorded(.|\n)*- entirely different words"):
+    with pytest.raises(CassetteMiss, match=r"slot 'row-7'; - recorded(.|\n)*- entirely different words"):
         await ask(open_cassette(tmp_path / "c"), chat("the very same words"), slot="row-7")
 
 
@@ -166,7 +164,7 @@ async def test_exchanges_left_unplayed_fail_the_replay(tmp_path: Path) -> None:
     async with recorder(tmp_path / "c") as cassette:
         await ask(cassette)
         await ask(cassette, chat("another"))
-    with pytest.raises(CassetteUnplayed, match="1 of 2 exchanges .* POST /chat/completions -> 200"):
+    with pytest.raises(CassetteUnplayed, match=r"1 of 2 exchanges .* POST /chat/completions -> 200"):
         async with open_cassette(tmp_path / "c") as cassette:
             await ask(cassette)
     async with open_cassette(tmp_path / "c", "replay", CassetteSettings(allow_unplayed=True)) as cassette:
@@ -229,7 +227,8 @@ os.fsync = die_when_written
 path = Path({str(tmp_path / "c")!r})
 store.save(path, store.load(path).manifest, [])
 """
-    child = subprocess.run([sys.executable, "-c", script], env=child_env, check=False)
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", script, env=child_env)
+    await child.wait()
     assert child.returncode == -signal.SIGKILL
     assert load(tmp_path / "c").exchanges.keys() == before
 
@@ -268,7 +267,7 @@ async def test_equal_recordings_are_equal_bytes_whatever_the_order_of_asking(tmp
     one, two = (tmp_path / name / EXCHANGES for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     assert b'"json":{"b":1,"a":-1.6857742071151733}' in gzip.decompress(one.read_bytes())
-    assert sorted(os.listdir(tmp_path / "one")) == ["exchanges.jsonl.gz", "manifest.json"]
+    assert sorted(file.name for file in one.parent.iterdir()) == ["exchanges.jsonl.gz", "manifest.json"]
 
 
 async def test_a_failed_connection_is_recorded_and_replayed_as_one(tmp_path: Path) -> None:

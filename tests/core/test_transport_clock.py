@@ -43,11 +43,12 @@ async def test_a_cancelled_virtual_sleeper_moves_no_time() -> None:
 def test_a_virtual_clock_outlives_its_event_loop() -> None:
     clock = VirtualClock()
 
-    async def leave_a_sleeper_behind() -> None:
-        task = asyncio.create_task(clock.sleep(50.0))
-        task.cancel()
-
-    asyncio.run(leave_a_sleeper_behind())
+    loop = asyncio.new_event_loop()
+    left_behind = loop.create_task(clock.sleep(50.0))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    left_behind.cancel()
+    loop.close()
     asyncio.run(clock.sleep(2.0))
     assert clock.now_s() == 2.0
 
