@@ -186,6 +186,11 @@ class Cassette:
             if left and not self._settings.allow_unplayed:
                 raise CassetteUnplayed(_describe_unplayed(self.path, left, len(self._exchanges)))
 
+    @property
+    def exchanges(self) -> Mapping[tuple[str, str, int], Exchange]:
+        """All exchanges that are known now, by `Exchange.identity`."""
+        return self._exchanges
+
     def unplayed(self) -> tuple[Exchange, ...]:
         """The recorded exchanges that nobody has asked for yet."""
         return tuple(one for identity, one in self._exchanges.items() if identity not in self._played)

@@ -42,19 +42,27 @@ def nearest_exchange(request: Request, slot: str, exchanges: Iterable[Exchange])
 
 def describe_difference(recorded: Request, asked: Request) -> str:
     """The differing places of two requests, one paragraph each, the first few of them."""
-    lines = list(_differences("query", [list(p) for p in recorded.query], [list(p) for p in asked.query])) + list(
-        _differences("body", _readable(recorded.body), _readable(asked.body))
-    )
+    lines = [
+        *_differences("query", [list(pair) for pair in recorded.query], [list(pair) for pair in asked.query]),
+        *_differences("body", _readable(recorded.body), _readable(asked.body)),
+    ]
+    return _first(lines)
+
+
+def describe_content(recorded: Content, asked: Content) -> str:
+    """The differing places of two bodies; empty where they are equal."""
+    return _first(list(_differences("body", _readable(recorded), _readable(asked))))
+
+
+def _first(lines: list[str]) -> str:
     hidden = len(lines) - SHOWN_DIFFERENCES
-    if hidden > 0:
-        lines = [*lines[:SHOWN_DIFFERENCES], f"    ... and {hidden} more places"]
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines[:SHOWN_DIFFERENCES], *([f"    ... and {hidden} more places"] if hidden > 0 else [])]
+    )
 
 
 def _readable(content: Content) -> JsonValue:
-    if content.json:
-        return cast(JsonValue, orjson.loads(content.json))
-    if content.parts:
+    if content.json or content.parts:
         return cast(JsonValue, orjson.loads(content.to_bytes()))
     return content.text or content.base64
 
@@ -91,7 +99,9 @@ def _text_difference(recorded: str, asked: str) -> Iterator[str]:
 
 
 def _first_difference(one: str, other: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _around(text: str, position: int) -> str:
