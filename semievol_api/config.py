@@ -232,7 +232,7 @@ def parse_settings(model: type[SettingsT], tree: Mapping[str, Any], *, where: st
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         raise ConfigError(_explain(model, first["loc"], first["type"], first["msg"], where)) from None
 
 

@@ -40,6 +40,17 @@ class Columns(Settings):
     category: str | None = None
 
 
+class Archive(Settings):
+    """`[hub.archive]`: a text file inside a zip of the dataset's repository, one row a line."""
+
+    path: str
+    member: str
+    separator: str
+    """Split at its last occurrences, so that it may occur in the first column."""
+    encoding: str = "utf-8"
+    names: tuple[str, ...]
+
+
 class Hub(Settings):
     """`[hub]`: where a public dataset lies, pinned, and how it is split."""
 
@@ -52,6 +63,8 @@ class Hub(Settings):
     seed: int = 0
     ratio: tuple[float, float, float] = (2, 6, 2)
     """labelled : unlabelled : test."""
+    archive: Archive | None = None
+    """Where the repository's data is no table that the `datasets` library reads by itself."""
 
 
 class NumberSettings(Settings):

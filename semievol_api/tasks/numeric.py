@@ -15,15 +15,15 @@ from semievol_api.tasks.answer_line import find_answer
 from semievol_api.tasks.definition import NumberSettings
 
 _SCALES = {"thousand": 3, "million": 6, "mn": 6, "mln": 6, "billion": 9, "bn": 9, "bln": 9, "trillion": 12}
-_CURRENCY = r"(?:US|EUR|USD|GBP|CHF|JPY|CNY|INR|Rs\.?)?\s*[$€£¥₹₩]?\s*"
-_DIGITS = r"(?:\d[\d.,]*\d|\d|[.,]\d+)"
+_CURRENCY = re.compile(r"[$€£¥₹₩]|\b(?:USD|US|EUR|GBP|CHF|JPY|CNY|INR|Rs\.?)(?=\s*[($\d.-])", re.IGNORECASE)
 _NUMBER = re.compile(
-    rf"(?P<open>\(\s*)?(?P<sign>[-+]\s*)?{_CURRENCY}(?P<open2>\(\s*)?(?P<sign2>[-+])?(?<![A-Za-z\d])(?P<digits>{_DIGITS})"
-    rf"(?P<exponent>[eE][-+]?\d+(?![A-Za-z]))?(?:\s*[×x*]\s*10\s*\^?\s*\{{?(?P<power>[-+]?\d+)\}}?)?"
-    rf"\s*(?P<inner_percent>%)?(?P<close>\s*\))?\s*(?P<percent>%|\\%|per\s?cent\b|percent\b|pct\b)?"
-    rf"\s*(?P<scale>{'|'.join(_SCALES)})?\b",
-    re.IGNORECASE,
+    r"(?<![\w.,])(?P<sign>(?<![\d)])[-+]\s*)?(?P<digits>\d(?:[\d.,]*\d)?|[.,]\d+)(?P<exponent>e[-+]?\d+)?", re.I
 )
+_POWER = re.compile(r"(?<=\d)\s*[×x*·]\s*10\s*\^\s*\{?([-+]?\d+)\}?")
+_SUPERSCRIPT = re.compile(r"(?<=10)[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_PERCENT = re.compile(r"\s*\)?\s*(?:\\?%|per\s?cent\b|pct\b)", re.IGNORECASE)
+_SCALE = re.compile(rf"[\s)]*({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_CLOSED = re.compile(r"\s*%?\s*\)")
 _FRACTION = re.compile(r"^([-+]?\d+)\s*/\s*(\d+)$")
 _GROUPING = re.compile(r"(?<=\d)[\u00a0\u2009\u202f'’](?=\d{3}(?!\d))")
 _ASIDE = re.compile(r"(?<=[\w%])\s+\((?![\s$€£¥₹\d.,+\-]*%?\s*\)).*?\)|(?<=[\w%])\s*\((?=[^)]*[A-Za-z=])[^)]*\)")
@@ -32,14 +32,15 @@ _SPOKEN_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\s*[\d.])",
 
 def read_number(response: str, settings: NumberSettings) -> str | None:
     """The number that a response gives, as a plain decimal text; None where it gives none or several."""
-    claim = find_answer(_plain_digits(_GROUPING.sub("", response)))
+    claim = find_answer(_plain_digits(_GROUPING.sub("", _SUPERSCRIPT.sub(_caret, response))))
     if claim is None:
         return None
     text = _SPOKEN_MINUS.sub("-", claim.text.rsplit("=", 1)[-1].rsplit("≈", 1)[-1].strip())
     fraction = _FRACTION.match(text)
     if fraction:
         return _ratio(fraction.group(1), fraction.group(2))
-    found = list(_NUMBER.finditer(_ASIDE.sub(" ", text)))
+    text = _CURRENCY.sub("", _POWER.sub(r"e\1", _ASIDE.sub(" ", text)))
+    found = list(_NUMBER.finditer(text))
     if len(found) != 1:
         return None
     value = _value(found[0], settings)
@@ -66,19 +67,21 @@ def numbers_equal(answer: str, gold: str, settings: NumberSettings) -> bool:
 
 
 def _value(match: re.Match[str], settings: NumberSettings) -> Decimal | None:
+    """The number with its sign, its percent and its scale word, which stand around the match."""
     digits = _separators(match["digits"], settings.decimal)
     if digits is None:
         return None
+    before, after = match.string[: match.start()], match.string[match.end() :]
     value = Decimal(digits + (match["exponent"] or ""))
-    if match["power"]:
-        value = value.scaleb(int(match["power"]))
-    if match["percent"] or match["inner_percent"]:
-        value = value.scaleb(-2) if settings.percent == "fraction" else value
-    if match["scale"] and settings.scale_words:
-        value = value.scaleb(_SCALES[match["scale"].lower()])
-    signs = (match["sign"] or "") + (match["sign2"] or "")
-    in_parentheses = bool((match["open"] or match["open2"]) and match["close"] and not signs)
-    return -value if in_parentheses or "-" in signs else value
+    if _PERCENT.match(after) and settings.percent == "fraction":
+        value = value.scaleb(-2)
+    scale = _SCALE.match(after)
+    if scale and settings.scale_words:
+        value = value.scaleb(_SCALES[scale.group(1).lower()])
+    sign = (match["sign"] or "+").strip()
+    in_parentheses = before.rstrip().endswith("(") and _CLOSED.match(after) is not None
+    negative = sign == "-" or before.rstrip().endswith("-(") or (in_parentheses and match["sign"] is None)
+    return -value if negative else value
 
 
 def _separators(digits: str, decimal: str) -> str | None:
@@ -102,6 +105,11 @@ def _ratio(over: str, under: str) -> str | None:
         return canonical_number((Decimal(over) / Decimal(under)).normalize())
     except (DivisionByZero, InvalidOperation):
         return None
+
+
+def _caret(superscript: re.Match[str]) -> str:
+    """`10⁻³` as `10^-3`: Unicode's own normal form would glue it to `10-3`."""
+    return "^" + unicodedata.normalize("NFKC", superscript.group()).replace("−", "-")
 
 
 def _plain_digits(text: str) -> str:
