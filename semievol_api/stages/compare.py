@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from semievol_api.artifacts import Answers, Selection, TunedModel, Verdict
 from semievol_api.config import EvaluateSettings
-from semievol_api.evaluation import accuracy_interval, mcnemar, paired_bootstrap, smallest_detectable_effect
+from semievol_api.evaluation import BootstrapSettings, accuracy, mcnemar, paired_bootstrap, smallest_detectable_effect
 from semievol_api.stages.asking import Corpus
 
 LABELS = {
@@ -59,7 +59,7 @@ async def compare(
 
 
 def _model(answers: Answers, correct: NDArray[np.bool_], model: TunedModel | None) -> dict[str, object]:
-    interval = accuracy_interval(correct)
+    interval = accuracy(correct)
     rows = list(answers.evidence.rows())
     return {
         "name": answers.label,
@@ -76,16 +76,17 @@ def _difference(
     of: str, against: str, correct: Mapping[str, NDArray[np.bool_]], settings: EvaluateSettings
 ) -> dict[str, object]:
     a, b = correct[of], correct[against]
-    estimate = paired_bootstrap(a, b, resamples=settings.resamples, seed=0)
+    estimate = paired_bootstrap(a, b, BootstrapSettings(resamples=settings.resamples))
     return {
         "of": of,
         "against": against,
         "of_label": LABELS[of],
         "against_label": LABELS[against],
-        "points": 100 * estimate.value,
+        "points": 100 * estimate.estimate,
         "interval": [100 * estimate.low, 100 * estimate.high],
         "mcnemar_p": mcnemar(a, b).p_value,
-        "smallest_detectable": 100 * smallest_detectable_effect(len(a), discordant=float(np.mean(a != b))),
+        "smallest_detectable": 100
+        * smallest_detectable_effect(len(a), discordant=max(1.0, float(np.sum(a != b))) / len(a)),
     }
 
 
