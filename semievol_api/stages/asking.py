@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from semievol_api.artifacts import Neighbours, Prepared
-from semievol_api.capabilities import ChatRequest, Provider, require
+from semievol_api.capabilities import ChatRequest, Provider, Reply, require
 from semievol_api.config import ThresholdPool
 from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
@@ -121,7 +121,7 @@ def prompt_hash(prompt: Prompt) -> str:
     return state.hexdigest()
 
 
-def _row(task: Task, question: Question, answer: Answer) -> Evidence:
+def _row(task: Task, question: Question, answer: Answer[Reply]) -> Evidence:
     if answer.reply is None or not answer.reply.completions:
         return Evidence(
             example_id=question.example.id,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from semievol_api.artifacts import Prepared
-from semievol_api.data import RawData, clean
+from semievol_api.data import clean
+from semievol_api.records import Example
 
 
-async def prepare(raw: RawData, near_duplicates: bool) -> Prepared:
+async def prepare(
+    labeled: Sequence[Example], unlabeled: Sequence[Example], test: Sequence[Example], near_duplicates: bool
+) -> Prepared:
     """Clean splits of the user's data (method §5), with everything that was dropped in the report."""
-    cleaned = clean(raw.labeled, raw.unlabeled, raw.test, near=near_duplicates)
+    cleaned = clean(labeled, unlabeled, test, near=near_duplicates)
     return Prepared(
         labeled=cleaned.labeled,
         unlabeled=cleaned.unlabeled,
         test=cleaned.test,
-        report=cleaned.report.as_json(),
+        report=json.loads(cleaned.report.to_json()),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from semievol_api.capabilities import JobEvent
+from semievol_api.engine import Progress as RowDone
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -34,6 +36,7 @@ class Bars:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._rows: Counter[str] = Counter()
         self._spoke_at = 0.0
 
     def __enter__(self) -> Bars:
@@ -55,13 +58,14 @@ class Bars:
             done = self._progress.tasks[self._progress.task_ids.index(task)].completed or 1
             self._progress.update(task, total=done, completed=done, note="")
 
-    def on_rows(self, stage: str, done: int) -> None:
+    def on_row(self, progress: RowDone) -> None:
         """See `Watcher`."""
-        name = next((n for n in reversed(self._tasks) if n.startswith(stage)), None)
+        self._rows[progress.stage] += 1
+        name = next((n for n in reversed(self._tasks) if n.startswith(progress.stage)), None)
         if name is not None:
-            self._progress.update(self._tasks[name], completed=done)
+            self._progress.advance(self._tasks[name])
         elif not self._console.is_terminal and self._may_speak():
-            self._console.print(f"{stage}: {done} rows answered")
+            self._console.print(f"{progress.stage}: {self._rows[progress.stage]} rows answered")
 
     def on_job(self, name: str, event: JobEvent) -> None:
         """See `Watcher`."""
