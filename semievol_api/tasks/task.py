@@ -99,7 +99,7 @@ class Task:
 
     def equal(self, answer: str | None, gold: str | None) -> bool:
         """Whether two canonical answers mean the same; an abstention equals nothing. Tolerance is the gold's."""
-        if answer is None or gold is None:
+        if not answer or not gold:
             return False
         if self.kind == "number":
             return numbers_equal(answer, gold, self.definition.number)
