@@ -37,13 +37,13 @@ def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: Accep
 def check(config: ConfigPath, as_json: AsJson = False) -> None:
     """Validate a config, its data and its providers' tables, with no network."""
     from semievol_api.config import load_config
-    from semievol_api.data import load_data
+    from semievol_api.data import read_data
     from semievol_api.run import check as check_config
     from semievol_api.run import check_data
     from semievol_api.terminal.bars import out, pairs
 
     plan = check_config(load_config(config))
-    raw = load_data(plan.config.data, plan.task)
+    raw = read_data(plan.config.data, plan.task)
     check_data(plan, raw)
     facts = {
         "task": plan.task.name,

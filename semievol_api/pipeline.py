@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from semievol_api.artifacts import Answers, EvidenceTable, Neighbours, Prepared, Selection, TrainingFile, Verdict
 from semievol_api.config import Config
-from semievol_api.data import LoadedData
+from semievol_api.data import RawData
 from semievol_api.run_store import RunStore
 from semievol_api.stages.annotators import draw_annotators
 from semievol_api.stages.asking import Corpus
@@ -26,7 +26,7 @@ from semievol_api.tasks import Task
 from semievol_api.tools import Tools
 
 
-async def semievol(tools: Tools, store: RunStore, task: Task, raw: LoadedData, config: Config) -> Verdict:
+async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """Labelled and unlabelled examples in, an evolved model and its proof out."""
     once, seed, train = store.once, config.run.seed, config.train
     data = await once("prepare", Prepared, prepare, raw.labeled, raw.unlabeled, raw.test, config.data.near_duplicates)

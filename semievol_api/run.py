@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from semievol_api.artifacts import Verdict
 from semievol_api.capabilities import JobEvent, Provider, require
 from semievol_api.config import Config, ModelRef, load_config, nearest
-from semievol_api.data import LoadedData, load_data
+from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, UserError
 from semievol_api.pipeline import semievol
@@ -106,7 +106,7 @@ async def run_async(config: Config, *, watcher: Watcher | None = None, accept_ch
     """See `run`."""
     seen = watcher or Silent()
     plan = check(config)
-    raw = load_data(config.data, plan.task)
+    raw = read_data(config.data, plan.task)
     check_data(plan, raw)
     with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
         store.on_stage = seen.on_stage
@@ -145,7 +145,7 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
     return plan
 
 
-def check_data(plan: Plan, raw: LoadedData) -> None:
+def check_data(plan: Plan, raw: RawData) -> None:
     """Refuse, before a cent is spent, a training file that no vendor accepts."""
     needs_job = plan.config.roles.warm is None and plan.config.run.propagation != "in-context"
     if needs_job and len(raw.labeled) < MIN_EXAMPLES:
@@ -175,7 +175,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 
 @asynccontextmanager
-async def _tools(plan: Plan, raw: LoadedData, watcher: Watcher, clock: Clock | None = None) -> AsyncGenerator[Tools]:
+async def _tools(plan: Plan, raw: RawData, watcher: Watcher, clock: Clock | None = None) -> AsyncGenerator[Tools]:
     config = plan.config
     roles = config.roles
     async with AsyncExitStack() as stack:
@@ -200,6 +200,6 @@ async def _tools(plan: Plan, raw: LoadedData, watcher: Watcher, clock: Clock | N
                 on_event=watcher.on_job,
             ),
             embedder=embedder,
-            gold={e.id: e.hidden_answer for e in raw.unlabeled if e.hidden_answer is not None},
+            gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
         )

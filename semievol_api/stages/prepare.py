@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from semievol_api.artifacts import Prepared
@@ -19,5 +18,5 @@ async def prepare(
         labeled=cleaned.labeled,
         unlabeled=cleaned.unlabeled,
         test=cleaned.test,
-        report=json.loads(cleaned.report.to_json()),
+        report=cleaned.report.as_json(),
     )

@@ -18,6 +18,7 @@ from semievol_api.capabilities import JobEvent
 from semievol_api.engine import Progress as RowDone
 
 PLAIN_INTERVAL_S = 5.0
+PLAIN_WIDTH = 120
 
 
 class Bars:
@@ -85,12 +86,12 @@ class Bars:
 
 def out() -> Console:
     """Where results go."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def err() -> Console:
     """Where errors and progress go."""
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from semievol_api.config import Config
-from semievol_api.data import load_data
+from semievol_api.data import read_data
 from semievol_api.records import Example, Prompt
 from semievol_api.tasks import load_task
 from semievol_api.terminal.bars import out
@@ -21,7 +21,7 @@ from semievol_api.tokens import TokenCounter, token_counter
 def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
     """Print the zero-shot and few-shot prompts of the first `rows` unlabelled examples."""
     task = load_task(config.data.task)
-    raw = load_data(config.data, task)
+    raw = read_data(config.data, task)
     counter = token_counter(config.roles.student.model)
     shown = [
         {"example_id": example.id, "shots": len(shots), **_rendered(task.prompt(example, shots), counter)}

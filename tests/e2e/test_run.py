@@ -54,10 +54,10 @@ def test_the_journal_answers_where_an_artifact_is_gone(project: Project, semievo
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     project: Project, semievol: Semievol, child_env: dict[str, str]
 ) -> None:
-    project.change(('state = "server"', 'state = "server"\nlatency_s = 0.01'))
+    project.change(('state = "server"', 'state = "server"\nidentity = "here"\nskill = 0.2\nlatency_s = 0.01'))
     undisturbed = run(project.config)
     expected = artifacts(undisturbed.folder)
-    project.change(('folder = "out"', 'folder = "killed"'))
+    project.change(('folder = "out"', 'folder = "killed"'), ('state = "server"', 'state = "server2"'))
     chance = random.Random(0)
     command = [sys.executable, "-m", "semievol_api.cli", "run", str(project.config)]
     for _ in range(5):
@@ -66,8 +66,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
             os.kill(child.pid, signal.SIGKILL)
     assert semievol("run", project.config).code == 0
     assert artifacts(project.folder / "killed") == expected
-    jobs = json.loads((project.folder / "server" / "jobs.json").read_text())
+    jobs = json.loads((project.folder / "server2" / "jobs.json").read_text())
     assert len(jobs) == 3, "warm-up, final, ceiling: none was bought twice"
+    assert jobs == json.loads((project.folder / "server" / "jobs.json").read_text())
 
 
 def test_hidden_gold_changes_no_byte_of_the_selection(project: Project) -> None:
