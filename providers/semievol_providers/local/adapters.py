@@ -60,19 +60,24 @@ class AdapterShelf:
 
             check_adapter(adapter)
             wrapped: Any = PeftModel.from_pretrained(copy.deepcopy(self._base), adapter)
-            found = wrapped.merge_and_unload().eval()
+            merged: PreTrainedModel = wrapped.merge_and_unload().eval()
             while self._merged and (len(self._merged) + 1) * self._bytes > self._settings.adapter_cache_bytes:
                 self._merged.popitem(last=False)
-            self._merged[adapter] = found
+            found = self._merged[adapter] = merged
         self._merged.move_to_end(adapter)
         return found
 
     def _switched(self, adapter: str | None) -> PreTrainedModel:
+        self._switch(adapter)
+        switched: PreTrainedModel = self._switching
+        return switched
+
+    def _switch(self, adapter: str | None) -> None:
         from peft import PeftModel
 
         if adapter is None:
             self._switching.disable_adapter_layers()
-            return self._switching
+            return
         check_adapter(adapter)
         if adapter not in self._names:
             name = f"adapter{len(self._names)}"
@@ -83,7 +88,6 @@ class AdapterShelf:
             self._names[adapter] = name
         self._switching.enable_adapter_layers()
         self._switching.set_adapter(self._names[adapter])
-        return self._switching
 
 
 def check_adapter(folder: str) -> None:

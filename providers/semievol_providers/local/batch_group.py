@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.requests import EngineSettings, GenerateRequest, SampleOutput, TokenChoice
@@ -160,7 +161,8 @@ class BatchGroup:
         )
         filled: list[tuple[Tensor, Tensor]] = []
         for layer in cache.layers:
-            assert layer.keys is not None and layer.values is not None
+            if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+                raise ValueError(f"Models with a {type(layer).__name__} cache are not supported.")
             filled.append((layer.keys, layer.values))
         return out.logits[:, -1].float(), filled
 

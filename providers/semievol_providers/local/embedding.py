@@ -1,4 +1,4 @@
-"""Vectors of texts from a causal language model: final hidden states, pooled and scaled to unit length.
+"""Vectors of texts from a causal language model: the last token's final hidden state, at unit length.
 
 Runs at the same fixed shapes as generation, so a text's vector never depends on its neighbours. Knows nothing
 of queues, adapters or HTTP.
@@ -29,10 +29,10 @@ def embed_ids(
     for length, members in sorted(buckets.items()):
         for start in range(0, len(members), settings.prefill_rows):
             chunk = members[start : start + settings.prefill_rows]
-            ids, mask = padded_batch([inputs[i] for i in chunk], settings.prefill_rows, length, pad_id)
-            ids, mask = ids.to(model.device), mask.to(model.device)
+            padded, mask = padded_batch([inputs[i] for i in chunk], settings.prefill_rows, length, pad_id)
+            mask = mask.to(model.device)
             hidden = body(
-                input_ids=ids,
+                input_ids=padded.to(model.device),
                 attention_mask=mask,
                 position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                 use_cache=False,

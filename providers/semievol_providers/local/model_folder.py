@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from semievol_api.errors import UserError
 
@@ -77,14 +77,13 @@ def load_model(folder: str, device: str) -> PreTrainedModel:
     """The model in `folder`, in eval mode: float32 on the CPU, bfloat16 on an accelerator."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
-    return model.to(device).eval()
+    ready: PreTrainedModel = model.to(device).eval()
+    return ready
 
 
 def end_of_turn_ids(folder: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

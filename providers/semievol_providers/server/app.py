@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -33,7 +33,7 @@ def build_app(settings: ServerSettings) -> ASGIApp:
     """The whole server as one ASGI application; its parts start with its lifespan."""
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         state = State(settings.state)
         models = ModelTable(settings, state)
         parts = Services(settings, state, models, EngineClient(settings), JobRunner(settings, state, models))

@@ -176,11 +176,11 @@ class _ChatStream:
         """The chunk behind the last one, if usage was asked for."""
         if not self._usage:
             return []
-        return [self._head | {"choices": [], "usage": usage(tell.prompt_tokens, tell.choices)}]
+        return [{**self._head, "choices": [], "usage": usage(tell.prompt_tokens, tell.choices)}]
 
     def _chunk(self, index: int, delta: JsonValue, logprobs: JsonValue, finish: str | None) -> dict[str, JsonValue]:
         choice: JsonValue = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._head | {"choices": [choice]} | self._usage
+        return {**self._head, "choices": [choice], **self._usage}
 
 
 class _TextStream(_ChatStream):
@@ -195,7 +195,7 @@ class _TextStream(_ChatStream):
             part: JsonValue = {"index": tell.index, "text": tell.text, "logprobs": None, "finish_reason": None}
         else:
             part = text_choice(choice, tell.index) | {"text": tell.text}
-        return [self._head | {"choices": [part]} | self._usage]
+        return [{**self._head, "choices": [part], **self._usage}]
 
 
 async def _streamed(stream: _ChatStream, served: Services, ask: ChatAsk | TextAsk) -> Response:

@@ -194,10 +194,10 @@ class EngineClient:
             for question in self._questions.values():
                 self._send(question.ask)
             return
-        question = self._questions.get(tell.id)
-        if question is not None:
-            question.answered = True
-            question.answers.put_nowait(_error(tell) if isinstance(tell, RefusalTell) else tell)
+        asked = self._questions.get(tell.id)
+        if asked is not None:
+            asked.answered = True
+            asked.answers.put_nowait(_error(tell) if isinstance(tell, RefusalTell) else tell)
 
     def _review_questions(self) -> None:
         """Questions that may be asked again stay; the others are refused."""

@@ -86,7 +86,7 @@ class EngineService:
     def _start(self, ask: ChatAsk | TextAsk | EmbedAsk) -> None:
         tokens = self._engine.tokens
         if isinstance(ask, EmbedAsk):
-            inputs = tuple(tokens.encode_text(i) if isinstance(i, str) else i for i in ask.inputs)
+            inputs = tuple(tokens.encode_for_embedding(i) if isinstance(i, str) else i for i in ask.inputs)
             future = self._engine.embed(EmbedRequest(inputs, ask.adapter))
             future.add_done_callback(partial(self._tell_vectors, ask.id))
             return

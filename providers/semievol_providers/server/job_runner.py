@@ -97,9 +97,7 @@ class JobRunner:
                 if path is None:
                     continue
                 try:
-                    found = await asyncio.to_thread(
-                        lambda p, n: sum(1 for _ in read_examples(p, at_least=n)), path, least
-                    )
+                    found = await asyncio.to_thread(_count_examples, path, least)
                 except TrainingFileError as error:
                     self._fail(job_id, "invalid_training_file", f"Invalid file format. {error}", which)
                     return
@@ -245,8 +243,8 @@ class JobRunner:
         self._state.add_event(job_id, "model", f"New fine-tuned model created: {name}")
         self._state.add_event(job_id, "succeeded", "The job has successfully completed")
         self._state.save_job(
-            record
-            | {
+            {
+                **record,
                 "status": "succeeded",
                 "fine_tuned_model": name,
                 "finished_at": int(time.time()),
@@ -292,8 +290,18 @@ class JobRunner:
         error: Record = {"code": code, "message": message, "param": param}
         self._state.add_event(str(record["id"]), "failed", f"The job failed: {message}")
         self._state.save_job(
-            record | {"status": "failed", "error": error, "finished_at": int(time.time()), "estimated_finish": None}
+            {
+                **record,
+                "status": "failed",
+                "error": error,
+                "finished_at": int(time.time()),
+                "estimated_finish": None,
+            }
         )
+
+
+def _count_examples(path: Path, at_least: int) -> int:
+    return sum(1 for _ in read_examples(path, at_least=at_least))
 
 
 def _metrics(event: TrainingEvent) -> Record:

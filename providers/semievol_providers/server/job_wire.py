@@ -141,7 +141,7 @@ def with_hyperparameters(record: Record, settings: Record) -> Record:
     """The job object with these hyperparameters in both places where the API shows them."""
     kept: Record = {key: "auto" if value is None else value for key, value in settings.items()}
     method: Record = {"type": "supervised", "supervised": {"hyperparameters": dict(kept)}}
-    return record | {"hyperparameters": dict(kept), "method": method}
+    return {**record, "hyperparameters": dict(kept), "method": method}
 
 
 def tuned_name(record: Record) -> str:

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import string
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ class State:
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Generator[None]:
         """Everything inside is written together or not at all."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -259,7 +259,7 @@ class State:
     # ---------------------------------------------------------------------------------------------- pages
     def _records(self, select: str, table: str, where: Mapping[str, object], cursor: Cursor) -> Page:
         rows = self._page(select, table, where, cursor)
-        return Page([json.loads(row[0]) for row in rows[: cursor.limit]], len(rows) > cursor.limit)
+        return Page([json.loads(str(row[0])) for row in rows[: cursor.limit]], len(rows) > cursor.limit)
 
     def _page(
         self, select: str, table: str, where: Mapping[str, object], cursor: Cursor

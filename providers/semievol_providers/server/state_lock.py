@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class StateInUseError(UserError):
 
 
 @contextmanager
-def hold_state(folder: Path) -> Iterator[None]:
+def hold_state(folder: Path) -> Generator[None]:
     """Hold the folder's lock.
 
     Raises:
