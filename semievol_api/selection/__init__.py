@@ -40,6 +40,8 @@ from semievol_api.selection.estimators import readings_of as readings_of
 from semievol_api.selection.estimators import votes as votes
 from semievol_api.selection.expectations import Feasibility as Feasibility
 from semievol_api.selection.expectations import RealisedRange as RealisedRange
+from semievol_api.selection.expectations import calibration_size as calibration_size
+from semievol_api.selection.expectations import error_above_cut as error_above_cut
 from semievol_api.selection.expectations import feasibility as feasibility
 from semievol_api.selection.expectations import realised_range as realised_range
 from semievol_api.selection.fdr import fdr as fdr
