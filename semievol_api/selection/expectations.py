@@ -12,8 +12,9 @@ from math import ceil
 
 import numpy as np
 
+from semievol_api.selection.binomial import Share, clopper_pearson
 from semievol_api.selection.fdr import exact_alpha, fdr
-from semievol_api.selection.values import Calibration, FloatArray
+from semievol_api.selection.values import ENOUGH_CALIBRATION, Calibration, FloatArray, Selected
 
 _LARGEST_POOL = 2_000
 
@@ -78,6 +79,26 @@ def feasibility(n_calibration: int, error: float, alpha: float | Fraction = 0.1)
     return Feasibility(
         smallest_coverage=coverage, abstain_share=abstain, needed_calibration=needed, message=message
     )
+
+
+def error_above_cut(selected: Selected, calibration: Calibration, level: float = 0.95) -> Share:
+    """The share of wrong calibration items at or above the cut, with the interval of Clopper and Pearson.
+
+    Descriptive only: the cut was chosen on the same items, so this is no bound. NaN without a cut.
+    """
+    if selected.threshold is None:
+        return clopper_pearson(0, 0, level)
+    above = calibration.scores >= selected.threshold
+    return clopper_pearson(int(np.count_nonzero(calibration.wrong & above)), int(np.count_nonzero(above)), level)
+
+
+def calibration_size(n_labelled: int) -> int:
+    """How many labelled items calibrate: clip(0.2 n, 50, 500) and at most half; 0 where that is below 30.
+
+    With 0 there is no split: all labels train, and no guarantee is given.
+    """
+    size = min(max(round(0.2 * n_labelled), 50), 500, n_labelled // 2)
+    return size if size >= ENOUGH_CALIBRATION else 0
 
 
 def realised_range(

@@ -13,6 +13,8 @@ from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 FLOOR = 1e-6
 """No label gets less: a log-probability of exactly 0.0 would make two disagreeing annotators 0/0."""
+BLOCK_ROWS = 32_768
+"""Rows worked on together: what fits the processor's cache is several times faster."""
 UNSEEN_LOGPROB = -9998.0
 """Servers write -9999 for a token that they did not rank; anything down here, and NaN, counts as unseen."""
 
@@ -42,20 +44,11 @@ def option_prob(logprobs: FloatArray, label_of: IntArray, n_options: IntArray, w
         n_options: int64, shape (m,), how many labels each item has.
         width: columns of the result, at least max(n_options).
     """
-    m, k = logprobs.shape
-    shown = logprobs > UNSEEN_LOGPROB
-    p = np.exp(np.minimum(np.where(shown, logprobs, -np.inf), 0.0))
-    labelled = shown & (label_of >= 0)
-    cell = (np.arange(m)[:, None] * width + label_of)[labelled]
-    seen_mass = np.bincount(cell, weights=p[labelled], minlength=m * width).reshape(m, width)
-    seen = np.bincount(cell, minlength=m * width).reshape(m, width) > 0
-    real = np.arange(width) < n_options[:, None]
-    unseen = real & ~seen
-    rest = np.maximum(0.0, 1.0 - p.sum(axis=1)) / np.maximum(unseen.sum(axis=1), 1)
-    smallest = np.min(p, axis=1, where=shown, initial=1.0) if k else np.ones(m)
-    filled = np.where(unseen, np.minimum(smallest, rest)[:, None], seen_mass)
-    probs = floored(filled, n_options)
-    probs[~seen.any(axis=1)] = np.nan
+    probs = np.empty((logprobs.shape[0], width))
+    seen = np.empty((logprobs.shape[0], width), dtype=np.bool_)
+    for start in range(0, logprobs.shape[0], BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        probs[rows], seen[rows] = _option_prob(logprobs[rows], label_of[rows], n_options[rows], width)
     return OptionProbs(probs=probs, seen=seen)
 
 
@@ -72,3 +65,24 @@ def undo_permutation(probs: FloatArray, permutation: IntArray) -> FloatArray:
     canonical = np.empty_like(probs)
     np.put_along_axis(canonical, permutation, probs, axis=1)
     return canonical
+
+
+def _option_prob(
+    logprobs: FloatArray, label_of: IntArray, n_options: IntArray, width: int
+) -> tuple[FloatArray, BoolArray]:
+    """Probabilities and which labels were seen, of one block of rows."""
+    m, k = logprobs.shape
+    shown = logprobs > UNSEEN_LOGPROB
+    p = np.exp(np.minimum(np.where(shown, logprobs, -np.inf), 0.0))
+    labelled = shown & (label_of >= 0)
+    cell = (np.arange(m)[:, None] * width + label_of)[labelled]
+    seen_mass = np.bincount(cell, weights=p[labelled], minlength=m * width).reshape(m, width)
+    seen = np.bincount(cell, minlength=m * width).reshape(m, width) > 0
+    real = np.arange(width) < n_options[:, None]
+    unseen = real & ~seen
+    rest = np.maximum(0.0, 1.0 - p.sum(axis=1)) / np.maximum(unseen.sum(axis=1), 1)
+    smallest = np.min(p, axis=1, where=shown, initial=1.0) if k else np.ones(m)
+    filled = np.where(unseen, np.minimum(smallest, rest)[:, None], seen_mass)
+    probs = floored(filled, n_options)
+    probs[~seen.any(axis=1)] = np.nan
+    return probs, seen

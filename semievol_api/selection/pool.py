@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semievol_api.errors import DataError
-from semievol_api.selection.option_probability import FLOOR
+from semievol_api.selection.option_probability import BLOCK_ROWS, FLOOR
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 _DECIMALS = 12
@@ -58,6 +58,30 @@ def pool(probs: FloatArray, n_options: IntArray, *, open_answers: bool = False) 
             f"item; got {probs.shape} and {n_options.shape}."
         )
     m, _, width = probs.shape
+    pooled = Pooled(
+        probs=np.empty((m, width)),
+        label=np.empty(m, dtype=np.int64),
+        score=np.empty(m),
+        margin=np.empty(m),
+        voices=np.empty(m, dtype=np.int64),
+        agreed=np.empty(m, dtype=np.bool_),
+    )
+    for start in range(0, m, BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        block = _pool(probs[rows], n_options[rows], open_answers)
+        pooled.probs[rows], pooled.label[rows], pooled.score[rows] = block.probs, block.label, block.score
+        pooled.margin[rows], pooled.voices[rows], pooled.agreed[rows] = block.margin, block.voices, block.agreed
+    return pooled
+
+
+def worth_justifying(pooled: Pooled, margin: float = 0.2) -> BoolArray:
+    """Where self-justification may help: the annotators disagree, or the top-2 margin is below 0.2; bool (m,)."""
+    return np.asarray((pooled.label >= 0) & (~pooled.agreed | (pooled.margin < margin)), dtype=np.bool_)
+
+
+def _pool(probs: FloatArray, n_options: IntArray, open_answers: bool) -> Pooled:
+    """One block of rows."""
+    m, _, width = probs.shape
     beyond = np.arange(width) >= n_options[:, None]
     total, voices, agreed = _sum_of_logs(probs, beyond)
     total /= np.maximum(voices, 1)[:, None]
@@ -74,11 +98,6 @@ def pool(probs: FloatArray, n_options: IntArray, *, open_answers: bool = False) 
     silent = (voices == 0) | (eligible[np.arange(m), label] == -np.inf)
     probabilities[silent], score[silent], margin[silent], label[silent] = np.nan, np.nan, np.nan, -1
     return Pooled(probs=probabilities, label=label, score=score, margin=margin, voices=voices, agreed=agreed)
-
-
-def worth_justifying(pooled: Pooled, margin: float = 0.2) -> BoolArray:
-    """Where self-justification may help: the annotators disagree, or the top-2 margin is below 0.2; bool (m,)."""
-    return np.asarray((pooled.label >= 0) & (~pooled.agreed | (pooled.margin < margin)), dtype=np.bool_)
 
 
 def _sum_of_logs(probs: FloatArray, beyond: BoolArray) -> tuple[FloatArray, IntArray, BoolArray]:

@@ -18,7 +18,13 @@ from semievol_api.selection.choice import (
     count_abstentions,
     select,
 )
-from semievol_api.selection.expectations import feasibility, isotonic_decreasing, realised_range
+from semievol_api.selection.expectations import (
+    calibration_size,
+    error_above_cut,
+    feasibility,
+    isotonic_decreasing,
+    realised_range,
+)
 from semievol_api.selection.official import official_2025, unanimous
 from semievol_api.selection.ranking import human_budget, top_n, with_class_quota
 from semievol_api.selection.values import Calibration, Selected
@@ -194,6 +200,35 @@ def test_isotonic_regression_agrees_with_scipy(pairs: list[tuple[int, bool]]) ->
     weights = np.array([(x == level).sum() for level in levels])
     expected = isotonic_regression(means, weights=weights, increasing=False).x
     assert isotonic_decreasing(x, y, levels) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "size"),
+    [
+        (0, 0),
+        (10, 0),
+        (25, 0),
+        (59, 0),
+        (60, 30),
+        (80, 40),
+        (100, 50),
+        (250, 50),
+        (400, 80),
+        (2500, 500),
+        (9999, 500),
+    ],
+)
+def test_the_calibration_split_follows_the_number_of_labels(labels: int, size: int) -> None:
+    assert calibration_size(labels) == size
+
+
+def test_the_error_above_the_cut_is_counted_on_the_calibration_slice() -> None:
+    slice_ = Calibration(scores=np.array([0.9, 0.8, 0.7, NAN]), wrong=np.array([False, True, True, True]))
+    cut = Selected(rule="fdr", kept=np.ones(3, dtype=bool), abstained=0, threshold=0.8)
+    found = error_above_cut(cut, slice_)
+    assert found.estimate == 0.5
+    assert found.low < 0.5 < found.high
+    assert np.isnan(error_above_cut(Selected(rule="fdr", kept=np.zeros(3, bool), abstained=0), slice_).estimate)
 
 
 # ----------------------------------------------------------------------------------------------- choice
