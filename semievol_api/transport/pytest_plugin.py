@@ -66,14 +66,14 @@ def cassette(request: pytest.FixtureRequest) -> Generator[Cassette, None, None]:
     try:
         opened = open_cassette(_folder(request), mode, settings)
     except UserError as error:
-        pytest.fail(f"{error} In pytest: --cassette-mode=record.", pytrace=False)
+        raise pytest.fail.Exception(f"{error} In pytest: --cassette-mode=record.", pytrace=False) from None
     yield opened
     if request.node.stash.get(_FAILED, True):
         return
     try:
         opened.finish()
     except (UserError, CassetteMiss) as problem:
-        pytest.fail(str(problem), pytrace=False)
+        raise pytest.fail.Exception(str(problem), pytrace=False) from None
 
 
 def _folder(request: pytest.FixtureRequest) -> Path:
