@@ -55,17 +55,25 @@ def pytest_runtest_makereport(
 @pytest.fixture
 def cassette(request: pytest.FixtureRequest) -> Generator[Cassette, None, None]:
     """The test's own cassette, opened in the mode of `--cassette-mode`."""
-    from semievol_api.transport.cassette import CassetteSettings, open_cassette
+    from semievol_api.errors import UserError
+    from semievol_api.transport.cassette import CassetteMiss, CassetteSettings, open_cassette
     from semievol_api.transport.http import AiohttpSend
     from semievol_api.transport.scrub import secret_values
 
     # A connection per request: nothing is left to be closed in an event loop that has gone by then.
     settings = CassetteSettings(secrets=secret_values(os.environ), live=AiohttpSend(keep_alive=False))
     mode = cast("Mode", request.config.getoption("--cassette-mode"))
-    opened = open_cassette(_folder(request), mode, settings)
+    try:
+        opened = open_cassette(_folder(request), mode, settings)
+    except UserError as error:
+        raise pytest.fail.Exception(f"{error} In pytest: --cassette-mode=record.", pytrace=False) from None
     yield opened
-    if not request.node.stash.get(_FAILED, True):
+    if request.node.stash.get(_FAILED, True):
+        return
+    try:
         opened.finish()
+    except (UserError, CassetteMiss) as problem:
+        raise pytest.fail.Exception(str(problem), pytrace=False) from None
 
 
 def _folder(request: pytest.FixtureRequest) -> Path:
