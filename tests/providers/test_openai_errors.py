@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def test_every_recorded_error_is_a_refusal_in_openais_words(shared: Path) -> Non
         error = _translate(status, json.dumps(body).encode())
         assert type(error) is RefusedError
         assert error.code == body["error"]["code"]
-        assert body["error"]["message"].split("not-a-re")[0][:300].split("'")[0] in str(error)
+        assert body["error"]["message"].split("not-a-re")[0].rstrip(".") in str(error)
 
 
 # --------------------------------------------------------------------- both ways out, over a real socket
@@ -201,7 +202,7 @@ async def test_both_ways_out_translate_alike_and_retry_nothing(
         await provider.aclose()
     assert type(caught.value) is kind
     assert len(server.requests) == 1
-    assert KEY not in str(caught.value)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
     if isinstance(caught.value, RateLimitError):
         assert caught.value.retry_after_s == 3.0
 

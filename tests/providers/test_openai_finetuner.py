@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from semievol_providers.openai import connect
 from semievol_providers.openai.finetuner import job_status, job_suffix
 from semievol_providers.openai.models import OpenAIModels
+from semievol_providers.openai.provider import Wires, provider_over
 from semievol_providers.openai.sdk import Sdk
-from semievol_providers.openai.settings import read_connection
+from semievol_providers.openai.settings import Connection, read_connection
 
 from semievol_api.capabilities import FineTuner, FineTuneRequest, Hyperparameters, JobTicket, ProviderSettings
 from semievol_api.errors import RefusedError, TransientError
+from semievol_api.transport.http import HttpResponse
 from tests.providers.openai_loopback import Cut, Fault, LoopbackServer, error_body
 
 REQUEST = FineTuneRequest(
@@ -233,6 +238,32 @@ async def test_models_tell_their_shutdown_date() -> None:
         await sdk.aclose()
     assert listed.shutdown_date == "2027-01-14"
     assert caught.value.code == "model_not_found"
+
+
+async def test_the_sdks_transport_can_be_replaced() -> None:
+    library = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
+    asked: list[str] = []
+
+    def answer(request: Any) -> Any:
+        asked.append(f"{request.method} {request.url.path}")
+        return library.Response(200, json={"id": "ftjob-x", "status": "running", "error": {}})
+
+    async def send(
+        method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> HttpResponse:
+        raise AssertionError("jobs don't take the hot path")
+
+    async def nothing() -> None:
+        return None
+
+    connection = Connection(provider="x", base_url="https://example.test/v1", api_key="k", key_source="here")
+    wires = Wires(send=send, close_send=nothing, sdk_transport=lambda: library.MockTransport(answer))
+    provider = provider_over(connection, wires)
+    assert provider.finetuner is not None
+    state = await provider.finetuner.poll(TICKET)
+    await provider.aclose()
+    assert state.status == "running"
+    assert asked == ["GET /v1/fine_tuning/jobs/ftjob-x"]
 
 
 async def test_recorded_jobs_are_understood_and_an_empty_error_is_no_failure(shared: Path) -> None:
