@@ -105,10 +105,11 @@ def read_connection(settings: ProviderSettings) -> Connection:
     where = f"providers.{settings.name}"
     options = _read_options(settings.options, where)
     preset = _read_preset(options, where)
+    address = _read_address(options.base_url or preset.base_url, where)
     key, source = _read_key(options, preset, settings, where)
     return Connection(
         provider=settings.name,
-        base_url=_read_address(options.base_url or preset.base_url, where),
+        base_url=address,
         api_key=key,
         key_source=source,
         organization=_read_header(options.organization_env, preset.organization_env, settings),
