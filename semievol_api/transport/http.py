@@ -76,7 +76,7 @@ class AiohttpSend:
                 content = await answer.read()
         except TimeoutError as error:
             raise TransientError(f"{_where(method, url)} gave no answer within {timeout_s:g} s.") from error
-        except aiohttp.InvalidURL as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise ConfigError(
                 f"{url!r} is not an address that can be asked. Check base_url: it begins with "
                 f"http:// or https:// and usually ends with /v1."
