@@ -51,12 +51,13 @@ class Station:
 
 
 class Load:
-    """What a carrier has in its hands."""
+    """What a carrier has in its hands, and whether it is on the wire."""
 
-    __slots__ = ("piece",)
+    __slots__ = ("piece", "sent")
 
     def __init__(self) -> None:
         self.piece: AnyPiece | None = None
+        self.sent = False
 
 
 class Dispatcher:
@@ -97,12 +98,24 @@ class Dispatcher:
         if len(station.carriers) < station.gate.room:
             self._add_carrier(station)
 
+    def recall(self, customer: Customer[Any, Any]) -> None:
+        """Send nothing more for a customer; what is in flight may come home."""
+        for task, load in self._loads(customer):
+            if not load.sent:
+                task.cancel()
+
     def cancel(self, customer: Customer[Any, Any]) -> None:
         """Break off what is in flight for a customer; the lost replies stay charged."""
-        for station in self._stations.values():
-            for task, load in station.carriers.items():
-                if load.piece is not None and load.piece.owner is customer:
-                    task.cancel()
+        for task, _ in self._loads(customer):
+            task.cancel()
+
+    def _loads(self, customer: Customer[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
+        return [
+            (task, load)
+            for station in self._stations.values()
+            for task, load in station.carriers.items()
+            if load.piece is not None and load.piece.owner is customer
+        ]
 
     async def close(self) -> None:
         """Break off everything that still runs."""
@@ -145,7 +158,7 @@ class Dispatcher:
                 self._add_carrier(station)
             load.piece = piece
             try:
-                await self._send(station, piece)
+                await self._send(station, load, piece)
             except (RefusedError, TransientError) as error:
                 load.piece = None
                 self._stop_if_hopeless(station, piece, error)
@@ -166,15 +179,14 @@ class Dispatcher:
             if error.status == 401 or station.refusals >= REFUSALS_OF_ALL:
                 piece.owner.stop(error)
 
-    async def _send(self, station: Station, piece: AnyPiece) -> None:
+    async def _send(self, station: Station, load: Load, piece: AnyPiece) -> None:
         """Ask until there is a reply, or no more attempts. The first attempt goes without tenacity's overhead."""
         if self._budget.capped:
-            limits = piece.owner.provider.limits.get(piece.owner.kind.model(piece.request))
-            piece.need = Spend(price(piece.bound, limits), piece.bound.prompt + piece.bound.completion)
+            piece.need = _most(piece)
         try:
-            await self._attempt(station.gate, piece)
+            await self._attempt(station.gate, load, piece)
         except TransientError as error:
-            await self._retry(error, lambda: self._attempt(station.gate, piece))
+            await self._retry(error, lambda: self._attempt(station.gate, load, piece))
 
     async def _retry(self, first: TransientError, attempt: Callable[[], Awaitable[None]]) -> None:
         known = [first]
@@ -193,7 +205,7 @@ class Dispatcher:
         )
         await retrying(next_attempt)
 
-    async def _attempt(self, gate: Gate, piece: AnyPiece) -> None:
+    async def _attempt(self, gate: Gate, load: Load, piece: AnyPiece) -> None:
         """One attempt; a 429 costs none: everyone waits, and this piece goes again."""
         while True:
             if self._budget.capped:
@@ -201,7 +213,7 @@ class Dispatcher:
             billed = False
             try:
                 passed = await gate.enter(piece.tokens)
-                billed = True
+                billed = load.sent = True
                 try:
                     await self._ask(gate, passed, piece)
                     return
@@ -214,6 +226,7 @@ class Dispatcher:
                     billed = _may_be_billed(error)
                     raise
             finally:
+                load.sent = False
                 if piece.reply is None:
                     self._charge(piece, lost=billed)
 
@@ -238,10 +251,17 @@ class Dispatcher:
     def _charge(self, piece: AnyPiece, *, lost: bool) -> None:
         """What becomes of a reservation whose reply did not come."""
         if lost:
-            piece.owner.tally.lost_usd += piece.need.usd
-            piece.owner.tally.lost_tokens += piece.need.tokens
+            most = _most(piece)
+            piece.owner.tally.lost_usd += most.usd
+            piece.owner.tally.lost_tokens += most.tokens
         if self._budget.capped:
             (self._budget.lose if lost else self._budget.release)(piece.need)
+
+
+def _most(piece: AnyPiece) -> Spend:
+    """An upper bound of what a piece can cost."""
+    limits = piece.owner.provider.limits.get(piece.owner.kind.model(piece.request))
+    return Spend(price(piece.bound, limits), piece.bound.prompt + piece.bound.completion)
 
 
 def _may_be_billed(error: RefusedError | TransientError) -> bool:

@@ -168,8 +168,12 @@ class Journal:
             chunk = keys[start : start + _FETCH_KEYS]
             if len(chunk) < _FETCH_KEYS:  # one statement for every size: it is compiled once
                 chunk = [*chunk, *itertools.repeat(chunk[0], _FETCH_KEYS - len(chunk))]
-            for key, sample, prompt, cached, completion, *content in self.connection.execute(_FETCH, chunk):
-                row = Found(sample, prompt, cached, completion, Content(*content))
+            try:
+                rows = self.connection.execute(_FETCH, chunk).fetchall()
+            except sqlite3.Error as error:
+                raise explain(error, self.path, "read") from None
+            for key, sample, prompt, cached, completion, text, finish, numbers, extra in rows:
+                row = Found(sample, prompt, cached, completion, Content(text, finish, numbers, extra))
                 if key in found:
                     found[key].append(row)
                 else:
@@ -248,7 +252,10 @@ class Journal:
 
     def open_lease(self, run: str) -> int:
         """A new lease of zero; returns its id."""
-        cursor = self.connection.execute("INSERT INTO leases (run, usd, tokens) VALUES (?, 0, 0)", (run,))
+        try:
+            cursor = self.connection.execute("INSERT INTO leases (run, usd, tokens) VALUES (?, 0, 0)", (run,))
+        except sqlite3.Error as error:
+            raise explain(error, self.path, "written") from None
         return int(cursor.lastrowid or 0)
 
     def set_lease(self, lease: int, usd: float, tokens: int) -> None:

@@ -47,6 +47,10 @@ class Sender(Protocol):
         """How many asks a stream may have open for this key and model."""
         ...
 
+    def recall(self, customer: Customer[Any, Any]) -> None:
+        """Send nothing more for a customer; what is in flight may come home."""
+        ...
+
     def cancel(self, customer: Customer[Any, Any]) -> None:
         """Break off what is in flight for a customer; lost replies stay charged."""
         ...
@@ -95,7 +99,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         while True:
             while self._ready:
                 self._open_asks -= 1
-                if self._open_asks < self._window:
+                if self._open_asks <= self._window - CHUNK:
                     self._space.set()
                 yield self._ready.popleft()
             if self.stopped and self._open_pieces == 0:
@@ -137,6 +141,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             waiting.append(ask)
             if len(waiting) >= CHUNK:
                 admit()
+                await asyncio.sleep(0)
             elif len(waiting) == 1:
                 flush = loop.call_soon(admit)
             while self._open_asks + len(waiting) >= self._window and not self.stopped:
@@ -208,6 +213,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     def _submit(self, piece: Piece[RequestT, ReplyT]) -> None:
         self._open_pieces += 1
         model = self.kind.model(piece.request)
+        self._desk.budget.check_price(model, self.provider.limits.get(model))
         self._window = max(WINDOW, self._sender.window(self.provider.identity, model))
         self._sender.submit(piece)
 
@@ -286,6 +292,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         if not self.stopped:
             self.stopped = True
             self._error = error
+            self._sender.recall(self)
             self._space.set()
             self._wake.set()
 
