@@ -10,7 +10,9 @@ from semievol_api.data.examples import Note, Reading, content_id, read_examples
 from semievol_api.data.hygiene import CleanData, Dropped, HygieneReport, SharedQuestion, clean, exact_key
 from semievol_api.data.load import RawData, read_data, read_source, read_task_data
 from semievol_api.data.splits import split, subsample
+from semievol_api.data.starter import Starter, render_config, render_task, start
 from semievol_api.data.table import Table, read_table
+from semievol_api.data.understand import Understanding, understand
 
 __all__ = [
     "CleanData",
@@ -20,7 +22,9 @@ __all__ = [
     "RawData",
     "Reading",
     "SharedQuestion",
+    "Starter",
     "Table",
+    "Understanding",
     "clean",
     "content_id",
     "exact_key",
@@ -29,6 +33,10 @@ __all__ = [
     "read_source",
     "read_table",
     "read_task_data",
+    "render_config",
+    "render_task",
     "split",
+    "start",
     "subsample",
+    "understand",
 ]
