@@ -36,7 +36,7 @@ def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: 
     """
     roles: tuple[ModelRole, ...] = ("base",) if propagation == "in-context" else ("base", "warm")
     shots = (0,) if propagation == "in-weight" else tuple(range(settings.max_shots + 1))
-    ways = [(role, count) for role in roles for count in shots]
+    ways: list[tuple[ModelRole, int]] = [(role, count) for role in roles for count in shots]
     rng = random.Random(seed)
     drawn: list[tuple[ModelRole, int]] = []
     while len(drawn) < settings.n:

@@ -6,6 +6,7 @@ Knows nothing of how the models came to be; asks nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,8 +100,8 @@ def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> di
     return {"kept_with_gold": len(known), "right": right, "false_share": 1 - right / len(known)}
 
 
-def _notes(corpus: Corpus, document: Mapping[str, object]) -> list[str]:
-    notes = [_selection_note(document["selection"])]  # type: ignore[arg-type]
+def _notes(corpus: Corpus, document: Mapping[str, Any]) -> list[str]:
+    notes = [_selection_note(document["selection"])]
     oracle = document["oracle"]
     if isinstance(oracle, dict):
         notes.append(
@@ -112,16 +113,16 @@ def _notes(corpus: Corpus, document: Mapping[str, object]) -> list[str]:
     return notes
 
 
-def _selection_note(summary: Mapping[str, object]) -> str:
+def _selection_note(summary: Mapping[str, Any]) -> str:
     return f"Selection kept {summary['kept']} of {summary['unlabeled']} unlabelled examples."
 
 
-def _sentence(differences: Sequence[Mapping[str, object]]) -> str:
+def _sentence(differences: Sequence[Mapping[str, Any]]) -> str:
     """One honest sentence, whatever the sign."""
     chosen = next((d for d in differences if d["of"] == "semievol" and d["against"] in ("warm", "base")), None)
     if chosen is None:
         return "Nothing was measured: without a test split nobody can say whether SemiEvol helped."
-    low, high = chosen["interval"]  # type: ignore[misc]
+    low, high = chosen["interval"]
     figures = f"{chosen['points']:+.1f} points over {chosen['against_label']}, 95 % interval {low:+.1f} to {high:+.1f}"
     if low > 0:
         return f"SemiEvol helped: {figures}."

@@ -6,6 +6,7 @@ anything with its text. Knows nothing of prompts or of who embeds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,8 +79,7 @@ def _bm25(candidates: Sequence[Example], queries: Sequence[Example], depth: int,
 
     def words(items: Sequence[Example]) -> list[list[str]]:
         texts = [_text(e, settings) for e in items]
-        tokens: list[list[str]] = bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
-        return tokens
+        return [re.findall(r"\w+", text.lower()) for text in texts]
 
     model = bm25s.BM25()
     model.index(words(candidates), show_progress=False)

@@ -15,7 +15,8 @@ from semievol_api.artifacts import EvidenceTable, Selection
 from semievol_api.config import JustifySettings, SelectSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, PseudoLabel
-from semievol_api.selection import BoolArray, FloatArray, Selected, percentile
+from semievol_api.selection import Selected, percentile
+from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.stages.asking import Corpus
 
 MAX_MISSING_SHARE = 0.05

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from semievol_api.config import Config
 from semievol_api.data import read_data
@@ -23,7 +24,7 @@ def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
     task = load_task(config.data.task)
     raw = read_data(config.data, task)
     counter = token_counter(config.roles.student.model)
-    shown = [
+    shown: list[dict[str, Any]] = [
         {"example_id": example.id, "shots": len(shots), **_rendered(task.prompt(example, shots), counter)}
         for example in raw.unlabeled[:rows]
         for shots in _shot_sets(raw.labeled, config)

@@ -16,8 +16,11 @@ from semievol_api.terminal.bars import out, table
 
 def show_result(result: RunResult, *, as_json: bool) -> None:
     """Print the verdict of a finished run; JSON for a program, a table for a person."""
-    document = dict(result.verdict.document)
-    asked = {"requests": sum(bill.requests for bill in result.ledger.stages.values()), "computed": list(result.computed)}
+    document: dict[str, Any] = dict(result.verdict.document)
+    asked = {
+        "requests": sum(bill.requests for bill in result.ledger.stages.values()),
+        "computed": list(result.computed),
+    }
     if as_json:
         document |= {"folder": str(result.folder), "seconds": dict(result.seconds), "this_process": asked}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
