@@ -33,6 +33,8 @@ from semievol_api.transport.clock import Clock
 MIN_EXAMPLES = 10
 """OpenAI's own minimum for a fine-tuning file."""
 LOOKS_AFTER_A_LOST_REPLY = 5
+AWAY_PATIENCE_S = 3600.0
+"""How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
 OnEvent = Callable[[str, JobEvent], None]
 
@@ -152,6 +154,7 @@ async def _find_or_submit(trainer: Trainer, request: FineTuneRequest) -> JobTick
 async def _wait(trainer: Trainer, name: str, ticket: JobTicket, poll_s: float) -> JobState:
     """Poll until the job ends, riding through a server that is away; events are handed on as they come."""
     last_event: str | None = None
+    away_since_s: float | None = None
     while True:
         try:
             state = await trainer.finetuner.poll(ticket)
@@ -159,8 +162,13 @@ async def _wait(trainer: Trainer, name: str, ticket: JobTicket, poll_s: float) -
                 trainer.on_event(name, event)
                 last_event = event.id
         except TransientError as error:
+            now_s = trainer.clock.now_s()
+            away_since_s = now_s if away_since_s is None else away_since_s
+            if now_s - away_since_s > AWAY_PATIENCE_S:
+                raise
             trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is away: {error}"))
         else:
+            away_since_s = None
             if state.finished:
                 return state
         await trainer.clock.sleep(poll_s)

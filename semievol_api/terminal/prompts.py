@@ -37,7 +37,7 @@ def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
         console.rule(f"{item['example_id']} · {item['shots']} shots · {item['tokens']} tokens ({counter.name})")
         for message in item["messages"]:
             console.print(f"[bold]{message['role']}[/bold]")
-            console.print(message["content"], markup=False)
+            console.print(message["content"], markup=False, soft_wrap=True)
 
 
 def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example, ...]]:

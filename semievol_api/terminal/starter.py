@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semievol_api.data import start
 from semievol_api.errors import UserError
-from semievol_api.terminal.bars import out
+from semievol_api.terminal.bars import out, pairs
 
 
 def write_starter(data: Path, folder: Path, unlabeled: Path | None, test: Path | None) -> None:
@@ -29,7 +29,10 @@ def write_starter(data: Path, folder: Path, unlabeled: Path | None, test: Path |
     for name, text in starter.files.items():
         (folder / name).write_text(text, "utf-8")
     console = out()
-    for line in starter.summary:
-        console.print(line, markup=False)
+    found = starter.understanding
+    columns = {k: v for k, v in found.columns.model_dump(mode="json").items() if v}
+    pairs(console, f"What {found.source} seems to hold", {"kind": found.kind, **columns})
+    for line in (*found.reasons, *starter.remarks):
+        console.print(f"- {line}", markup=False)
     console.print(f"Wrote {', '.join(starter.files)} into {folder.resolve()}.", markup=False)
     console.print(f"Look at them, then: semievol preview {folder / 'semievol.toml'}", markup=False)
