@@ -24,4 +24,5 @@ from semievol_api.evaluation.intervals import BootstrapSettings as BootstrapSett
 from semievol_api.evaluation.intervals import Interval as Interval
 from semievol_api.evaluation.intervals import accuracy as accuracy
 from semievol_api.evaluation.intervals import accuracy_by_category as accuracy_by_category
+from semievol_api.evaluation.intervals import confusion as confusion
 from semievol_api.evaluation.intervals import paired_bootstrap as paired_bootstrap

@@ -18,6 +18,8 @@ from semievol_api.errors import DataError
 
 FloatArray: TypeAlias = NDArray[np.float64]
 """float64 array; its shape stands in the docstring that names it."""
+IntArray: TypeAlias = NDArray[np.int64]
+"""int64 array of label indices, -1 = none."""
 BoolArray: TypeAlias = NDArray[np.bool_]
 """Boolean array."""
 
@@ -69,6 +71,18 @@ def accuracy_by_category(
     """The accuracy within each category, in alphabetical order; both have n entries."""
     names = np.array(categories, dtype=np.str_)
     return {str(name): accuracy(correct[names == name], level) for name in np.unique(names)}
+
+
+def confusion(gold: IntArray, predicted: IntArray, n_labels: int) -> IntArray:
+    """Counts of shape (n_labels, n_labels + 1): gold by predicted, the last column abstentions (-1).
+
+    Both int64, shape (n,); items without gold (-1) are left out.
+    """
+    known = gold >= 0
+    columns = np.where(predicted[known] < 0, n_labels, predicted[known])
+    cells = gold[known] * (n_labels + 1) + columns
+    counts = np.bincount(cells, minlength=n_labels * (n_labels + 1))
+    return counts.reshape(n_labels, n_labels + 1).astype(np.int64)
 
 
 def paired_bootstrap(

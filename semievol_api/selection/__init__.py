@@ -26,6 +26,7 @@ from semievol_api.selection.classes import ClassCoverage as ClassCoverage
 from semievol_api.selection.classes import alerts_of_labels as alerts_of_labels
 from semievol_api.selection.classes import alerts_of_selection as alerts_of_selection
 from semievol_api.selection.classes import class_coverage as class_coverage
+from semievol_api.selection.dawid_skene import dawid_skene as dawid_skene
 from semievol_api.selection.drift import DriftSettings as DriftSettings
 from semievol_api.selection.drift import DriftTest as DriftTest
 from semievol_api.selection.drift import alerts_of_drift as alerts_of_drift

@@ -36,10 +36,12 @@ class Pooled:
     agreed: BoolArray
 
 
-def pool(probs: FloatArray, n_options: IntArray, *, open_answers: bool = False) -> Pooled:
+def pool(
+    probs: FloatArray, n_options: IntArray, *, open_answers: bool = False, weights: FloatArray | None = None
+) -> Pooled:
     """s(c) proportional to exp(mean over annotators of log q(c)); the label is the argmax, the first of equals.
 
-    Genest and Zidek (1986), section 3: the logarithmic opinion pool with equal weights. Annotators that
+    Genest and Zidek (1986), section 3: the logarithmic opinion pool, by default with equal weights. Annotators that
     abstain on an item (NaN) are left out of its mean. Probabilities below 1e-6 count as 1e-6, so that two
     annotators certain of different labels tie instead of giving 0/0.
 
@@ -48,6 +50,7 @@ def pool(probs: FloatArray, n_options: IntArray, *, open_answers: bool = False) 
         n_options: int64, shape (m,), how many labels each item has; columns beyond are ignored.
         open_answers: the last label of each item stands for "some other answer": it takes probability, and is
             never the label.
+        weights: float64, shape (annotators,), positive; fitted anywhere but on calibration items.
 
     Raises:
         DataError: the shapes do not fit.
@@ -57,7 +60,8 @@ def pool(probs: FloatArray, n_options: IntArray, *, open_answers: bool = False) 
             f"Pooling needs probabilities of shape (items, annotators, options) and one number of options per "
             f"item; got {probs.shape} and {n_options.shape}."
         )
-    m, _, width = probs.shape
+    m, annotators, width = probs.shape
+    shares = np.ones(annotators) if weights is None else weights
     pooled = Pooled(
         probs=np.empty((m, width)),
         label=np.empty(m, dtype=np.int64),
@@ -68,7 +72,7 @@ def pool(probs: FloatArray, n_options: IntArray, *, open_answers: bool = False) 
     )
     for start in range(0, m, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        block = _pool(probs[rows], n_options[rows], open_answers)
+        block = _pool(probs[rows], n_options[rows], shares, open_answers)
         pooled.probs[rows], pooled.label[rows], pooled.score[rows] = block.probs, block.label, block.score
         pooled.margin[rows], pooled.voices[rows], pooled.agreed[rows] = block.margin, block.voices, block.agreed
     return pooled
@@ -79,12 +83,11 @@ def worth_justifying(pooled: Pooled, margin: float = 0.2) -> BoolArray:
     return np.asarray((pooled.label >= 0) & (~pooled.agreed | (pooled.margin < margin)), dtype=np.bool_)
 
 
-def _pool(probs: FloatArray, n_options: IntArray, open_answers: bool) -> Pooled:
+def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answers: bool) -> Pooled:
     """One block of rows."""
     m, _, width = probs.shape
     beyond = np.arange(width) >= n_options[:, None]
-    total, voices, agreed = _sum_of_logs(probs, beyond)
-    total /= np.maximum(voices, 1)[:, None]
+    total, voices, agreed = _mean_of_logs(probs, beyond, weights)
     np.round(total, _DECIMALS, out=total)
     total[beyond] = -np.inf
     eligible = total
@@ -100,11 +103,14 @@ def _pool(probs: FloatArray, n_options: IntArray, open_answers: bool) -> Pooled:
     return Pooled(probs=probabilities, label=label, score=score, margin=margin, voices=voices, agreed=agreed)
 
 
-def _sum_of_logs(probs: FloatArray, beyond: BoolArray) -> tuple[FloatArray, IntArray, BoolArray]:
-    """Sum over annotators of log q (m, options), who spoke (m,), and whether their first choices agree (m,)."""
+def _mean_of_logs(
+    probs: FloatArray, beyond: BoolArray, weights: FloatArray
+) -> tuple[FloatArray, IntArray, BoolArray]:
+    """Mean over annotators of log q (m, options), how many spoke (m,), whether their first choices agree (m,)."""
     m, annotators, width = probs.shape
     total = np.zeros((m, width))
     voices = np.zeros(m, dtype=np.int64)
+    weight = np.zeros(m)
     first = np.full(m, -1, dtype=np.int64)
     agreed = np.ones(m, dtype=np.bool_)
     some_beyond = bool(beyond.any())
@@ -118,10 +124,12 @@ def _sum_of_logs(probs: FloatArray, beyond: BoolArray) -> tuple[FloatArray, IntA
         np.log(q, out=q)
         if not spoke.all():
             q[~spoke] = 0.0
-        total += q
+        total += q if weights[annotator] == 1.0 else weights[annotator] * q
         voices += spoke
+        weight += weights[annotator] * spoke
         agreed &= (choice == first) | (first < 0) | (choice < 0)
         first = np.where(first < 0, choice, first)
+    total /= np.where(weight > 0, weight, 1.0)[:, None]
     return total, voices, agreed
 
 

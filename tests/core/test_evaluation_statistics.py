@@ -20,6 +20,7 @@ from semievol_api.evaluation import (
     auroc,
     auroc_difference,
     brier,
+    confusion,
     cost_per_point,
     cost_per_point_text,
     expected_calibration_error,
@@ -64,6 +65,11 @@ def test_no_items_have_no_accuracy() -> None:
 def test_categories_are_counted_apart() -> None:
     found = accuracy_by_category(np.array([True, False, True]), ["law", "law", "art"])
     assert [(name, part.estimate, part.n) for name, part in found.items()] == [("art", 1.0, 1), ("law", 0.5, 2)]
+
+
+def test_confusions_and_abstentions_are_counted() -> None:
+    counts = confusion(np.array([0, 0, 1, -1]), np.array([1, -1, 1, 0]), 2)
+    assert counts.tolist() == [[0, 1, 1], [0, 1, 0]]
 
 
 # ------------------------------------------------------------------------------------------ bootstrap

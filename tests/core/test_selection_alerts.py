@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -205,3 +208,28 @@ def test_identical_vectors_have_not_drifted() -> None:
     assert drift_test(np.ones((30, 4)), np.ones((60, 4)), QUICK) == DriftTest(
         mmd_squared=pytest.approx(0.0, abs=1e-12), p_value=1.0
     )
+
+
+def hashed_words(path: Path) -> np.ndarray:
+    """A crude embedding of every question: counts of hashed words, float32 (rows, 128)."""
+    with path.open(encoding="utf-8", newline="") as file:
+        questions = [line["question"] for line in csv.DictReader(file)]
+    vectors = np.zeros((len(questions), 128), dtype=np.float32)
+    for row, question in enumerate(questions):
+        for word in question.lower().split():
+            vectors[row, crc32(word.encode()) % 128] += 1
+    return vectors
+
+
+def test_financial_labels_with_medical_questions_have_drifted_and_a_random_split_has_not(shared: Path) -> None:
+    labelled = hashed_words(shared / "data" / "fpb" / "labeled.csv")
+    own = hashed_words(shared / "data" / "fpb" / "unlabeled.csv")
+    medical = hashed_words(shared / "data" / "pubmedqa" / "unlabeled.csv")
+    found = {"own": 0, "medical": 0}
+    for seed in range(100):
+        settings = DriftSettings(max_rows=150, permutations=199, seed=seed)
+        few = labelled[np.random.default_rng(seed).permutation(len(labelled))[:60]]
+        found["own"] += bool(alerts_of_drift(drift_test(few, own, settings)))
+        found["medical"] += bool(alerts_of_drift(drift_test(few, medical, settings)))
+    assert found["medical"] >= 95
+    assert found["own"] <= 5

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from semievol_api.errors import DataError, MissingAbilityError
 from semievol_api.records import Evidence
 from semievol_api.selection.answer_reading import LabelIndex, answer_position, read_options, read_reply
+from semievol_api.selection.dawid_skene import dawid_skene
 from semievol_api.selection.estimators import (
     ESTIMATORS,
     choose_estimator,
@@ -308,3 +309,36 @@ def test_agreement_with_a_thin_margin_is_worth_justifying() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match="shape"):
         pool(np.ones((2, 3)), np.array([3, 3]))
+
+
+def test_a_heavier_annotator_counts_for_more() -> None:
+    probs = np.array([[[0.8, 0.2], [0.4, 0.6], [NAN, NAN]]])
+    pooled = pool(probs, np.array([2]), weights=np.array([3.0, 1.0, 9.0]))
+    expected = np.exp([0.75 * math.log(0.8) + 0.25 * math.log(0.4), 0.75 * math.log(0.2) + 0.25 * math.log(0.6)])
+    assert pooled.probs[0] == pytest.approx(expected / expected.sum())
+
+
+def test_many_items_pool_like_a_few() -> None:
+    few = np.random.default_rng(0).dirichlet(np.ones(3), size=(7, 2))
+    many = pool(np.tile(few, (6000, 1, 1)), np.full(42_000, 3))
+    once = pool(few, np.full(7, 3))
+    assert (many.score.reshape(6000, 7) == once.score).all()
+    assert (many.label.reshape(6000, 7) == once.label).all()
+
+
+def test_dawid_and_skene_learn_whom_to_trust_and_undo_a_systematic_swap() -> None:
+    rng = np.random.default_rng(0)
+    gold = rng.integers(3, size=2000)
+
+    def annotator(skill: float) -> np.ndarray:
+        return np.where(rng.random(2000) < skill, gold, rng.integers(3, size=2000))
+
+    swapped = np.array([0, 2, 1])[annotator(0.9)]
+    answers = np.stack([annotator(0.9), annotator(0.8), annotator(0.7), swapped, annotator(0.0)], axis=1)
+    answers[0] = -1
+    probs = dawid_skene(answers, 3)
+    majority = votes(answers, np.full(2000, 3), 3)
+    found, voted = (np.mean(p[1:].argmax(axis=1) == gold[1:]) for p in (probs, majority))
+    assert found > voted + 0.02
+    assert np.isnan(probs[0]).all()
+    assert probs[1:].sum(axis=1) == pytest.approx(np.ones(1999))
