@@ -1,1 +1,1 @@
-"""Measurements that back the documentation: each module runs as `python -m benchmarks.NAME`."""
+"""Measurements: `python -m benchmarks.NAME --json` prints figures, `--check` exits 1 where a promise falls short."""
