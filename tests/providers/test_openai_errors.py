@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import ssl
@@ -101,6 +102,19 @@ def test_the_vendors_code_and_param_are_kept_as_they_are() -> None:
 
 def test_a_quota_without_a_code_is_named_as_such() -> None:
     assert _translate(429, _said("no money", None, "insufficient_quota")).code == "insufficient_quota"
+
+
+@pytest.mark.parametrize("key", ["plain0123secret", "gsk_9876543210", "sk-proj-abcdefghijkl"])
+def test_a_key_of_any_shape_is_cut_out_of_the_vendors_words(key: str) -> None:
+    at = dataclasses.replace(AT, api_key=key)
+    error = error_from_answer("chat/completions", 401, {}, _said(f"bad key '{key}'", "invalid_api_key"), at)
+    assert key not in str(error)
+    assert "[key]" in str(error)
+
+
+def test_a_key_that_is_not_ours_is_cut_out_too() -> None:
+    error = _translate(401, _said("Incorrect API key provided: sk-abcde****************wxyz."))
+    assert "wxyz" not in str(error)
 
 
 @pytest.mark.parametrize(

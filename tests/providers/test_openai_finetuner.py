@@ -142,6 +142,16 @@ async def test_a_job_beyond_the_first_page_is_found_where_the_filter_is_unknown(
     assert found is not None and found.job_id == ticket.job_id
 
 
+async def test_a_job_whose_suffix_is_not_told_is_found_by_its_metadata_alone() -> None:
+    async with LoopbackServer() as server:
+        finetuner = _finetuner(server)
+        ticket = await finetuner.submit(REQUEST)
+        server.jobs[ticket.job_id]["user_provided_suffix"] = None
+        server.faults.append(Fault(400, error_body("unknown query parameter: metadata"), on="/fine_tuning/jobs"))
+        found = await finetuner.find(REQUEST)
+    assert found is not None and found.job_id == ticket.job_id
+
+
 @pytest.mark.parametrize(
     ("raw", "status"),
     [

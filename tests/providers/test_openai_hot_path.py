@@ -328,6 +328,13 @@ async def test_recorded_embeddings_decode_from_base64(shared: Path) -> None:
     assert reply.usage.prompt == 12
 
 
+def test_completions_stand_in_the_order_of_their_index() -> None:
+    choices = [{"index": i, "message": {"content": f"text {i}"}, "finish_reason": "stop"} for i in (2, 0, 1)]
+    reply = ChatDecoder().reply(json.dumps({"choices": choices}).encode(), Pace(), alternatives=False)
+    assert reply is not None
+    assert [completion.text for completion in reply.completions] == ["text 0", "text 1", "text 2"]
+
+
 def test_a_logprob_that_the_server_left_out_empties_the_array() -> None:
     content = [{"token": "A", "logprob": None}]
     body = {"choices": [{"message": {"content": "A"}, "logprobs": {"content": content}}]}
