@@ -1,1 +1,1 @@
-"""The project's benchmarks: `python -m benchmarks.NAME --json [--check] [--quick]`."""
+"""Measurements that back the documentation: each module runs as `python -m benchmarks.NAME`."""

@@ -12,7 +12,8 @@ Knows nothing of JSON, vendors, retrying, pacing or cassettes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,12 +53,14 @@ class AiohttpSend:
     """`HttpSend` over one pooled aiohttp session, opened by the first request.
 
     `limit` caps the connections that are open at once (0: no cap; the engine bounds what is in flight).
-    `trust_env` honours `HTTPS_PROXY` and its relatives, at some cost per request.
+    `trust_env` honours `HTTPS_PROXY` and its relatives, at some cost per request. Without `keep_alive` every
+    request has a connection of its own, and nothing stays open between requests.
     """
 
-    def __init__(self, *, limit: int = 0, trust_env: bool = False) -> None:
+    def __init__(self, *, limit: int = 0, trust_env: bool = False, keep_alive: bool = True) -> None:
         self._limit = limit
         self._trust_env = trust_env
+        self._keep_alive = keep_alive
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -72,7 +75,10 @@ class AiohttpSend:
         sent = {name: value for name, value in headers.items() if name.lower() != SLOT_HEADER}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._open().request(method, url, data=body, headers=sent, timeout=timeout) as answer:
+            async with (
+                self._session_of_loop() as session,
+                session.request(method, url, data=body, headers=sent, timeout=timeout) as answer,
+            ):
                 content = await answer.read()
         except TimeoutError as error:
             raise TransientError(f"{_where(method, url)} gave no answer within {timeout_s:g} s.") from error
@@ -85,9 +91,7 @@ class AiohttpSend:
             raise TransientError(
                 f"{_where(method, url)} failed on the way: {str(error) or type(error).__name__}."
             ) from error
-        return HttpResponse(
-            answer.status, {name.lower(): value for name, value in answer.headers.items()}, content
-        )
+        return HttpResponse(answer.status, {name.lower(): value for name, value in answer.headers.items()}, content)
 
     async def aclose(self) -> None:
         """Close the pooled connections; a later request opens new ones."""
@@ -95,16 +99,23 @@ class AiohttpSend:
         if session is not None:
             await session.close()
 
-    def _open(self) -> aiohttp.ClientSession:
+    @asynccontextmanager
+    async def _session_of_loop(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
+        if not self._keep_alive:
+            async with self._new_session() as session:
+                yield session
+            return
         loop = asyncio.get_running_loop()
         if self._session is None or self._loop is not loop:  # connections die with the loop that made them
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._limit),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=self._trust_env,
-            )
-            self._loop = loop
-        return self._session
+            self._session, self._loop = self._new_session(), loop
+        yield self._session
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._limit, force_close=not self._keep_alive),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=self._trust_env,
+        )
 
 
 def _where(method: str, url: str) -> str:

@@ -5,14 +5,17 @@
         server.requests[-1].body
 
 `server.faults` holds answers for the next requests, whatever they ask; `Cut` breaks the connection after the
-request was carried out. Knows nothing of providers.
+request was carried out. `server.clients` closes, before the server, whatever a test opened. Knows nothing of
+providers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import json
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +72,8 @@ class LoopbackServer:
         self.models: list[dict[str, Any]] = [
             {"id": "tiny", "object": "model", "created": 1, "owned_by": "me", "shutdown_date": "2027-01-14"}
         ]
+        self.stall_s = 0.0
+        self.clients = AsyncExitStack()
         self._keep_metadata = keep_metadata
         self._headers = headers or {}
         self._ids = itertools.count(1)
@@ -100,6 +105,7 @@ class LoopbackServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.clients.aclose()
         await self._server.close()
 
     @property
@@ -125,6 +131,7 @@ class LoopbackServer:
                 {k.lower(): v for k, v in request.headers.items()},
             )
         )
+        await asyncio.sleep(self.stall_s)
         if self.faults and self.faults[0].on in request.path:
             fault = self.faults.pop(0)
             if isinstance(fault, Fault):

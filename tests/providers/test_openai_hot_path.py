@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,15 @@ async def _nothing() -> None:
     return None
 
 
-def _replaying(body: Any, headers: dict[str, str] | None = None, dialect: Dialect | None = None) -> Provider:
+def _replaying(
+    answer: Any, answer_headers: dict[str, str] | None = None, dialect: Dialect | None = None
+) -> Provider:
     """A provider whose every request is answered so."""
 
-    async def send(method: str, url: str, sent: bytes | None, head: object, timeout_s: float) -> HttpResponse:
-        return HttpResponse(200, headers or {}, json.dumps(body).encode())
+    async def send(
+        method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> HttpResponse:
+        return HttpResponse(200, answer_headers or {}, json.dumps(answer).encode())
 
     connection = Connection(
         provider="openai",

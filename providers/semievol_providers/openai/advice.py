@@ -39,6 +39,7 @@ _BY_CODE: Mapping[str, str] = {
     "mismatched_organization": "Check the organization and project variables; a key works only within its own.",
     "mismatched_project": "Check the organization and project variables; a key works only within its own.",
     "unsupported_country_region_territory": "Not served in this region: use another provider for the role.",
+    "unknown_url": "This server does not offer that: give the role to another provider, or choose another mode.",
     "model_not_found": _MODEL,
     "DeploymentNotFound": "Check the deployment's name; a new one takes some minutes until it answers.",
     "model_not_available": _TRAINING,

@@ -145,7 +145,7 @@ def _opening(what: str, happened: str, connection: Connection) -> str:
 
 
 def _quote(message: str, connection: Connection) -> str:
-    text = " ".join(scrub(message, connection).split())
+    text = " ".join(scrub(message, connection).split()).rstrip(".")
     if len(text) > _LONGEST_QUOTE:
         text = text[:_LONGEST_QUOTE] + "…"
     return f': "{text}"' if text else ""

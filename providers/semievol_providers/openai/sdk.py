@@ -74,7 +74,8 @@ class Sdk:
         except openai.APIStatusError as error:
             headers = {name.lower(): value for name, value in error.response.headers.items()}
             body = error.response.content
-            raise error_from_answer(what, error.status_code, headers, body, self.connection) from error
+            # From None: the SDK's message quotes the vendor, who may quote the key.
+            raise error_from_answer(what, error.status_code, headers, body, self.connection) from None
         except openai.APIConnectionError as error:
             raise error_on_the_way(what, error, self.connection) from error
 

@@ -29,6 +29,8 @@ class OpenAIOptions(BaseModel):
 
     vendor: str | None = None
     base_url: str | None = None
+    identity: str | None = Field(default=None, min_length=1)
+    """Names the endpoint in caches where its address changes, such as a local server on a free port."""
     api_key_env: str | None = None
     api_key_file: str | None = None
     organization_env: str | None = None
@@ -69,15 +71,17 @@ class Connection:
     organization: str | None = field(default=None, repr=False)
     project: str | None = field(default=None, repr=False)
     timeout_s: float = 120.0
+    given_identity: str | None = None
     dialect: Dialect = Dialect()
 
     @property
     def identity(self) -> str:
         """Names the endpoint in cache keys: the address, and a hash of what is added to every chat body."""
+        endpoint = self.given_identity or self.base_url
         if not self.dialect.extra_body:
-            return self.base_url
+            return endpoint
         extra = orjson.dumps(dict(self.dialect.extra_body), option=orjson.OPT_SORT_KEYS)
-        return f"{self.base_url}#{hashlib.sha256(extra).hexdigest()[:12]}"
+        return f"{endpoint}#{hashlib.sha256(extra).hexdigest()[:12]}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -101,15 +105,17 @@ def read_connection(settings: ProviderSettings) -> Connection:
     where = f"providers.{settings.name}"
     options = _read_options(settings.options, where)
     preset = _read_preset(options, where)
+    address = _read_address(options.base_url or preset.base_url, where)
     key, source = _read_key(options, preset, settings, where)
     return Connection(
         provider=settings.name,
-        base_url=_read_address(options.base_url or preset.base_url, where),
+        base_url=address,
         api_key=key,
         key_source=source,
         organization=_read_header(options.organization_env, preset.organization_env, settings),
         project=_read_header(options.project_env, preset.project_env, settings),
         timeout_s=options.timeout_s,
+        given_identity=options.identity,
         dialect=_dialect(options, preset, where),
     )
 

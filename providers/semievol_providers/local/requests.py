@@ -1,0 +1,120 @@
+"""What the engine is asked and what it answers: frozen values of token ids and numbers.
+
+Knows nothing of torch, chat templates, HTTP or where a request came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """Ask for `n` continuations of one tokenised prompt.
+
+    `adapter` is the folder of a PEFT adapter, None for the base model. Sample i draws from a random stream
+    that depends on `seed` and `first_sample + i` only. `max_tokens` counts the end-of-turn token.
+    `top_logprobs` of None asks for no log-probabilities at all, 0 for those of the chosen tokens.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    adapter: str | None = None
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """One token with its natural-log probability under the model at temperature 1."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleOutput:
+    """One continuation: its tokens without the end-of-turn token, and the text before any stop string.
+
+    `logprobs[t]` belongs to `token_ids[t]`; `top[t]` lists the likeliest alternatives, best first. Both are
+    None where the request asked for none. `counted_tokens` includes the end-of-turn token.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish: FinishReason
+    counted_tokens: int
+    logprobs: tuple[float, ...] | None = None
+    top: tuple[tuple[TokenChoice, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a continuation as soon as it is certain: `output` is set on the last piece."""
+
+    index: int
+    text: str
+    output: SampleOutput | None = None
+
+
+DeltaSink: TypeAlias = Callable[[Delta], None]
+"""Receives pieces on the engine's own thread: must return at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """All continuations of one request, in order of their index."""
+
+    prompt_tokens: int
+    samples: tuple[SampleOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Ask for the vector of every tokenised text."""
+
+    inputs: tuple[tuple[int, ...], ...]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedded:
+    """`vectors` is float32, shape (texts, hidden size), rows of unit length."""
+
+    vectors: NDArray[np.float32]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How the engine runs; every number that can change a result's bits is here.
+
+    A forward pass always has `prefill_rows` or `decode_rows` rows and a bucketed length, so that a row's
+    numbers depend on the row alone and never on what else is being asked. `prompt_bucket` is the step of
+    prompt lengths in tokens. `merge_limit_bytes`: base models up to this size keep merged copies of their
+    adapters, at most `adapter_cache_bytes` of them together.
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    prefill_rows: int = 4
+    decode_rows: int = 32
+    prompt_bucket: int = 32
+    max_groups: int = 4
+    merge_limit_bytes: int = 512 * 2**20
+    adapter_cache_bytes: int = 1024 * 2**20
+    gather_s: float = 0.002

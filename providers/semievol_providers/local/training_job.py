@@ -1,0 +1,108 @@
+"""What one training is told and what it tells: the job file and the lines of its event log.
+
+A job's folder holds `job.json`, `events.jsonl`, `state/` (to resume from), `checkpoints/step-N/` and in the
+end `adapter/`. Imports no torch. Knows nothing of how training is done or who asked for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+
+class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one training. `batch_size` is examples per optimizer step, whatever fits memory at once.
+
+    `tokens_per_pass` limits how many padded tokens one forward pass takes; a batch is split to keep to it
+    without changing the gradient. `adapter` is an earlier adapter to go on from.
+    `threads` is part of the result: bits repeat at an equal thread count only.
+    """
+
+    base: str
+    training_file: str
+    folder: str
+    adapter: str | None = None
+    validation_file: str | None = None
+    seed: int = 0
+    n_epochs: int = 3
+    batch_size: int = 16
+    learning_rate: float = 2e-4
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    train_embeddings: bool = False
+    warmup_share: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    tokens_per_pass: int = 1024
+    checkpoints_kept: int = 3
+    save_every_s: float = 30.0
+    threads: int = 1
+    device: str = "cpu"
+
+    @classmethod
+    def read(cls, path: Path) -> TrainingJob:
+        """The job of a job file."""
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+    def write(self, path: Path) -> None:
+        """Write the job file, whole or not at all."""
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(self))
+        partial.replace(path)
+
+
+class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of `events.jsonl`.
+
+    A resumed training writes the steps since its last saved state once more: equal `kind` and `step` mean the
+    same event. `failed` and `done` are last words.
+    """
+
+    kind: Literal["start", "step", "validation", "checkpoint", "done", "failed", "stopped"]
+    step: int = 0
+    total_steps: int = 0
+    epoch: int = 0
+    train_loss: float | None = None
+    token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_token_accuracy: float | None = None
+    learning_rate: float | None = None
+    eta_s: float | None = None
+    trained_tokens: int | None = None
+    folder: str | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+class EventLog:
+    """Appends events to a job's `events.jsonl`, one whole line each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "events.jsonl"
+
+    def write(self, event: TrainingEvent) -> None:
+        """Append one event; it is in the file when this returns."""
+        with self._path.open("ab") as log:
+            log.write(msgspec.json.encode(event) + b"\n")
+
+
+def read_events(folder: Path, offset: int) -> tuple[list[TrainingEvent], int]:
+    """Whole events written after the byte `offset`, and the offset to go on from."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as log:
+        log.seek(offset)
+        data = log.read()
+    whole = data.rfind(b"\n") + 1
+    lines = [line for line in data[:whole].split(b"\n") if line]
+    events: list[TrainingEvent] = []
+    for line in lines:
+        try:
+            events.append(msgspec.json.decode(line, type=TrainingEvent))
+        except msgspec.DecodeError:
+            continue  # a line cut by a kill and continued by the next run
+    return events, offset + whole

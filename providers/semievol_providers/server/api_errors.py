@@ -1,0 +1,67 @@
+"""Refusals in the API's own shape: `{"error": {"message", "type", "param", "code"}}`.
+
+Knows nothing of routes or why something was refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+from starlette.responses import Response
+
+
+class ApiError(Exception):
+    """A refusal that the client sees as it stands."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def response(self) -> Response:
+        """The HTTP answer."""
+        return json_response({"error": self.body()}, self.status, self.headers)
+
+    def body(self) -> dict[str, str | None]:
+        """The error object itself."""
+        return {
+            "message": self.message,
+            "type": _error_type(self.status),
+            "param": self.param,
+            "code": self.code,
+        }
+
+
+def _error_type(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+
+
+def not_found(kind: str, name: str) -> ApiError:
+    """The refusal for an object that does not exist, or not for this key."""
+    return ApiError(f"No such {kind}: {name}", status=404, param="id", code=f"{kind.replace(' ', '_')}_not_found")
+
+
+def unsupported(param: str, why: str = "is not supported by this server") -> ApiError:
+    """The refusal for a documented setting that this server cannot honour."""
+    return ApiError(f"The parameter '{param}' {why}.", param=param, code="unsupported_parameter")

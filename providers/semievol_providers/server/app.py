@@ -1,0 +1,175 @@
+"""The ASGI application: routes, key check, size limits, error shapes, start and stop of all parts.
+
+Knows nothing of what single routes do, nor of the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from semievol_providers.server import chat_routes, file_routes, job_routes
+from semievol_providers.server.api_errors import ApiError, json_response
+from semievol_providers.server.engine_client import EngineClient
+from semievol_providers.server.job_runner import JobRunner
+from semievol_providers.server.models import ModelTable, model_object
+from semievol_providers.server.services import KeyRing, Services, owner_of, services
+from semievol_providers.server.settings import ServerSettings
+from semievol_providers.server.state import State
+
+_log = logging.getLogger(__name__)
+
+
+def build_app(settings: ServerSettings) -> ASGIApp:
+    """The whole server as one ASGI application; its parts start with its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        state = State(settings.state)
+        models = ModelTable(settings, state)
+        parts = Services(settings, state, models, EngineClient(settings), JobRunner(settings, state, models))
+        app.state.services = parts
+        app.state.background = set()
+        await parts.engine.start()
+        await parts.jobs.start()
+        try:
+            yield
+        finally:
+            await asyncio.gather(parts.jobs.close(), parts.engine.close())
+            await asyncio.gather(*app.state.background, return_exceptions=True)
+            state.close()
+
+    app = Starlette(
+        routes=_routes(),
+        lifespan=lifespan,
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+    )
+    return _Gate(app, KeyRing(settings.api_keys), settings)
+
+
+def _routes() -> list[Route]:
+    jobs = "/v1/fine_tuning/jobs"
+    return [
+        Route("/healthz", _health),
+        Route("/v1/models", _list_models),
+        Route("/v1/models/{model:path}", _retrieve_model, methods=["GET"]),
+        Route("/v1/models/{model:path}", _delete_model, methods=["DELETE"]),
+        Route("/v1/chat/completions", chat_routes.create_chat, methods=["POST"]),
+        Route("/v1/completions", chat_routes.create_completion, methods=["POST"]),
+        Route("/v1/embeddings", chat_routes.create_embedding, methods=["POST"]),
+        Route("/v1/files", file_routes.create_file, methods=["POST"]),
+        Route("/v1/files", file_routes.list_files, methods=["GET"]),
+        Route("/v1/files/{file_id}", file_routes.retrieve_file, methods=["GET"]),
+        Route("/v1/files/{file_id}", file_routes.delete_file, methods=["DELETE"]),
+        Route("/v1/files/{file_id}/content", file_routes.file_content, methods=["GET"]),
+        Route(jobs, job_routes.create_job, methods=["POST"]),
+        Route(jobs, job_routes.list_jobs, methods=["GET"]),
+        Route(jobs + "/{job_id}", job_routes.retrieve_job, methods=["GET"]),
+        Route(jobs + "/{job_id}/cancel", job_routes.cancel_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/pause", job_routes.pause_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/resume", job_routes.resume_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/events", job_routes.list_events, methods=["GET"]),
+        Route(jobs + "/{job_id}/checkpoints", job_routes.list_checkpoints, methods=["GET"]),
+    ]
+
+
+async def _health(request: Request) -> Response:
+    parts = services(request)
+    running = parts.jobs.running
+    return json_response(
+        {
+            "status": "ok",
+            "engine_ready": parts.engine.ready.is_set(),
+            "engine_pid": parts.engine.pid,
+            "engine_restarts": parts.engine.restarts,
+            "requests_in_flight": parts.engine.in_flight,
+            "training": {"job": running[0], "pid": running[1]} if running else None,
+        }
+    )
+
+
+async def _list_models(request: Request) -> Response:
+    return json_response({"object": "list", "data": services(request).models.list(owner_of(request))})
+
+
+async def _retrieve_model(request: Request) -> Response:
+    found = services(request).models.find(request.path_params["model"], owner_of(request))
+    return json_response(model_object(found.name, found.created_at))
+
+
+async def _delete_model(request: Request) -> Response:
+    parts, name = services(request), request.path_params["model"]
+    parts.engine.forget(parts.models.delete(name, owner_of(request)))
+    return json_response({"id": name, "object": "model", "deleted": True})
+
+
+async def _api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"Unknown request URL: {request.method} {request.url.path}."
+        return ApiError(message, status=404, code="unknown_url").response()
+    return ApiError(error.detail, status=error.status_code).response()
+
+
+async def _bug(_request: Request, error: Exception) -> Response:
+    return ApiError(f"The server had an error: {type(error).__name__}.", status=500, code="internal").response()
+
+
+class _Gate:
+    """What every request passes first: the key check and the limit on its body's size."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, settings: ServerSettings) -> None:
+        self._app = app
+        self._keys = keys
+        self._limits = settings.limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        uploads = scope["path"] == "/v1/files"
+        limit = self._limits.upload_bytes + 2**16 if uploads else self._limits.body_bytes
+        try:
+            open_path = scope["path"] == "/healthz"
+            owner = "" if open_path else self._keys.owner(request.headers.get("authorization"))
+            if int(request.headers.get("content-length", "0")) > limit:
+                raise _too_large(limit)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        scope.setdefault("state", {})["owner"] = owner
+        await self._app(scope, _counted(receive, limit), send)
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    """The same body, refused as soon as it grows past the limit."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise _too_large(limit)
+        return message
+
+    return counted
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(f"The body is larger than {limit:,} bytes.", status=413, code="body_too_large")

@@ -1,0 +1,323 @@
+"""The bodies of chat and text completions: what is accepted, what is refused, and the answers' JSON.
+
+A field of the API that this server does not honour is refused by name, and an unknown one too; those that
+cannot change an answer (user, metadata, cache hints) are accepted. Knows nothing of HTTP or the engine's life.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Annotated, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from semievol_api.records import JsonValue
+from semievol_providers.server.api_errors import ApiError, unsupported
+from semievol_providers.server.engine_wire import Choice, Sampling, TokenScore
+from semievol_providers.server.settings import Limits
+
+_Temperature: TypeAlias = Annotated[float, Meta(ge=0, le=2)]
+_TopP: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+_Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
+_Top: TypeAlias = Annotated[int, Meta(ge=0, le=20)]
+_Tokens: TypeAlias = Annotated[int, Meta(ge=1)]
+_Samples: TypeAlias = Annotated[int, Meta(ge=1, le=128)]
+_Seed: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_MAX_STOPS = 4
+
+
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
+    """A part of a message; this server reads text only."""
+
+    text: str
+
+
+class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One chat turn."""
+
+    role: str
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+
+    def plain(self, position: int) -> dict[str, str]:
+        """Role and text, as chat templates take them."""
+        if self.role not in ("system", "developer", "user", "assistant"):
+            raise ApiError(
+                f"The role {self.role!r} is not supported by this server; use system, user or assistant.",
+                param=f"messages[{position}].role",
+                code="unsupported_value",
+            )
+        if self.content is None:
+            raise ApiError("A message needs content.", param=f"messages[{position}].content")
+        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`stream_options`."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What chat and text completions share."""
+
+    model: str
+    n: _Samples | None = None
+    temperature: _Temperature | None = None
+    top_p: _TopP | None = None
+    max_tokens: _Tokens | None = None
+    seed: _Seed | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    logit_bias: dict[str, float] | None = None
+
+    def sampling(self, max_tokens: int | None, top_logprobs: int | None, limits: Limits) -> Sampling:
+        """These settings for the engine; without a seed, a random one."""
+        if self.logit_bias:
+            raise unsupported("logit_bias")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > _MAX_STOPS or any(not stop for stop in stops):
+            raise ApiError(f"'stop' takes at most {_MAX_STOPS} non-empty strings.", param="stop")
+        return Sampling(
+            seed=self.seed if self.seed is not None else secrets.randbits(63),
+            max_tokens=max_tokens,
+            token_limit=limits.completion_tokens,
+            n=self.n or 1,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=tuple(stops),
+            top_logprobs=top_logprobs,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+        )
+
+
+class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /chat/completions`. `continue_final_message` and `add_generation_prompt` are vLLM's."""
+
+    messages: Annotated[list[MessageBody], Meta(min_length=1)]
+    max_completion_tokens: _Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Top | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    response_format: dict[str, object] | None = None
+    modalities: list[str] | None = None
+    tools: list[object] | None = None
+    tool_choice: object = None
+    parallel_tool_calls: bool | None = None
+    functions: list[object] | None = None
+    function_call: object = None
+    audio: object = None
+    prediction: object = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    web_search_options: object = None
+    moderation: object = None
+    prompt_cache_options: object = None
+
+    def checked(self) -> ChatBody:
+        """This body, if the server can honour all of it.
+
+        Raises:
+            ApiError: names the first field that it cannot.
+        """
+        asked = {
+            "tools": self.tools, "tool_choice": self.tool_choice not in (None, "none"),
+            "functions": self.functions, "function_call": self.function_call not in (None, "none"),
+            "audio": self.audio, "prediction": self.prediction, "reasoning_effort": self.reasoning_effort,
+            "verbosity": self.verbosity, "web_search_options": self.web_search_options,
+            "moderation": self.moderation, "store": self.store,
+            "modalities": self.modalities not in (None, ["text"]),
+            "service_tier": self.service_tier not in (None, "auto", "default"),
+            "response_format": self.response_format not in (None, {"type": "text"}),
+        }  # fmt: skip
+        for name, value in asked.items():
+            if value:
+                raise unsupported(name)
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise ApiError(
+                "'continue_final_message' needs a last message of the assistant.", param="continue_final_message"
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ApiError(
+                "'continue_final_message' excludes 'add_generation_prompt'.", param="add_generation_prompt"
+            )
+        return self
+
+    def chat_sampling(self, limits: Limits) -> Sampling:
+        """Settings for the engine."""
+        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return self.sampling(most, (self.top_logprobs or 0) if self.logprobs else None, limits)
+
+
+class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /completions`."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """The prompts as single texts or token lists.
+
+        Raises:
+            ApiError: a field that this server does not honour.
+        """
+        for name, value in (
+            ("echo", self.echo), ("suffix", self.suffix), ("best_of", (self.best_of or 1) != 1)
+        ):  # fmt: skip
+            if value:
+                raise unsupported(name)
+        return texts_or_tokens(self.prompt or "", "prompt")
+
+
+class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /embeddings`."""
+
+    model: str
+    input: str | list[str | int | list[int]]
+    encoding_format: str = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+    def inputs(self, limits: Limits) -> tuple[str | tuple[int, ...], ...]:
+        """The texts or token lists to embed.
+
+        Raises:
+            ApiError: an unsupported field, nothing to embed or too much.
+        """
+        if self.dimensions is not None:
+            raise unsupported("dimensions")
+        if self.encoding_format not in ("float", "base64"):
+            raise ApiError("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")
+        found = texts_or_tokens(self.input, "input")
+        if not 0 < len(found) <= limits.embed_inputs or not all(found):
+            raise ApiError(
+                f"'input' takes 1 to {limits.embed_inputs} non-empty texts or token lists.", param="input"
+            )
+        return tuple(found)
+
+
+def texts_or_tokens(given: str | list[str | int | list[int]], param: str) -> list[str | tuple[int, ...]]:
+    """One text, several texts, one token list or several, as a list of texts or token lists.
+
+    Raises:
+        ApiError: the list mixes kinds.
+    """
+    if isinstance(given, str):
+        return [given]
+    numbers = [part for part in given if isinstance(part, int)]
+    if numbers and len(numbers) == len(given):
+        return [tuple(numbers)]
+    if len({type(part) for part in given}) > 1:
+        raise ApiError(f"'{param}' mixes texts and tokens.", param=param)
+    return [part if isinstance(part, str) else tuple(part) for part in given if not isinstance(part, int)]
+
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def parse(body: bytes, kind: type[Body]) -> Body:
+    """The request of this kind.
+
+    Raises:
+        ApiError: not JSON, an unknown field or a wrong type; `param` names the place.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        if "unknown field" in message:
+            field = message.split("`")[1]
+            raise ApiError(
+                f"Unrecognized request argument supplied: {field}", param=field, code="unknown_parameter"
+            ) from error
+        param = message.split("`$.")[1].split("`")[0] if "`$." in message else None
+        raise ApiError(f"Invalid request: {message}", param=param, code="invalid_value") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(f"We could not parse the JSON body of your request: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------ answers
+def chat_choice(choice: Choice) -> dict[str, JsonValue]:
+    """One entry of `choices` of a chat completion."""
+    return {
+        "index": choice.index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "logprobs": chat_logprobs(choice.scores),
+        "finish_reason": choice.finish,
+    }
+
+
+def chat_logprobs(scores: Sequence[TokenScore] | None) -> JsonValue:
+    """The `logprobs` of a chat choice."""
+    if scores is None:
+        return None
+    content: list[JsonValue] = [
+        {
+            "token": score.text,
+            "logprob": score.logprob,
+            "bytes": list(score.raw),
+            "top_logprobs": [{"token": t, "logprob": v, "bytes": list(raw)} for t, raw, v in score.top],
+        }
+        for score in scores
+    ]
+    return {"content": content, "refusal": None}
+
+
+def text_choice(choice: Choice, index: int) -> dict[str, JsonValue]:
+    """One entry of `choices` of a text completion."""
+    return {
+        "index": index,
+        "text": choice.text,
+        "logprobs": _text_logprobs(choice.scores),
+        "finish_reason": choice.finish,
+    }
+
+
+def _text_logprobs(scores: Sequence[TokenScore] | None) -> JsonValue:
+    if scores is None:
+        return None
+    offsets: list[JsonValue] = []
+    at = 0
+    for score in scores:
+        offsets.append(at)
+        at += len(score.text)
+    return {
+        "tokens": [score.text for score in scores],
+        "token_logprobs": [score.logprob for score in scores],
+        "top_logprobs": [{text: value for text, _, value in score.top} for score in scores],
+        "text_offset": offsets,
+    }
+
+
+def usage(prompt_tokens: int, choices: Iterable[Choice]) -> dict[str, JsonValue]:
+    """The `usage` object."""
+    completion = sum(choice.tokens for choice in choices)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": prompt_tokens + completion,
+    }

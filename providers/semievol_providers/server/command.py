@@ -1,0 +1,179 @@
+"""`semievol serve`: start the server on a model folder and stay until told to stop.
+
+Heavy imports happen inside, so that `semievol --help` stays quick. Knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import socket
+
+    import uvicorn
+
+    from semievol_providers.server.settings import ServerSettings
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(  # noqa: PLR0913 - a command line has as many options as it has
+    model_folder: Annotated[Path, typer.Argument(help="Folder of a Hugging Face model in safetensors.")],
+    name: Annotated[
+        str | None, typer.Option(help="Model name for clients; the folder's name if not given.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    state: Annotated[Path, typer.Option(help="Folder for files, jobs and tuned models.")] = Path("semievol-server"),
+    alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: another name of a model.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the API key, or several by commas.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
+    stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
+) -> None:
+    """Serve a model with the OpenAI API, fine-tuning included."""
+    from semievol_api.errors import ConfigError
+    from semievol_providers.local.model_folder import read_facts
+    from semievol_providers.server.settings import ServerSettings, read_train_defaults
+
+    facts = read_facts(model_folder)
+    keys = _read_keys(api_key_env)
+    if host not in _LOOPBACK and not keys:
+        raise ConfigError(
+            f"Serving on {host!r} lets other machines in, so an API key is needed. Put one into an environment "
+            "variable and name it with --api-key-env, or serve on 127.0.0.1."
+        )
+    settings = ServerSettings(
+        model_folder=facts.folder,
+        name=name or Path(facts.folder).name,
+        state=state.resolve(),
+        host=host,
+        port=port,
+        aliases=_read_aliases(alias or []),
+        api_keys=keys,
+        threads=threads,
+        device=device,
+        train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
+    )
+    _run(settings, ready_file, stop_with_stdin)
+
+
+def _read_keys(variable: str | None) -> tuple[str, ...]:
+    from semievol_api.errors import ConfigError
+
+    if variable is None:
+        return ()
+    keys = tuple(key.strip() for key in os.environ.get(variable, "").split(",") if key.strip())
+    if not keys:
+        raise ConfigError(
+            f"The environment variable {variable!r} is empty or not set. Set it to the server's API key, or "
+            "leave --api-key-env out."
+        )
+    return keys
+
+
+def _read_aliases(pairs: list[str]) -> dict[str, str]:
+    from semievol_api.errors import ConfigError
+
+    aliases: dict[str, str] = {}
+    for pair in pairs:
+        alias, equals, target = pair.partition("=")
+        if not (alias and equals and target):
+            raise ConfigError(f"The alias {pair!r} is not of the form NAME=MODEL.")
+        aliases[alias] = target
+    return aliases
+
+
+def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: bool) -> None:
+    import uvicorn
+
+    from semievol_providers.server.app import build_app
+    from semievol_providers.server.state_lock import hold_state
+
+    with hold_state(settings.state):
+        listener = _bind(settings)
+        port = listener.getsockname()[1]
+        shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{shown_host}:{port}/v1"
+
+        class Announcing(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if self.started:
+                    _announce(settings.name, url, ready_file)
+
+        config = uvicorn.Config(
+            build_app(settings),
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=75,
+        )
+        server = Announcing(config)
+        if stop_with_stdin:
+            threading.Thread(target=_stop_at_end_of_input, args=(server,), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _stop_at_end_of_input(server: uvicorn.Server) -> None:
+    """A parent that ends, however it ends, closes our standard input."""
+    while sys.stdin.buffer.read(1024):
+        continue
+    server.should_exit = True
+
+
+def _bind(settings: ServerSettings) -> socket.socket:
+    import socket
+
+    from semievol_api.errors import ConfigError
+
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"The address {settings.host}:{settings.port} cannot be used: {error.strerror}. Choose another --port, "
+            "or 0 for a free one."
+        ) from error
+    return listener
+
+
+def _announce(name: str, url: str, ready_file: Path | None) -> None:
+    sys.stdout.write(f"Serving {name} on {url}\n")
+    sys.stdout.flush()
+    if ready_file is not None:
+        partial = ready_file.with_name(ready_file.name + ".partial")
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid(), "model": name}), encoding="utf-8")
+        partial.replace(ready_file)
+
+
+def main() -> None:
+    """Run the command by itself: `python -m semievol_providers.server.command MODEL_FOLDER`."""
+    from semievol_api.errors import UserError
+
+    try:
+        typer.run(serve)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The API's side of the engine process: starts it, asks it, restarts it when it dies.
+
+A question that was under way when the engine died is asked once more (answers depend on the question alone);
+one that kills the engine twice is refused. Knows nothing of HTTP or torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.engine_wire import (
+    LENGTH,
+    Ask,
+    ChatAsk,
+    ChoicesTell,
+    DeltaTell,
+    DropAsk,
+    EmbedAsk,
+    ForgetAsk,
+    ReadyTell,
+    RefusalTell,
+    Tell,
+    TextAsk,
+    VectorsTell,
+    frame,
+)
+from semievol_providers.server.settings import ServerSettings
+
+_log = logging.getLogger(__name__)
+_MAX_ATTEMPTS = 2
+_RESTART_WAIT_S = 1.0
+
+
+@dataclass(slots=True)
+class _Question:
+    ask: ChatAsk | TextAsk | EmbedAsk
+    answers: asyncio.Queue[Tell | ApiError] = field(default_factory=asyncio.Queue)
+    attempts: int = 1
+    answered: bool = False
+
+
+class EngineClient:
+    """`start`, then `ask` or `stream`, then `close`."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._process: Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._questions: dict[int, _Question] = {}
+        self._number = 0
+        self._closing = False
+        self.ready = asyncio.Event()
+        self.context_tokens = 0
+        self.restarts = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests wait for an answer."""
+        return len(self._questions)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, while there is one."""
+        return self._process.pid if self._process else None
+
+    def next_number(self) -> int:
+        """A fresh id for a question."""
+        self._number += 1
+        return self._number
+
+    async def start(self) -> None:
+        """Start the engine process; returns before it is ready."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    async def close(self) -> None:
+        """End the engine process."""
+        self._closing = True
+        if self._process is not None and self._process.returncode is None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                await asyncio.wait_for(self._process.wait(), 5)
+            except TimeoutError:
+                self._process.kill()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+
+    # --------------------------------------------------------------------------------------------- asking
+    async def ask(self, ask: ChatAsk | TextAsk | EmbedAsk) -> ChoicesTell | VectorsTell:
+        """Send a question and wait for its whole answer.
+
+        Raises:
+            ApiError: the engine refuses it, or died twice over it.
+        """
+        async for tell in self._conversation(ask):
+            if isinstance(tell, ChoicesTell | VectorsTell):
+                return tell
+        raise ApiError("The engine stopped.", status=503, code="engine_stopped")
+
+    async def stream(self, ask: ChatAsk | TextAsk) -> AsyncIterator[DeltaTell | ChoicesTell]:
+        """Send a question and give its pieces as they come; the last one is a `ChoicesTell`."""
+        async for tell in self._conversation(ask):
+            if isinstance(tell, DeltaTell | ChoicesTell):
+                yield tell
+
+    def forget(self, adapter: str) -> None:
+        """Let the engine free an adapter's memory."""
+        self._send(ForgetAsk(adapter))
+
+    async def _conversation(self, ask: ChatAsk | TextAsk | EmbedAsk) -> AsyncIterator[Tell]:
+        if len(self._questions) >= self._settings.limits.requests_in_flight:
+            raise ApiError(
+                "The server has too many requests under way. Try again in a moment.",
+                status=429,
+                code="rate_limit_exceeded",
+                headers={"retry-after": "1"},
+            )
+        question = self._questions[ask.id] = _Question(ask)
+        done = False
+        try:
+            if self.ready.is_set():
+                self._send(ask)
+            while not done:
+                tell = await question.answers.get()
+                if isinstance(tell, ApiError):
+                    done = True
+                    raise tell
+                done = isinstance(tell, ChoicesTell | VectorsTell)
+                yield tell
+        finally:
+            self._questions.pop(ask.id, None)
+            if not done:
+                self._send(DropAsk(ask.id))
+
+    def _send(self, ask: Ask) -> None:
+        process = self._process
+        if process is not None and process.returncode is None and self.ready.is_set():
+            assert process.stdin is not None
+            process.stdin.write(frame(ask))
+
+    # ---------------------------------------------------------------------------------------- supervising
+    async def _supervise(self) -> None:
+        while not self._closing:
+            process = self._process = await self._spawn()
+            assert process.stdout is not None
+            await self._listen(process.stdout)
+            self.ready.clear()
+            status = await process.wait()
+            if not self._closing:
+                _log.error("the engine process ended with status %s; starting it again", status)
+                self.restarts += 1
+                self._review_questions()
+                await asyncio.sleep(_RESTART_WAIT_S)
+
+    async def _spawn(self) -> Process:
+        settings = self._settings
+        options = {"folder": settings.model_folder, "threads": settings.threads, "device": settings.device}
+        threads = {"OMP_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "semievol_providers.server.engine_process",
+            json.dumps(options),
+            stdin=PIPE,
+            stdout=PIPE,
+            env={**os.environ, **threads, "HF_HUB_OFFLINE": "1"},
+        )
+
+    async def _listen(self, out: asyncio.StreamReader) -> None:
+        decoder: msgspec.msgpack.Decoder[Tell] = msgspec.msgpack.Decoder(Tell)
+        while True:
+            try:
+                head = await out.readexactly(LENGTH.size)
+                body = await out.readexactly(LENGTH.unpack(head)[0])
+            except asyncio.IncompleteReadError:
+                return
+            self._take(decoder.decode(body))
+
+    def _take(self, tell: Tell) -> None:
+        if isinstance(tell, ReadyTell):
+            self.context_tokens = tell.context_tokens
+            self.ready.set()
+            for question in self._questions.values():
+                self._send(question.ask)
+            return
+        asked = self._questions.get(tell.id)
+        if asked is not None:
+            asked.answered = True
+            asked.answers.put_nowait(_error(tell) if isinstance(tell, RefusalTell) else tell)
+
+    def _review_questions(self) -> None:
+        """Questions that may be asked again stay; the others are refused."""
+        for question in self._questions.values():
+            question.attempts += 1
+            if question.answered or question.attempts > _MAX_ATTEMPTS:
+                question.answers.put_nowait(
+                    ApiError("The engine died over this request.", status=500, code="engine_died")
+                )
+
+
+def _error(tell: RefusalTell) -> ApiError:
+    param = "messages" if tell.code in ("context_length_exceeded", "invalid_prompt") else None
+    return ApiError(tell.message, status=tell.status, code=tell.code, param=param)

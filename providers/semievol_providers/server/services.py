@@ -1,0 +1,89 @@
+"""What every route needs: settings, state, models, engine, jobs, and who is asking.
+
+Knows nothing of single routes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.engine_client import EngineClient
+from semievol_providers.server.job_runner import JobRunner
+from semievol_providers.server.models import ModelTable
+from semievol_providers.server.settings import ServerSettings
+from semievol_providers.server.state import Cursor, State
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The running parts of one server."""
+
+    settings: ServerSettings
+    state: State
+    models: ModelTable
+    engine: EngineClient
+    jobs: JobRunner
+
+
+def services(request: Request) -> Services:
+    """The parts of the server that this request came to."""
+    found = request.app.state.services
+    assert isinstance(found, Services)
+    return found
+
+
+class KeyRing:
+    """The API keys of a server, kept as hashes; an owner is the hash of its key."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._hashes = tuple(_hash(key) for key in keys)
+
+    def owner(self, authorization: str | None) -> str:
+        """Who sent this Authorization header; empty where no key is asked for.
+
+        Raises:
+            ApiError: a key is needed and missing or wrong.
+        """
+        if not self._hashes:
+            return ""
+        scheme, _, key = (authorization or "").partition(" ")
+        given = _hash(key.strip())
+        matches = [hmac.compare_digest(given, known) for known in self._hashes]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise ApiError(
+                "Incorrect API key provided. Send one of this server's keys as 'Authorization: Bearer KEY'.",
+                status=401,
+                code="invalid_api_key",
+            )
+        return given[:32]
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def owner_of(request: Request) -> str:
+    """The owner that the key check found for this request."""
+    owner = request.state.owner
+    assert isinstance(owner, str)
+    return owner
+
+
+def cursor_of(request: Request, default_limit: int, most: int) -> Cursor:
+    """`limit`, `after` and `order` of a list request.
+
+    Raises:
+        ApiError: one of them cannot be used.
+    """
+    asked = request.query_params.get("limit", str(default_limit))
+    if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked) <= most:
+        raise ApiError(f"'limit' must be a number from 1 to {most}.", param="limit")
+    order = request.query_params.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise ApiError("'order' must be 'asc' or 'desc'.", param="order")
+    return Cursor(int(asked), request.query_params.get("after") or None, order == "asc")

@@ -1,0 +1,288 @@
+"""What the server remembers: files, jobs, events, checkpoints and tuned models in one SQLite file.
+
+Every change is on disk before the call returns. Rows belong to an owner (a hash of the API key, empty where no
+key is asked for) and are seen by that owner only. Knows nothing of HTTP, processes or training.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import string
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from semievol_api.records import JsonValue
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, filename TEXT NOT NULL,
+    purpose TEXT NOT NULL, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER);
+CREATE TABLE IF NOT EXISTS jobs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, status TEXT NOT NULL,
+    run_key TEXT, record TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS jobs_by_key ON jobs (owner, run_key);
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, job_id TEXT NOT NULL, name TEXT NOT NULL,
+    created_at INTEGER NOT NULL, record TEXT NOT NULL, UNIQUE (job_id, name));
+CREATE TABLE IF NOT EXISTS checkpoints (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, job_id TEXT NOT NULL, step INTEGER NOT NULL,
+    record TEXT NOT NULL, UNIQUE (job_id, step));
+CREATE TABLE IF NOT EXISTS models (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, folder TEXT NOT NULL, created_at INTEGER NOT NULL);
+"""
+_HAS_PAIR = (
+    "EXISTS (SELECT 1 FROM json_each(record, '$.metadata') AS pair WHERE pair.key = json_extract(PAIR, '$[0]') "
+    "AND pair.value = json_extract(PAIR, '$[1]'))"
+)
+_LETTERS = string.ascii_letters + string.digits
+Record = dict[str, JsonValue]
+
+
+def new_id(prefix: str, length: int = 24) -> str:
+    """A fresh random id."""
+    return prefix + "".join(secrets.choice(_LETTERS) for _ in range(length))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRow:
+    """One uploaded or produced file; its bytes lie in the state folder under its id."""
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of records, newest first unless asked otherwise."""
+
+    records: Sequence[Record]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a page starts and how long it is."""
+
+    limit: int
+    after: str | None = None
+    oldest_first: bool = False
+
+
+class State:
+    """The database of one state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "files").mkdir(parents=True, exist_ok=True)
+        (folder / "jobs").mkdir(exist_ok=True)
+        self._db = sqlite3.connect(folder / "state.sqlite", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Everything inside is written together or not at all."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # ---------------------------------------------------------------------------------------------- files
+    def file_path(self, file_id: str) -> Path:
+        """Where the bytes of a file lie. Only ids made by `new_id` ever get here."""
+        assert file_id.removeprefix("file-").isalnum()
+        return self.folder / "files" / file_id
+
+    def add_file(self, row: FileRow, owner: str) -> None:
+        """Record a file whose bytes are in place."""
+        self._db.execute(
+            "INSERT INTO files (id, owner, filename, purpose, bytes, created_at, expires_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (row.id, owner, row.filename, row.purpose, row.bytes, row.created_at, row.expires_at),
+        )
+
+    def find_file(self, file_id: str, owner: str) -> FileRow | None:
+        """The file with this id, if it exists, has not expired and belongs to the owner."""
+        found = self._db.execute(
+            "SELECT id, filename, purpose, bytes, created_at, expires_at FROM files "
+            "WHERE id = ? AND owner = ? AND coalesce(expires_at, 1e18) > ?",
+            (file_id, owner, time.time()),
+        ).fetchone()
+        return _file_row(found) if found else None
+
+    def list_files(self, owner: str, purpose: str | None, cursor: Cursor) -> tuple[list[FileRow], bool]:
+        """One page of files, and whether more follow."""
+        rows = self._page(
+            "SELECT id, filename, purpose, bytes, created_at, expires_at FROM files",
+            "files",
+            {"owner = ?": owner, "coalesce(expires_at, 1e18) > ?": time.time()}
+            | ({"purpose = ?": purpose} if purpose else {}),
+            cursor,
+        )
+        return [_file_row(row) for row in rows[: cursor.limit]], len(rows) > cursor.limit
+
+    def delete_file(self, file_id: str, owner: str) -> bool:
+        """Forget a file and its bytes; False if there is none."""
+        deleted = self._db.execute("DELETE FROM files WHERE id = ? AND owner = ?", (file_id, owner)).rowcount
+        if deleted:
+            self.file_path(file_id).unlink(missing_ok=True)
+        return bool(deleted)
+
+    # ----------------------------------------------------------------------------------------------- jobs
+    def add_job(self, record: Record, owner: str, run_key: str | None) -> None:
+        """Record a new job."""
+        self._db.execute(
+            "INSERT INTO jobs (id, owner, status, run_key, record) VALUES (?, ?, ?, ?, ?)",
+            (record["id"], owner, record["status"], run_key, json.dumps(record)),
+        )
+
+    def save_job(self, record: Record) -> None:
+        """Replace a job's record."""
+        self._db.execute(
+            "UPDATE jobs SET status = ?, record = ? WHERE id = ?",
+            (record["status"], json.dumps(record), record["id"]),
+        )
+
+    def find_job(self, job_id: str, owner: str | None = None) -> Record | None:
+        """The job with this id; `owner` of None looks among everybody's."""
+        found = self._db.execute(
+            "SELECT record FROM jobs WHERE id = ? AND (?2 IS NULL OR owner = ?2)", (job_id, owner)
+        ).fetchone()
+        return json.loads(found[0]) if found else None
+
+    def job_owner(self, job_id: str) -> str:
+        """Whose job it is."""
+        found = self._db.execute("SELECT owner FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return str(found[0])
+
+    def find_job_by_key(self, run_key: str, owner: str) -> Record | None:
+        """The newest job with this run key that has neither failed nor been cancelled."""
+        found = self._db.execute(
+            "SELECT record FROM jobs WHERE owner = ? AND run_key = ? "
+            "AND status NOT IN ('failed', 'cancelled') ORDER BY seq DESC LIMIT 1",
+            (owner, run_key),
+        ).fetchone()
+        return json.loads(found[0]) if found else None
+
+    def jobs_with_status(self, *statuses: str) -> list[Record]:
+        """Everybody's jobs with one of these statuses, oldest first."""
+        marks = ", ".join("?" * len(statuses))
+        rows = self._db.execute(
+            f"SELECT record FROM jobs WHERE status IN ({marks}) ORDER BY seq",
+            statuses,
+        ).fetchall()
+        return [json.loads(row[0]) for row in rows]
+
+    def list_jobs(self, owner: str, metadata: Mapping[str, str], cursor: Cursor) -> Page:
+        """One page of jobs whose metadata holds all the given pairs."""
+        where: dict[str, object] = {"owner = ?": owner}
+        for key, value in metadata.items():
+            pair = json.dumps([key, value])
+            where[_HAS_PAIR.replace("PAIR", f"?{len(where) + 1}")] = pair
+        return self._records("SELECT record FROM jobs", "jobs", where, cursor)
+
+    # ---------------------------------------------------------------------------------- events, checkpoints
+    def add_event(self, job_id: str, name: str, message: str, data: Record | None = None) -> None:
+        """Record an event; one with the same name is already there after a resume and is kept as it was."""
+        level = "error" if name == "failed" else "info"
+        record: Record = {
+            "object": "fine_tuning.job.event",
+            "id": new_id("ftevent-"),
+            "created_at": int(time.time()),
+            "level": level,
+            "message": message,
+            "type": "metrics" if name.startswith("step/") else "message",
+            "data": data or {},
+        }
+        self._db.execute(
+            "INSERT OR IGNORE INTO events (id, job_id, name, created_at, record) VALUES (?, ?, ?, ?, ?)",
+            (record["id"], job_id, name, record["created_at"], json.dumps(record)),
+        )
+
+    def list_events(self, job_id: str, cursor: Cursor) -> Page:
+        """One page of a job's events."""
+        return self._records("SELECT record FROM events", "events", {"job_id = ?": job_id}, cursor)
+
+    def add_checkpoint(self, job_id: str, step: int, record: Record) -> None:
+        """Record a checkpoint; the same step again changes nothing."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO checkpoints (id, job_id, step, record) VALUES (?, ?, ?, ?)",
+            (record["id"], job_id, step, json.dumps(record)),
+        )
+
+    def list_checkpoints(self, job_id: str, cursor: Cursor) -> Page:
+        """One page of a job's checkpoints."""
+        return self._records("SELECT record FROM checkpoints", "checkpoints", {"job_id = ?": job_id}, cursor)
+
+    # --------------------------------------------------------------------------------------------- models
+    def add_model(self, name: str, folder: str, owner: str) -> None:
+        """Record a tuned model."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO models (id, owner, folder, created_at) VALUES (?, ?, ?, ?)",
+            (name, owner, folder, int(time.time())),
+        )
+
+    def find_model(self, name: str, owner: str) -> tuple[str, int] | None:
+        """Adapter folder and creation time of a tuned model."""
+        found = self._db.execute(
+            "SELECT folder, created_at FROM models WHERE id = ? AND owner = ?", (name, owner)
+        ).fetchone()
+        return (str(found[0]), int(found[1])) if found else None
+
+    def list_models(self, owner: str) -> list[tuple[str, int]]:
+        """Names and creation times of tuned models, oldest first."""
+        return self._db.execute(
+            "SELECT id, created_at FROM models WHERE owner = ? ORDER BY created_at, id", (owner,)
+        ).fetchall()
+
+    def delete_model(self, name: str, owner: str) -> None:
+        """Forget a tuned model."""
+        self._db.execute("DELETE FROM models WHERE id = ? AND owner = ?", (name, owner))
+
+    # ---------------------------------------------------------------------------------------------- pages
+    def _records(self, select: str, table: str, where: Mapping[str, object], cursor: Cursor) -> Page:
+        rows = self._page(select, table, where, cursor)
+        return Page([json.loads(str(row[0])) for row in rows[: cursor.limit]], len(rows) > cursor.limit)
+
+    def _page(
+        self, select: str, table: str, where: Mapping[str, object], cursor: Cursor
+    ) -> list[tuple[object, ...]]:
+        """Up to limit + 1 rows behind the cursor; an unknown cursor gives none."""
+        conditions = dict(where)
+        if cursor.after is not None:
+            compare = ">" if cursor.oldest_first else "<"
+            conditions[f"seq {compare} (SELECT seq FROM {table} WHERE id = ?)"] = cursor.after
+        order = "ASC" if cursor.oldest_first else "DESC"
+        return self._db.execute(
+            f"{select} WHERE {' AND '.join(conditions)} ORDER BY seq {order} LIMIT ?",
+            (*conditions.values(), cursor.limit + 1),
+        ).fetchall()
+
+
+def _file_row(found: Sequence[object]) -> FileRow:
+    expires = found[5]
+    return FileRow(
+        id=str(found[0]),
+        filename=str(found[1]),
+        purpose=str(found[2]),
+        bytes=int(str(found[3])),
+        created_at=int(str(found[4])),
+        expires_at=int(str(expires)) if expires is not None else None,
+    )
