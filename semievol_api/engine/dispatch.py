@@ -1,41 +1,30 @@
-"""Send pieces: the only module that starts tasks, and the only one that retries.
+"""Queues and carriers: the only module that starts tasks.
 
 Every key and model has a station: a queue of pieces, a gate, and as many carriers as the gate has room for. A
-carrier takes a piece, reserves its budget, passes the gate, asks the provider and hands the reply to the
-journal's writer; it does not wait for the commit. Knows nothing of where pieces come from.
+carrier takes a piece, has it asked, and hands it to the journal's writer; it does not wait for the commit. Knows
+nothing of where pieces come from, nor of how one is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import resource
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
 from semievol_api.config import Limits
-from semievol_api.engine.budget import Budget, Spend, price
-from semievol_api.engine.gate import Gate, Pass
+from semievol_api.engine.asking import Asker, Load
+from semievol_api.engine.gate import Gate
 from semievol_api.engine.work import AnyPiece, Customer
 from semievol_api.engine.writer import GroupCommit
-from semievol_api.errors import (
-    RateLimitError,
-    RefusedError,
-    SemievolError,
-    TransientError,
-)
+from semievol_api.errors import RefusedError, SemievolError, TransientError
 from semievol_api.transport.clock import Clock
 
-PATIENCE_S = 900.0
-"""How long a server may answer nothing but 429 before the stage is stopped."""
 SPARE_FILES = 64
 """File descriptors that connections leave to the rest of the process."""
 REFUSALS_OF_ALL = 8
 """So many refusals in a row that speak of the key or the model (401, 403, 404) stop the stage."""
-_NEVER_SENT = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE}
 
 
 class Station:
@@ -50,30 +39,21 @@ class Station:
         self.refusals = 0
 
 
-class Load:
-    """What a carrier has in its hands, and whether it is on the wire."""
-
-    __slots__ = ("piece", "sent")
-
-    def __init__(self) -> None:
-        self.piece: AnyPiece | None = None
-        self.sent = False
-
-
 class Dispatcher:
     """Sends pieces for all streams of an engine, one request each."""
 
     mode = "direct"
     price_share = 1.0
 
-    def __init__(self, limits: Limits, budget: Budget, writer: GroupCommit, clock: Clock) -> None:
+    def __init__(self, limits: Limits, asker: Asker, writer: GroupCommit, clock: Clock) -> None:
         self._limits = limits
-        self._budget = budget
+        self._asker = asker
         self._writer = writer
         self._clock = clock
         self._stations: dict[tuple[str, str], Station] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling = limits.concurrency or _open_files()
+        self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
 
     def start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
@@ -101,13 +81,22 @@ class Dispatcher:
     def recall(self, customer: Customer[Any, Any]) -> None:
         """Send nothing more for a customer; what is in flight may come home."""
         for task, load in self._loads(customer):
-            if not load.sent:
+            if load.due_s is None:
                 task.cancel()
 
     def cancel(self, customer: Customer[Any, Any]) -> None:
         """Break off what is in flight for a customer; the lost replies stay charged."""
         for task, _ in self._loads(customer):
             task.cancel()
+
+    async def close(self) -> None:
+        """Break off everything that still runs."""
+        self._closing = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _loads(self, customer: Customer[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
         return [
@@ -116,13 +105,6 @@ class Dispatcher:
             for task, load in station.carriers.items()
             if load.piece is not None and load.piece.owner is customer
         ]
-
-    async def close(self) -> None:
-        """Break off everything that still runs."""
-        self._closing = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _station(self, identity: str, model: str) -> Station:
         station = self._stations.get((identity, model))
@@ -136,6 +118,8 @@ class Dispatcher:
         task = self.start(self._carry(station, load))
         station.carriers[task] = load
         task.add_done_callback(lambda task: self._carrier_ended(station, task))
+        if self._sweeper is None:
+            self._sweep()
 
     def _carrier_ended(self, station: Station, task: asyncio.Task[None]) -> None:
         piece = station.carriers.pop(task).piece
@@ -158,7 +142,7 @@ class Dispatcher:
                 self._add_carrier(station)
             load.piece = piece
             try:
-                await self._send(station, load, piece)
+                await self._asker.send(station.gate, load, piece)
             except (RefusedError, TransientError) as error:
                 load.piece = None
                 self._stop_if_hopeless(station, piece, error)
@@ -179,99 +163,18 @@ class Dispatcher:
             if error.status == 401 or station.refusals >= REFUSALS_OF_ALL:
                 piece.owner.stop(error)
 
-    async def _send(self, station: Station, load: Load, piece: AnyPiece) -> None:
-        """Ask until there is a reply, or no more attempts. The first attempt goes without tenacity's overhead."""
-        if self._budget.capped:
-            piece.need = _most(piece)
-        try:
-            await self._attempt(station.gate, load, piece)
-        except TransientError as error:
-            await self._retry(error, lambda: self._attempt(station.gate, load, piece))
-
-    async def _retry(self, first: TransientError, attempt: Callable[[], Awaitable[None]]) -> None:
-        known = [first]
-
-        async def next_attempt() -> None:
-            if known:
-                raise known.pop()
-            await attempt()
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_attempt(self._limits.max_attempts),
-            wait=wait_random_exponential(multiplier=0.5, max=30.0),
-            sleep=self._clock.sleep,
-            reraise=True,
-        )
-        await retrying(next_attempt)
-
-    async def _attempt(self, gate: Gate, load: Load, piece: AnyPiece) -> None:
-        """One attempt; a 429 costs none: everyone waits, and this piece goes again."""
-        while True:
-            if self._budget.capped:
-                await self._budget.reserve(piece.need)
-            billed = False
-            try:
-                passed = await gate.enter(piece.tokens)
-                billed = load.sent = True
-                try:
-                    await self._ask(gate, passed, piece)
-                    return
-                except RateLimitError as error:
-                    billed = False
-                    piece.owner.tally.rate_limited += 1
-                    if gate.pause(passed, error.retry_after_s) > PATIENCE_S:
-                        raise
-                except (TransientError, RefusedError) as error:
-                    billed = _may_be_billed(error)
-                    raise
-            finally:
-                load.sent = False
-                if piece.reply is None:
-                    self._charge(piece, lost=billed)
-
-    async def _ask(self, gate: Gate, passed: Pass, piece: AnyPiece) -> None:
-        owner = piece.owner
-        owner.tally.attempts += 1
-        try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                reply = await owner.kind.call(piece.request)
-            piece.take(reply)
-        except TimeoutError:
-            gate.failed()
-            raise TransientError(f"There was no answer within {self._limits.timeout_s:g} s.") from None
-        except TransientError:
-            gate.failed()
-            raise
-        finally:
-            gate.leave()
-        gate.replied(passed, reply.pace)
-        owner.arrived(piece, reply.usage)
-
-    def _charge(self, piece: AnyPiece, *, lost: bool) -> None:
-        """What becomes of a reservation whose reply did not come."""
-        if lost:
-            most = _most(piece)
-            piece.owner.tally.lost_usd += most.usd
-            piece.owner.tally.lost_tokens += most.tokens
-        if self._budget.capped:
-            (self._budget.lose if lost else self._budget.release)(piece.need)
-
-
-def _most(piece: AnyPiece) -> Spend:
-    """An upper bound of what a piece can cost."""
-    limits = piece.owner.provider.limits.get(piece.owner.kind.model(piece.request))
-    return Spend(price(piece.bound, limits), piece.bound.prompt + piece.bound.completion)
-
-
-def _may_be_billed(error: RefusedError | TransientError) -> bool:
-    """False where the server answered with an error, or was never reached."""
-    if isinstance(error, RefusedError) or (error.status is not None and error.status >= 400):
-        return False
-    cause = error.__cause__
-    never_sent = isinstance(cause, OSError) and cause.errno is not None and cause.errno in _NEVER_SENT
-    unknown_host = isinstance(cause, OSError) and cause.errno is not None and cause.errno < 0
-    return not (never_sent or unknown_host)
+    def _sweep(self) -> None:
+        """Break off what is overdue: one timer for all, since a timer per request would cost much more."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for station in self._stations.values():
+            for task, load in station.carriers.items():
+                if load.due_s is not None and load.due_s <= now_s:
+                    load.due_s, load.overdue = None, True
+                    task.cancel()
+        carrying = any(station.carriers for station in self._stations.values())
+        wait_s = min(5.0, self._limits.timeout_s / 20)
+        self._sweeper = loop.call_later(wait_s, self._sweep) if carrying else None
 
 
 def _open_files() -> int:

@@ -28,6 +28,7 @@ from semievol_api.capabilities import (
 )
 from semievol_api.config import Limits
 from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
+from semievol_api.engine.asking import Asker
 from semievol_api.engine.budget import Budget, Spend
 from semievol_api.engine.dispatch import Dispatcher
 from semievol_api.engine.journal import Journal
@@ -95,7 +96,7 @@ class RequestEngine:
             now_s=clock.now_s,
             on_progress=on_progress,
         )
-        engine = cls(desk, limits, Dispatcher(limits, budget, writer, clock))
+        engine = cls(desk, limits, Dispatcher(limits, Asker(limits, budget, clock), writer, clock))
         try:
             yield engine
         finally:

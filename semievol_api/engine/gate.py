@@ -17,7 +17,7 @@ from typing import NamedTuple
 from semievol_api.capabilities import Pace
 from semievol_api.config import Limits
 from semievol_api.engine.concurrency import AdaptiveLimit
-from semievol_api.engine.pacing import Quota
+from semievol_api.engine.pacing import Quota, Sent
 from semievol_api.transport.clock import Clock
 
 _log = logging.getLogger(__name__)
@@ -70,12 +70,15 @@ class Gate:
 
     async def enter(self, tokens: float) -> Pass:
         """Wait for one's turn; `tokens` is the request's estimated share of the token quota."""
+        await self._queue(tokens)
+        return Pass(self._clock.now_s(), self._requests.claimed, self._tokens.claimed)
+
+    def enter_now(self, tokens: float) -> Pass | None:
+        """Pass without waiting, where that is possible."""
         now_s = self._clock.now_s()
         if self._waiters or self.in_flight >= self.room or self._wait_s(now_s, tokens) > 0:
-            await self._queue(tokens)
-            now_s = self._clock.now_s()
-        else:
-            self._let_through(now_s, tokens)
+            return None
+        self._let_through(now_s, tokens)
         return Pass(now_s, self._requests.claimed, self._tokens.claimed)
 
     def leave(self) -> None:
@@ -93,14 +96,12 @@ class Gate:
         self._reply_s += 0.1 * (now_s - passed.sent_s - self._reply_s)
         self.limit.replied(now_s, self.in_flight, failed=False)
         if pace is not _NO_PACE:
+            sent_s, requests, tokens = passed
             self._requests.observe(
-                pace.limit_requests,
-                pace.remaining_requests,
-                pace.reset_requests_s,
-                (passed.sent_s, passed.requests),
+                pace.limit_requests, pace.remaining_requests, pace.reset_requests_s, Sent(sent_s, requests)
             )
             self._tokens.observe(
-                pace.limit_tokens, pace.remaining_tokens, pace.reset_tokens_s, (passed.sent_s, passed.tokens)
+                pace.limit_tokens, pace.remaining_tokens, pace.reset_tokens_s, Sent(sent_s, tokens)
             )
 
     def failed(self) -> None:

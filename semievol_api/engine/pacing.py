@@ -8,8 +8,7 @@ nothing is sent that the bucket could not bear. Knows nothing of tasks, waiting 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CATCH_UP_S = 0.1
 """How far a late timer's lost time is made up for."""
@@ -17,12 +16,9 @@ MARGIN = 0.05
 """Share of the server's bucket that is left in it, against errors of the token estimate."""
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaView:
-    """The server's bucket as of one request: what was left, how much it holds, and what had been claimed."""
+class Sent(NamedTuple):
+    """When a request went, and what had been claimed by then."""
 
-    left: float
-    holds: float | None
     at_s: float
     claimed: float
 
@@ -35,56 +31,50 @@ class Quota:
         self.per_minute = per_minute
         self.claimed = 0.0
         self._next_s = float("-inf")
-        self._view: QuotaView | None = None
+        self._spacing_s = 60.0 / per_minute if per_minute else 0.0
+        self._left: float | None = None
+        self._holds: float | None = None
+        self._seen_s = float("-inf")
+        self._claimed_then = 0.0
 
-    def observe(
-        self, limit: int | None, left: int | None, reset_s: float | None, sent: tuple[float, float]
-    ) -> None:
-        """Learn from a reply's headers; `sent` is when its request went and what had been claimed by then."""
-        if limit is not None and limit > 0:
+    def observe(self, limit: int | None, left: int | None, reset_s: float | None, sent: Sent) -> None:
+        """Learn from a reply's headers."""
+        if limit:
             self.per_minute = limit if self.configured is None else min(limit, self.configured)
-        if left is None or not self.per_minute:
+        if not self.per_minute:
             return
-        at_s, claimed = sent
-        if self._view is not None and self._view.at_s > at_s:
-            return  # an older request's reply
-        holds = None if reset_s is None else left + reset_s * self.per_minute / 60.0
-        self._view = QuotaView(left, holds, at_s, claimed)
+        rate = self.per_minute / 60.0
+        self._spacing_s = 1.0 / rate
+        if left is None or sent.at_s < self._seen_s:  # the latter: an older request's reply
+            return
+        self._left, self._seen_s, self._claimed_then = left, sent.at_s, sent.claimed
+        self._holds = None
+        if reset_s is not None:
+            self._holds = left + reset_s * rate
+            if self._holds > 0:
+                self._spacing_s *= 2.0 ** (1.0 - 2.0 * left / self._holds)
 
     def wait_s(self, now_s: float, amount: float) -> float:
-        """Seconds until a request of this amount may go; 0 for now."""
+        """Seconds until a request of this amount may go; zero or less for now."""
         if not self.per_minute:
             return 0.0
-        return max(self._next_s - now_s, self._deficit_s(now_s, amount), 0.0)
+        wait_s = self._next_s - now_s
+        if self._left is None:
+            return wait_s
+        rate = self.per_minute / 60.0
+        level = self._left + (now_s - self._seen_s) * rate - (self.claimed - self._claimed_then)
+        needed = amount
+        if self._holds is not None:
+            level = min(level, self._holds)
+            needed = min(amount + MARGIN * self._holds, 0.95 * self._holds)
+        return wait_s if level >= needed else max(wait_s, (needed - level) / rate)
 
     def claim(self, now_s: float, amount: float) -> None:
         """Count a request that goes now."""
         self.claimed += amount
         if self.per_minute:
-            spacing_s = amount * 60.0 / (self.per_minute * self._speed(now_s))
-            self._next_s = max(self._next_s, now_s - CATCH_UP_S) + spacing_s
+            self._next_s = max(self._next_s, now_s - CATCH_UP_S) + amount * self._spacing_s
 
     def hold_until(self, at_s: float) -> None:
         """Nothing goes before; the spacing starts anew there."""
         self._next_s = max(self._next_s, at_s)
-
-    def _level(self, view: QuotaView, now_s: float) -> float:
-        assert self.per_minute
-        level = view.left + (now_s - view.at_s) * self.per_minute / 60.0 - (self.claimed - view.claimed)
-        return level if view.holds is None else min(level, view.holds)
-
-    def _deficit_s(self, now_s: float, amount: float) -> float:
-        view = self._view
-        if view is None or not self.per_minute:
-            return 0.0
-        needed = amount
-        if view.holds is not None:
-            needed = min(amount + MARGIN * view.holds, 0.95 * view.holds)
-        return (needed - self._level(view, now_s)) * 60.0 / self.per_minute
-
-    def _speed(self, now_s: float) -> float:
-        view = self._view
-        if view is None or not view.holds:
-            return 1.0
-        fullness = min(max(self._level(view, now_s) / view.holds, 0.0), 1.0)
-        return math.exp2(2.0 * fullness - 1.0)

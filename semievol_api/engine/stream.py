@@ -23,9 +23,9 @@ from semievol_api.engine.rows import Found, Source
 from semievol_api.engine.work import AnyPiece, AnyWork, Customer, Piece, Work
 from semievol_api.records import Usage
 
-CHUNK = 512
+CHUNK = 256
 """Asks that are looked up in the journal together."""
-WINDOW = 2048
+WINDOW = 1024
 """Asks under way and answers not taken yet, at least; more where the gate has room for more."""
 
 
@@ -181,16 +181,13 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         n = self.kind.samples(ask.request)
         known = self._desk.under_way.get(key)
         if known is not None:
-            if n > known.n:
-                known.late.append((self, ask))  # looked up again when the smaller one is done
-            else:
-                known.waiters.append((self, ask))
+            known.wait(self, ask)
             return
         if len(stored) >= n and stored[n - 1].sample == n - 1:
             self.deliver(Answer(ask.id, self.kind.build(stored[:n]), None, True))
             return
-        work = Work[RequestT, ReplyT](key, ask, n, [found for found in stored if found.sample < n])
-        work.waiters.append((self, ask))
+        work: Work[RequestT, ReplyT] = Work(key, ask, n, [found for found in stored if found.sample < n])
+        work.wait(self, ask)
         self._desk.under_way[key] = work
         if self.kind.group > 1:
             self._group.append(work)

@@ -59,9 +59,9 @@ class Customer(Protocol[RequestT, ReplyT]):
 class Work(Generic[RequestT, ReplyT]):
     """One distinct request under way: the samples it has, the pieces it lacks, and who waits for it."""
 
-    __slots__ = ("ask", "failure", "found", "given_up", "key", "late", "n", "pieces", "reply", "request", "waiters")
+    __slots__ = ("ask", "failure", "found", "given_up", "key", "late", "n", "pieces", "reply", "request", "rows", "waiters")
 
-    def __init__(self, key: bytes, ask: Ask[RequestT], n: int, found: list[Found]) -> None:
+    def __init__(self, key: bytes, ask: Ask[RequestT], n: int, found: Sequence[Found]) -> None:
         self.key = key
         self.ask = ask
         self.request = ask.request
@@ -71,8 +71,16 @@ class Work(Generic[RequestT, ReplyT]):
         self.reply: ReplyT | None = None
         self.failure: str | None = None
         self.given_up = False
-        self.late: list[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = []
-        self.waiters: list[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = []
+        self.rows: list[Row] = []
+        self.late: Sequence[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = ()
+        self.waiters: Sequence[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = ()
+
+    def wait(self, customer: Customer[RequestT, ReplyT], ask: Ask[RequestT]) -> None:
+        """Another ask for the same; one that wants more samples is planned again when these are here."""
+        if customer.kind.samples(ask.request) > self.n:
+            self.late = (*self.late, (customer, ask))
+        else:
+            self.waiters = (*self.waiters, (customer, ask))
 
     def missing(self) -> list[tuple[int, int]]:
         """Runs of samples that are not there, as (first, count)."""
@@ -103,7 +111,8 @@ class Work(Generic[RequestT, ReplyT]):
         n = kind.samples(request)
         if self.reply is not None and n == self.n:
             return self.reply
-        return kind.build(sorted(self.found)[:n])
+        fresh = [_found(row) for row in self.rows]
+        return kind.build(sorted([*self.found, *fresh])[:n])
 
 
 class Piece(Generic[RequestT, ReplyT]):
@@ -111,16 +120,16 @@ class Piece(Generic[RequestT, ReplyT]):
 
     __slots__ = (
         "actual",
-        "bound",
+        "answer_tokens",
         "contents",
         "first",
         "n",
         "need",
         "owner",
+        "prompt_bytes",
         "reply",
         "request",
         "rows",
-        "tokens",
         "works",
     )
 
@@ -136,18 +145,24 @@ class Piece(Generic[RequestT, ReplyT]):
         self.first = first
         self.n = n
         self.request = owner.kind.part([work.request for work in works], first, n)
-        prompt_bytes, answer_tokens = owner.kind.size(self.request)
-        self.tokens = prompt_bytes / 4 + answer_tokens
-        """The estimate for pacing: four bytes a token, as servers estimate."""
-        self.bound = Usage(prompt_bytes, answer_tokens)
-        """An upper bound of the request's usage: one token per byte of the prompt."""
+        self.prompt_bytes, self.answer_tokens = owner.kind.size(self.request)
         self.need = NOTHING
         self.actual = NOTHING
         self.reply: ReplyT | None = None
-        self.contents: list[Content] = []
-        self.rows: list[Row] = []
+        self.contents: Sequence[Content] = ()
+        self.rows: Sequence[Row] = ()
         for work in works:
             work.pieces += 1
+
+    @property
+    def tokens(self) -> float:
+        """The estimate for pacing: four bytes a token, as servers estimate."""
+        return self.prompt_bytes / 4 + self.answer_tokens
+
+    @property
+    def bound(self) -> Usage:
+        """An upper bound of the request's usage: one token per byte of the prompt."""
+        return Usage(self.prompt_bytes, self.answer_tokens)
 
     def take(self, reply: ReplyT) -> None:
         """Read a reply's samples.
@@ -160,15 +175,18 @@ class Piece(Generic[RequestT, ReplyT]):
         if not contents or (self.owner.kind.group > 1 and len(contents) != len(self.works)):
             raise TransientError(f"The reply holds {len(contents)} answers where {wanted} were asked for.")
         self.reply = reply
-        self.contents = contents[:wanted]
+        self.contents = contents if len(contents) <= wanted else contents[:wanted]
 
     def make_rows(self, source: Source, usage: Usage, usd: float) -> None:
         """Rows for the journal; the first carries the usage and the cost."""
-        for index, content in enumerate(self.contents):
-            work = self.works[index] if self.owner.kind.group > 1 else self.works[0]
-            sample = self.first if self.owner.kind.group > 1 else self.first + index
-            counts = (1, usage.prompt, usage.cached, usage.completion, usd) if index == 0 else (0, 0, 0, 0, 0.0)
-            self.rows.append(Row(work.key, sample, source, work.ask.id, *counts, content))
+        work, first = self.works[0], self.first
+        counts = (1, usage.prompt, usage.cached, usage.completion, usd)
+        rows = [Row(work.key, first, source, work.ask.id, *counts, self.contents[0])]
+        grouped = self.owner.kind.group > 1
+        for index in range(1, len(self.contents)):
+            work, sample = (self.works[index], 0) if grouped else (work, first + index)
+            rows.append(Row(work.key, sample, source, work.ask.id, 0, 0, 0, 0, 0.0, self.contents[index]))
+        self.rows = rows
 
     def stored(self) -> None:
         """The rows are on disk: called by the journal's writer."""
@@ -182,12 +200,12 @@ class Piece(Generic[RequestT, ReplyT]):
         """Give the works what is stored now."""
         if len(self.works) == 1:
             work = self.works[0]
-            work.found += [_found(row) for row in self.rows]
+            work.rows += self.rows
             if self.request is work.request and len(self.rows) == work.n:
                 work.reply = self.reply
             return
         for work, row in zip(self.works, self.rows, strict=True):
-            work.found.append(_found(row))
+            work.rows.append(row)
 
 
 def _found(row: Row) -> Found:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from semievol_api.engine.journal import Journal, explain
@@ -24,7 +24,10 @@ LINGER_S = 0.005
 class Entry(Protocol):
     """What can be stored."""
 
-    rows: list[Row]
+    @property
+    def rows(self) -> Sequence[Row]:
+        """What is to be written."""
+        ...
 
     def stored(self) -> None:
         """Called on the event loop once the rows are on disk."""
@@ -41,7 +44,7 @@ class Step:
 
     apply: Callable[[Journal], None]
     done: asyncio.Future[None]
-    rows: list[Row] = field(default_factory=list[Row])
+    rows: Sequence[Row] = ()
 
     def stored(self) -> None:
         """Wake whoever waits for the change."""
