@@ -37,6 +37,10 @@ class RawData:
         """The hidden answers of the unlabelled part by example id: for the oracle report alone."""
         return {e.id: e.hidden_answer for e in self.unlabeled if e.hidden_answer is not None}
 
+    def notes_as_json(self) -> list[dict[str, object]]:
+        """What was put right while reading, as JSON values for the report."""
+        return [{"source": n.source, "what": n.what, "example_ids": list(n.example_ids)} for n in self.notes]
+
 
 def read_source(source: str | Path) -> Table:
     """The rows of a file, a saved dataset's folder (`folder` or `folder:split`) or a hub address (`hf:...`).

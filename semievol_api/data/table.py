@@ -8,14 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from semievol_api.config import nearest
 from semievol_api.errors import DataError
@@ -102,7 +98,7 @@ def _read_text(path: Path) -> str:
 
 def _read_csv(path: Path) -> Table:
     text = _read_text(path)
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)
     records = _csv_records(path, text, "\t" if path.suffix.lower() == ".tsv" else _delimiter(text))
     header = next(records, None)
     if header is None:
@@ -186,6 +182,9 @@ def _all_columns(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:

@@ -15,6 +15,7 @@ from semievol_api.tasks.answer_line import find_answer
 from semievol_api.tasks.definition import NumberSettings
 
 _SCALES = {"thousand": 3, "million": 6, "mn": 6, "mln": 6, "billion": 9, "bn": 9, "bln": 9, "trillion": 12}
+_MAX_EXPONENT = 300
 _CURRENCY = re.compile(r"[$€£¥₹₩]|\b(?:USD|US|EUR|GBP|CHF|JPY|CNY|INR|Rs\.?)(?=\s*[($\d.-])", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w.,])(?P<sign>(?<![\d)])[-+]\s*)?(?P<digits>\d(?:[\d.,]*\d)?|[.,]\d+)(?P<exponent>e[-+]?\d+)?", re.I
@@ -70,6 +71,8 @@ def _value(match: re.Match[str], settings: NumberSettings) -> Decimal | None:
     """The number with its sign, its percent and its scale word, which stand around the match."""
     digits = _separators(match["digits"], settings.decimal)
     if digits is None:
+        return None
+    if match["exponent"] and abs(int(match["exponent"][1:])) > _MAX_EXPONENT:
         return None
     before, after = match.string[: match.start()], match.string[match.end() :]
     value = Decimal(digits + (match["exponent"] or ""))

@@ -102,7 +102,7 @@ def test_a_dataset_on_disk_gives_the_same_examples_and_class_numbers_become_name
         [{**row, "answer": "AB".index(str(row["answer"]))} for row in ROWS], features
     )
     table.save_to_disk(str(tmp_path / "one"))
-    datasets.DatasetDict(train=table).save_to_disk(str(tmp_path / "several"))
+    datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "several"))
     assert read_examples(read_source(tmp_path / "one"), CHOICE, "labeled").examples == EXPECTED
     assert read_examples(read_source(f"{tmp_path}/several:train"), CHOICE, "labeled").examples == EXPECTED
     with pytest.raises(DataError, match=r"has the splits train.*several:train"):
@@ -259,7 +259,7 @@ def test_a_context_stands_before_the_question_and_is_the_group(tmp_path: Path) -
             {"name": "t", "kind": "number", "instruction": "I.", "columns": {"context": "passage"}}
         )
     )
-    rows = [{"passage": ["A.", "B."], "question": f"q{i}?", "answer": i} for i in range(2)]
+    rows: list[dict[str, object]] = [{"passage": ["A.", "B."], "question": f"q{i}?", "answer": i} for i in range(2)]
     one, two = read_examples(read_table(table_of(tmp_path, *rows)), task, "labeled").examples
     assert one.question == "A.\nB.\n\nq0?"
     assert one.group == two.group is not None

@@ -32,7 +32,8 @@ def test_every_row_becomes_an_example_and_all_gold_is_readable(shared: Path, nam
     assert (len(data.labeled), len(data.unlabeled), len(data.test)) == SIZES[name]
     assert len(data.gold) == len(data.unlabeled)
     assert all(e.answer is None for e in data.unlabeled)
-    assert len({e.id for e in (*data.labeled, *data.unlabeled)}) <= len(data.labeled) + len(data.unlabeled)
+    for part in (data.labeled, data.unlabeled, data.test):
+        assert len({e.id for e in part}) == len(part)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -64,8 +65,8 @@ def test_26_arc_answers_that_are_digits_become_letters_and_are_reported(shared: 
 def test_41_mmlu_test_questions_occur_in_the_unlabelled_and_19_in_the_labelled_file(shared: Path) -> None:
     data = released(shared, "mmlu")
     test = [normalized(e.question) for e in data.test]
-    for part, expected in ((data.unlabeled, 41), (data.labeled, 19)):
-        questions = {normalized(e.question) for e in part}
+    for searched, expected in ((data.unlabeled, 41), (data.labeled, 19)):
+        questions = {normalized(e.question) for e in searched}
         assert sum(question in questions for question in test) == expected
     report = clean(data.labeled, data.unlabeled, data.test, near=False).report
     leaked = [row for row in report.dropped if row.match_part == "test"]

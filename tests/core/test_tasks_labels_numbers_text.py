@@ -160,6 +160,8 @@ def test_open_kinds_have_no_closed_label_set() -> None:
         ("Answer: NaN", None),
         ("Answer: none", None),
         ("Answer: CO2", None),
+        ("Answer: 1e999999999999", None),
+        ("Answer: 007", "7"),
         ("Answer: 1.2.3", None),
         ("Answer: 1/0", None),
         ("Answer:", None),
