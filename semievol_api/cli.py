@@ -112,12 +112,13 @@ def providers(as_json: AsJson = False) -> None:
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the run and the server keep their state.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A sixth of the data: quicker, and less to see.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole method for real on this machine: own model, own server, no key, no GPU."""
     from semievol_api.demo.command import run_demo
 
-    run_demo(folder, as_json=as_json)
+    run_demo(folder, quick=quick, as_json=as_json)
 
 
 def print_json(value: Any) -> None:

@@ -15,21 +15,20 @@ from semievol_api.terminal.bars import Bars, err
 from semievol_api.terminal.verdict import show_result
 
 HERE = Path(__file__).parent
+QUICK = {"data.max_unlabeled": 100, "data.max_test": 80, "train.n_epochs": 5, "train.final_epochs": 3}
 
 
-def run_demo(folder: Path, *, as_json: bool) -> None:
+def run_demo(folder: Path, *, quick: bool, as_json: bool) -> None:
     """Run the demo in `folder` and print its table; a second run finds everything done."""
     _need_local_packages()
     with serving(HERE / "model", "demo-llama", folder / "server") as base_url:
-        result = _run(folder, base_url)
+        result = _run(folder, base_url, quick)
     show_result(result, as_json=as_json)
 
 
-def _run(folder: Path, base_url: str) -> RunResult:
-    config = load_config(
-        HERE / "demo.toml",
-        {"run.folder": str(folder.resolve() / "run"), "providers.server.base_url": base_url},
-    )
+def _run(folder: Path, base_url: str, quick: bool) -> RunResult:
+    changes = {"run.folder": str(folder.resolve() / "run"), "providers.server.base_url": base_url}
+    config = load_config(HERE / "demo.toml", changes | (QUICK if quick else {}))
     with Bars(err()) as bars:
         return run_blocking(run_async(config, watcher=bars))
 

@@ -36,7 +36,7 @@ def test_a_second_run_asks_nothing_and_computes_nothing(project: Project, semiev
     before = artifacts(project.folder / "out")
     done = semievol("run", project.config, "--json")
     told = json.loads(done.out)["this_process"]
-    assert told == {"requests": 0, "computed": []}
+    assert told == {"requests": 0, "attempts": 0, "computed": []}
     assert artifacts(project.folder / "out") == before
 
 
