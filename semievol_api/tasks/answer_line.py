@@ -11,11 +11,13 @@ import unicodedata
 from dataclasses import dataclass
 
 _WORD = (
-    r"(?:answers?|antwort|réponse|respuesta|risposta|resposta|antwoord|svar|odpowiedź|cevap|ответ|відповідь|"
+    r"(?:answers?|ans|antwort|réponse|respuesta|risposta|resposta|antwoord|svar|odpowiedź|cevap|ответ|відповідь|"
     r"答案|答え|答|回答|정답|답|उत्तर|जवाब|الإجابة|الجواب|đáp án|trả lời)"
 )
 _DECORATION = r"[\s*_`~\"'#>]*"
-_COLON = re.compile(rf"(?<![a-z]){_WORD}{_DECORATION}(?:is|lautet|是|は)?{_DECORATION}:", re.IGNORECASE)
+_COLON = re.compile(
+    rf"(?<![a-z]){_WORD}{_DECORATION}(?:is|lautet|是|は)?(?:{_DECORATION}[:=]|\s+[-–—]\s)", re.IGNORECASE
+)
 _IS = re.compile(
     r"\banswer\s+(?:is|would\s+be|should\s+be|must\s+be)\b|\bantwort\s+(?:ist|lautet)\b|答案是|答えは",
     re.IGNORECASE,

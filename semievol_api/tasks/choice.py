@@ -10,16 +10,15 @@ from collections.abc import Sequence
 
 from semievol_api.tasks.answer_line import comparable, find_answer
 
-_CLOSED_LETTER = re.compile(r"^[(\[{<]?\s*([a-z])\s*(?:[)\]}>.:,;/|]|\s[-–—]\s|[-–—]\s|$)")
-_OPEN_LETTER = re.compile(r"^[(\[]?([a-z])[)\]]?\s+(?:is|because|since|as|due|for)\b")
+_CLOSED_LETTER = re.compile(r"^[(\[{<]?\s*([a-z])\s*(?:[)\]}>.:,;/|→⇒]|\s[-–—]\s|[-–—]\s|\s\(|$)")
+_REASON = r"\s+(?:is|because|since|as|due|for|explanation|reason|reasoning|rationale)\b"
+_OPEN_LETTER = re.compile(rf"^[(\[]?([a-z])[)\]]?{_REASON}")
 _NAMED_LETTER = re.compile(
-    r"\b(?:option|choice|letter|answer(?:\s+is)?|is|ist|est|es)\s*:?\s*[(\[]?([a-z])(?:[)\].,:;]|$)"
+    rf"\b(?:option|choice|letter|answer(?:\s+is)?|is|ist|est|es)\s*:?\s*[(\[]?([a-z])(?:[)\].,:;]|$|\s\(|{_REASON})"
 )
 _SEVERAL = re.compile(
-    r"^[(\[]?[a-z][)\]]?(?:\s*(?:,|/|&|\+|and|or|und|oder|et|ou|y|o)\s*(?:option\s+)?[(\[]?[a-z][)\]]?)+\W*$"
-)
-_LEADING_SEVERAL = re.compile(
-    r"^[(\[]?[a-z][)\]]?\s*(?:,|/|&|\+|and|or|und|oder)\s*[(\[]?[a-z](?:[)\]]|\b(?!['’]))\s*(?:[,.;)]|$|are|could|might)"
+    r"^[(\[]?[a-z][)\]]?\s*(?:,|/|&|\+|and|or|und|oder|et|ou|y|o)\s*(?:option\s+)?[(\[]?[a-z](?:[)\]]|\b(?!['’]))"
+    r"\s*(?:[,.;)/&+]|$|and|or|are|could|might)"
 )
 
 
@@ -69,7 +68,7 @@ def _read_claim(claim: str, options: Sequence[str], *, lenient: bool) -> int | N
         place = place_of_text(text, options)
         if place is not None:
             return place
-    if _SEVERAL.match(text) or _LEADING_SEVERAL.match(text):
+    if _SEVERAL.match(text):
         return None
     patterns = (_CLOSED_LETTER, _OPEN_LETTER, _NAMED_LETTER) if lenient else (_CLOSED_LETTER,)
     for pattern in patterns:

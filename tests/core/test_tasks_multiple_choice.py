@@ -116,6 +116,15 @@ def test_a_permutation_reorders_the_options_and_is_undone_by_parsing(task: Task)
         "Answer: B\n\nExample 2\nQuestion: 1 + 1?\nAnswer: C",
         "Answer: B\r\n\r\nQuestion: next\r\nAnswer: D",
         "Antwort: B",
+        "Ans: B",
+        "Answer = B",
+        "Answer - B",
+        "Answer: B (the capital)",
+        "Answer: B Explanation: it lies on the Seine",
+        "Answer: letter B is correct",
+        "Answer: B, a city",
+        "Answer: B → Paris",
+        "<think>A? C?</think>\nAnswer: B",
         "答案:B",
         "最终答案:B",
         "Answer:B",
@@ -147,6 +156,12 @@ def test_a_letter_counts_in_any_dress(task: Task, text: str) -> None:
         "Answer: A and C",
         "Answer: A/B",
         "A, C",
+        "Answer: A, B, C",
+        "Answer: (A) or option (B)",
+        "Answer: A et B",
+        "Answer: A or B, I am not sure",
+        "Answer: A, B are both right",
+        "Answer: it is a city",
         "Answer: 2",
         "Answer: not B",
         "Answer: neither Paris nor Rome",
@@ -213,6 +228,7 @@ def test_equal_never_counts_an_abstention(task: Task) -> None:
     assert task.equal("A", "A")
     assert not task.equal("A", "B")
     assert not task.equal(None, None)
+    assert not task.equal("", "")
 
 
 def test_a_built_in_task_loads_by_name() -> None:
