@@ -107,11 +107,17 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
 
     torch.set_num_threads(job.threads)
     from semievol_providers.local.chat_tokens import ChatTokens
-    from semievol_providers.local.model_folder import end_of_turn_ids, load_tokenizer, read_facts
+    from semievol_providers.local.model_folder import (
+        end_of_turn_ids,
+        load_tokenizer,
+        quiet_known_warnings,
+        read_facts,
+    )
     from semievol_providers.local.training_data import load_token_examples
     from semievol_providers.local.training_file import MIN_EXAMPLES
     from semievol_providers.local.training_loop import TrainingLoop
 
+    quiet_known_warnings()
     facts = read_facts(job.base)
     tokenizer = load_tokenizer(job.base)
     tokens, ends = ChatTokens(tokenizer), end_of_turn_ids(job.base, tokenizer)

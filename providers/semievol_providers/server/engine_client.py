@@ -34,7 +34,7 @@ from semievol_providers.server.engine_wire import (
     VectorsTell,
     frame,
 )
-from semievol_providers.server.settings import ServerSettings
+from semievol_providers.server.settings import ServerSettings, worker_environment
 
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 2
@@ -166,7 +166,6 @@ class EngineClient:
     async def _spawn(self) -> Process:
         settings = self._settings
         options = {"folder": settings.model_folder, "threads": settings.threads, "device": settings.device}
-        threads = {"OMP_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -174,7 +173,7 @@ class EngineClient:
             json.dumps(options),
             stdin=PIPE,
             stdout=PIPE,
-            env={**os.environ, **threads, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, **worker_environment(settings.threads)},
         )
 
     async def _listen(self, out: asyncio.StreamReader) -> None:

@@ -23,7 +23,7 @@ from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileErr
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
 from semievol_providers.server.job_wire import Resolved, resolve, tuned_name, with_hyperparameters
 from semievol_providers.server.models import ModelTable
-from semievol_providers.server.settings import ServerSettings
+from semievol_providers.server.settings import ServerSettings, worker_environment
 from semievol_providers.server.state import FileRow, Record, State, new_id
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,6 @@ class JobRunner:
 
     async def _run_once(self, job_id: str, folder: Path, job: TrainingJob) -> int:
         """Run the trainer until it ends, taking over its events meanwhile; returns its exit status."""
-        threads = {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
         with (folder / "trainer.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -151,7 +150,7 @@ class JobRunner:
                 stdin=PIPE,
                 stdout=DEVNULL,
                 stderr=log,
-                env={**os.environ, **threads, "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, **worker_environment(job.threads)},
             )
         self._running = (job_id, process)
         ended = asyncio.create_task(process.wait())
