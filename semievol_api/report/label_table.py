@@ -28,6 +28,10 @@ GOLD_FILE = "oracle/gold.json"
 """Optional, in the run folder: {example id: hidden gold answer} of unlabelled rows, for this report alone."""
 
 
+_SAID = {"above the threshold": "less sure than the cut"}
+"""Reasons of the selection on the scale of this table, where higher is better."""
+
+
 @dataclass(frozen=True, eq=False)
 class Voice:
     """What one annotator (or the justification) said of every row, in the table's order.
@@ -112,7 +116,9 @@ def read_label_table(run_folder: Path, data: Prepared | None = None) -> LabelTab
         answers = _spread(chosen.scores["answer"].to_pylist(), order, len(examples))
         confidences[order[order >= 0]] = _scores(chosen.scores)[order >= 0]
         kept[order[order >= 0]] = np.array(chosen.scores["kept"].to_pylist(), dtype=np.bool_)[order >= 0]
-        reasons = [r or "" for r in _spread(chosen.scores["reason"].to_pylist(), order, len(examples))]
+        reasons = [
+            _SAID.get(r or "", r or "") for r in _spread(chosen.scores["reason"].to_pylist(), order, len(examples))
+        ]
     voices = _voices(said, place)
     justified = _voices(final, place)
     return LabelTable(

@@ -20,7 +20,16 @@ import msgspec
 import numpy as np
 
 from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Verdict
-from semievol_api.report.curves import BoolArray, FloatArray, PrecisionCoverage, auroc, precision_coverage, reliability, score_histogram, wilson
+from semievol_api.report.curves import (
+    BoolArray,
+    FloatArray,
+    PrecisionCoverage,
+    auroc,
+    precision_coverage,
+    reliability,
+    score_histogram,
+    wilson,
+)
 from semievol_api.report.findings import warnings_of
 from semievol_api.report.label_table import LabelTable, load_prepared, read_label_table
 from semievol_api.report.report_data import (

@@ -6,6 +6,7 @@
   if (!store) return;
   const grid = $("grid"), body = $("rows"), status = $("count"), dialog = $("row");
   const state = { key: "place", descending: false, active: 0 };
+  const drawn = new Map();
   let rows, found = new Uint32Array(0);
 
   const make = (tag, text, name) => {
@@ -45,6 +46,8 @@
     state.active = 0;
     grid.scrollTop = 0;
     grid.setAttribute("aria-rowcount", found.length + 1);
+    drawn.clear();
+    body.replaceChildren();
     body.style.height = `${found.length * ROW}px`;
     draw();
     const kept = found.reduce((sum, i) => sum + data.kept[i], 0);
@@ -53,13 +56,12 @@
   }
 
   function line(i, at) {
-    const row = make("div", null, `row line${at === state.active ? " active" : ""}`);
+    const row = make("div", null, "row line");
     row.setAttribute("role", "row");
     row.setAttribute("aria-rowindex", at + 2);
     row.id = `r${at}`;
     row.dataset.at = at;
     row.style.top = `${at * ROW}px`;
-    if (at === state.active) row.setAttribute("aria-selected", "true");
     const cell = (text, name) => {
       const node = make("div", text, `cell ${name ?? ""}`);
       node.setAttribute("role", "gridcell");
@@ -78,9 +80,18 @@
   function draw() {
     const first = Math.max(0, Math.floor((grid.scrollTop - HEAD) / ROW) - SPARE);
     const last = Math.min(found.length, Math.ceil((grid.scrollTop + grid.clientHeight) / ROW) + SPARE);
-    const lines = [];
-    for (let at = first; at < last; at++) lines.push(line(found[at], at));
-    body.replaceChildren(...lines);
+    for (const [at, node] of drawn) {
+      if (at < first || at >= last) { node.remove(); drawn.delete(at); }
+    }
+    for (let at = last - 1; at >= first; at--) {
+      if (!drawn.has(at)) {
+        drawn.set(at, line(found[at], at));
+        body.insertBefore(drawn.get(at), drawn.get(at + 1) ?? null);
+      }
+      const active = at === state.active;
+      drawn.get(at).classList.toggle("active", active);
+      drawn.get(at).setAttribute("aria-selected", String(active));
+    }
     const shown = found.length && state.active >= first && state.active < last;
     if (shown) grid.setAttribute("aria-activedescendant", `r${state.active}`);
     else grid.removeAttribute("aria-activedescendant");
