@@ -120,7 +120,7 @@ def read_report_data(run_folder: Path) -> ReportData:
     final = pair[1] if pair else None
     hygiene = msgspec.convert(dict(data.report), _Hygiene)
     return ReportData(
-        title=run_folder.resolve().name,
+        title="/".join(run_folder.resolve().parts[-2:]),
         sentence=verdict.sentence,
         promoted=verdict.promoted,
         n_test=verdict.n_test or len(data.test),
