@@ -58,7 +58,8 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # sys.stdin would hold a lock that the interpreter needs at its end
+        pass
     os._exit(EXIT_STOPPED)
 
 
