@@ -46,5 +46,6 @@ def chat_line(question: str, answer: str) -> str:
 
 def training_lines(count: int) -> str:
     """A small file that a model can learn: the answer is a letter that the question's length decides."""
-    lines = [chat_line(f"Item {i} " + "x" * (i % 5), f"Answer: {'ABCDE'[i % 5]}") for i in range(count)]
-    return "".join(lines)
+    questions = [f"Item {i} " + "x" * (i % 5) for i in range(count)]
+    answers = [f"Answer: {'ABCDE'[i % 5]}" + "!" * (i % 4) for i in range(count)]
+    return "".join(chat_line(question, answer) for question, answer in zip(questions, answers, strict=True))

@@ -148,10 +148,11 @@ def test_a_bad_line_is_named(tiny_model: Path, tmp_path: Path, line: str, compla
 
 
 # --------------------------------------------------------------------------------------------- training
+@pytest.mark.parametrize("max_grad_norm", [1.0, 1000.0])
 def test_losses_and_weights_equal_those_of_peft_with_the_plain_trainer(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_grad_norm: float
 ) -> None:
-    job = _job(tiny_model, tmp_path / "a", tokens_per_pass=150)
+    job = _job(tiny_model, tmp_path / "a", tokens_per_pass=150, max_grad_norm=max_grad_norm)
     status, events = _run(job, monkeypatch)
     assert status == 0
     losses, reference = _plain_trainer(job, tmp_path / "plain")
@@ -212,9 +213,9 @@ def _plain_trainer(job: TrainingJob, folder: Path) -> tuple[list[float], dict[st
     model = get_peft_model(base, config)
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=job.batch_size, num_train_epochs=job.n_epochs,
-        learning_rate=job.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.1, max_grad_norm=1.0,
+        learning_rate=job.learning_rate, lr_scheduler_type="cosine", warmup_steps=0.1,
         logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, seed=job.seed,
-        remove_unused_columns=False, dataloader_pin_memory=False,
+        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=job.max_grad_norm,
     )  # fmt: skip
     trainer = Ordered(model=model, args=arguments, train_dataset=Rows(), data_collator=collate)
     trainer.train()
