@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from semievol_api.engine.budget import NOTHING, Spend
+from semievol_api.engine.budget import Spend
 from semievol_api.engine.journal import Journal
 
 
@@ -30,6 +30,7 @@ class OpenBatch(NamedTuple):
     """A batch that has not been collected. `batch_id` is None where its submission was not confirmed."""
 
     id: int
+    run: str
     run_key: str
     provider: str
     model: str
@@ -50,7 +51,7 @@ class NewBatch(NamedTuple):
     lines: Sequence[BatchLine]
 
 
-_COLUMNS = "id, run_key, provider, model, stage, batch_id, usd, tokens"
+_COLUMNS = "id, run, run_key, provider, model, stage, batch_id, usd, tokens"
 
 
 def write_down(journal: Journal, new: NewBatch) -> OpenBatch:
@@ -58,9 +59,7 @@ def write_down(journal: Journal, new: NewBatch) -> OpenBatch:
     execute = journal.connection.execute
     execute("BEGIN IMMEDIATE")
     try:
-        (earlier,) = execute(
-            "SELECT count(*) FROM batches WHERE run_key LIKE ?", (f"{new.content_hash}-%",)
-        ).fetchone()
+        (earlier,) = execute("SELECT count(*) FROM batches WHERE run_key LIKE ?", (f"{new.content_hash}-%",)).fetchone()
         run_key = f"{new.content_hash}-{earlier}"
         values = (run_key, new.provider, new.model, new.stage, new.run, *new.need, int(time.time()))
         cursor = execute(
@@ -76,7 +75,7 @@ def write_down(journal: Journal, new: NewBatch) -> OpenBatch:
     except BaseException:
         execute("ROLLBACK")
         raise
-    return OpenBatch(number, run_key, new.provider, new.model, new.stage, None, new.need)
+    return OpenBatch(number, new.run, run_key, new.provider, new.model, new.stage, None, new.need)
 
 
 def set_batch_id(journal: Journal, batch: int, batch_id: str) -> None:
@@ -96,7 +95,11 @@ def close_batch(journal: Journal, batch: int) -> None:
 def open_batches(journal: Journal, provider: str) -> list[OpenBatch]:
     """What earlier processes submitted, or were about to, and did not collect."""
     query = f"SELECT {_COLUMNS} FROM batches WHERE open = 1 AND provider = ? ORDER BY id"
-    return [OpenBatch(*row[:6], Spend(*row[6:])) for row in journal.connection.execute(query, (provider,))]
+    found: list[OpenBatch] = []
+    for row in journal.connection.execute(query, (provider,)):
+        number, run, run_key, name, model, stage, batch_id, usd, tokens = row
+        found.append(OpenBatch(number, run, run_key, name, model, stage, batch_id, Spend(usd, tokens)))
+    return found
 
 
 def lines_of(journal: Journal, batch: int) -> list[BatchLine]:
@@ -110,4 +113,4 @@ def set_aside(journal: Journal, run: str) -> Spend:
     usd, tokens = journal.connection.execute(
         "SELECT coalesce(sum(usd), 0.0), coalesce(sum(tokens), 0) FROM batches WHERE open = 1 AND run = ?", (run,)
     ).fetchone()
-    return Spend(usd, tokens) if tokens else NOTHING
+    return Spend(usd, tokens)
