@@ -49,12 +49,22 @@ Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
 class RequestEngine:
     """Made by `open`; see there. `ledger` tells what each stage sent, was served and paid."""
 
-    def __init__(self, desk: Desk, limits: Limits, dispatcher: Dispatcher, batches: BatchSender) -> None:
+    def __init__(self, desk: Desk, limits: Limits, dispatcher: Dispatcher, writer: GroupCommit, clock: Clock) -> None:
         self.ledger: Ledger = desk.ledger
         self._desk = desk
         self._limits = limits
         self._dispatcher = dispatcher
-        self._batches = batches
+        self._batches = BatchSender(
+            BatchTools(
+                run=desk.run,
+                limits=limits,
+                journal=desk.journal,
+                writer=writer,
+                budget=desk.budget,
+                clock=clock,
+                start=dispatcher.start,
+            )
+        )
         self._streams: set[Stream[Any, Any]] = set()
 
     @classmethod
@@ -78,18 +88,13 @@ class RequestEngine:
         """
         clock = clock or RealClock()
         reader = Journal.create(journal_path)
-        writer = GroupCommit(Journal.create(journal_path), lambda error: engine._broke(error))
         lease = reader.open_lease(run)
-        usd, tokens = reader.leased(run)
-        for total in reader.totals():
-            if total.source.run == run:
-                usd += total.usd
-                tokens += total.prompt_tokens + total.completion_tokens
+        writer = GroupCommit(Journal.create(journal_path), lambda error: engine._broke(error))
 
         async def persist(amount: Spend) -> None:
             await writer.step(lambda journal: journal.set_lease(lease, amount.usd, amount.tokens))
 
-        budget = Budget(limits, Spend(usd, tokens), persist)
+        budget = Budget(limits, _spent(reader, run), persist)
         budget.adopt(set_aside(reader, run))
         desk = Desk(
             run=run,
@@ -100,19 +105,7 @@ class RequestEngine:
             now_s=clock.now_s,
             on_progress=on_progress,
         )
-        dispatcher = Dispatcher(limits, Asker(limits, budget, clock), writer, clock)
-        batches = BatchSender(
-            BatchTools(
-                run=run,
-                limits=limits,
-                journal=reader,
-                writer=writer,
-                budget=budget,
-                clock=clock,
-                start=dispatcher.start,
-            )
-        )
-        engine = cls(desk, limits, dispatcher, batches)
+        engine = cls(desk, limits, Dispatcher(limits, Asker(limits, budget, clock), writer, clock), writer, clock)
         try:
             yield engine
         finally:
@@ -219,3 +212,13 @@ class RequestEngine:
         for stream in list(self._streams):
             stream.break_off()
         await self._dispatcher.close()
+
+
+def _spent(journal: Journal, run: str) -> Spend:
+    """What a run has paid into the journal so far, replies that never came home among it."""
+    usd, tokens = journal.leased(run)
+    for total in journal.totals():
+        if total.source.run == run:
+            usd += total.usd
+            tokens += total.prompt_tokens + total.completion_tokens
+    return Spend(usd, tokens)

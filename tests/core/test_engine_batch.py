@@ -176,7 +176,7 @@ async def test_a_run_that_dies_while_waiting_finds_its_batch_again(tmp_path: Pat
     with pytest.raises(asyncio.CancelledError):
         await first
     batches.polls = 1
-    answers, engine = await collect(tmp_path, batches, list(asks(asked_again)))
+    answers, _ = await collect(tmp_path, batches, list(asks(asked_again)))
     assert len(answers) == asked_again and all(text_of(answer) for answer in answers.values())
     assert sum(len(batch) for batch in batches.batches) == max(100, asked_again)
     journal = Journal.read_only(tmp_path / "j")
