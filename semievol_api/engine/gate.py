@@ -48,6 +48,7 @@ class Gate:
     ) -> None:
         self.limit = AdaptiveLimit(ceiling)
         self.in_flight = 0
+        self.unsaved = 0
         self.refused_since_s: float | None = None
         self._clock = clock
         self._start = start
@@ -63,6 +64,7 @@ class Gate:
         self._ramp_until_s = float("-inf")
         self._ramp_next_s = float("-inf")
         self._reply_s = 0.0
+        self._capped = limits.concurrency is not None
         self._known = limits.rpm is not None or limits.tpm is not None
         self._random = random.Random()
 
@@ -70,6 +72,13 @@ class Gate:
     def room(self) -> int:
         """How many requests may be in flight now."""
         return self.limit.value if self._known else min(FIRST_IN_FLIGHT, self.limit.value)
+
+    @property
+    def _full(self) -> bool:
+        """With a configured cap, replies that are not on disk yet count: a crash loses no more than the cap."""
+        if self._capped and self.in_flight + self.unsaved >= self.limit.ceiling:
+            return True
+        return self.in_flight >= self.room
 
     async def enter(self, tokens: float) -> Pass:
         """Wait for one's turn; `tokens` is the request's estimated share of the token quota."""
@@ -79,7 +88,7 @@ class Gate:
     def enter_now(self, tokens: float) -> Pass | None:
         """Pass without waiting, where that is possible."""
         now_s = self._clock.now_s()
-        if self._waiters or self.in_flight >= self.room or self._wait_s(now_s, tokens) > 0:
+        if self._waiters or self._full or self._wait_s(now_s, tokens) > 0:
             return None
         self._let_through(now_s, tokens)
         return Pass(now_s, self._requests.claimed, self._tokens.claimed)
@@ -90,9 +99,16 @@ class Gate:
         if self._waiters:
             self._pump()
 
+    def saved(self) -> None:
+        """A reply is on disk."""
+        self.unsaved -= 1
+        if self._waiters:
+            self._pump()
+
     def replied(self, passed: Pass, pace: Pace) -> None:
         """A reply came: learn its pace."""
         now_s = self._clock.now_s()
+        self.unsaved += 1
         self._known = True
         self._replies += 1
         self.refused_since_s = None
@@ -167,7 +183,7 @@ class Gate:
 
     def _pump(self) -> None:
         """Let through whoever may go now; set the timer for the next one."""
-        while self._waiters and self.in_flight < self.room:
+        while self._waiters and not self._full:
             turn, tokens = self._waiters[0]
             if turn.done():
                 self._waiters.popleft()
