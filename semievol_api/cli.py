@@ -14,6 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from semievol_api.report.commands import export, report, review
+from semievol_api.terminal.journal import app as journal
+
 ConfigPath = Annotated[Path, typer.Argument(help="A config file, such as semievol.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 AcceptChange = Annotated[
@@ -135,8 +138,9 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (init, check, preview, run, status, demo, providers):
+    for command in (init, check, preview, run, status, report, review, export, demo, providers):
         app.command()(command)
+    app.add_typer(journal, name="journal")
     for point in sorted(entry_points(group="semievol.commands"), key=lambda p: p.name):
         brought = point.load()
         if isinstance(brought, typer.Typer):

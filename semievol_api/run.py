@@ -9,10 +9,11 @@ Knows nothing of the stages' insides; prints nothing (a `Watcher` is told what h
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +26,7 @@ from semievol_api.errors import ConfigError, UserError
 from semievol_api.pipeline import semievol
 from semievol_api.registry import connect
 from semievol_api.run_store import RunStore
-from semievol_api.stages.fine_tune import MIN_EXAMPLES, Trainer
+from semievol_api.stages.fine_tune import MIN_EXAMPLES, OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.tasks import Task, load_task
 from semievol_api.tools import Tools
@@ -110,9 +111,19 @@ async def run_async(config: Config, *, watcher: Watcher | None = None, accept_ch
     check_data(plan, raw)
     with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
         store.on_stage = seen.on_stage
-        async with _tools(plan, raw, seen) as tools:
+        if raw.gold:
+            store.note("oracle/gold.json", json.dumps(raw.gold, ensure_ascii=False))
+
+        def on_job(name: str, event: JobEvent) -> None:
+            if event.id:
+                store.log_event(name, event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)}))
+            seen.on_job(name, event)
+
+        async with _tools(plan, raw, seen, on_job) as tools:
             verdict = await semievol(tools, store, plan.task, raw, config)
-            return RunResult(verdict, store.folder, tuple(store.computed), tools.engine.ledger, store.seconds)
+            ledger = tools.engine.ledger
+        store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
+        return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
 
 
 def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
@@ -175,7 +186,9 @@ def run_blocking(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 
 @asynccontextmanager
-async def _tools(plan: Plan, raw: RawData, watcher: Watcher, clock: Clock | None = None) -> AsyncGenerator[Tools]:
+async def _tools(
+    plan: Plan, raw: RawData, watcher: Watcher, on_job: OnEvent, clock: Clock | None = None
+) -> AsyncGenerator[Tools]:
     config = plan.config
     roles = config.roles
     async with AsyncExitStack() as stack:
@@ -197,7 +210,7 @@ async def _tools(plan: Plan, raw: RawData, watcher: Watcher, clock: Clock | None
                 base=plan.trainer_ref.model,
                 clock=clock or RealClock(),
                 seed=config.run.seed,
-                on_event=watcher.on_job,
+                on_event=on_job,
             ),
             embedder=embedder,
             gold=raw.gold,

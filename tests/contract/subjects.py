@@ -11,9 +11,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from semievol_providers.openai import connect
-
 from semievol_api.capabilities import Provider, ProviderSettings
+from semievol_providers.openai import connect
 from tests.providers.openai_loopback import LoopbackServer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from semievol_providers.local.sampling import RowSampling, choose, random_stream
 
 

@@ -5,6 +5,7 @@ Knows nothing of tokenizers, prompts or models.
 """
 
 import csv
+import itertools
 import json
 import random
 import re
@@ -89,7 +90,7 @@ def read_rows(data_folder: Path, dataset: str, split: str) -> list[dict[str, str
 def bigrams(text: str) -> Bigrams:
     """The pairs of neighbouring lower-case words of a text."""
     words = re.sub(r"[^a-z0-9]+", " ", text.lower()).split()
-    return frozenset(zip(words, words[1:], strict=False))
+    return frozenset(itertools.pairwise(words))
 
 
 def near_duplicates(left: Bigrams, right: Bigrams) -> bool:
