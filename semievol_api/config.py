@@ -21,6 +21,7 @@ from semievol_api.errors import ConfigError
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
+ThresholdPool: TypeAlias = Literal["unlabeled", "labeled"]
 ModelRole: TypeAlias = Literal["base", "warm"]
 
 
@@ -136,7 +137,7 @@ class SelectSettings(Settings):
     rule: Literal["percentile"] = "percentile"
     share: Share = 0.5
     """theta: the share of the threshold's pool that is kept."""
-    pool: Literal["unlabeled", "labeled"] = "unlabeled"
+    pool: ThresholdPool = "unlabeled"
     """Ambiguity 4: whose scores place the threshold (the formula: unlabelled)."""
     interpolation: Literal["linear", "lower", "higher"] = "linear"
     """Ambiguity 7: how the percentile falls between two scores."""
@@ -231,7 +232,7 @@ def parse_settings(model: type[SettingsT], tree: Mapping[str, Any], *, where: st
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         raise ConfigError(_explain(model, first["loc"], first["type"], first["msg"], where)) from None
 
 

@@ -6,7 +6,8 @@
     │   ├── DataError           a file or a row is wrong
     │   ├── MissingExtraError   an optional package is not installed
     │   ├── MissingAbilityError a provider cannot do what the config asks
-    │   └── RunFolderError      a run folder is in use, or made by another config
+    │   ├── RunFolderError      a run folder is in use, or made by another config
+    │   └── JournalError        the journal of paid answers cannot be opened, read or written
     ├── ProviderError           the other side answered with an error
     │   ├── RateLimitError      wait, then ask again; costs no attempt
     │   ├── TransientError      worth another attempt: timeout, cut, 408, 409, 5xx, invalid body
@@ -54,6 +55,10 @@ class MissingAbilityError(UserError):
 
 class RunFolderError(UserError):
     """A run folder cannot be used: another process holds it, or another config made it."""
+
+
+class JournalError(UserError):
+    """The journal of paid answers cannot be opened, read or written: not one of ours, disk full, read-only."""
 
 
 class ProviderError(SemievolError):

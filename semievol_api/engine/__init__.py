@@ -1,1 +1,13 @@
-"""Many requests at once: pacing, retry, journal, budget."""
+"""Many requests at once: dispatch, pacing, retry, journal, budget, batch mode.
+
+`RequestEngine` is what stages use; `Ask` goes in, `Answer` comes out. Knows nothing of stages and vendors.
+"""
+
+from __future__ import annotations
+
+from semievol_api.engine.asks import Answer, Ask, Progress
+from semievol_api.engine.engine import RequestEngine
+from semievol_api.engine.journal import Journal
+from semievol_api.engine.ledger import Ledger, StageBill
+
+__all__ = ["Answer", "Ask", "Journal", "Ledger", "Progress", "RequestEngine", "StageBill"]

@@ -1,1 +1,49 @@
-"""Provider `scripted`."""
+"""Provider `scripted`: deterministic answers without any model, for tests and for learning the code.
+
+Its models know one trick: a question names its answer (`... cue: <option text>`), and a model sees the cue with
+a skill in [0, 1] that a fine-tuning job raises. Everything follows from hashes of the request, so runs repeat
+byte for byte. Jobs live in memory, or in a folder (`state = "..."`) to outlive the process.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from semievol_api.capabilities import Provider, ProviderSettings
+from semievol_api.errors import ConfigError
+from semievol_providers.scripted.chat import ScriptedChat, ScriptedEmbedder
+from semievol_providers.scripted.jobs import ScriptedJobs
+
+
+class ScriptedSettings(BaseModel):
+    """`[providers.NAME]` of kind `scripted`. `ignore_logprobs` plays a vendor that leaves them out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skill: float = 0.6
+    identity: str = "scripted"
+    state: str | None = None
+    latency_s: float = 0.0
+    ignore_logprobs: bool = False
+    can_train: bool = True
+
+
+def connect(settings: ProviderSettings) -> Provider:
+    """The table of a provider that answers from a script."""
+    try:
+        chosen = ScriptedSettings.model_validate(dict(settings.options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"[providers.{settings.name}]: {key!r} is wrong: {first['msg']}.") from None
+    jobs = ScriptedJobs(chosen.state, settings.base_folder)
+    chat = ScriptedChat(chosen.skill, jobs, chosen.latency_s, chosen.ignore_logprobs)
+    return Provider(
+        name=settings.name,
+        identity=chosen.identity,
+        chat=chat,
+        scored=chat,
+        option_reader=chat,
+        embedder=ScriptedEmbedder(),
+        finetuner=jobs if chosen.can_train else None,
+    )

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ import typer
 
 if TYPE_CHECKING:
     import socket
+
+    import uvicorn
 
     from semievol_providers.server.settings import ServerSettings
 
@@ -42,6 +45,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
+    stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
 ) -> None:
     """Serve a model with the OpenAI API, fine-tuning included."""
     from semievol_api.errors import ConfigError
@@ -67,7 +71,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         device=device,
         train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
     )
-    _run(settings, ready_file)
+    _run(settings, ready_file, stop_with_stdin)
 
 
 def _read_keys(variable: str | None) -> tuple[str, ...]:
@@ -96,7 +100,7 @@ def _read_aliases(pairs: list[str]) -> dict[str, str]:
     return aliases
 
 
-def _run(settings: ServerSettings, ready_file: Path | None) -> None:
+def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: bool) -> None:
     import uvicorn
 
     from semievol_providers.server.app import build_app
@@ -129,7 +133,17 @@ def _run(settings: ServerSettings, ready_file: Path | None) -> None:
             timeout_graceful_shutdown=5,
             timeout_keep_alive=75,
         )
-        Announcing(config).run(sockets=[listener])
+        server = Announcing(config)
+        if stop_with_stdin:
+            threading.Thread(target=_stop_at_end_of_input, args=(server,), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _stop_at_end_of_input(server: uvicorn.Server) -> None:
+    """A parent that ends, however it ends, closes our standard input."""
+    while sys.stdin.buffer.read(1024):
+        continue
+    server.should_exit = True
 
 
 def _bind(settings: ServerSettings) -> socket.socket:

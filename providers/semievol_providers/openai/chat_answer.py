@@ -1,0 +1,213 @@
+"""A chat completion's JSON as a `Reply`: only what is used is decoded.
+
+Token log-probabilities stay as they came (vLLM writes -9999 for a token outside its list), but for trailing
+entries whose text is not part of the message: the end of turn, and what a stop string cut off. Knows nothing of
+requests, sending or errors' wording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from semievol_api.capabilities import Pace, Reply
+from semievol_api.records import Completion, Finish, FloatArray, Usage
+
+
+class Alternative(Struct, gc=False):
+    """A token and its natural log-probability."""
+
+    token: str
+    logprob: float | None = None
+
+
+class TokenWithAlternatives(Struct, gc=False):
+    """A chosen token and what else stood at its place."""
+
+    token: str
+    logprob: float | None = None
+    top_logprobs: list[Alternative] | None = None
+
+
+TokenT = TypeVar("TokenT", Alternative, TokenWithAlternatives)
+
+
+class Logprobs(Struct, Generic[TokenT], gc=False):
+    """The log-probabilities of one message."""
+
+    content: list[TokenT] | None = None
+
+
+class AnswerMessage(Struct, gc=False):
+    """What the assistant said."""
+
+    content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(Struct, Generic[TokenT], gc=False):
+    """One of the n completions."""
+
+    message: AnswerMessage
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: Logprobs[TokenT] | None = None
+
+
+class PromptDetails(Struct, gc=False):
+    """How the prompt's tokens were billed."""
+
+    cached_tokens: int | None = None
+
+
+class UsageFields(Struct, gc=False):
+    """Tokens as the server counted them."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+    def usage(self) -> Usage:
+        """The same as a record."""
+        details = self.prompt_tokens_details
+        cached = details.cached_tokens if details else None
+        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0, cached or 0)
+
+
+class ChatAnswer(Struct, Generic[TokenT], gc=False):
+    """The whole answer. Some proxies send errors with status 200; they have no choices."""
+
+    choices: list[Choice[TokenT]] = []
+    usage: UsageFields | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The token places of one completion, with what else stood there."""
+
+    entries: tuple[TokenWithAlternatives, ...]
+    usage: Usage
+
+
+class ChatDecoder:
+    """Turns bodies into replies. Stateless; made once because msgspec compiles its decoders."""
+
+    def __init__(self) -> None:
+        self._plain = msgspec.json.Decoder(ChatAnswer[Alternative])
+        self._rich = msgspec.json.Decoder(ChatAnswer[TokenWithAlternatives])
+
+    def positions(self, body: bytes) -> Positions | None:
+        """Every token place of the first completion, end of turn included; None without a completion.
+
+        Raises:
+            msgspec.DecodeError: the body is not JSON, or not of this shape.
+        """
+        answer = self._rich.decode(body)
+        if not answer.choices:
+            return None
+        logprobs = answer.choices[0].logprobs
+        entries = logprobs.content if logprobs else None
+        return Positions(tuple(entries or ()), answer.usage.usage() if answer.usage else Usage())
+
+    def reply(self, body: bytes, pace: Pace, *, alternatives: bool) -> Reply | None:
+        """The reply, or None for a body without a single completion.
+
+        A server that ignores `n` gives fewer completions than were asked for: they are handed on as they are.
+
+        Raises:
+            msgspec.DecodeError: the body is not JSON, or not of this shape.
+        """
+        answer = self._rich.decode(body) if alternatives else self._plain.decode(body)
+        choices = answer.choices
+        if not choices:
+            return None
+        if len(choices) > 1:
+            choices = sorted(choices, key=_index)
+        completions = tuple([_completion(choice) for choice in choices])
+        return Reply(completions=completions, usage=answer.usage.usage() if answer.usage else Usage(), pace=pace)
+
+
+def _index(choice: Choice[Alternative] | Choice[TokenWithAlternatives]) -> int:
+    return choice.index
+
+
+def _completion(choice: Choice[Alternative] | Choice[TokenWithAlternatives]) -> Completion:
+    message = choice.message
+    if message.refusal and not message.content:
+        return Completion(message.refusal, "refused")
+    text = message.content or ""
+    finish = finish_of(choice.finish_reason)
+    entries = choice.logprobs.content if choice.logprobs else None
+    if entries is None or (text and not entries):
+        return Completion(text, finish)
+    tokens = [entry.token for entry in entries]
+    kept = message_tokens(tokens, text)
+    top = _alternatives(entries[:kept])
+    return Completion(
+        text,
+        finish,
+        token_logprobs=_logprobs(entries[:kept]),
+        tokens=tuple(tokens[:kept]) if top is not None else None,
+        top=top,
+    )
+
+
+def _logprobs(entries: Sequence[Alternative | TokenWithAlternatives]) -> FloatArray | None:
+    """float32, shape (tokens,); None where the server left one out."""
+    values = [entry.logprob for entry in entries]
+    return None if None in values else np.array(values, dtype=np.float32)
+
+
+def _alternatives(
+    entries: Sequence[Alternative | TokenWithAlternatives],
+) -> tuple[tuple[tuple[str, float], ...], ...] | None:
+    """Per token the alternatives that were shown; None where there was none at all."""
+    if not entries or isinstance(entries[0], Alternative):
+        return None
+    shown = [_pairs(entry) for entry in entries if isinstance(entry, TokenWithAlternatives)]
+    return tuple(shown) if any(shown) else None
+
+
+def _pairs(entry: TokenWithAlternatives) -> tuple[tuple[str, float], ...]:
+    return tuple([(other.token, other.logprob) for other in entry.top_logprobs or () if other.logprob is not None])
+
+
+def message_tokens(tokens: Sequence[str], text: str) -> int:
+    """How many leading tokens belong to the message; the rest is the end of turn or a cut-off stop string."""
+    joined = "".join(tokens)
+    count = len(tokens)
+    while count and not tokens[count - 1]:
+        count -= 1
+    if joined == text:
+        return count
+    start = joined.find(text)
+    if start < 0:  # the pieces of one character are shown escaped, so that nothing adds up: look at the last alone
+        return count - 1 if count and _is_marker(tokens[count - 1], text) else count
+    end = len(joined)
+    while count and end - len(tokens[count - 1]) >= start + len(text):
+        count -= 1
+        end -= len(tokens[count])
+    return count
+
+
+def _is_marker(token: str, text: str) -> bool:
+    """True for a token that stands nowhere in the message and is no piece of a character either."""
+    return token not in text and "\ufffd" not in token and "\\x" not in token
+
+
+def finish_of(reason: str | None) -> Finish:
+    """The vendor's word for why a completion ended, as ours; an unknown word is an ordinary end."""
+    match reason:
+        case "length" | "max_tokens" | "model_length":
+            return "length"
+        case "content_filter" | "refusal" | "safety" | "SAFETY":
+            return "refused"
+        case "error" | "abort" | "cancelled" | "tool_calls" | "function_call":
+            return "failed"
+        case _:
+            return "stop"

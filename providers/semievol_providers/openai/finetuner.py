@@ -1,0 +1,237 @@
+"""Fine-tuning jobs: submitted once, found again after a crash, followed by state and events.
+
+A job carries its run key twice: whole in its metadata, shortened in its suffix, because some vendors drop
+metadata. Nothing is retried here: a lost answer to `submit` is mended by `find`. Knows nothing of what is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from semievol_api.capabilities import (
+    FineTuneRequest,
+    Hyperparameters,
+    JobEvent,
+    JobState,
+    JobStatus,
+    JobTicket,
+)
+from semievol_api.errors import RefusedError
+from semievol_providers.openai.error_translation import job_failure, read_vendor_error
+from semievol_providers.openai.files import Files, content_name, short_key
+from semievol_providers.openai.sdk import Sdk
+
+RUN_KEY = "semievol_run_key"
+"""The metadata field that names a training for ever."""
+
+_WHAT = "fine_tuning/jobs"
+_STATUSES: dict[str, JobStatus] = {
+    **dict.fromkeys(("validating_files", "queued", "pending", "notrunning", "created", "submitted"), "queued"),
+    **dict.fromkeys(("running", "in_progress", "processing", "cancelling", "evaluating"), "running"),
+    **dict.fromkeys(("succeeded", "success", "completed"), "succeeded"),
+    **dict.fromkeys(("failed", "error"), "failed"),
+    **dict.fromkeys(("cancelled", "canceled"), "cancelled"),
+    **dict.fromkeys(("paused", "pausing"), "paused"),
+}
+_BEST_FIRST: tuple[JobStatus, ...] = ("succeeded", "running", "queued", "paused", "unknown")
+
+
+class Job(Struct):
+    """The fields of a job that are used; every vendor leaves out or nulls some of the others."""
+
+    id: str
+    status: str
+    fine_tuned_model: str | None = None
+    training_file: str | None = None
+    trained_tokens: int | None = None
+    user_provided_suffix: str | None = None
+    suffix: str | None = None
+    metadata: dict[str, Any] | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Event(Struct):
+    """One line of a job's log."""
+
+    id: str
+    message: str | None = None
+    level: str | None = None
+    created_at: float | None = None
+    data: Any = None
+
+
+class OpenAIFineTuner:
+    """`FineTuner` at one endpoint."""
+
+    def __init__(self, sdk: Sdk, suffix_chars: int = 64) -> None:
+        self._sdk = sdk
+        self._files = Files(sdk)
+        self._suffix_chars = suffix_chars
+
+    async def submit(self, request: FineTuneRequest) -> JobTicket:
+        """Upload what is not there yet and start the job, once.
+
+        Raises:
+            TransientError: the answer was lost; the job may exist: look with `find` before submitting again.
+            RefusedError: the vendor does not accept the file, the model or a setting.
+            RateLimitError: too many requests, or jobs, for now.
+        """
+        training = request.training_file
+        training_id = await self._files.upload_once(training, content_name(training), "fine-tune")
+        validation_id = None
+        if request.validation_file is not None:
+            validation = request.validation_file
+            validation_id = await self._files.upload_once(validation, content_name(validation), "fine-tune")
+        arguments = job_arguments(request, training_id, validation_id, self._suffix_chars)
+        job = await self._sdk.ask_for(
+            Job, _WHAT, lambda client: client.fine_tuning.jobs.with_raw_response.create(**arguments)
+        )
+        return JobTicket(job_id=job.id, run_key=request.run_key, training_file_id=training_id)
+
+    async def find(self, request: FineTuneRequest) -> JobTicket | None:
+        """The job with the request's run key: by metadata, else by suffix and training file.
+
+        Failed and cancelled jobs don't count. Of several, the one that got farthest is meant.
+        """
+        found = await self._by_metadata_filter(request.run_key) or await self._by_any_mark(request)
+        living = sorted(
+            (job for job in found if job_status(job.status) in _BEST_FIRST),
+            key=lambda job: _BEST_FIRST.index(job_status(job.status)),
+        )
+        if not living:
+            return None
+        return JobTicket(
+            job_id=living[0].id, run_key=request.run_key, training_file_id=living[0].training_file or None
+        )
+
+    async def poll(self, ticket: JobTicket) -> JobState:
+        """Where the job stands now; an unknown state keeps the vendor's word and counts as unfinished."""
+        job = await self._sdk.ask_for(
+            Job, _WHAT, lambda client: client.fine_tuning.jobs.with_raw_response.retrieve(ticket.job_id)
+        )
+        status = job_status(job.status)
+        reason = job_failure(read_vendor_error(bytes(job.error)), self._sdk.connection)
+        if status == "failed" and reason is None:
+            reason = "The vendor gave no reason; its events or its console may."
+        return JobState(
+            status=status,
+            raw_status=job.status,
+            model=job.fine_tuned_model if status == "succeeded" else None,
+            reason=reason,
+            trained_tokens=job.trained_tokens,
+        )
+
+    async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
+        """Events newer than `after`, oldest first. The vendor lists the newest first."""
+        listed = self._sdk.items(
+            Event,
+            f"{_WHAT}/events",
+            lambda client, paging: client.fine_tuning.jobs.with_raw_response.list_events(ticket.job_id, **paging),
+        )
+        newer: list[JobEvent] = []
+        async for event in listed:
+            if event.id == after:
+                break
+            newer.append(_job_event(event))
+        newer.reverse()  # before the sort: events of one second keep their order
+        return sorted(newer, key=lambda event: event.created_at)
+
+    async def cancel(self, ticket: JobTicket) -> None:
+        """Ask the vendor to stop the job; a job that has already ended may be refused."""
+        await self._sdk.ask(_WHAT, lambda client: client.fine_tuning.jobs.with_raw_response.cancel(ticket.job_id))
+
+    async def _by_metadata_filter(self, run_key: str) -> list[Job]:
+        """What the vendor's own filter finds; nothing where it does not know the filter."""
+        wanted = {RUN_KEY: run_key}
+        listed = self._sdk.items(
+            Job,
+            _WHAT,
+            lambda client, paging: client.fine_tuning.jobs.with_raw_response.list(metadata=wanted, **paging),
+        )
+        try:
+            return [job async for job in listed if _has_key(job, run_key)]
+        except RefusedError as error:
+            if error.status in (400, 422):
+                return []
+            raise
+
+    async def _by_any_mark(self, request: FineTuneRequest) -> list[Job]:
+        suffix = job_suffix(request, self._suffix_chars)
+        listed = self._sdk.items(
+            Job, _WHAT, lambda client, paging: client.fine_tuning.jobs.with_raw_response.list(**paging)
+        )
+        jobs = [job async for job in listed if _has_key(job, request.run_key) or _has_suffix(job, suffix)]
+        if not jobs:
+            return []
+        files = await self._files.named(content_name(request.training_file), "fine-tune")
+        same_data = {file.id for file in files}
+        return [job for job in jobs if _has_key(job, request.run_key) or job.training_file in same_data]
+
+
+def job_arguments(
+    request: FineTuneRequest, training_id: str, validation_id: str | None, suffix_chars: int
+) -> dict[str, Any]:
+    """The arguments of the SDK's `create`; what is left out is the vendor's `auto`."""
+    hyperparameters = _hyperparameters(request.hyperparameters)
+    arguments: dict[str, Any] = {
+        "model": request.model,
+        "training_file": training_id,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "metadata": {RUN_KEY: request.run_key},
+        "suffix": job_suffix(request, suffix_chars),
+    }
+    if validation_id is not None:
+        arguments["validation_file"] = validation_id
+    if request.seed is not None:
+        arguments["seed"] = request.seed
+    return arguments
+
+
+def _hyperparameters(wanted: Hyperparameters) -> dict[str, int | float]:
+    named = {
+        "n_epochs": wanted.n_epochs,
+        "batch_size": wanted.batch_size,
+        "learning_rate_multiplier": wanted.learning_rate_multiplier,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def job_suffix(request: FineTuneRequest, suffix_chars: int) -> str:
+    """The wished suffix with the short run key at its end; letters, digits and dashes only."""
+    ending = f"-{short_key(request.run_key)}"
+    wished = re.sub(r"[^A-Za-z0-9]+", "-", request.suffix or "semievol").strip("-") or "semievol"
+    return wished[: suffix_chars - len(ending)].rstrip("-") + ending
+
+
+def job_status(raw: str) -> JobStatus:
+    """A vendor's word as ours; `unknown` for a new one."""
+    return _STATUSES.get(raw.lower(), "unknown")
+
+
+def _has_key(job: Job, run_key: str) -> bool:
+    return job.metadata is not None and job.metadata.get(RUN_KEY) == run_key
+
+
+def _has_suffix(job: Job, suffix: str) -> bool:
+    named = job.user_provided_suffix or job.suffix
+    return named == suffix or (named is None and f":{suffix}:" in f"{job.fine_tuned_model}:")
+
+
+def _job_event(event: Event) -> JobEvent:
+    numbers = event.data if isinstance(event.data, dict) else {}
+    return JobEvent(
+        id=event.id,
+        message=event.message or "",
+        level=event.level or "info",
+        created_at=event.created_at or 0.0,
+        metrics={
+            str(name): float(value)
+            for name, value in numbers.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        },
+    )

@@ -1,0 +1,109 @@
+"""The log-probabilities of answer labels, read off the alternatives at one place of a chat answer.
+
+Two strategies. `prefill`: the server goes on from the prompt's first words of an answer, and the one token that
+it adds is the place. `position`: the server writes a short answer itself and the place is where the label stands
+in it. Either way a label counts only as a whole token, with or without a space before it; one that the server did
+not list is None. Knows nothing of probabilities' use: calibration and votes are elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest
+from semievol_api.records import Prompt
+from semievol_providers.openai.chat_answer import ChatDecoder, TokenWithAlternatives
+from semievol_providers.openai.chat_body import chat_body, encode
+from semievol_providers.openai.error_translation import error_in_body, invalid_answer
+from semievol_providers.openai.hot_path import HotPath
+from semievol_providers.openai.pace import pace_of
+
+_WHAT = "chat/completions"
+_ANSWER_TOKENS = 16
+"""Enough for `Answer: X` in any vocabulary."""
+_UNSEEN = -9999.0
+"""What vLLM writes for a token that it did not score."""
+
+
+class OpenAIOptionReader:
+    """`OptionReader` at one endpoint, by the strategy of its dialect."""
+
+    def __init__(self, path: HotPath) -> None:
+        self._path = path
+        self._decoder = ChatDecoder()
+
+    async def read(self, request: OptionRequest) -> OptionReply:
+        """Read once; all None where the server shows no alternatives.
+
+        Raises:
+            RateLimitError: too many requests or tokens.
+            TransientError: no answer, a broken one, or a server's own failure.
+            RefusedError: the vendor does not accept the request.
+        """
+        connection = self._path.connection
+        asked = self._question(request)
+        answer = await self._path.post("/chat/completions", encode(chat_body(asked, connection.dialect)))
+        try:
+            positions = self._decoder.positions(answer.body)
+        except msgspec.DecodeError as error:
+            raise invalid_answer(_WHAT, answer.body, connection) from error
+        if positions is None:
+            raise error_in_body(_WHAT, answer, connection)
+        place = 0 if asked.prompt.prefill is not None else label_place(positions.entries, request)
+        here = positions.entries[place] if place is not None and place < len(positions.entries) else None
+        return OptionReply(
+            logprobs=tuple([label_logprob(label, here) for label in request.labels]),
+            usage=positions.usage,
+            pace=pace_of(answer.headers),
+        )
+
+    def _question(self, request: OptionRequest) -> ChatRequest:
+        """Temperature 1: some servers show the distribution after tempering."""
+        dialect = self._path.connection.dialect
+        by_prefill = dialect.option_read == "prefill" and request.prompt.prefill is not None
+        return ChatRequest(
+            model=request.model,
+            prompt=request.prompt if by_prefill else Prompt(request.prompt.messages),
+            max_tokens=1 if by_prefill else _ANSWER_TOKENS,
+            temperature=1.0 if by_prefill else 0.0,
+            logprobs=True,
+            top_logprobs=dialect.top_logprobs,
+        )
+
+
+def label_place(entries: Sequence[TokenWithAlternatives], request: OptionRequest) -> int | None:
+    """Index of the token where the answer's label stands: after the prefill's words, else the first label."""
+    marker = (request.prompt.prefill or "").strip()
+    text = "".join([entry.token for entry in entries])
+    start = text.find(marker)
+    if marker and start >= 0:
+        return _first_word_after(entries, start + len(marker))
+    labels = set(request.labels)
+    return next((place for place, entry in enumerate(entries) if entry.token.strip() in labels), None)
+
+
+def _first_word_after(entries: Sequence[TokenWithAlternatives], end: int) -> int | None:
+    position = 0
+    for place, entry in enumerate(entries):
+        if position >= end and entry.token.strip():
+            return place
+        position += len(entry.token)
+    return None
+
+
+def label_logprob(label: str, entry: TokenWithAlternatives | None) -> float | None:
+    """Natural log of the label's probability at one place, its spellings with and without a space added up."""
+    if entry is None:
+        return None
+    wanted = label.strip()
+    seen: dict[str, float] = {}
+    for token, logprob in [(entry.token, entry.logprob), *((o.token, o.logprob) for o in entry.top_logprobs or ())]:
+        if logprob is not None and logprob > _UNSEEN and token.strip() == wanted:
+            seen[token] = logprob
+    if not seen:
+        return None
+    highest = max(seen.values())
+    return highest + math.log(math.fsum([math.exp(value - highest) for value in seen.values()]))

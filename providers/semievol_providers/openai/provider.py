@@ -1,0 +1,75 @@
+"""`connect`: the config's table in, the capability table out. Opens no connection and imports no SDK.
+
+`provider_over` takes the wires as arguments: cassettes and tests put their own there. Knows nothing of the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from semievol_api.capabilities import Provider, ProviderSettings
+from semievol_providers.openai.batches import OpenAIBatchChat
+from semievol_providers.openai.chat import OpenAIChat
+from semievol_providers.openai.embeddings import OpenAIEmbedder
+from semievol_providers.openai.finetuner import OpenAIFineTuner
+from semievol_providers.openai.hot_path import HotPath
+from semievol_providers.openai.option_reader import OpenAIOptionReader
+from semievol_providers.openai.sdk import NewTransport, Sdk
+from semievol_providers.openai.settings import Connection, read_connection
+
+if TYPE_CHECKING:
+    from semievol_api.transport.http import HttpSend
+
+_PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wires:
+    """How the two ways out reach the network: `send` the hot path, `sdk_transport` the SDK (None: its own)."""
+
+    send: HttpSend
+    close_send: Callable[[], Awaitable[None]]
+    sdk_transport: NewTransport | None = None
+
+
+def connect(settings: ProviderSettings) -> Provider:
+    """The provider that a table of the config describes.
+
+    Raises:
+        ConfigError: an unknown or wrong key, an unusable address, a missing key variable or key file.
+    """
+    connection = read_connection(settings)
+    from semievol_api.transport.http import AiohttpSend
+
+    behind_proxy = any(settings.environ.get(variable) for variable in _PROXY_VARIABLES)
+    nearby = urlsplit(connection.base_url).hostname in _THIS_MACHINE
+    send = AiohttpSend(trust_env=behind_proxy and not nearby)
+    return provider_over(connection, Wires(send=send, close_send=send.aclose))
+
+
+def provider_over(connection: Connection, wires: Wires) -> Provider:
+    """The provider at a connection over given wires."""
+    path = HotPath(connection, wires.send)
+    sdk = Sdk(connection, wires.sdk_transport)
+    dialect = connection.dialect
+    chat = OpenAIChat(path)
+
+    async def aclose() -> None:
+        await wires.close_send()
+        await sdk.aclose()
+
+    return Provider(
+        name=connection.provider,
+        identity=connection.identity,
+        chat=chat,
+        scored=chat,
+        option_reader=None if dialect.option_read == "off" else OpenAIOptionReader(path),
+        embedder=OpenAIEmbedder(path),
+        finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect.suffix_chars),
+        batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
+        aclose=aclose,
+    )

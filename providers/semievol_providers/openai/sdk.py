@@ -1,0 +1,153 @@
+"""The official SDK's async client: raw answers out, our errors instead of its own, nothing retried.
+
+The SDK is imported when the first call is made. Its own models are left aside: they take `"error": {}` for a
+failure and closed lists of states for complete. Works with majors 2 (httpx) and 3 (httpx2). Knows nothing of
+what is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from semievol_providers.openai.error_translation import error_from_answer, error_on_the_way, invalid_answer
+from semievol_providers.openai.settings import Connection
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+NewTransport: TypeAlias = Callable[[], Any]
+"""Makes an async transport of the installed major's HTTP library (httpx2 for 3, httpx for 2)."""
+
+_PAGE = 100
+_NO_KEY = "none"
+"""The SDK insists on a key; servers without keys don't read it."""
+
+
+class RawAnswer(Protocol):
+    """What `client.x.with_raw_response.y()` gives."""
+
+    @property
+    def content(self) -> bytes:
+        """The body."""
+        ...
+
+
+class Listed(Protocol):
+    """Anything that stands in a list with cursor paging."""
+
+    @property
+    def id(self) -> str:
+        """What the cursor points at."""
+        ...
+
+
+ListedT = TypeVar("ListedT", bound=Listed)
+ShapeT = TypeVar("ShapeT")
+
+
+class Sdk:
+    """One lazily made client per event loop; connections die with the loop that made them."""
+
+    def __init__(self, connection: Connection, new_transport: NewTransport | None = None) -> None:
+        self.connection = connection
+        self._new_transport = new_transport
+        self._client: AsyncOpenAI | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def ask(self, what: str, call: Callable[[AsyncOpenAI], Awaitable[RawAnswer]]) -> bytes:
+        """The body of one call.
+
+        Raises:
+            RateLimitError, TransientError, RefusedError: see error_translation.py.
+        """
+        import openai
+
+        try:
+            return (await call(self._open())).content
+        except openai.APIStatusError as error:
+            headers = {name.lower(): value for name, value in error.response.headers.items()}
+            body = error.response.content
+            # From None: the SDK's message quotes the vendor, who may quote the key.
+            raise error_from_answer(what, error.status_code, headers, body, self.connection) from None
+        except openai.APIConnectionError as error:
+            raise error_on_the_way(what, error, self.connection) from error
+
+    async def ask_for(
+        self, shape: type[ShapeT], what: str, call: Callable[[AsyncOpenAI], Awaitable[RawAnswer]]
+    ) -> ShapeT:
+        """The answer of one call, decoded; a body of another shape is a `TransientError`."""
+        return self.decode(shape, what, await self.ask(what, call))
+
+    def decode(self, shape: type[ShapeT], what: str, body: bytes) -> ShapeT:
+        """A body as a value of the shape; a `TransientError` where it is none."""
+        try:
+            return msgspec.json.decode(body, type=shape)
+        except msgspec.DecodeError as error:
+            raise invalid_answer(what, body, self.connection) from error
+
+    async def items(
+        self, shape: type[ListedT], what: str, call: Callable[[AsyncOpenAI, dict[str, Any]], Awaitable[RawAnswer]]
+    ) -> AsyncIterator[ListedT]:
+        """Everything in a list, page after page; `call` passes the paging arguments on."""
+        paging: dict[str, Any] = {"limit": _PAGE}
+        while True:
+            body = await self.ask(what, functools.partial(_on_page, call, paging))
+            page = self.decode(_page_of(shape), what, body)
+            for item in page.data:
+                yield item
+            last = page.data[-1].id if page.data else None
+            if not page.has_more or last is None or last == paging.get("after"):
+                return
+            paging = {"limit": _PAGE, "after": last}
+
+    async def aclose(self) -> None:
+        """Close the client; a later call opens a new one."""
+        client, self._client, self._loop = self._client, None, None
+        if client is not None:
+            await client.close()
+
+    def _open(self) -> AsyncOpenAI:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._client, self._loop = _new_client(self.connection, self._new_transport), loop
+        return self._client
+
+
+async def _on_page(
+    call: Callable[[AsyncOpenAI, dict[str, Any]], Awaitable[RawAnswer]], paging: dict[str, Any], client: AsyncOpenAI
+) -> RawAnswer:
+    return await call(client, paging)
+
+
+class _Page(Struct):
+    """Paging fields; subclassed per item by `_page_of`."""
+
+    has_more: bool | None = None
+
+
+def _page_of(shape: type[ListedT]) -> Any:
+    return msgspec.defstruct(
+        f"PageOf{shape.__name__}", [("data", GenericAlias(list, (shape,)), [])], bases=(_Page,)
+    )
+
+
+def _new_client(connection: Connection, new_transport: NewTransport | None) -> AsyncOpenAI:
+    """A client that takes nothing from the environment but what the connection took itself."""
+    import openai
+
+    client = openai.AsyncOpenAI(
+        api_key=connection.api_key or _NO_KEY,
+        base_url=connection.base_url,
+        timeout=connection.timeout_s,
+        max_retries=0,
+        http_client=openai.DefaultAsyncHttpxClient(transport=new_transport()) if new_transport else None,
+    )
+    client.organization, client.project = connection.organization, connection.project
+    return client

@@ -1,0 +1,241 @@
+"""The keys of `[providers.NAME]` for kind `openai`, and the `Connection` that they amount to.
+
+    connection = read_connection(settings)
+
+The key comes from a variable or from a file, never from the config itself. Knows nothing of requests or answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from semievol_api.capabilities import ProviderSettings
+from semievol_api.errors import ConfigError
+from semievol_providers.openai.presets import Lack, MaxTokensField, OptionRead, Preset, load_presets, vendor_at
+
+
+class OpenAIOptions(BaseModel):
+    """The provider's own keys. What is left out comes from the vendor's preset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    vendor: str | None = None
+    base_url: str | None = None
+    identity: str | None = Field(default=None, min_length=1)
+    """Names the endpoint in caches where its address changes, such as a local server on a free port."""
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    organization_env: str | None = None
+    project_env: str | None = None
+    timeout_s: float = Field(default=120.0, gt=0)
+    continue_final_message: bool | None = None
+    option_read: OptionRead | None = None
+    max_tokens_field: MaxTokensField | None = None
+    top_logprobs: int | None = Field(default=None, ge=1, le=20)
+    embedding_dimensions: int | None = Field(default=None, gt=0)
+    embedding_format: str = Field(default="base64", pattern="^(base64|float)$")
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How requests are worded for this server; presets.toml explains the fields."""
+
+    continue_final_message: bool = True
+    option_read: OptionRead = "prefill"
+    max_tokens_field: MaxTokensField = "max_tokens"
+    suffix_chars: int = 64
+    top_logprobs: int = 20
+    lacks: tuple[Lack, ...] = ()
+    embedding_dimensions: int | None = None
+    embedding_format: str = "base64"
+    extra_body: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Where to ask, with which key, in which dialect. `key_source` names the key's origin for messages."""
+
+    provider: str
+    base_url: str
+    api_key: str = field(repr=False)
+    key_source: str
+    organization: str | None = field(default=None, repr=False)
+    project: str | None = field(default=None, repr=False)
+    timeout_s: float = 120.0
+    given_identity: str | None = None
+    dialect: Dialect = Dialect()
+
+    @property
+    def identity(self) -> str:
+        """Names the endpoint in cache keys: the address, and a hash of what is added to every chat body."""
+        endpoint = self.given_identity or self.base_url
+        if not self.dialect.extra_body:
+            return endpoint
+        extra = orjson.dumps(dict(self.dialect.extra_body), option=orjson.OPT_SORT_KEYS)
+        return f"{endpoint}#{hashlib.sha256(extra).hexdigest()[:12]}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The request headers of the hot path, secrets among them: never log or store them."""
+        headers = {"accept": "application/json", "content-type": "application/json"}
+        if self.api_key:
+            headers["authorization"] = f"Bearer {self.api_key}"
+        if self.organization:
+            headers["openai-organization"] = self.organization
+        if self.project:
+            headers["openai-project"] = self.project
+        return headers
+
+
+def read_connection(settings: ProviderSettings) -> Connection:
+    """Settings as a connection; nothing is sent.
+
+    Raises:
+        ConfigError: an unknown or wrong key, an unusable address, a missing key variable or key file.
+    """
+    where = f"providers.{settings.name}"
+    options = _read_options(settings.options, where)
+    preset = _read_preset(options, where)
+    address = _read_address(options.base_url or preset.base_url, where)
+    key, source = _read_key(options, preset, settings, where)
+    return Connection(
+        provider=settings.name,
+        base_url=address,
+        api_key=key,
+        key_source=source,
+        organization=_read_header(options.organization_env, preset.organization_env, settings),
+        project=_read_header(options.project_env, preset.project_env, settings),
+        timeout_s=options.timeout_s,
+        given_identity=options.identity,
+        dialect=_dialect(options, preset, where),
+    )
+
+
+def _read_options(options: Mapping[str, object], where: str) -> OpenAIOptions:
+    try:
+        return OpenAIOptions.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join([where, *(str(part) for part in first["loc"])])
+        if first["type"] == "extra_forbidden":
+            names = list(OpenAIOptions.model_fields)
+            message = f"Unknown key {path!r}. {_nearest(str(first['loc'][0]), names)}"
+            if first["loc"][0] in ("api_key", "key"):
+                message = (
+                    f"Unknown key {path!r}: keys never stand in a config. Put the key into a variable and name it "
+                    f"with api_key_env, or into a file and name that with api_key_file."
+                )
+            raise ConfigError(message) from None
+        raise ConfigError(f"{path!r} is wrong: {first['msg']}.") from None
+
+
+def _nearest(name: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid names: {', '.join(sorted(choices))}."
+
+
+def _read_preset(options: OpenAIOptions, where: str) -> Preset:
+    presets = load_presets()
+    vendor = options.vendor or vendor_at(options.base_url)
+    if vendor not in presets:
+        raise ConfigError(f"'{where}.vendor': there is no preset {vendor!r}. {_nearest(vendor, list(presets))}")
+    return presets[vendor]
+
+
+def _read_address(base_url: str | None, where: str) -> str:
+    if base_url is None:
+        raise ConfigError(f"'{where}.base_url' is missing; this vendor has no address of its own.")
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"'{where}.base_url': {base_url!r} is no address. It begins with http:// or https:// and usually "
+            f"ends with /v1."
+        )
+    if parts.username or parts.password or parts.query:
+        raise ConfigError(
+            f"'{where}.base_url' holds a user name, a password or a query. Give the bare address; keys come from "
+            f"api_key_env or api_key_file."
+        )
+    return base_url.rstrip("/")
+
+
+def _read_key(options: OpenAIOptions, preset: Preset, settings: ProviderSettings, where: str) -> tuple[str, str]:
+    if options.api_key_file is not None:
+        if options.api_key_env:
+            raise ConfigError(f"'{where}' has both api_key_env and api_key_file. Keep the one that holds the key.")
+        return _read_key_file(Path(settings.base_folder) / options.api_key_file, where)
+    variable = preset.api_key_env if options.api_key_env is None else options.api_key_env
+    if not variable:
+        return "", "no key"
+    key = settings.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"The variable {variable!r} is not set; the provider {settings.name!r} reads its key there. Set it, "
+            f"name another with '{where}.api_key_env', or write api_key_env = \"\" for a server that needs no key."
+        )
+    return _plain(key, f"variable {variable!r}"), f"the variable {variable!r}"
+
+
+def _read_key_file(path: Path, where: str) -> tuple[str, str]:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"'{where}.api_key_file': {str(path)!r} cannot be read: {reason}.") from None
+    if not key:
+        raise ConfigError(
+            f"'{where}.api_key_file': {str(path)!r} is empty. It should hold the key and nothing else."
+        )
+    return _plain(key, f"file {str(path)!r}"), f"the file {str(path)!r}"
+
+
+def _plain(key: str, source: str) -> str:
+    """The key, if it can stand in a header."""
+    if key.isascii() and key.isprintable() and " " not in key:
+        return key
+    raise ConfigError(
+        f"The {source} does not hold a key: there are spaces, line breaks or non-ASCII letters in it."
+    )
+
+
+def _read_header(asked: str | None, usual: str | None, settings: ProviderSettings) -> str | None:
+    """The value of a variable that the config asks for, or of the vendor's usual one where that is set."""
+    variable = usual if asked is None else asked
+    value = settings.environ.get(variable, "").strip() if variable else ""
+    if asked and not value:
+        raise ConfigError(f"The variable {asked!r}, which the provider {settings.name!r} asks for, is not set.")
+    return _plain(value, f"variable {variable!r}") if value else None
+
+
+def _dialect(options: OpenAIOptions, preset: Preset, where: str) -> Dialect:
+    goes_on = preset.continue_final_message
+    if options.continue_final_message is not None:
+        goes_on = options.continue_final_message
+    option_read = options.option_read or preset.option_read
+    if option_read == "prefill" and not goes_on:
+        if options.option_read:
+            raise ConfigError(
+                f"'{where}.option_read' is \"prefill\", which needs a server that goes on from the first words of "
+                f'an answer. Set continue_final_message = true if yours does, or option_read = "position".'
+            )
+        option_read = "position"
+    return Dialect(
+        continue_final_message=goes_on,
+        option_read=option_read,
+        max_tokens_field=options.max_tokens_field or preset.max_tokens_field,
+        suffix_chars=preset.suffix_chars,
+        top_logprobs=options.top_logprobs or preset.top_logprobs,
+        lacks=tuple(preset.lacks),
+        embedding_dimensions=options.embedding_dimensions,
+        embedding_format=options.embedding_format,
+        extra_body=options.extra_body,
+    )

@@ -1,0 +1,267 @@
+"""Clean the three parts of a data set: leaks, duplicates, conflicting labels. Everything dropped is listed.
+
+    data = clean(labeled, unlabeled, test, near=True)
+    data.report.as_json()
+
+Two items match only when question and options both do (nearly: each by itself, and the answers agree where they
+are known); items that share only the question are good data, and are given one group. The test part is never
+changed. Hidden answers are never read. Knows nothing of files, prompts or models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from semievol_api.data.near import jaccard, near_pairs, normalized
+from semievol_api.records import Example
+
+Part: TypeAlias = Literal["test", "labeled", "unlabeled"]
+Reason: TypeAlias = Literal["in test", "in labeled", "duplicate", "conflicting answers"]
+
+NEAR = 0.9
+_WINDOW = 200
+_WINDOW_NEAR = 0.8
+"""The first and the last 200 characters must match by themselves, so that two short questions on one long
+passage are not one question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """One item that left, why, and the item that it matches."""
+
+    part: Part
+    example_id: str
+    reason: Reason
+    near: bool
+    match_part: Part
+    match_id: str
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class SharedQuestion:
+    """Items, as (part, id), whose questions match and whose options do not; they got one group."""
+
+    group: str
+    members: tuple[tuple[Part, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HygieneReport:
+    """All that `clean` did and found."""
+
+    dropped: tuple[Dropped, ...]
+    shared_questions: tuple[SharedQuestion, ...]
+    repeats_in_test: int
+    """Test items that repeat an earlier test item; they stay."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many left, by part and reason, such as `unlabeled: in test`."""
+        counted = Counter(f"{row.part}: {row.reason}{' (near)' if row.near else ''}" for row in self.dropped)
+        return dict(sorted(counted.items()))
+
+    def as_json(self) -> dict[str, object]:
+        """The report as JSON values, the same for the same data."""
+        return {
+            "counts": self.counts,
+            "dropped": [asdict(row) for row in self.dropped],
+            "repeats_in_test": self.repeats_in_test,
+            "shared_questions": [
+                {"group": row.group, "members": [list(member) for member in row.members]}
+                for row in self.shared_questions
+            ],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the report to a JSON file."""
+        path.write_text(json.dumps(self.as_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class CleanData:
+    """What is left, in the order of the files, and the report."""
+
+    labeled: tuple[Example, ...]
+    unlabeled: tuple[Example, ...]
+    test: tuple[Example, ...]
+    report: HygieneReport
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    part: Part
+    example: Example
+    question: str
+    options: tuple[str, ...]
+    answer: str | None
+    """The known answer's own words, which don't depend on the order of the options."""
+
+    @property
+    def whole(self) -> str:
+        return "\n".join((self.question, *self.options))
+
+
+def clean(
+    labeled: Sequence[Example], unlabeled: Sequence[Example], test: Sequence[Example], *, near: bool
+) -> CleanData:
+    """Drop leaks and duplicates, quarantine conflicts, group shared questions.
+
+    Args:
+        labeled: training items with answers.
+        unlabeled: items whose answers, if any, are hidden.
+        test: items to measure on; they stay as they are.
+        near: also look for near duplicates (character 5-grams, Jaccard >= 0.9).
+    """
+    parts: tuple[tuple[Part, Sequence[Example]], ...] = (
+        ("test", test),
+        ("labeled", labeled),
+        ("unlabeled", unlabeled),
+    )
+    items = [_item(part, example) for part, examples in parts for example in examples]
+    dropped = _exact(items)
+    if near:
+        gone = {(row.part, row.example_id) for row in dropped}
+        dropped += _near([item for item in items if (item.part, item.example.id) not in gone])
+    gone = {(row.part, row.example_id) for row in dropped}
+    left = [item for item in items if (item.part, item.example.id) not in gone]
+    shared = _shared_questions(left, near=near)
+    group_of = {member: found.group for found in shared for member in found.members}
+
+    def kept(part: Part) -> tuple[Example, ...]:
+        return tuple(_grouped(item, group_of) for item in left if item.part == part)
+
+    repeats = Counter(_key(item) for item in items if item.part == "test")
+    report = HygieneReport(tuple(dropped), shared, sum(repeats.values()) - len(repeats))
+    return CleanData(kept("labeled"), kept("unlabeled"), kept("test"), report)
+
+
+def exact_key(example: Example) -> tuple[str, ...]:
+    """Normalised question and sorted options: two examples with one key ask the same thing."""
+    return _key(_item("test", example))
+
+
+def _item(part: Part, example: Example) -> _Item:
+    answer = example.answer
+    if answer is not None and example.options:
+        answer = normalized(example.options[ord(answer) - ord("A")])
+    options = tuple(sorted(map(normalized, example.options)))
+    return _Item(part, example, normalized(example.question), options, answer)
+
+
+def _key(item: _Item) -> tuple[str, ...]:
+    return (item.question, *item.options)
+
+
+def _exact(items: Sequence[_Item]) -> list[Dropped]:
+    by_key: dict[tuple[str, ...], list[_Item]] = {}
+    for item in items:
+        by_key.setdefault(_key(item), []).append(item)
+    place = {id(item): i for i, item in enumerate(items)}
+    dropped: list[tuple[int, Dropped]] = []
+    for group in by_key.values():
+        if len(group) > 1:
+            dropped += [(place[id(item)], row) for item, row in _within(group)]
+    return [row for _, row in sorted(dropped, key=lambda pair: pair[0])]
+
+
+def _within(group: Sequence[_Item]) -> Iterable[tuple[_Item, Dropped]]:
+    """The members of one key that go: test first keeps its own, then labelled, then unlabelled."""
+    test, labeled, unlabeled = ([i for i in group if i.part == part] for part in ("test", "labeled", "unlabeled"))
+    first_labeled = labeled[0] if labeled else None
+    conflict = not test and len({item.answer for item in labeled}) > 1
+    for item in labeled:
+        if test:
+            yield item, _row(item, test[0], near=False)
+        elif conflict:
+            other = next(o for o in labeled if o.answer != item.answer)
+            yield item, _row(item, other, near=False, reason="conflicting answers")
+        elif item is not first_labeled:
+            yield item, _row(item, labeled[0], near=False)
+    anchor = test or ([] if conflict else labeled) or unlabeled[:1]
+    for item in unlabeled:
+        if item is not anchor[0]:
+            yield item, _row(item, anchor[0], near=False)
+
+
+def _near(items: Sequence[_Item]) -> list[Dropped]:
+    """Near matches, each item against those that stay before it (test, then labelled, then unlabelled)."""
+    earlier: dict[int, list[int]] = {}
+    for i, j in near_pairs([item.whole for item in items], NEAR):
+        earlier.setdefault(j, []).append(i)
+    gone: set[int] = set()
+    dropped: list[Dropped] = []
+    for j in sorted(earlier):
+        item = items[j]
+        matches = [i for i in earlier[j] if i not in gone and _nearly_same(items[i], item)]
+        if matches and item.part != "test":
+            gone.add(j)
+            dropped.append(_row(item, items[matches[0]], near=True))
+    return dropped
+
+
+def _nearly_same(a: _Item, b: _Item) -> bool:
+    if a.answer is not None and b.answer is not None and a.answer != b.answer:
+        return False
+    return jaccard(" \n".join(a.options), " \n".join(b.options)) >= NEAR and _same_question(a.question, b.question)
+
+
+def _same_question(a: str, b: str) -> bool:
+    if jaccard(a, b) < NEAR:
+        return False
+    if max(len(a), len(b)) <= 2 * _WINDOW:
+        return True
+    windows: tuple[Callable[[str], str], ...] = (lambda text: text[:_WINDOW], lambda text: text[-_WINDOW:])
+    return all(jaccard(window(a), window(b)) >= _WINDOW_NEAR for window in windows)
+
+
+def _row(item: _Item, match: _Item, *, near: bool, reason: Reason | None = None) -> Dropped:
+    why: dict[Part, Reason] = {"test": "in test", "labeled": "in labeled", "unlabeled": "duplicate"}
+    default: Reason = "duplicate" if item.part == match.part else why[match.part]
+    return Dropped(
+        part=item.part,
+        example_id=item.example.id,
+        reason=reason or default,
+        near=near,
+        match_part=match.part,
+        match_id=match.example.id,
+        question=item.example.question[:160],
+    )
+
+
+def _shared_questions(items: Sequence[_Item], *, near: bool) -> tuple[SharedQuestion, ...]:
+    """Sets of items whose questions are equal or, with `near`, linked by near-equality."""
+    by_question: dict[str, list[_Item]] = {}
+    for item in items:
+        by_question.setdefault(item.question, []).append(item)
+    questions = list(by_question)
+    root = list(range(len(questions)))
+    for i, j in near_pairs(questions, NEAR) if near else ():
+        a, b = _find(root, i), _find(root, j)
+        root[max(a, b)] = min(a, b)
+    members: dict[int, list[_Item]] = {}
+    for i, question in enumerate(questions):
+        members.setdefault(_find(root, i), []).extend(by_question[question])
+    groups = [group for group in members.values() if len(group) > 1]
+    return tuple(
+        SharedQuestion(f"question-{group[0].example.id}", tuple((item.part, item.example.id) for item in group))
+        for group in groups
+    )
+
+
+def _find(root: list[int], i: int) -> int:
+    while root[i] != i:
+        root[i] = root[root[i]]
+        i = root[i]
+    return i
+
+
+def _grouped(item: _Item, group_of: dict[tuple[Part, str], str]) -> Example:
+    """The example with the group of its shared question, unless the data names a group itself."""
+    group = group_of.get((item.part, item.example.id))
+    return item.example if item.example.group or group is None else replace(item.example, group=group)

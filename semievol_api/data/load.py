@@ -1,0 +1,149 @@
+"""The user's three sources as examples: any file kind, folder or hub address, thinned out as the config says.
+
+    data = read_data(config.data, load_task(config.data.task))
+
+Knows nothing of hygiene or of the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from semievol_api.config import DataSettings
+from semievol_api.data.examples import DataRole, Note, Reading, columns_of, read_examples
+from semievol_api.data.hub import hub_address, read_address, read_folder, read_task_dataset
+from semievol_api.data.splits import split, subsample
+from semievol_api.data.table import Table, read_table
+from semievol_api.errors import DataError
+from semievol_api.records import Example
+from semievol_api.tasks import Task
+
+SAME_ID = "ids that another file gives to another question got the suffix of their file"
+
+
+@dataclass(frozen=True, slots=True)
+class RawData:
+    """The three parts as read, before hygiene; `test` is empty where the config names none."""
+
+    labeled: tuple[Example, ...]
+    unlabeled: tuple[Example, ...]
+    test: tuple[Example, ...]
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def gold(self) -> Mapping[str, str]:
+        """The hidden answers of the unlabelled part by example id: for the oracle report alone."""
+        return {e.id: e.hidden_answer for e in self.unlabeled if e.hidden_answer is not None}
+
+    def notes_as_json(self) -> list[dict[str, object]]:
+        """What was put right while reading, as JSON values for the report."""
+        return [{"source": n.source, "what": n.what, "example_ids": list(n.example_ids)} for n in self.notes]
+
+
+def read_source(source: str | Path) -> Table:
+    """The rows of a file, a saved dataset's folder (`folder` or `folder:split`) or a hub address (`hf:...`).
+
+    Raises:
+        DataError: the source is missing, unreadable, empty or malformed.
+    """
+    text = str(source)
+    address = hub_address(text)
+    if address is not None:
+        return read_address(address)
+    path = Path(text)
+    folder, _, name = text.rpartition(":")
+    if folder and not path.exists() and Path(folder).is_dir():
+        return read_folder(Path(folder), name)
+    return read_folder(path, None) if path.is_dir() else read_table(path)
+
+
+def read_data(settings: DataSettings, task: Task, seed: int = 0) -> RawData:
+    """Read the labelled, the unlabelled and the test source.
+
+    Where `labeled` is a hub address of the task's own pinned dataset, its hub columns apply.
+
+    Raises:
+        DataError: a source or a row cannot be used, or two parts are the same file.
+    """
+    _refuse_same_file(settings)
+    sources: list[tuple[DataRole, Path]] = [("labeled", settings.labeled), ("unlabeled", settings.unlabeled)]
+    if settings.test is not None:
+        sources.append(("test", settings.test))
+    readings = {role: _read(role, source, settings, task) for role, source in sources}
+    test = readings["test"].examples if "test" in readings else ()
+    labeled = _thinned(readings["labeled"].examples, settings.max_labeled, seed)
+    unlabeled = _thinned(readings["unlabeled"].examples, settings.max_unlabeled, seed)
+    test = _thinned(test, settings.max_test, seed)
+    notes = [note for reading in readings.values() for note in reading.notes]
+    return _distinct_ids(labeled, unlabeled, test, notes)
+
+
+def read_task_data(task: Task) -> RawData:
+    """The task's public dataset, split labelled : unlabelled : test as its file says (the paper: 2 : 6 : 2).
+
+    Raises:
+        DataError: the task names no dataset, or it cannot be loaded.
+    """
+    hub = task.definition.hub
+    if hub is None:
+        raise DataError(f"The task {task.name!r} names no public dataset: its file has no [hub] section.")
+    reading = read_examples(read_task_dataset(hub), task, "test", hub.columns)
+    labeled, unlabeled, test = split(reading.examples, hub.ratio, hub.seed)
+    hidden = tuple(replace(e, answer=None, hidden_answer=e.answer) for e in unlabeled)
+    return RawData(labeled, hidden, test, reading.notes)
+
+
+def _read(role: DataRole, source: Path, settings: DataSettings, task: Task) -> Reading:
+    columns = columns_of(task, settings.columns)
+    address = hub_address(str(source))
+    hub = task.definition.hub
+    if address is not None and hub is not None and address.dataset == hub.dataset and not settings.columns:
+        columns = hub.columns
+    return read_examples(read_source(source), task, role, columns)
+
+
+def _thinned(examples: Sequence[Example], size: int | None, seed: int) -> tuple[Example, ...]:
+    return tuple(examples) if size is None else subsample(examples, size, seed)
+
+
+def _refuse_same_file(settings: DataSettings) -> None:
+    named = {"labeled": settings.labeled, "unlabeled": settings.unlabeled, "test": settings.test}
+    present = [(name, path.resolve()) for name, path in named.items() if path is not None]
+    for i, (name, path) in enumerate(present):
+        for other, other_path in present[i + 1 :]:
+            if path == other_path or _same_bytes(path, other_path):
+                raise DataError(
+                    f"The {name} and the {other} file are the same ({other_path.name}). "
+                    "Nothing could be learned or measured that way; name two files with different examples."
+                )
+
+
+def _same_bytes(a: Path, b: Path) -> bool:
+    if not (a.is_file() and b.is_file()) or a.stat().st_size != b.stat().st_size:
+        return False
+    return a.read_bytes() == b.read_bytes()
+
+
+def _distinct_ids(
+    labeled: Sequence[Example], unlabeled: Sequence[Example], test: Sequence[Example], notes: Sequence[Note]
+) -> RawData:
+    """Ids that mean one thing: where two parts give one id to different questions, the later part's is renamed."""
+    taken = {e.id: (e.question, e.options) for e in test}
+    changed: list[Note] = []
+
+    def renamed(part: str, examples: Sequence[Example]) -> tuple[Example, ...]:
+        result = tuple(
+            replace(e, id=f"{e.id}@{part}")
+            if taken.get(e.id, (e.question, e.options)) != (e.question, e.options)
+            else e
+            for e in examples
+        )
+        moved = tuple(e.id for e in result if e.id.endswith(f"@{part}"))
+        if moved:
+            changed.append(Note(part, SAME_ID, moved))
+        taken.update({e.id: (e.question, e.options) for e in result})
+        return result
+
+    return RawData(renamed("labeled", labeled), renamed("unlabeled", unlabeled), tuple(test), (*notes, *changed))

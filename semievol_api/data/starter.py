@@ -1,0 +1,182 @@
+"""Word the files that a user starts with: a task, a config and, where needed, the parts of the data.
+
+    starter = start(Path("data.csv"))
+    starter.files           # name -> text; nothing is written here
+
+Knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from semievol_api.data.examples import read_examples
+from semievol_api.data.load import read_source
+from semievol_api.data.splits import split
+from semievol_api.data.table import Table
+from semievol_api.data.understand import Understanding, is_answered, understand
+from semievol_api.records import Example
+from semievol_api.tasks import Task, TaskDefinition
+
+TASK_FILE = "task.toml"
+CONFIG_FILE = "semievol.toml"
+_MIN_LABELED_FOR_TEST = 50
+_INSTRUCTIONS = {
+    "multiple_choice": "Answer the multiple-choice question.",
+    "labels": "Choose the label that fits the text.",
+    "number": "Answer the question with a number.",
+    "free_text": "Answer the question.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataPaths:
+    """What stands under `[data]`, as written."""
+
+    labeled: str
+    unlabeled: str
+    test: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Starter:
+    """The files to write, by name, and what was understood."""
+
+    understanding: Understanding
+    files: Mapping[str, str]
+    remarks: tuple[str, ...]
+
+
+def start(data: Path, unlabeled: Path | None = None, test: Path | None = None) -> Starter:
+    """Everything that `semievol init` writes for a file of the user's own.
+
+    Without an unlabelled file, the rows without an answer are it; where every row has one, the file is split
+    labelled : unlabelled : test = 2 : 6 : 2 (the unlabelled part's answers stay hidden from the method).
+
+    Raises:
+        DataError: the file cannot be read, or its rows don't fit what was understood.
+    """
+    others = [path for path in (unlabeled, test) if path is not None]
+    found = _shared_by(understand(data), [read_source(path) for path in others])
+    task_text = render_task(found)
+    table = read_source(data)
+    task = Task(_definition(found))
+    if unlabeled is not None:
+        read_examples(table, task, "labeled")
+        paths = DataPaths(str(data.resolve()), str(unlabeled.resolve()), str(test.resolve()) if test else None)
+        return Starter(found, {TASK_FILE: task_text, CONFIG_FILE: render_config(paths)}, ())
+    parts, remark = _parts(table, task, found, with_test=test is None)
+    paths = DataPaths("labeled.jsonl", "unlabeled.jsonl", str(test.resolve()) if test else None)
+    if parts.get("test.jsonl"):
+        paths = DataPaths(paths.labeled, paths.unlabeled, "test.jsonl")
+    files = {TASK_FILE: task_text, CONFIG_FILE: render_config(paths), **{k: v for k, v in parts.items() if v}}
+    return Starter(found, files, (remark,))
+
+
+def render_task(found: Understanding) -> str:
+    """The text of a task file."""
+    lines = [
+        f"# What `semievol init` understood of {found.source}.",
+        "# Change what is wrong; docs/tasks.md tells every key.",
+        f"name = {_toml(Path(found.source).stem)}",
+        f"kind = {_toml(found.kind)}",
+        f"instruction = {_toml(_INSTRUCTIONS[found.kind])}",
+    ]
+    if found.labels:
+        lines.append(f"labels = {_toml(list(found.labels))}")
+    if found.first_option_digit == 0:
+        lines.append("first_option_digit = 0")
+    lines += ["", "[columns]"]
+    lines += [f"{key} = {_toml(value)}" for key, value in found.columns.model_dump(mode="json").items() if value]
+    if found.kind == "number":
+        lines += ["", "[number]", "tolerance = 0.01", 'percent = "fraction"   # or "points": 15% is the number 15']
+    return "\n".join(lines) + "\n"
+
+
+def render_config(paths: DataPaths) -> str:
+    """The text of a config for one OpenAI-compatible provider."""
+    test = f"test = {_toml(paths.test)}\n" if paths.test else "# No test file: the evaluation is skipped.\n"
+    return (
+        '[run]\nfolder = "runs/first"\nmode = "paper"\nseed = 0\n\n'
+        f"[data]\ntask = {_toml(TASK_FILE)}\nlabeled = {_toml(paths.labeled)}\n"
+        f"unlabeled = {_toml(paths.unlabeled)}\n"
+        f"{test}\n"
+        "# OpenAI itself, or anything that speaks its protocol: set base_url, such as http://127.0.0.1:8000/v1\n"
+        "# for `semievol serve`. The key is read from the variable OPENAI_API_KEY.\n"
+        '[providers.main]\nkind = "openai"\n\n'
+        '[roles]\nstudent = { provider = "main", model = "gpt-4o-mini-2024-07-18" }\n'
+        'embedder = { provider = "main", model = "text-embedding-3-small" }\n\n'
+        '[retrieve]\nmethod = "embedding"   # or "bm25", which needs no embedder\nk = 3\n\n'
+        "[select]\nshare = 0.5\n\n[train]\nn_epochs = 2\n"
+    )
+
+
+def _shared_by(found: Understanding, others: Sequence[Table]) -> Understanding:
+    """The same without the optional columns that another of the user's files lacks."""
+    columns = found.columns
+    lacking = {
+        role: None
+        for role, column in (("id", columns.id), ("group", columns.group), ("category", columns.category))
+        if column is not None and any(column not in table.columns for table in others)
+    }
+    return replace(found, columns=columns.model_copy(update=lacking))
+
+
+def _definition(found: Understanding) -> TaskDefinition:
+    return TaskDefinition.model_validate(
+        {
+            "name": Path(found.source).stem,
+            "kind": found.kind,
+            "instruction": _INSTRUCTIONS[found.kind],
+            "labels": found.labels,
+            "first_option_digit": found.first_option_digit,
+            "columns": found.columns,
+        }
+    )
+
+
+def _parts(table: Table, task: Task, found: Understanding, *, with_test: bool) -> tuple[dict[str, str], str]:
+    """The data's parts as JSONL texts, and a sentence that says how they came about."""
+    column = found.columns.answer
+    answered = [row for row in range(len(table.rows)) if is_answered(table, row, column)]
+    rest = [row for row in range(len(table.rows)) if not is_answered(table, row, column)]
+    labeled_table = Table(
+        table.source, table.unit, table.columns,
+        tuple(table.rows[row] for row in answered), tuple(table.lines[row] for row in answered),
+    )  # fmt: skip
+    examples = read_examples(labeled_table, task, "labeled").examples if answered else ()
+    row_of = dict(zip((e.id for e in examples), answered, strict=True))
+    test: Sequence[Example] = ()
+    if rest:
+        labeled: Sequence[Example] = examples
+        unlabeled = rest
+        if with_test and len(examples) >= _MIN_LABELED_FOR_TEST:
+            labeled, test = split(examples, (8, 2), seed=0)
+        remark = f"{len(rest)} rows have no answer: they are the unlabelled part."
+    else:
+        ratio = (2, 6, 2) if with_test else (2, 6)
+        labeled, hidden, *more = split(examples, ratio, seed=0)
+        test = more[0] if more else ()
+        unlabeled = [row_of[e.id] for e in hidden]
+        remark = (
+            "Every row has an answer, so the file was split labelled : unlabelled"
+            f"{' : test' if with_test else ''} = {' : '.join(map(str, ratio))}; the answers of the unlabelled part "
+            "stay hidden from the method and are used only for the report."
+        )
+    return {
+        "labeled.jsonl": _jsonl(table, [row_of[e.id] for e in labeled]),
+        "unlabeled.jsonl": _jsonl(table, unlabeled),
+        "test.jsonl": _jsonl(table, [row_of[e.id] for e in test]),
+    }, remark
+
+
+def _jsonl(table: Table, rows: Sequence[int]) -> str:
+    return "".join(json.dumps(table.rows[row], ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _toml(value: object) -> str:
+    """A JSON string or list of strings is also TOML."""
+    return json.dumps(value, ensure_ascii=False)

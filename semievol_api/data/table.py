@@ -1,0 +1,193 @@
+"""Rows of a file, with the line each came from: CSV, TSV, JSON, JSONL, Parquet.
+
+Every fault names the file, the line and what to try. Knows nothing of tasks: a cell is what the file holds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from semievol_api.config import nearest
+from semievol_api.errors import DataError
+
+Row: TypeAlias = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one source; `lines[i]` is where row i begins (a line of text files, a row number elsewhere)."""
+
+    source: str
+    unit: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    lines: tuple[int, ...]
+
+    def where(self, row: int) -> str:
+        """Names a row for a message."""
+        return f"{self.source}, {self.unit} {self.lines[row]}"
+
+    def require(self, column: str, purpose: str) -> None:
+        """Refuse a column that is not there; a dotted name needs its first part."""
+        if column in self.columns or column.split(".")[0] in self.columns:
+            return
+        raise DataError(
+            f"{self.source} has no column {column!r}, which is to hold the {purpose}. "
+            f"{nearest(column, self.columns)} Its columns: {', '.join(self.columns)}. "
+            f"Name the right one under [columns] of the task, or [data.columns] of the config."
+        )
+
+    def cell(self, row: int, column: str) -> object:
+        """The value of a cell; a dot reaches into a nested column."""
+        value = self.rows[row].get(column)
+        if column in self.rows[row]:
+            return value
+        here: object = self.rows[row]
+        for part in column.split("."):
+            here = here.get(part) if isinstance(here, Mapping) else None
+        return here
+
+
+def read_table(path: Path) -> Table:
+    """The rows of a file, by its ending.
+
+    Raises:
+        DataError: the file is missing, unreadable, of an unknown kind, empty or malformed.
+    """
+    readers: dict[str, Callable[[Path], Table]] = {
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if not path.exists():
+        raise DataError(
+            f"There is no data file {str(path)!r}. Check the path; relative ones start at the config's folder."
+        )
+    if reader is None:
+        raise DataError(f"The file {str(path)!r} is of an unknown kind. Known endings: {', '.join(readers)}.")
+    try:
+        table = reader(path)
+    except OSError as error:
+        raise DataError(f"The file {str(path)!r} cannot be read: {error.strerror or error}.") from None
+    if not table.rows:
+        raise DataError(f"The file {str(path)!r} is empty: it holds no row of data.")
+    return table
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"The file {str(path)!r} is not UTF-8: line {line} holds the byte 0x{data[error.start]:02x}. "
+            "Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again."
+        ) from None
+
+
+def _read_csv(path: Path) -> Table:
+    text = _read_text(path)
+    csv.field_size_limit(2**31 - 1)
+    records = _csv_records(path, text, "\t" if path.suffix.lower() == ".tsv" else _delimiter(text))
+    header = next(records, None)
+    if header is None:
+        raise DataError(f"The file {str(path)!r} is empty: it has not even a header line.")
+    columns = tuple(name.strip() for name in header[1])
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{path.name} names the column {twice[0]!r} twice in its header. Rename one of them.")
+    rows: list[Row] = []
+    lines: list[int] = []
+    for line, fields in records:
+        if len(fields) != len(columns):
+            raise DataError(
+                f"{path.name}, line {line}: {len(fields)} fields where the header has {len(columns)} columns. "
+                "A comma or a line break inside a value needs double quotes around the value."
+            )
+        rows.append(dict(zip(columns, fields, strict=True)))
+        lines.append(line)
+    return Table(path.name, "line", columns, tuple(rows), tuple(lines))
+
+
+def _csv_records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Each record with the line where it begins; empty lines are passed over."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path.name}, line {line}: the CSV is broken there ({error}). "
+            "Look for a double quote that is opened and never closed."
+        ) from None
+
+
+def _delimiter(text: str) -> str:
+    """The one of comma, semicolon and tab that stands most often in the header."""
+    header = text.split("\n", 1)[0]
+    return max((",", ";", "\t"), key=header.count)
+
+
+def _read_jsonl(path: Path) -> Table:
+    rows: list[Row] = []
+    lines: list[int] = []
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path.name}, line {number}: this is not JSON ({error.msg}, column {error.colno}). "
+                "Each line of a JSONL file is one JSON object."
+            ) from None
+        rows.append(_object(value, f"{path.name}, line {number}"))
+        lines.append(number)
+    return Table(path.name, "line", _all_columns(rows), tuple(rows), tuple(lines))
+
+
+def _read_json(path: Path) -> Table:
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path.name}, line {error.lineno}: this is not JSON ({error.msg}).") from None
+    if not isinstance(value, list):
+        raise DataError(f"{path.name} holds no list. A JSON file is a list of objects, one per example.")
+    rows = [_object(item, f"{path.name}, item {i}") for i, item in enumerate(value, 1)]
+    return Table(path.name, "item", _all_columns(rows), tuple(rows), tuple(range(1, len(rows) + 1)))
+
+
+def _object(value: object, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: this is a {type(value).__name__}, not an object with named values.")
+    return value
+
+
+def _all_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for row in rows for name in row))
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path.name} is no Parquet file, or a damaged one: {str(error).splitlines()[0]}") from None
+    rows: tuple[Row, ...] = tuple(table.to_pylist())
+    return Table(path.name, "row", tuple(table.column_names), rows, tuple(range(1, len(rows) + 1)))

@@ -1,0 +1,195 @@
+"""One engine for all requests: paced, retried, journaled, budgeted; nothing is paid for twice.
+
+    async with RequestEngine.open(Path("journal.sqlite"), limits) as engine:
+        async for answer in engine.chat(provider, asks, stage="annotate"):
+            ...
+
+Knows nothing of stages, prompts, vendors or what an answer means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from semievol_api.capabilities import (
+    ChatRequest,
+    EmbedRequest,
+    OptionReply,
+    OptionRequest,
+    Provider,
+    Reply,
+    require,
+)
+from semievol_api.config import Limits
+from semievol_api.engine.asking import Asker
+from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
+from semievol_api.engine.budget import Budget, Spend
+from semievol_api.engine.dispatch import Dispatcher
+from semievol_api.engine.journal import Journal
+from semievol_api.engine.kinds import ChatKind, EmbedKind, Kind, OptionKind
+from semievol_api.engine.ledger import Ledger
+from semievol_api.engine.stream import Desk, Stream
+from semievol_api.engine.writer import GroupCommit
+from semievol_api.errors import JournalError, StageError
+from semievol_api.records import FloatMatrix
+from semievol_api.transport.clock import Clock, RealClock
+
+_T = TypeVar("_T")
+Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
+
+
+class RequestEngine:
+    """Made by `open`; see there. `ledger` tells what each stage sent, was served and paid."""
+
+    def __init__(self, desk: Desk, limits: Limits, dispatcher: Dispatcher) -> None:
+        self.ledger: Ledger = desk.ledger
+        self._desk = desk
+        self._limits = limits
+        self._dispatcher = dispatcher
+        self._streams: set[Stream[Any, Any]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        journal_path: Path,
+        limits: Limits,
+        *,
+        clock: Clock | None = None,
+        run: str = "",
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> AsyncGenerator[RequestEngine, None]:
+        """An engine on a journal, which is made if it is missing.
+
+        `run` names whose budget counts: the caps hold for everything that this run ever paid into the
+        journal. `on_progress` is called for every finished row.
+
+        Raises:
+            JournalError: the journal cannot be opened or written.
+        """
+        clock = clock or RealClock()
+        reader = Journal.create(journal_path)
+        writer = GroupCommit(Journal.create(journal_path), lambda error: engine._broke(error))
+        lease = reader.open_lease(run)
+        usd, tokens = reader.leased(run)
+        for total in reader.totals():
+            if total.source.run == run:
+                usd += total.usd
+                tokens += total.prompt_tokens + total.completion_tokens
+
+        async def persist(amount: Spend) -> None:
+            await writer.step(lambda journal: journal.set_lease(lease, amount.usd, amount.tokens))
+
+        budget = Budget(limits, Spend(usd, tokens), persist)
+        desk = Desk(
+            run=run,
+            journal=reader,
+            under_way={},
+            budget=budget,
+            ledger=Ledger(clock.now_s),
+            now_s=clock.now_s,
+            on_progress=on_progress,
+        )
+        engine = cls(desk, limits, Dispatcher(limits, Asker(limits, budget, clock), writer, clock))
+        try:
+            yield engine
+        finally:
+            await engine._close()
+            await writer.close()
+            if not writer.broken:
+                reader.end_lease(lease, budget.lost.usd, budget.lost.tokens)
+            reader.close()
+
+    def chat(self, provider: Provider, asks: Asks[ChatRequest], *, stage: str) -> AsyncGenerator[Answer[Reply], None]:
+        """Answers in the order in which they are done, each on disk already.
+
+        A row that failed is an answer with its reason. `n` samples are kept one by one: a later call with a
+        greater `n` asks for the missing ones only.
+
+        Raises:
+            BudgetError: a cap is reached; what was in flight has been waited for and kept.
+            RefusedError: the key or the model is refused.
+            RateLimitError: the server answers nothing but 429 for a quarter of an hour.
+            JournalError: the journal cannot be written any more.
+            MissingAbilityError: the provider cannot chat, or cannot give log-probabilities and was asked to.
+        """
+        plain, scored = provider.chat or provider.scored, provider.scored
+
+        def complete(request: ChatRequest) -> Awaitable[Reply]:
+            if request.logprobs:
+                return require(scored, "log-probabilities", provider).complete(request)
+            return require(plain, "chat", provider).complete(request)
+
+        return self._run(ChatKind(complete), provider, asks, stage)
+
+    def read_options(
+        self, provider: Provider, asks: Asks[OptionRequest], *, stage: str
+    ) -> AsyncGenerator[Answer[OptionReply], None]:
+        """Like `chat`, for the exact log-probabilities of given labels."""
+        reader = require(provider.option_reader, "option reading", provider)
+        return self._run(OptionKind(reader.read), provider, asks, stage)
+
+    async def embed(
+        self, provider: Provider, model: str, texts: Sequence[str], *, stage: str, batch_size: int
+    ) -> FloatMatrix:
+        """One vector per text, in the texts' order: float32, shape (len(texts), dimensions).
+
+        Every text is journaled by itself, and asked once however often it occurs.
+
+        Raises:
+            StageError: a text got no vector; the message says which and why.
+        """
+        embedder = require(provider.embedder, "embeddings", provider)
+        asks = (Ask(str(i), EmbedRequest(model=model, texts=(text,))) for i, text in enumerate(texts))
+        kind = EmbedKind(embedder.embed, batch_size)
+        vectors: FloatMatrix | None = None
+        async with aclosing(self._run(kind, provider, asks, stage)) as answers:
+            async for answer in answers:
+                if answer.reply is None:
+                    text = texts[int(answer.id)]
+                    raise StageError(
+                        f"The text {text[:60]!r} (number {int(answer.id) + 1}) got no embedding from {model!r}: "
+                        f"{answer.failure} What was embedded is kept; run again to go on."
+                    )
+                vector = answer.reply.vectors[0]
+                if vectors is None:
+                    vectors = np.empty((len(texts), len(vector)), np.float32)
+                vectors[int(answer.id)] = vector
+        return np.empty((0, 0), np.float32) if vectors is None else vectors
+
+    async def _run(
+        self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: Asks[RequestT], stage: str
+    ) -> AsyncGenerator[Answer[ReplyT], None]:
+        stream = Stream(self._desk, kind, provider, self._dispatcher, stage)
+        self._streams.add(stream)
+        stream.tally.begin(self._desk.now_s())
+        feeder = self._dispatcher.start(stream.feed(asks))
+        feeder.add_done_callback(lambda task: stream.fed(None if task.cancelled() else task.exception()))
+        try:
+            async for answer in stream.answers():
+                yield answer
+        except asyncio.CancelledError:
+            stream.break_off()
+            raise
+        finally:
+            stream.stop(asyncio.CancelledError())
+            feeder.cancel()
+            await stream.drained()
+            stream.tally.end(self._desk.now_s())
+            self._streams.discard(stream)
+
+    def _broke(self, error: JournalError) -> None:
+        for stream in list(self._streams):
+            stream.stop(error)
+
+    async def _close(self) -> None:
+        """Break off what callers left open, and wait until nothing is in flight."""
+        for stream in list(self._streams):
+            stream.break_off()
+        await self._dispatcher.close()

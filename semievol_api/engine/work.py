@@ -1,0 +1,229 @@
+"""What is under way: a `Work` per distinct request, and the `Piece`s that are really sent for it.
+
+Identical asks share one work. A work whose samples do not fit one request is cut into pieces; a piece of a
+grouped kind (embeddings) carries many works. Knows nothing of gates, retries, files or the order of things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol
+
+from semievol_api.capabilities import Provider
+from semievol_api.engine.asks import Answer, Ask, ReplyT, RequestT
+from semievol_api.engine.budget import NOTHING
+from semievol_api.engine.kinds import Kind
+from semievol_api.engine.ledger import Tally
+from semievol_api.engine.rows import Content, Found, Row, Source
+from semievol_api.errors import TransientError
+from semievol_api.records import Usage
+
+
+class Customer(Protocol[RequestT, ReplyT]):
+    """Who waits for works and owns pieces: a stream."""
+
+    kind: Kind[RequestT, ReplyT]
+    provider: Provider
+    tally: Tally
+    stopped: bool
+
+    def deliver(self, answer: Answer[ReplyT]) -> None:
+        """One of the customer's asks is answered."""
+        ...
+
+    def admit_again(self, ask: Ask[RequestT]) -> None:
+        """Whoever was asking this for the customer has given up."""
+        ...
+
+    def arrived(self, piece: Piece[RequestT, ReplyT], usage: Usage) -> None:
+        """A piece's reply is here and is to be stored."""
+        ...
+
+    def stored(self, piece: Piece[RequestT, ReplyT]) -> None:
+        """A piece's reply is on disk."""
+        ...
+
+    def fail(self, piece: Piece[RequestT, ReplyT], reason: str) -> None:
+        """A piece will get no reply, for a reason that lies in its rows."""
+        ...
+
+    def abandon(self, piece: Piece[RequestT, ReplyT]) -> None:
+        """A piece was not sent, or its reply was lost, and it will not be sent again."""
+        ...
+
+    def stop(self, error: BaseException) -> None:
+        """Send nothing more; what is in flight may come home."""
+        ...
+
+
+class Work(Generic[RequestT, ReplyT]):
+    """One distinct request under way: the samples it has, the pieces it lacks, and who waits for it."""
+
+    __slots__ = (
+        "ask",
+        "failure",
+        "found",
+        "given_up",
+        "key",
+        "late",
+        "n",
+        "pieces",
+        "reply",
+        "request",
+        "rows",
+        "waiters",
+    )
+
+    def __init__(self, key: bytes, ask: Ask[RequestT], n: int, found: Sequence[Found]) -> None:
+        self.key = key
+        self.ask = ask
+        self.request = ask.request
+        self.n = n
+        self.found = found
+        self.pieces = 0
+        self.reply: ReplyT | None = None
+        self.failure: str | None = None
+        self.given_up = False
+        self.rows: list[Row] = []
+        self.late: Sequence[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = ()
+        self.waiters: Sequence[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = ()
+
+    def wait(self, customer: Customer[RequestT, ReplyT], ask: Ask[RequestT]) -> None:
+        """Another ask for the same; one that wants more samples is planned again when these are here."""
+        if customer.kind.samples(ask.request) > self.n:
+            self.late = (*self.late, (customer, ask))
+        else:
+            self.waiters = (*self.waiters, (customer, ask))
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Runs of samples that are not there, as (first, count)."""
+        have = {found.sample for found in self.found}
+        runs: list[tuple[int, int]] = []
+        for sample in range(self.n):
+            if sample in have:
+                continue
+            if runs and sum(runs[-1]) == sample:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((sample, 1))
+        return runs
+
+    def conclude(self, owner: Customer[RequestT, ReplyT]) -> None:
+        """Answer everyone who waits; whoever came later than the first was served without sending."""
+        for place, (customer, ask) in enumerate(self.waiters):
+            if self.failure is not None:
+                customer.deliver(Answer(ask.id, None, self.failure, False))
+            elif not self.given_up:
+                customer.deliver(Answer(ask.id, self._reply_for(customer.kind, ask.request), None, place > 0))
+            elif customer is not owner:
+                customer.admit_again(ask)
+        for customer, ask in self.late:
+            customer.admit_again(ask)
+
+    def _reply_for(self, kind: Kind[RequestT, ReplyT], request: RequestT) -> ReplyT:
+        n = kind.samples(request)
+        if self.reply is not None and n == self.n:
+            return self.reply
+        fresh = [_found(row) for row in self.rows]
+        return kind.build(sorted([*self.found, *fresh])[:n])
+
+
+class Piece(Generic[RequestT, ReplyT]):
+    """One request to be sent: samples first..first+n-1 of one work, or one sample each of a group of works."""
+
+    __slots__ = (
+        "actual",
+        "answer_tokens",
+        "contents",
+        "first",
+        "n",
+        "need",
+        "owner",
+        "prompt_bytes",
+        "reply",
+        "request",
+        "rows",
+        "works",
+    )
+
+    def __init__(
+        self,
+        owner: Customer[RequestT, ReplyT],
+        works: Sequence[Work[RequestT, ReplyT]],
+        first: int,
+        n: int,
+    ) -> None:
+        self.owner = owner
+        self.works = works
+        self.first = first
+        self.n = n
+        self.request = owner.kind.part([work.request for work in works], first, n)
+        self.prompt_bytes, self.answer_tokens = owner.kind.size(self.request)
+        self.need = NOTHING
+        self.actual = NOTHING
+        self.reply: ReplyT | None = None
+        self.contents: Sequence[Content] = ()
+        self.rows: Sequence[Row] = ()
+        for work in works:
+            work.pieces += 1
+
+    @property
+    def tokens(self) -> float:
+        """The estimate for pacing: four bytes a token, as servers estimate."""
+        return self.prompt_bytes / 4 + self.answer_tokens
+
+    @property
+    def bound(self) -> Usage:
+        """An upper bound of the request's usage: one token per byte of the prompt."""
+        return Usage(self.prompt_bytes, self.answer_tokens)
+
+    def take(self, reply: ReplyT) -> None:
+        """Read a reply's samples.
+
+        Raises:
+            TransientError: it holds none, or not one for each of a group.
+        """
+        contents = self.owner.kind.contents(reply)
+        wanted = self.owner.kind.samples(self.request) if len(self.works) == 1 else len(self.works)
+        if not contents or (self.owner.kind.group > 1 and len(contents) != len(self.works)):
+            raise TransientError(f"The reply holds {len(contents)} answers where {wanted} were asked for.")
+        self.reply = reply
+        self.contents = contents if len(contents) <= wanted else contents[:wanted]
+
+    def make_rows(self, source: Source, usage: Usage, usd: float) -> None:
+        """Rows for the journal; the first carries the usage and the cost."""
+        work, first = self.works[0], self.first
+        counts = (1, usage.prompt, usage.cached, usage.completion, usd)
+        rows = [Row(work.key, first, source, work.ask.id, *counts, self.contents[0])]
+        grouped = self.owner.kind.group > 1
+        for index in range(1, len(self.contents)):
+            work, sample = (self.works[index], 0) if grouped else (work, first + index)
+            rows.append(Row(work.key, sample, source, work.ask.id, 0, 0, 0, 0, 0.0, self.contents[index]))
+        self.rows = rows
+
+    def stored(self) -> None:
+        """The rows are on disk: called by the journal's writer."""
+        self.owner.stored(self)
+
+    def unstored(self) -> None:
+        """The rows could not be written: called by the journal's writer."""
+        self.owner.abandon(self)
+
+    def hand_over(self) -> None:
+        """Give the works what is stored now."""
+        if len(self.works) == 1:
+            work = self.works[0]
+            work.rows += self.rows
+            if self.request is work.request and len(self.rows) == work.n:
+                work.reply = self.reply
+            return
+        for work, row in zip(self.works, self.rows, strict=True):
+            work.rows.append(row)
+
+
+def _found(row: Row) -> Found:
+    return Found(row.sample, row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.content)
+
+
+AnyPiece = Piece[Any, Any]
+AnyWork = Work[Any, Any]

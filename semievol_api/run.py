@@ -1,0 +1,205 @@
+"""One run, from a config to its verdict: reads the files, connects the roles, holds the folder, walks the pipeline.
+
+    from semievol_api import run
+    result = run("semievol.toml")          # works in a script and inside a notebook's running loop
+
+Knows nothing of the stages' insides; prints nothing (a `Watcher` is told what happens).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from semievol_api.artifacts import Verdict
+from semievol_api.capabilities import JobEvent, Provider, require
+from semievol_api.config import Config, ModelRef, load_config, nearest
+from semievol_api.data import RawData, read_data
+from semievol_api.engine import Ledger, Progress, RequestEngine
+from semievol_api.errors import ConfigError, UserError
+from semievol_api.pipeline import semievol
+from semievol_api.registry import connect
+from semievol_api.run_store import RunStore
+from semievol_api.stages.fine_tune import MIN_EXAMPLES, Trainer
+from semievol_api.stages.retrieve import EmbeddingTool
+from semievol_api.tasks import Task, load_task
+from semievol_api.tools import Tools
+from semievol_api.transport.clock import Clock, RealClock
+
+ResultT = TypeVar("ResultT")
+
+
+class Watcher(Protocol):
+    """Hears what a run does; the command line draws bars from it."""
+
+    def on_stage(self, name: str, state: str) -> None:
+        """A stage is `started`, `loaded` (nothing to do) or `made`."""
+        ...
+
+    def on_row(self, progress: Progress) -> None:
+        """One more row of a stage is answered."""
+        ...
+
+    def on_job(self, name: str, event: JobEvent) -> None:
+        """A training job reported something."""
+        ...
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A watcher that looks away."""
+
+    def on_stage(self, name: str, state: str) -> None:
+        """Nothing."""
+
+    def on_row(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def on_job(self, name: str, event: JobEvent) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its verdict, its folder, what this process computed and what it asked for."""
+
+    verdict: Verdict
+    folder: Path
+    computed: tuple[str, ...]
+    ledger: Ledger
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that was checked as far as that goes without the network."""
+
+    config: Config
+    task: Task
+    providers: Mapping[str, Provider]
+
+    def provider(self, ref: ModelRef) -> Provider:
+        """The provider of a role."""
+        return self.providers[ref.provider]
+
+    @property
+    def trainer_ref(self) -> ModelRef:
+        """What is tuned, and where."""
+        return self.config.roles.trainer or self.config.roles.student
+
+
+def run(config: str | Path, *, watcher: Watcher | None = None, accept_change: bool = False) -> RunResult:
+    """Run a config to its end and return the verdict; the one synchronous door.
+
+    Raises:
+        UserError: something in the config or the data needs mending.
+    """
+    return run_blocking(run_async(load_config(Path(config)), watcher=watcher, accept_change=accept_change))
+
+
+async def run_async(config: Config, *, watcher: Watcher | None = None, accept_change: bool = False) -> RunResult:
+    """See `run`."""
+    seen = watcher or Silent()
+    plan = check(config)
+    raw = read_data(config.data, plan.task)
+    check_data(plan, raw)
+    with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
+        store.on_stage = seen.on_stage
+        async with _tools(plan, raw, seen) as tools:
+            verdict = await semievol(tools, store, plan.task, raw, config)
+            return RunResult(verdict, store.folder, tuple(store.computed), tools.engine.ledger, store.seconds)
+
+
+def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
+    """Everything that can be known without the network: names, keys, abilities.
+
+    Raises:
+        UserError: a role names no provider, a provider refuses its settings, or lacks an ability.
+    """
+    task = load_task(config.data.task)
+    roles = config.roles
+    names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder) if ref is not None]
+    for name in names:
+        if name not in config.providers:
+            raise ConfigError(f"[roles] names the provider {name!r}. {nearest(name, list(config.providers))}")
+    base = str(config.run.folder.parent)
+    providers = {name: connect(name, config.providers[name], environ, base) for name in dict.fromkeys(names)}
+    plan = Plan(config, task, providers)
+    student = plan.provider(roles.student)
+    require(student.chat, "chat", student)
+    require(student.scored, "log-probabilities", student)
+    require(plan.provider(plan.trainer_ref).finetuner, "fine-tuning", plan.provider(plan.trainer_ref))
+    if config.retrieve.method == "embedding" and config.run.propagation != "in-weight":
+        if roles.embedder is None:
+            raise ConfigError(
+                '[roles] has no embedder, and [retrieve] method is "embedding". Name one, such as '
+                'embedder = { provider = "...", model = "text-embedding-3-small" }, or set method = "bm25".'
+            )
+        embedder = plan.provider(roles.embedder)
+        require(embedder.embedder, "embeddings", embedder)
+    return plan
+
+
+def check_data(plan: Plan, raw: RawData) -> None:
+    """Refuse, before a cent is spent, a training file that no vendor accepts."""
+    needs_job = plan.config.roles.warm is None and plan.config.run.propagation != "in-context"
+    if needs_job and len(raw.labeled) < MIN_EXAMPLES:
+        raise UserError(
+            f"There are {len(raw.labeled)} labelled examples in {plan.config.data.labeled.name!r}, and a fine-tuning "
+            f"job needs at least {MIN_EXAMPLES}. Label some more, or set [run] propagation = "
+            f'"in-context", which needs no warm-up job.'
+        )
+
+
+def config_key(config: Config) -> str:
+    """What makes two configs the same run: everything but limits, pacing and the folder's own name."""
+    settings = config.model_dump(mode="json", exclude={"limits": True, "run": {"folder", "journal"}})
+    settings["train"].pop("poll_s")
+    settings["providers"] = sorted(settings["providers"])
+    return repr(sorted(settings.items()))
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run a coroutine to its end, in a thread of its own where this thread's loop is already running."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1, thread_name_prefix="semievol-run") as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+@asynccontextmanager
+async def _tools(plan: Plan, raw: RawData, watcher: Watcher, clock: Clock | None = None) -> AsyncGenerator[Tools]:
+    config = plan.config
+    roles = config.roles
+    async with AsyncExitStack() as stack:
+        for provider in plan.providers.values():
+            stack.push_async_callback(provider.aclose)
+        journal = config.run.journal or config.run.folder / "journal.sqlite"
+        engine = await stack.enter_async_context(
+            RequestEngine.open(journal, config.limits, run=str(config.run.folder), on_progress=watcher.on_row)
+        )
+        embedder = None
+        if roles.embedder is not None and config.retrieve.method == "embedding":
+            embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model)
+        yield Tools(
+            engine=engine,
+            student_provider=plan.provider(roles.student),
+            student_model=roles.student.model,
+            trainer=Trainer(
+                provider=plan.provider(plan.trainer_ref),
+                base=plan.trainer_ref.model,
+                clock=clock or RealClock(),
+                seed=config.run.seed,
+                on_event=watcher.on_job,
+            ),
+            embedder=embedder,
+            gold=raw.gold,
+            max_failed_share=config.run.max_failed_share,
+        )

@@ -1,0 +1,244 @@
+"""A run's folder: artifacts by fingerprint. Resuming lives here, and only here.
+
+    with RunStore.open(folder, config_key) as store:
+        neighbours = await store.once("retrieve", Neighbours, retrieve, embedder, data, settings)
+
+`once` computes a stage's artifact, or loads it where the fingerprint of everything that went in is unchanged.
+An artifact is written beside its place and renamed, so a killed run leaves whole artifacts or none. Artifacts
+hold no clock, host, job or model id; those stand in `stamps.json`. Knows nothing of what the stages do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
+
+from pydantic import BaseModel
+
+from semievol_api.errors import RunFolderError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """An artifact as files: `tables` become NAME.parquet, `documents` NAME.json, `files` keep their names."""
+
+    tables: Mapping[str, pa.Table] = field(default_factory=dict[str, "pa.Table"])
+    documents: Mapping[str, object] = field(default_factory=dict[str, object])
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+class Artifact(Protocol):
+    """What a stage makes: a frozen value that can be packed into files and back without loss."""
+
+    def pack(self) -> Packed:
+        """The artifact as tables and documents."""
+        ...
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """The artifact that `pack` described."""
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A tool that names what it is: endpoint and model, never a key, a port that changes, or a job id."""
+
+    @property
+    def identity(self) -> str:
+        """The same string for tools that give the same answers."""
+        ...
+
+
+ArtifactT = TypeVar("ArtifactT", bound=Artifact)
+
+
+class RunStore:
+    """One run's folder, held by one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stamps_path = folder / "stamps.json"
+        self._stamps: dict[str, dict[str, str]] = _read_json(self._stamps_path)
+        self._contents: dict[int, tuple[object, str]] = {}
+        self.computed: list[str] = []
+        """Names of the artifacts that this process computed rather than loaded."""
+        self.on_stage: Callable[[str, str], None] = lambda _name, _state: None
+        """Told when an artifact's stage is `started`, `made` or `loaded`."""
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, config_key: str, *, accept_change: bool = False) -> Generator[RunStore]:
+        """Hold the folder until the block ends.
+
+        `config_key` fingerprints the settings that shape results; a folder made by other settings is refused
+        unless `accept_change` (stages that the change does not touch are then kept).
+
+        Raises:
+            RunFolderError: another process holds the folder, another config made it, or it cannot be written.
+        """
+        with _locked(folder):
+            _check_maker(folder, config_key, accept_change)
+            yield cls(folder)
+
+    async def once(
+        self, name: str, kind: type[ArtifactT], make: Callable[..., Awaitable[ArtifactT]], *inputs: object
+    ) -> ArtifactT:
+        """The artifact `name`: loaded where nothing that shapes it changed, else made by `make(*inputs)`.
+
+        A stage whose meaning changes gets a new function name or a version among its inputs.
+        """
+        digest = self.fingerprint(make.__name__, *inputs)
+        stamp = self._stamps.get(name)
+        place = self.folder / name
+        if stamp is None or stamp["fingerprint"] != digest or not place.is_dir():
+            self.on_stage(name, "started")
+            begun = time.monotonic()
+            made = await make(*inputs)
+            self.forget(name)
+            content = _write(place, made.pack())
+            seconds = f"{time.monotonic() - begun:.3f}"
+            self._stamps[name] = {"fingerprint": digest, "content": content, "seconds": seconds}
+            _write_json(self._stamps_path, self._stamps)
+            self.computed.append(name)
+        self.on_stage(name, "made" if name in self.computed else "loaded")
+        artifact = kind.unpack(_read(place))
+        self._contents[id(artifact)] = (artifact, self._stamps[name]["content"])
+        return artifact
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall seconds that each artifact took when it was made, whichever process made it."""
+        return {name: float(stamp["seconds"]) for name, stamp in self._stamps.items()}
+
+    def forget(self, name: str) -> None:
+        """Drop an artifact, such as the ticket of a job that failed; it is made anew when next asked for."""
+        self._stamps.pop(name, None)
+        _write_json(self._stamps_path, self._stamps)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def fingerprint(self, *values: object) -> str:
+        """A hash of settings, artifacts of this store (by content), tools (by identity) and plain values."""
+        state = hashlib.blake2b(digest_size=20)
+        for value in values:
+            state.update(json.dumps(self._canonical(value), sort_keys=True).encode())
+            state.update(b"\x00")
+        return state.hexdigest()
+
+    def _canonical(self, value: object) -> object:
+        held = self._contents.get(id(value))
+        if held is not None:
+            return {"artifact": held[1]}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, bytes):
+            return {"bytes": hashlib.blake2b(value, digest_size=20).hexdigest()}
+        if isinstance(value, Identified):
+            return {"tool": value.identity}
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json")
+        if isinstance(value, Mapping):
+            return {str(k): self._canonical(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._canonical(v) for v in value]
+        if is_dataclass(value) and not isinstance(value, type):
+            return {f.name: self._canonical(attrgetter(f.name)(value)) for f in fields(value) if f.compare}
+        raise TypeError(f"{type(value).__name__} cannot enter a fingerprint: give it an `identity`")
+
+
+def stages_done(folder: Path) -> dict[str, float]:
+    """Every finished artifact of a run and the seconds that it took; empty where nothing is done yet."""
+    return {name: float(stamp["seconds"]) for name, stamp in _read_json(folder / "stamps.json").items()}
+
+
+def load_artifact(folder: Path, name: str, kind: type[ArtifactT]) -> ArtifactT | None:
+    """A finished artifact, read without holding the folder; None where it is not made yet."""
+    place = folder / name
+    return kind.unpack(_read(place)) if place.is_dir() else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("a")
+    except OSError as error:
+        raise RunFolderError(
+            f"The run folder {str(folder)!r} cannot be written: {error.strerror}. Choose another one in [run] folder."
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"The run folder {str(folder)!r} is in use by another process. Wait for it, or choose another folder "
+                f"in [run] folder. `semievol status` shows how far it is."
+            ) from None
+        yield
+
+
+def _check_maker(folder: Path, config_key: str, accept_change: bool) -> None:
+    path = folder / "config_key.json"
+    known = _read_json(path).get("config_key")
+    if known is not None and known != {"value": config_key} and not accept_change:
+        raise RunFolderError(
+            f"The run folder {str(folder)!r} was made by another config. Choose another folder in [run] folder, or "
+            f"pass --accept-config-change to go on in this one: stages that the change does not touch are kept."
+        )
+    _write_json(path, {"config_key": {"value": config_key}})
+
+
+def _read(place: Path) -> Packed:
+    import pyarrow.parquet as pq
+
+    paths = sorted(place.iterdir())
+    return Packed(
+        tables={p.stem: pq.read_table(p) for p in paths if p.suffix == ".parquet"},
+        documents={p.stem: json.loads(p.read_text("utf-8")) for p in paths if p.suffix == ".json"},
+        files={p.name: p.read_bytes() for p in paths if p.suffix not in (".parquet", ".json")},
+    )
+
+
+def _write(place: Path, packed: Packed) -> str:
+    """Write beside the place, rename, and return a hash of the content."""
+    import pyarrow.parquet as pq
+
+    draft = place.with_name(f".{place.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name, table in packed.tables.items():
+        pq.write_table(table, draft / f"{name}.parquet", compression="zstd")
+    for name, document in packed.documents.items():
+        _write_json(draft / f"{name}.json", document)
+    for name, content in packed.files.items():
+        (draft / name).write_bytes(content)
+    state = hashlib.blake2b(digest_size=20)
+    for path in sorted(draft.iterdir()):
+        state.update(path.name.encode() + b"\x00" + path.read_bytes())
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    draft.rename(place)
+    return state.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, dict[str, str]]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def _write_json(path: Path, value: object) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8")
+    draft.rename(path)

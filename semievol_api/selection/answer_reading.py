@@ -1,0 +1,200 @@
+"""Reads one completion's label distribution: where the answer stands and which label a token means.
+
+Words of several tokens are followed along the tokens that were chosen. Knows nothing of requests, servers or how
+prompts are worded, but for the marker before the answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from semievol_api.errors import DataError
+from semievol_api.selection.option_probability import UNSEEN_LOGPROB, option_prob, undo_permutation
+from semievol_api.selection.values import FloatArray, IntArray
+
+_TRIM = " \t\r\n\u00a0\u0120\u010a\u2581*_`~\"'()[]{}<>.,:;!?|\u3002\u3001"
+"""Around a label: blanks, the blank and newline marks of raw BPE and SentencePiece tokens, markup, punctuation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionReading:
+    """The label probabilities of one completion, in the canonical order; `missing` labels were filled in.
+
+    `unresolved` is the probability of tokens that begin several labels and were not followed further.
+    """
+
+    probs: tuple[float, ...]
+    missing: tuple[int, ...]
+    unresolved: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelIndex:
+    """Labels by their normalised text; `fold` says whether case is ignored."""
+
+    texts: tuple[str, ...]
+    fold: bool
+
+    @classmethod
+    def of(cls, labels: Sequence[str]) -> LabelIndex:
+        """Ignore case where the labels allow it.
+
+        Raises:
+            DataError: two labels are the same but for blanks, markup or punctuation, or one is empty.
+        """
+        for fold in (True, False):
+            texts = tuple(normalise_token(label, fold) for label in labels)
+            if len(set(texts)) == len(texts) and "" not in texts:
+                return cls(texts, fold)
+        raise DataError(
+            f"The labels {list(labels)!r} cannot be told apart in an answer. Give every label a text of its own."
+        )
+
+    def normal(self, token: str) -> str:
+        """The token as labels are compared."""
+        return normalise_token(token, self.fold)
+
+    def exact(self, text: str) -> int | None:
+        """The label with this normalised text."""
+        return self.texts.index(text) if text in self.texts else None
+
+    def longer(self, text: str) -> list[int]:
+        """The labels that go on after this normalised text."""
+        return [i for i, label in enumerate(self.texts) if label != text and label.startswith(text)]
+
+    def begins(self, text: str) -> bool:
+        """Whether a label is or begins with this normalised text."""
+        return text != "" and any(label.startswith(text) for label in self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    logprob: float
+    label: int
+
+
+def normalise_token(token: str, fold: bool = True) -> str:
+    """A token's text as labels are compared: NFKC, without blanks, markup and punctuation around, lower case.
+
+    ` B`, `B.`, `(B)`, `**B**` and `b` all mean B.
+    """
+    text = unicodedata.normalize("NFKC", token).strip(_TRIM)
+    return text.casefold() if fold else text
+
+
+def read_options(
+    tokens: Sequence[str],
+    top: Sequence[Sequence[tuple[str, float]]],
+    labels: Sequence[str],
+    *,
+    permutation: Sequence[int] | None = None,
+    prefill: str = "",
+    marker: str = "Answer",
+) -> OptionReading | None:
+    """The label distribution at the answer position of one completion; None (abstain) where no label was seen.
+
+    Args:
+        tokens: the completion's token texts.
+        top: for each token its alternatives (text, natural log-probability), the chosen one among them.
+        labels: what the prompt showed, in the shown order.
+        permutation: `permutation[i]` is the canonical index of the label shown at position i.
+        prefill: the words that the prompt put into the model's mouth.
+        marker: the word that announces the answer, before its colon.
+
+    Raises:
+        DataError: two labels cannot be told apart.
+    """
+    index = LabelIndex.of(labels)
+    position = answer_position(tokens, index, prefill=prefill, marker=marker)
+    if position is None or position >= len(top):
+        return None
+    leaves, unresolved = _leaves(tokens[position:], top[position:], index, "")
+    return _reading(leaves, unresolved, len(labels), permutation)
+
+
+def read_reply(logprobs: Sequence[float | None], permutation: Sequence[int] | None = None) -> OptionReading | None:
+    """The label distribution of an exact option reading: one log-probability per shown label, None = not shown."""
+    leaves = [_Leaf(np.nan if value is None else value, label) for label, value in enumerate(logprobs)]
+    return _reading(leaves, 0.0, len(logprobs), permutation)
+
+
+def answer_position(
+    tokens: Sequence[str], index: LabelIndex, *, prefill: str = "", marker: str = "Answer"
+) -> int | None:
+    """The position of the first label token after the last `Answer:`.
+
+    A response without the marker has an answer position only if it is a bare label. None where there is none.
+    """
+    texts = [unicodedata.normalize("NFKC", token) for token in tokens]
+    opening = unicodedata.normalize("NFKC", prefill)
+    whole = opening + "".join(texts)
+    found = list(re.finditer(re.escape(marker) + r"[\s*_]*:", whole, re.IGNORECASE))
+    if not found and index.exact(index.normal(whole)) is None:
+        return None
+    after = found[-1].end() if found else 0
+    offset = len(opening)
+    for position, text in enumerate(texts):
+        end = offset + len(text)
+        if end > after and index.begins(index.normal(text[max(0, after - offset) :])):
+            return position
+        offset = end
+    return None
+
+
+def _leaves(
+    tokens: Sequence[str], top: Sequence[Sequence[tuple[str, float]]], index: LabelIndex, prefix: str
+) -> tuple[list[_Leaf], float]:
+    """Every alternative with the label that it means (-1: none), and the probability that stayed ambiguous."""
+    leaves: list[_Leaf] = []
+    unresolved = 0.0
+    for token, logprob in top[0]:
+        label, ambiguous = _meaning(token, prefix, index)
+        if ambiguous and token == tokens[0] and len(top) > 1 and logprob > UNSEEN_LOGPROB:
+            below, rest = _leaves(tokens[1:], top[1:], index, prefix + token)
+            leaves += [_Leaf(leaf.logprob + logprob, leaf.label) for leaf in below]
+            unresolved += rest * float(np.exp(logprob))
+            continue
+        leaves.append(_Leaf(logprob, label))
+        if ambiguous and label < 0 and logprob > UNSEEN_LOGPROB:
+            unresolved += float(np.exp(logprob))
+    return leaves, unresolved
+
+
+def _meaning(token: str, prefix: str, index: LabelIndex) -> tuple[int, bool]:
+    """The label that a token after a prefix means, -1 for none, and whether it may still become another one."""
+    so_far = index.exact(index.normal(prefix)) if prefix else None
+    if index.normal(token) == "":
+        return (-1 if so_far is None else so_far), False
+    text = index.normal(prefix + token)
+    exact, longer = index.exact(text), index.longer(text)
+    if exact is not None:
+        return exact, bool(longer)
+    if len(longer) == 1:
+        return longer[0], False
+    if longer:
+        return -1, True
+    return (-1 if so_far is None else so_far), False
+
+
+def _reading(
+    leaves: Sequence[_Leaf], unresolved: float, options: int, permutation: Sequence[int] | None
+) -> OptionReading | None:
+    if not leaves:
+        return None
+    logprobs: FloatArray = np.array([[leaf.logprob for leaf in leaves]], dtype=np.float64)
+    label_of: IntArray = np.array([[leaf.label for leaf in leaves]], dtype=np.int64)
+    result = option_prob(logprobs, label_of, np.array([options], dtype=np.int64), options)
+    if np.isnan(result.probs).any():
+        return None
+    order = np.array([range(options) if permutation is None else permutation], dtype=np.int64)
+    probs = undo_permutation(result.probs, order)[0]
+    return OptionReading(
+        probs=tuple(probs.tolist()),
+        missing=tuple(sorted(order[0, ~result.seen[0]].tolist())),
+        unresolved=unresolved,
+    )

@@ -1,0 +1,108 @@
+"""The arrays and results that pass through selection.
+
+A score is a confidence, higher is better; NaN stands for an abstention everywhere. Knows nothing of how scores
+are made, of models, prompts or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semievol_api.errors import ConfigError, DataError
+
+FloatArray: TypeAlias = NDArray[np.float64]
+"""float64 array; its shape stands in the docstring that names it."""
+BoolArray: TypeAlias = NDArray[np.bool_]
+"""Boolean array."""
+IntArray: TypeAlias = NDArray[np.int64]
+"""int64 array; a label is an index into the canonical options, -1 an abstention."""
+
+ENOUGH_KEPT = 20
+"""Fewer kept pseudo-labels than this are not worth a training."""
+ENOUGH_CALIBRATION = 30
+"""With fewer calibration labels than this no guarantee is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Selected:
+    """The pseudo-labels that a rule keeps.
+
+    `kept` is bool, shape (m,). `threshold` is the worst ranked value that was kept (a score kept when at least
+    as high, a mean_nll kept when at most as high), None where the rule has no single cut or keeps nothing.
+    `estimate` is the rule's own estimate of the share of false labels among the kept, None where it has none.
+    `abstained` counts the items without an answer: they stay in every coverage's denominator.
+    """
+
+    rule: str
+    kept: BoolArray
+    abstained: int
+    threshold: float | None = None
+    estimate: float | None = None
+    messages: tuple[str, ...] = field(default=())
+
+    @property
+    def count(self) -> int:
+        """How many items were kept."""
+        return int(np.count_nonzero(self.kept))
+
+    @property
+    def coverage(self) -> float:
+        """Kept items over all items, abstentions included; 0 for an empty pool."""
+        return self.count / self.kept.size if self.kept.size else 0.0
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is enough to train on: at least `ENOUGH_KEPT` items."""
+        return self.count >= ENOUGH_KEPT
+
+    def saying(self, *messages: str) -> Selected:
+        """The same selection with more to tell."""
+        return replace(self, messages=self.messages + messages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """The calibration slice: `scores` float64 (n,), NaN where the crew abstained; `wrong` bool (n,)."""
+
+    scores: FloatArray
+    wrong: BoolArray
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 1 or self.scores.shape != self.wrong.shape:
+            raise DataError(
+                f"Calibration needs one score and one verdict per item; got shapes {self.scores.shape} and "
+                f"{self.wrong.shape}. Pass two one-dimensional arrays of equal length."
+            )
+
+    @property
+    def size(self) -> int:
+        """How many calibration items there are, abstentions included."""
+        return int(self.scores.size)
+
+    @property
+    def error(self) -> float:
+        """Share of calibration items answered wrongly or not at all; NaN for an empty slice."""
+        return float(np.mean(self.wrong | np.isnan(self.scores))) if self.size else float("nan")
+
+
+def share_in_unit_interval(value: float, name: str) -> float:
+    """The value, or a refusal when it is not a share in [0, 1].
+
+    Raises:
+        ConfigError: it is NaN, below 0 or above 1.
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"The setting {name!r} is {value!r}; it is a share and must lie between 0 and 1.")
+    return value
+
+
+def as_scores(values: Sequence[float | None] | FloatArray) -> FloatArray:
+    """A float64 array, shape (m,), of numbers in which None became NaN."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64, copy=False)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

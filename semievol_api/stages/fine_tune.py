@@ -1,0 +1,175 @@
+"""Buying one training, once: the file, the ticket, the model. Shared by warm_up, evolve and the ceiling.
+
+A training is known by its bytes, base model, hyper-parameters and seed, never by a stage's version: a
+refactoring must not buy it twice. Knows nothing of what the lines teach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from semievol_api.artifacts import Ticket, TrainingFile, TunedModel
+from semievol_api.capabilities import (
+    FineTuner,
+    FineTuneRequest,
+    Hyperparameters,
+    JobEvent,
+    JobState,
+    JobTicket,
+    Provider,
+    require,
+)
+from semievol_api.config import TrainSettings
+from semievol_api.errors import JobFailedError, TransientError, UserError
+from semievol_api.records import Example, TrainingExample
+from semievol_api.run_store import RunStore
+from semievol_api.tasks import Task
+from semievol_api.transport.clock import Clock
+
+MIN_EXAMPLES = 10
+"""OpenAI's own minimum for a fine-tuning file."""
+LOOKS_AFTER_A_LOST_REPLY = 5
+AWAY_PATIENCE_S = 3600.0
+"""How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
+
+OnEvent = Callable[[str, JobEvent], None]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Who trains what: a provider, the base model, the clock that polls wait by, and who hears of events."""
+
+    provider: Provider
+    base: str
+    clock: Clock
+    seed: int
+    on_event: OnEvent = lambda _name, _event: None
+
+    @property
+    def finetuner(self) -> FineTuner:
+        """The ability, or the refusal."""
+        return require(self.provider.finetuner, "fine-tuning", self.provider)
+
+
+def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
+    """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
+    from semievol_api.records import Message
+
+    reply = Message("assistant", text if text is not None else task.target(example, answer))
+    return TrainingExample(messages=(*task.prompt(example, ()).messages, reply))
+
+
+def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:
+    """Chat JSONL in the fine-tuning API's format, one line an example, always the same bytes."""
+    rendered = [
+        json.dumps({"messages": [{"role": m.role, "content": m.content} for m in line.messages]}, ensure_ascii=False)
+        for line in lines
+    ]
+    return TrainingFile("".join(f"{line}\n" for line in rendered).encode())
+
+
+def check_enough(lines: Sequence[object], what: str) -> None:
+    """Refuse a training file below the API's minimum."""
+    if len(lines) < MIN_EXAMPLES:
+        raise UserError(
+            f"{what} has {len(lines)} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
+            f'examples, or set [run] propagation = "in-context" to work without a warm-up job.'
+        )
+
+
+async def fine_tune(
+    trainer: Trainer, store: RunStore, name: str, file: TrainingFile, settings: TrainSettings, n_epochs: int | None
+) -> TunedModel:
+    """The model trained on a file: found, or bought; its ticket is on disk before the wait begins.
+
+    Raises:
+        JobFailedError: the job ended without a model; its ticket is dropped, so that the next run may buy anew.
+    """
+    request = _request(trainer, file, settings, n_epochs)
+
+    async def submit(run_key: str) -> Ticket:
+        ticket = await _find_or_submit(trainer, request)
+        return Ticket(job_id=ticket.job_id, run_key=run_key, training_file_id=ticket.training_file_id)
+
+    async def wait(run_key: str) -> TunedModel:
+        state = await _wait(trainer, name, JobTicket(**vars(ticket)), settings.poll_s)
+        if state.model is None:
+            raise JobFailedError(
+                f"The {name} job {ticket.job_id} ended as {state.raw_status!r} without a model"
+                f"{': ' + state.reason if state.reason else ''}. Mend the cause and run again."
+            )
+        return TunedModel(state.model, trainer.base, run_key, state.trained_tokens)
+
+    ticket = await store.once(f"jobs/{name}-ticket", Ticket, submit, request.run_key)
+    try:
+        return await store.once(f"jobs/{name}-model", TunedModel, wait, request.run_key)
+    except JobFailedError:
+        store.forget(f"jobs/{name}-ticket")
+        raise
+
+
+def _request(trainer: Trainer, file: TrainingFile, settings: TrainSettings, n_epochs: int | None) -> FineTuneRequest:
+    parameters = Hyperparameters(
+        n_epochs=n_epochs,
+        batch_size=settings.batch_size,
+        learning_rate_multiplier=settings.learning_rate_multiplier,
+    )
+    key = hashlib.blake2b(digest_size=16)
+    key.update(file.content)
+    key.update(repr((trainer.base, parameters, trainer.seed)).encode())
+    return FineTuneRequest(
+        model=trainer.base,
+        training_file=file.content,
+        run_key=key.hexdigest(),
+        hyperparameters=parameters,
+        seed=trainer.seed,
+        suffix=settings.suffix,
+    )
+
+
+async def _find_or_submit(trainer: Trainer, request: FineTuneRequest) -> JobTicket:
+    """Look first; where the reply to a submission is lost, look again before anything else."""
+    tuner = trainer.finetuner
+    found = await tuner.find(request)
+    if found is not None:
+        return found
+    try:
+        return await tuner.submit(request)
+    except TransientError:
+        for look in range(LOOKS_AFTER_A_LOST_REPLY):
+            await trainer.clock.sleep(2.0**look)
+            try:
+                found = await tuner.find(request)
+            except TransientError:
+                continue
+            if found is not None:
+                return found
+        raise
+
+
+async def _wait(trainer: Trainer, name: str, ticket: JobTicket, poll_s: float) -> JobState:
+    """Poll until the job ends, riding through a server that is away; events are handed on as they come."""
+    last_event: str | None = None
+    away_since_s: float | None = None
+    while True:
+        try:
+            state = await trainer.finetuner.poll(ticket)
+            for event in await trainer.finetuner.events(ticket, last_event):
+                trainer.on_event(name, event)
+                last_event = event.id
+        except TransientError as error:
+            now_s = trainer.clock.now_s()
+            away_since_s = now_s if away_since_s is None else away_since_s
+            if now_s - away_since_s > AWAY_PATIENCE_S:
+                raise
+            trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is away: {error}"))
+        else:
+            away_since_s = None
+            if state.finished:
+                return state
+        await trainer.clock.sleep(poll_s)
+        await asyncio.sleep(0)

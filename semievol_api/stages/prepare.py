@@ -1,0 +1,22 @@
+"""Stage 1: clean data. Reads nothing itself; drops leaks, duplicates and conflicts, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from semievol_api.artifacts import Prepared
+from semievol_api.data import clean
+from semievol_api.records import Example
+
+
+async def prepare(
+    labeled: Sequence[Example], unlabeled: Sequence[Example], test: Sequence[Example], near_duplicates: bool
+) -> Prepared:
+    """Clean splits of the user's data (method §5), with everything that was dropped in the report."""
+    cleaned = clean(labeled, unlabeled, test, near=near_duplicates)
+    return Prepared(
+        labeled=cleaned.labeled,
+        unlabeled=cleaned.unlabeled,
+        test=cleaned.test,
+        report=cleaned.report.as_json(),
+    )

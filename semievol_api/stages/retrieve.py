@@ -1,0 +1,107 @@
+"""In-context propagation: the nearest labelled examples of every question (paper §3.2).
+
+Exact search with faiss over unit vectors, or BM25 over words. An item is never its own neighbour, nor is
+anything with its text. Knows nothing of prompts or of who embeds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semievol_api.artifacts import Neighbours, Prepared
+from semievol_api.capabilities import Provider
+from semievol_api.config import RetrieveSettings
+from semievol_api.engine import RequestEngine
+from semievol_api.records import Example, FloatMatrix
+
+
+@dataclass(frozen=True)
+class EmbeddingTool:
+    """Who embeds: a provider, its model, and the engine between."""
+
+    engine: RequestEngine
+    provider: Provider
+    model: str
+
+    @property
+    def identity(self) -> str:
+        """Endpoint and model; enters fingerprints."""
+        return f"{self.provider.identity}|{self.model}"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """`indices` int64 and `scores` float32, both (queries, candidates), best first; index -1 is no candidate."""
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+async def retrieve(embedder: EmbeddingTool | None, data: Prepared, settings: RetrieveSettings) -> Neighbours:
+    """The `k` nearest labelled examples of every unlabelled, test and labelled question, nearest first."""
+    queries = (*data.unlabeled, *data.test, *data.labeled)
+    if not data.labeled or not queries or settings.k == 0:
+        return Neighbours(ids={q.id: () for q in queries}, similarities={q.id: () for q in queries})
+    depth = min(len(data.labeled), settings.k + 8)
+    if settings.method == "bm25" or embedder is None:
+        ranking = _bm25(data.labeled, queries, depth, settings)
+    else:
+        texts = [_text(e, settings) for e in (*data.labeled, *queries)]
+        vectors = await embedder.engine.embed(
+            embedder.provider, embedder.model, texts, stage="retrieve", batch_size=settings.batch_size
+        )
+        ranking = nearest_vectors(vectors[: len(data.labeled)], vectors[len(data.labeled) :], depth)
+    return _without_twins(data.labeled, queries, ranking, settings.k)
+
+
+def nearest_vectors(candidates: FloatMatrix, queries: FloatMatrix, depth: int) -> Ranking:
+    """Exact cosine search: candidates (n, d), queries (q, d) to a ranking (q, depth)."""
+    import faiss
+
+    index = faiss.IndexFlatIP(candidates.shape[1])
+    index.add(_unit(candidates))
+    scores, indices = index.search(_unit(queries), depth)
+    return Ranking(indices.astype(np.int64), scores.astype(np.float32))
+
+
+def _unit(vectors: FloatMatrix) -> FloatMatrix:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def _bm25(candidates: Sequence[Example], queries: Sequence[Example], depth: int, settings: RetrieveSettings) -> Ranking:
+    import bm25s
+
+    def words(items: Sequence[Example]) -> list[list[str]]:
+        texts = [_text(e, settings) for e in items]
+        return [re.findall(r"\w+", text.lower()) for text in texts]
+
+    model = bm25s.BM25()
+    model.index(words(candidates), show_progress=False)
+    indices, scores = model.retrieve(words(queries), k=depth, show_progress=False, sorted=True)
+    return Ranking(np.asarray(indices, dtype=np.int64), np.asarray(scores, dtype=np.float32))
+
+
+def _text(example: Example, settings: RetrieveSettings) -> str:
+    if settings.text == "question":
+        return example.question
+    return "\n".join((example.question, *example.options))
+
+
+def _without_twins(labeled: Sequence[Example], queries: Sequence[Example], ranking: Ranking, k: int) -> Neighbours:
+    ids: dict[str, tuple[str, ...]] = {}
+    similarities: dict[str, tuple[float, ...]] = {}
+    for row, query in enumerate(queries):
+        kept = [
+            (labeled[i].id, float(score))
+            for i, score in zip(ranking.indices[row], ranking.scores[row], strict=True)
+            if i >= 0 and labeled[i].id != query.id and labeled[i].question != query.question
+        ][:k]
+        ids[query.id] = tuple(name for name, _ in kept)
+        similarities[query.id] = tuple(score for _, score in kept)
+    return Neighbours(ids=ids, similarities=similarities)

@@ -1,0 +1,126 @@
+"""Adaptive selection: keep the pseudo-labels that the model is least unsure of (paper §3.4).
+
+Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of prompts or providers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from semievol_api.artifacts import EvidenceTable, Selection
+from semievol_api.config import JustifySettings, SelectSettings
+from semievol_api.errors import StageError
+from semievol_api.records import Evidence, Example, PseudoLabel
+from semievol_api.selection import Selected, percentile
+from semievol_api.selection.values import BoolArray, FloatArray
+from semievol_api.stages.asking import Corpus
+
+MAX_MISSING_SHARE = 0.05
+"""Above this share of answers without log-probabilities the percentile rule would rank noise (method §3)."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The answer that an example would be given, and its score; None where there is none."""
+
+    example: Example
+    answer: str | None
+    mean_nll: float | None
+    reason: str
+
+
+async def select(
+    corpus: Corpus,
+    evidence: EvidenceTable,
+    justified: EvidenceTable,
+    settings: SelectSettings,
+    justify_settings: JustifySettings,
+) -> Selection:
+    """Keep the examples whose `mean_nll` is at most the percentile of the pool.
+
+    Raises:
+        StageError: more than 5 % of the answered examples have no log-probabilities.
+    """
+    task, data = corpus.task, corpus.data
+    said, final = evidence.by_example(), justified.by_example()
+
+    def candidates_for(examples: Sequence[Example]) -> list[Candidate]:
+        return [_candidate(e, said.get(e.id, []), final.get(e.id, []), justify_settings) for e in examples]
+
+    candidates = candidates_for(data.unlabeled)
+    _refuse_missing_logprobs(candidates)
+    scores = _scores(candidates)
+    chosen = _rule(scores, scores if settings.pool == "unlabeled" else _scores(candidates_for(data.labeled)), settings)
+    kept = tuple(
+        PseudoLabel(example_id=c.example.id, answer=c.answer, text=task.target(c.example, c.answer), score=float(score))
+        for c, score, keep in zip(candidates, scores, chosen.kept, strict=True)
+        if keep and c.answer is not None
+    )
+    summary = {
+        "rule": settings.rule,
+        "share": settings.share,
+        "threshold_mean_nll": chosen.threshold,
+        "unlabeled": len(candidates),
+        "answered": sum(c.answer is not None for c in candidates),
+        "kept": len(kept),
+        "messages": list(chosen.messages),
+    }
+    return Selection(kept=kept, scores=_table(candidates, scores, chosen.kept), summary=summary)
+
+
+def _rule(scores: FloatArray, pool: FloatArray, settings: SelectSettings) -> Selected:
+    """The paper's percentile over the unlabelled pool, or its variants (ambiguities 4 and 7)."""
+    if pool is scores and settings.interpolation == "linear":
+        return percentile(scores, settings.share)
+    valid = pool[~np.isnan(pool)]
+    if valid.size == 0 or settings.share == 0:
+        return percentile(scores, 0.0)
+    tau = float(np.quantile(valid, settings.share, method=settings.interpolation))
+    kept = np.less_equal(scores, tau, where=~np.isnan(scores), out=np.zeros(scores.shape, dtype=np.bool_))
+    return Selected(rule="percentile", kept=kept, abstained=int(np.isnan(scores).sum()), threshold=tau)
+
+
+def _scores(candidates: Sequence[Candidate]) -> FloatArray:
+    """float64, shape (candidates,): `mean_nll`, NaN where there is no answer or no score."""
+    return np.array(
+        [np.nan if c.answer is None or c.mean_nll is None else c.mean_nll for c in candidates], dtype=np.float64
+    )
+
+
+def _table(candidates: Sequence[Candidate], scores: FloatArray, kept: BoolArray) -> pa.Table:
+    return pa.table(
+        {
+            "example_id": pa.array([c.example.id for c in candidates], pa.string()),
+            "answer": pa.array([c.answer for c in candidates], pa.string()),
+            "mean_nll": pa.array(scores, pa.float64(), from_pandas=True),
+            "kept": pa.array(kept, pa.bool_()),
+            "reason": pa.array(["kept" if k else c.reason for c, k in zip(candidates, kept, strict=True)], pa.string()),
+        }
+    )
+
+
+def _candidate(example: Example, said: list[Evidence], final: list[Evidence], settings: JustifySettings) -> Candidate:
+    """The justified answer, else the first annotator's that answered; its own log-probabilities score it."""
+    first = next((row for row in said if row.answer is not None), None)
+    chosen = final[0] if final else first
+    if chosen is None or chosen.answer is None:
+        reason = "no annotator answered" if first is None else "the justification gave no answer"
+        return Candidate(example, None, None, reason)
+    scored = first if settings.score == "first-annotator" and first is not None else chosen
+    if scored.mean_nll is None:
+        return Candidate(example, chosen.answer, None, "no log-probabilities")
+    return Candidate(example, chosen.answer, scored.mean_nll, "above the threshold")
+
+
+def _refuse_missing_logprobs(candidates: list[Candidate]) -> None:
+    answered = [c for c in candidates if c.answer is not None]
+    missing = [c for c in answered if c.mean_nll is None]
+    if len(missing) > MAX_MISSING_SHARE * len(answered):
+        raise StageError(
+            f"select: {len(missing)} of {len(answered)} answers came without log-probabilities, and the percentile "
+            f"rule ranks by them. The server ignores `logprobs` for this model; choose another student in [roles]."
+        )

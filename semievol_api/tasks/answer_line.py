@@ -1,0 +1,88 @@
+"""Find the words in a response that claim to be the answer.
+
+Returns candidates, most trusted first; what they mean is the business of each kind of task. Knows nothing of
+options, labels or numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+_WORD = (
+    r"(?:answers?|ans|antwort|réponse|respuesta|risposta|resposta|antwoord|svar|odpowiedź|cevap|ответ|відповідь|"
+    r"答案|答え|答|回答|정답|답|उत्तर|जवाब|الإجابة|الجواب|đáp án|trả lời)"
+)
+_DECORATION = r"[\s*_`~\"'#>]*"
+_COLON = re.compile(
+    rf"(?<![a-z]){_WORD}{_DECORATION}(?:is|lautet|是|は)?(?:{_DECORATION}[:=]|\s+[-–—]\s)", re.IGNORECASE
+)
+_IS = re.compile(
+    r"\banswer\s+(?:is|would\s+be|should\s+be|must\s+be)\b|\bantwort\s+(?:ist|lautet)\b|答案是|答えは",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(rf"^\W*(?:final\s+)?{_WORD}\W*$", re.IGNORECASE | re.MULTILINE)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_NEXT_EXAMPLE = re.compile(r"^\W*(?:Example\s+\d+|Question\s*:)", re.IGNORECASE | re.MULTILINE)
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerText:
+    """The text after the last answer marker; `marked` is False where the response has no marker at all."""
+
+    text: str
+    marked: bool
+
+
+def find_answer(response: str) -> AnswerText | None:
+    """The words that the response offers as its answer, or None for an empty one.
+
+    The last `Answer:` wins, whatever stands before it. Questions that a base model goes on to invent after its
+    answer (`Example 5`, `Question:`) do not count.
+    """
+    text = normalize(response)
+    if not text:
+        return None
+    for marker in (_COLON, _BOXED, _IS, _HEADING):
+        found = list(marker.finditer(_before_next_example(text, marker)))
+        if found:
+            last = found[-1]
+            claim = last.group(1) if marker is _BOXED else _first_line(last.string[last.end() :])
+            return AnswerText(undecorated(claim), marked=True)
+    return AnswerText(text, marked=False)
+
+
+def normalize(text: str) -> str:
+    """NFKC (full-width letters and colons become plain), Unix line ends, outer space removed."""
+    return unicodedata.normalize("NFKC", text).replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def undecorated(text: str) -> str:
+    """One line without Markdown, quotes and LaTeX wrappers around it."""
+    boxed = _BOXED.search(text)
+    line = _LATEX_TEXT.sub(r"\1", boxed.group(1) if boxed else text)
+    return " ".join(re.sub(r"[*_`~]{2,}|[*`]", "", line).split()).strip("\"'“”‘’«»„$#>_ ")
+
+
+def comparable(text: str) -> str:
+    """The form in which two pieces of text are compared: case, spacing and closing punctuation don't count."""
+    return re.sub(r"[\s.,;:!?。、]+$", "", undecorated(normalize(text)).casefold())
+
+
+def _before_next_example(text: str, marker: re.Pattern[str]) -> str:
+    """The response up to the first question that it invents after having answered."""
+    first = marker.search(text)
+    if first is None:
+        return text
+    invented = _NEXT_EXAMPLE.search(text, first.end())
+    return text[: invented.start()] if invented else text
+
+
+def _first_line(rest: str) -> str:
+    """The first line that says something."""
+    for line in rest.split("\n"):
+        if line.strip(" \t*_`~\"'#>"):
+            return line
+    return ""

@@ -1,0 +1,175 @@
+"""A task ready for use: prompts out, canonical answers in.
+
+Canonical answers are a letter (multiple_choice), a label as the task spells it, a plain decimal text (number) or
+the text itself (free_text). None always means: no valid answer. Knows nothing of files of examples or of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from semievol_api.config import nearest, parse_settings, read_toml
+from semievol_api.errors import ConfigError
+from semievol_api.records import Example, Prompt
+from semievol_api.tasks import prompts
+from semievol_api.tasks.answer_line import comparable, find_answer
+from semievol_api.tasks.choice import exact_choice, read_choice
+from semievol_api.tasks.definition import LETTERS, Kind, TaskDefinition
+from semievol_api.tasks.label import exact_label, read_label
+from semievol_api.tasks.numeric import numbers_equal, read_number
+
+_DEFINITIONS = Path(__file__).parent / "definitions"
+_WORDING_VERSION = 1
+"""Raised when wording or parsing changes in a way that must not reuse old answers."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: all that turns examples into prompts and responses into answers."""
+
+    definition: TaskDefinition
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.definition.name
+
+    @property
+    def kind(self) -> Kind:
+        """multiple_choice, labels, number or free_text."""
+        return self.definition.kind
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that shapes prompts and parsing; where the data lies is no part of it."""
+        content = self.definition.model_dump_json(exclude={"columns", "hub"})
+        return hashlib.blake2b(f"{_WORDING_VERSION}\n{content}".encode(), digest_size=16).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """What enters the fingerprints of the stages that use this task."""
+        return self.fingerprint
+
+    def prompt(
+        self, example: Example, shots: Sequence[Example] = (), permutation: Sequence[int] | None = None
+    ) -> Prompt:
+        """Ask for one answer.
+
+        Args:
+            example: the question.
+            shots: solved examples, nearest first, as retrieval returns them; the prompt shows the nearest last.
+            permutation: `permutation[i]` is the canonical index of the option shown at position i.
+        """
+        return prompts.render(self.definition, prompts.user_turn(self.definition, example, permutation), shots)
+
+    def justify_prompt(
+        self,
+        example: Example,
+        shots: Sequence[Example],
+        proposals: Sequence[str],
+        permutation: Sequence[int] | None = None,
+    ) -> Prompt:
+        """Ask to decide between proposals, which are whole responses or canonical answers.
+
+        With a permutation the proposals' canonical letters are shown as the letters that the reader sees.
+        """
+        if permutation is not None and self.kind == "multiple_choice":
+            proposals = [self._as_shown(text, example, permutation) for text in proposals]
+        user = prompts.justify_turn(self.definition, example, proposals, permutation)
+        return prompts.render(self.definition, user, shots)
+
+    def parse(self, text: str, example: Example, permutation: Sequence[int] | None = None) -> str | None:
+        """The canonical answer in a response; None (an abstention) where there is none, or more than one."""
+        match self.kind:
+            case "multiple_choice":
+                order = range(len(example.options)) if permutation is None else permutation
+                place = read_choice(text, [example.options[i] for i in order])
+                return None if place is None else LETTERS[order[place]]
+            case "labels":
+                return read_label(text, self.definition.labels, self.definition.aliases)
+            case "number":
+                return read_number(text, self.definition.number)
+            case "free_text":
+                claim = find_answer(text)
+                return (claim.text or None) if claim else None
+
+    def equal(self, answer: str | None, gold: str | None) -> bool:
+        """Whether two canonical answers mean the same; an abstention equals nothing. Tolerance is the gold's."""
+        if not answer or not gold:
+            return False
+        if self.kind == "number":
+            return numbers_equal(answer, gold, self.definition.number)
+        if self.kind == "free_text":
+            return comparable(answer) == comparable(gold)
+        return answer == gold
+
+    def labels(self, example: Example) -> tuple[str, ...] | None:
+        """The closed set of canonical answers; None where any answer is possible."""
+        match self.kind:
+            case "multiple_choice":
+                return tuple(LETTERS[: len(example.options)])
+            case "labels":
+                return self.definition.labels
+            case _:
+                return None
+
+    def target(self, example: Example, answer: str) -> str:
+        """The assistant turn to train on.
+
+        Raises:
+            ValueError: the answer is outside the example's closed set.
+        """
+        allowed = self.labels(example)
+        if allowed is not None and answer not in allowed:
+            raise ValueError(f"{answer!r} is no answer of example {example.id!r}: {', '.join(allowed)}")
+        return prompts.target(answer)
+
+    def read_gold(self, cell: str, example: Example) -> str | None:
+        """A cell of the answer column in canonical form; None where it is no possible answer of the example."""
+        text = cell.strip()
+        match self.kind:
+            case "multiple_choice":
+                return self._gold_choice(text, example)
+            case "labels":
+                return exact_label(text, self.definition.labels, self.definition.aliases)
+            case "number":
+                return read_number(f"Answer: {text}", self.definition.number)
+            case "free_text":
+                return " ".join(text.split()) or None
+
+    def _gold_choice(self, text: str, example: Example) -> str | None:
+        place = exact_choice(text, example.options, self.definition.first_option_digit)
+        return None if place is None else LETTERS[place]
+
+    def _as_shown(self, proposal: str, example: Example, permutation: Sequence[int]) -> str:
+        answer = self.parse(proposal, example)
+        if answer is None:
+            return proposal
+        return prompts.target(LETTERS[list(permutation).index(LETTERS.index(answer))])
+
+
+def task_names() -> tuple[str, ...]:
+    """The built-in tasks."""
+    return tuple(sorted(path.stem for path in _DEFINITIONS.glob("*.toml")))
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """A built-in task by name, or the user's own by the path of its TOML file.
+
+    Raises:
+        ConfigError: there is no such task, or its file is wrong.
+    """
+    text = str(name_or_path)
+    path = Path(text) if text.endswith(".toml") else _DEFINITIONS / f"{text}.toml"
+    if not path.is_file() and not text.endswith(".toml"):
+        raise ConfigError(
+            f"There is no task {text!r}. {nearest(text, task_names())} "
+            "A task of your own is the path of a TOML file, which ends in .toml."
+        )
+    if not path.is_file():
+        raise ConfigError(f"There is no task file {text!r}. Make one with: semievol init data.csv")
+    return Task(parse_settings(TaskDefinition, read_toml(path), where=path.name))

@@ -1,0 +1,78 @@
+"""A run's verdict as a table and one honest sentence.
+
+Knows nothing of how the numbers were made.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from semievol_api.run import RunResult
+from semievol_api.terminal.bars import out, table
+
+
+def show_result(result: RunResult, *, as_json: bool) -> None:
+    """Print the verdict of a finished run; JSON for a program, a table for a person."""
+    document: dict[str, Any] = dict(result.verdict.document)
+    bills = result.ledger.stages.values()
+    asked = {
+        "requests": sum(bill.requests for bill in bills),
+        "attempts": sum(bill.attempts for bill in bills),
+        "computed": list(result.computed),
+    }
+    if as_json:
+        document |= {"folder": str(result.folder), "seconds": dict(result.seconds), "this_process": asked}
+        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+        return
+    console = out()
+    if document["n_test"]:
+        console.print(_models(document, result.seconds))
+        console.print(_differences(document["differences"]))
+    for line in (*document["notes"], document["sentence"]):
+        console.print(line, markup=False)
+    console.print(
+        f"This process asked {asked['requests']} requests and made {len(result.computed)} artifacts; the rest was "
+        f"there. Everything is in {result.folder}",
+        markup=False,
+    )
+
+
+def _models(document: Mapping[str, Any], seconds: Mapping[str, float]) -> object:
+    rows = [
+        [
+            model["label"],
+            f"{100 * model['accuracy']:.1f}",
+            f"[{100 * model['interval'][0]:.1f}, {100 * model['interval'][1]:.1f}]".replace("[", r"\["),
+            str(model["trained_tokens"] or "-"),
+            str(model["tokens"] or "-"),
+            _seconds(seconds, model["name"]),
+        ]
+        for model in document["models"]
+    ]
+    columns = ["model", "accuracy %", "95 % interval", "training tokens", "answer tokens", "seconds"]
+    return table(f"n = {document['n_test']} test questions", columns, rows)
+
+
+def _seconds(seconds: Mapping[str, float], name: str) -> str:
+    """Training and evaluation of one model, as they took when they were made."""
+    job = {"warm": "warm_up"}.get(name, name)
+    spent = [seconds.get(key, 0.0) for key in (f"jobs/{job}-ticket", f"jobs/{job}-model", f"evaluate/{name}")]
+    return f"{sum(spent):.1f}" if sum(spent) else "-"
+
+
+def _differences(differences: Sequence[Mapping[str, Any]]) -> object:
+    rows = [
+        [
+            f"{d['of_label']} - {d['against_label']}",
+            f"{d['points']:+.1f}",
+            rf"\[{d['interval'][0]:+.1f}, {d['interval'][1]:+.1f}]",
+            f"{d['mcnemar_p']:.3g}",
+            f"{d['smallest_detectable']:.1f}",
+        ]
+        for d in differences
+    ]
+    columns = ["paired difference", "points", "95 % interval", "McNemar p", "smallest detectable"]
+    return table("", columns, rows)

@@ -1,0 +1,49 @@
+"""The live clients of one run: who is asked, who embeds, who trains.
+
+Built from the config by `run.py`, handed to the pipeline. Knows nothing of the order of the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from semievol_api.artifacts import TunedModel
+from semievol_api.capabilities import Provider
+from semievol_api.engine import RequestEngine
+from semievol_api.stages.asking import Student
+from semievol_api.stages.fine_tune import Trainer
+from semievol_api.stages.retrieve import EmbeddingTool
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Roles filled by providers. `gold` maps unlabelled ids to answers and is for the oracle report alone."""
+
+    engine: RequestEngine
+    student_provider: Provider
+    student_model: str
+    trainer: Trainer
+    embedder: EmbeddingTool | None
+    gold: Mapping[str, str]
+    max_failed_share: float
+
+    @property
+    def base(self) -> TunedModel:
+        """The student before any training."""
+        return TunedModel(self.student_model, self.student_model)
+
+    def given(self, model: str) -> TunedModel:
+        """A model that the user already has."""
+        return TunedModel(model, self.student_model)
+
+    def student(self, models: Mapping[str, TunedModel]) -> Student:
+        """The models to be asked, by role."""
+        return Student(
+            engine=self.engine,
+            provider=self.student_provider,
+            models={role: model.model for role, model in models.items()},
+            identities={role: model.identity for role, model in models.items()},
+            seed=self.trainer.seed,
+            max_failed_share=self.max_failed_share,
+        )

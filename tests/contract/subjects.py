@@ -1,0 +1,59 @@
+"""The providers under contract: a table of ways to bring one up. A new provider adds one entry to `SUBJECTS`.
+
+Knows nothing of what is asserted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from semievol_providers.openai import connect
+
+from semievol_api.capabilities import Provider, ProviderSettings
+from tests.providers.openai_loopback import LoopbackServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A live provider and what to ask of it. `poll_s` is the pause between two looks at a job or batch."""
+
+    provider: Provider
+    chat_model: str
+    embedding_model: str
+    base_model: str
+    poll_s: float = 0.0
+
+
+OpenSubject: TypeAlias = Callable[[], AbstractAsyncContextManager[Subject]]
+
+
+@asynccontextmanager
+async def openai_on_loopback() -> AsyncIterator[Subject]:
+    """Provider `openai` against canned answers on this machine."""
+    async with LoopbackServer() as server:
+        provider = connect(_settings(server.base_url))
+        yield Subject(provider=provider, chat_model="tiny", embedding_model="tiny", base_model="tiny")
+        await provider.aclose()
+
+
+@asynccontextmanager
+async def openai_at_address() -> AsyncIterator[Subject]:
+    """Provider `openai` against a server that already runs: SEMIEVOL_CONTRACT_URL and SEMIEVOL_CONTRACT_MODEL."""
+    model = os.environ["SEMIEVOL_CONTRACT_MODEL"]
+    provider = connect(_settings(os.environ["SEMIEVOL_CONTRACT_URL"]))
+    yield Subject(provider=provider, chat_model=model, embedding_model=model, base_model=model, poll_s=0.5)
+    await provider.aclose()
+
+
+def _settings(base_url: str) -> ProviderSettings:
+    return ProviderSettings(name="openai", options={"base_url": base_url, "api_key_env": ""}, environ={})
+
+
+SUBJECTS: Mapping[str, OpenSubject] = {
+    "openai": openai_on_loopback,
+    **({"address": openai_at_address} if "SEMIEVOL_CONTRACT_URL" in os.environ else {}),
+}

@@ -1,0 +1,112 @@
+"""The run store: what is computed again, what is not, and who may hold a folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from semievol_api.artifacts import TrainingFile, Verdict
+from semievol_api.errors import RunFolderError
+from semievol_api.run_store import RunStore
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool known by its identity."""
+
+    identity: str
+
+
+class Stage:
+    """A stage that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def make(self, *inputs: object) -> Verdict:
+        self.calls += 1
+        return Verdict({"inputs": len(inputs)})
+
+
+async def test_an_artifact_is_made_once_for_the_same_inputs(tmp_path: Path) -> None:
+    stage = Stage()
+    for _ in range(2):
+        with RunStore.open(tmp_path / "run", "key") as store:
+            verdict = await store.once("verdict", Verdict, stage.make, Tool("a"), 1)
+    assert verdict.document == {"inputs": 2}
+    assert stage.calls == 1
+
+
+@pytest.mark.parametrize("changed", [(Tool("b"), 1), (Tool("a"), 2), (Tool("a"), 1, None)])
+async def test_a_changed_input_makes_it_anew(tmp_path: Path, changed: tuple[object, ...]) -> None:
+    stage = Stage()
+    with RunStore.open(tmp_path / "run", "key") as store:
+        await store.once("verdict", Verdict, stage.make, Tool("a"), 1)
+        await store.once("verdict", Verdict, stage.make, *changed)
+    assert stage.calls == 2
+
+
+async def test_an_artifact_enters_a_fingerprint_by_its_content(tmp_path: Path) -> None:
+    async def file(content: bytes) -> TrainingFile:
+        return TrainingFile(content)
+
+    stage = Stage()
+    with RunStore.open(tmp_path / "run", "key") as store:
+        for content in (b"one", b"one", b"two"):
+            store.forget("file")
+            made = await store.once("file", TrainingFile, file, content)
+            await store.once("verdict", Verdict, stage.make, made)
+    assert stage.calls == 2
+
+
+async def test_a_crash_while_making_leaves_no_artifact(tmp_path: Path) -> None:
+    async def crash() -> Verdict:
+        raise RuntimeError
+
+    stage = Stage()
+    with RunStore.open(tmp_path / "run", "key") as store:
+        with pytest.raises(RuntimeError):
+            await store.once("verdict", Verdict, crash)
+        await store.once("verdict", Verdict, stage.make)
+    assert stage.calls == 1
+
+
+async def test_a_value_without_an_identity_cannot_enter_a_fingerprint(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path / "run", "key") as store, pytest.raises(TypeError, match="identity"):
+        store.fingerprint(object())
+
+
+def test_another_config_is_refused_unless_accepted(tmp_path: Path) -> None:
+    with RunStore.open(tmp_path / "run", "key"):
+        pass
+    with pytest.raises(RunFolderError, match="another config"), RunStore.open(tmp_path / "run", "other"):
+        pass
+    with RunStore.open(tmp_path / "run", "other", accept_change=True):
+        pass
+
+
+def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path, child_env: dict[str, str]) -> None:
+    code = (
+        "import sys; from pathlib import Path; from semievol_api.run_store import RunStore\n"
+        "with RunStore.open(Path(sys.argv[1]), 'key'):\n print('held', flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        env=child_env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdin and child.stdout
+    with child:
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match="in use"), RunStore.open(tmp_path / "run", "key"):
+            pass
+        child.stdin.close()
+
+
+def test_a_folder_that_cannot_be_written_is_a_calm_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot be written"), RunStore.open(tmp_path / "file" / "run", "key"):
+        pass
