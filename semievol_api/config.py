@@ -176,6 +176,9 @@ class Limits(Settings):
     max_attempts: int = Field(default=6, ge=1)
     max_usd: float | None = Field(default=None, gt=0)
     max_tokens: int | None = Field(default=None, ge=1)
+    mode: Literal["direct", "batch"] = "direct"
+    """`batch`: chat requests go through the vendor's batches, within a day and at half the price."""
+    batch_poll_s: float = Field(default=30.0, gt=0)
 
 
 class Config(Settings):

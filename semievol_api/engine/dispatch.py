@@ -67,6 +67,10 @@ class Dispatcher:
         """How many asks a stream may have open for this key and model: four times what may be in flight."""
         return 4 * self._station(identity, model).gate.room
 
+    def settle(self, piece: AnyPiece) -> None:
+        """A piece is paid and stored."""
+        self._asker.settle(piece)
+
     def no_more(self, customer: Customer[Any, Any]) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""
 

@@ -25,6 +25,7 @@ class Customer(Protocol[RequestT, ReplyT]):
     kind: Kind[RequestT, ReplyT]
     provider: Provider
     tally: Tally
+    stage: str
     stopped: bool
 
     def deliver(self, answer: Answer[ReplyT]) -> None:
@@ -110,14 +111,17 @@ class Work(Generic[RequestT, ReplyT]):
                 runs.append((sample, 1))
         return runs
 
-    def conclude(self, owner: Customer[RequestT, ReplyT]) -> None:
-        """Answer everyone who waits; whoever came later than the first was served without sending."""
+    def conclude(self) -> None:
+        """Answer everyone who waits; whoever came later than the first was served without sending.
+
+        Where the work was given up, everyone who has not stopped plans anew.
+        """
         for place, (customer, ask) in enumerate(self.waiters):
             if self.failure is not None:
                 customer.deliver(Answer(ask.id, None, self.failure, False, self.too_long))
             elif not self.given_up:
                 customer.deliver(Answer(ask.id, self._reply_for(customer.kind, ask.request), None, place > 0))
-            elif customer is not owner:
+            else:
                 customer.admit_again(ask)
         for customer, ask in self.late:
             customer.admit_again(ask)
