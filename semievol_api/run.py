@@ -26,10 +26,11 @@ from semievol_api.errors import ConfigError, UserError
 from semievol_api.pipeline import semievol
 from semievol_api.registry import connect
 from semievol_api.run_store import RunStore
+from semievol_api.stages.annotators import guest_role
 from semievol_api.stages.fine_tune import MIN_EXAMPLES, OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.tasks import Task, load_task
-from semievol_api.tools import Tools
+from semievol_api.tools import Guest, Tools
 from semievol_api.transport.clock import Clock, RealClock
 
 ResultT = TypeVar("ResultT")
@@ -89,6 +90,11 @@ class Plan:
         return self.providers[ref.provider]
 
     @property
+    def guests(self) -> tuple[ModelRef, ...]:
+        """Other providers' models among the annotators."""
+        return tuple(a.model for a in self.config.annotators if isinstance(a.model, ModelRef))
+
+    @property
     def trainer_ref(self) -> ModelRef:
         """What is tuned, and where."""
         return self.config.roles.trainer or self.config.roles.student
@@ -134,7 +140,8 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
     """
     task = load_task(config.data.task)
     roles = config.roles
-    names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder) if ref is not None]
+    guests = [a.model for a in config.annotators if isinstance(a.model, ModelRef)]
+    names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder, *guests) if ref is not None]
     for name in names:
         if name not in config.providers:
             raise ConfigError(f"[roles] names the provider {name!r}. {nearest(name, list(config.providers))}")
@@ -143,8 +150,10 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
     plan = Plan(config, task, providers)
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
-    require(student.scored, "log-probabilities", student)
-    require(plan.provider(plan.trainer_ref).finetuner, "fine-tuning", plan.provider(plan.trainer_ref))
+    if config.select.score == "mean_nll":
+        require(student.scored, "log-probabilities", student)
+    if trains(config):
+        require(plan.provider(plan.trainer_ref).finetuner, "fine-tuning", plan.provider(plan.trainer_ref))
     if config.retrieve.method == "embedding" and config.run.propagation != "in-weight":
         if roles.embedder is None:
             raise ConfigError(
@@ -156,10 +165,17 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
     return plan
 
 
+def trains(config: Config) -> bool:
+    """Whether the config wants any training bought."""
+    warms_up = config.roles.warm is None and config.run.propagation != "in-context"
+    return warms_up or config.evolve.kind == "fine-tune"
+
+
 def check_data(plan: Plan, raw: RawData) -> None:
     """Refuse, before a cent is spent, a training file that no vendor accepts."""
     needs_job = plan.config.roles.warm is None and plan.config.run.propagation != "in-context"
-    if needs_job and len(raw.labeled) < MIN_EXAMPLES:
+    prompts_instead = plan.config.split.calibration != 0
+    if needs_job and not prompts_instead and len(raw.labeled) < MIN_EXAMPLES:
         raise UserError(
             f"There are {len(raw.labeled)} labelled examples in {plan.config.data.labeled.name!r}, and a fine-tuning "
             f"job needs at least {MIN_EXAMPLES}. Label some more, or set [run] propagation = "
@@ -215,4 +231,5 @@ async def _tools(
             embedder=embedder,
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
+            guests={guest_role(r): Guest(plan.provider(r), r.model) for r in plan.guests},
         )
