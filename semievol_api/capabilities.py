@@ -335,6 +335,8 @@ class Provider:
     finetuner: FineTuner | None = None
     batch: BatchChat | None = None
     remote: Remote | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Why an ability is missing, by its name in `require`, where there is more to say."""
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
@@ -382,8 +384,9 @@ def require(ability: Ability | None, what: str, provider: Provider) -> Ability:
             "batches": provider.batch,
         }
         can = [name for name, fill in abilities.items() if fill is not None]
+        reason = f" ({provider.refusals[what]})" if what in provider.refusals else ""
         raise MissingAbilityError(
-            f"The provider {provider.name!r} has no {what}; it offers {', '.join(can) or 'nothing'}. "
+            f"The provider {provider.name!r} has no {what}{reason}; it offers {', '.join(can) or 'nothing'}. "
             f"Give this role to another provider in [roles], or change the setting that needs it."
         )
     return ability
