@@ -164,6 +164,12 @@ def stages_done(folder: Path) -> dict[str, float]:
     return {name: float(stamp["seconds"]) for name, stamp in _read_json(folder / "stamps.json").items()}
 
 
+def load_artifact(folder: Path, name: str, kind: type[ArtifactT]) -> ArtifactT | None:
+    """A finished artifact, read without holding the folder; None where it is not made yet."""
+    place = folder / name
+    return kind.unpack(_read(place)) if place.is_dir() else None
+
+
 @contextmanager
 def _locked(folder: Path) -> Generator[None]:
     try:

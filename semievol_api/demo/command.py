@@ -15,7 +15,7 @@ from semievol_api.terminal.bars import Bars, err
 from semievol_api.terminal.verdict import show_result
 
 HERE = Path(__file__).parent
-QUICK = {"data.max_unlabeled": 100, "data.max_test": 80, "train.n_epochs": 5, "train.final_epochs": 3}
+QUICK = {"data.max_unlabeled": 60, "data.max_test": 60, "train.n_epochs": 3, "train.final_epochs": 2}
 
 
 def run_demo(folder: Path, *, quick: bool, as_json: bool) -> None:

@@ -27,8 +27,8 @@ from semievol_api.capabilities import (
     require,
 )
 from semievol_api.config import Limits
-from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
 from semievol_api.engine.asking import Asker
+from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
 from semievol_api.engine.budget import Budget, Spend
 from semievol_api.engine.dispatch import Dispatcher
 from semievol_api.engine.journal import Journal
@@ -106,9 +106,7 @@ class RequestEngine:
                 reader.end_lease(lease, budget.lost.usd, budget.lost.tokens)
             reader.close()
 
-    def chat(
-        self, provider: Provider, asks: Asks[ChatRequest], *, stage: str
-    ) -> AsyncGenerator[Answer[Reply], None]:
+    def chat(self, provider: Provider, asks: Asks[ChatRequest], *, stage: str) -> AsyncGenerator[Answer[Reply], None]:
         """Answers in the order in which they are done, each on disk already.
 
         A row that failed is an answer with its reason. `n` samples are kept one by one: a later call with a

@@ -100,9 +100,7 @@ class Gate:
             self._requests.observe(
                 pace.limit_requests, pace.remaining_requests, pace.reset_requests_s, Sent(sent_s, requests)
             )
-            self._tokens.observe(
-                pace.limit_tokens, pace.remaining_tokens, pace.reset_tokens_s, Sent(sent_s, tokens)
-            )
+            self._tokens.observe(pace.limit_tokens, pace.remaining_tokens, pace.reset_tokens_s, Sent(sent_s, tokens))
 
     def failed(self) -> None:
         """An attempt failed for a reason that is not the quota."""

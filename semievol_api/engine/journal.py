@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from semievol_api.engine.rows import Content, Found, Row, Source, Total
+from semievol_api.engine.rows import Content, Found, Record, Row, Source, Total
 from semievol_api.errors import JournalError
 
 APPLICATION_ID = 0x53454A31
@@ -267,8 +267,15 @@ class Journal:
         self.set_lease(lease, usd, tokens)
         self.connection.execute("DELETE FROM leases WHERE id = ? AND usd = 0 AND tokens = 0", (lease,))
 
-    def export(self) -> Iterator[tuple[Source, str, bytes, Found, float, int]]:
-        """Every sample: source, ask id, key, content, USD, and when it was stored (seconds since 1970)."""
+    def lost(self) -> tuple[float, int]:
+        """USD and tokens of the leases of all runs."""
+        usd, tokens = self.connection.execute(
+            "SELECT coalesce(sum(usd), 0.0), coalesce(sum(tokens), 0) FROM leases"
+        ).fetchone()
+        return usd, tokens
+
+    def export(self) -> Iterator[Record]:
+        """Every sample, in the order in which they were stored."""
         sources = {row[0]: Source(*row[1:]) for row in self._source_rows()}
         query = (
             "SELECT source, ask_id, key, usd, at, sample, prompt_tokens, cached_tokens, completion_tokens,"
@@ -279,7 +286,7 @@ class Journal:
         ):
             prompt, cached, completion = counts
             found = Found(sample, prompt, cached, completion, Content(text, finish, numbers, extra))
-            yield sources[source], ask_id, key, found, usd, at
+            yield Record(sources[source], ask_id, key, found, usd, at)
 
     def _source_rows(self) -> Iterable[tuple[int, str, str, str, str, str, str]]:
         return self.connection.execute("SELECT id, run, provider, model, kind, stage, mode FROM sources").fetchall()

@@ -31,7 +31,7 @@ KEY_BYTES = 20
 _KEY_FORMAT = "semievol-key-1"
 _encode = msgspec.msgpack.encode
 _Extra = tuple[tuple[str, ...] | None, tuple[tuple[tuple[str, float], ...], ...] | None]
-_decode_extra = msgspec.msgpack.Decoder(_Extra).decode
+decode_extra = msgspec.msgpack.Decoder(_Extra).decode
 
 
 class PacedReply(Protocol):
@@ -175,16 +175,21 @@ def _completion_content(completion: Completion) -> Content:
     if completion.tokens is not None or completion.top is not None:
         extra = _encode((completion.tokens, completion.top))
     return Content(
-        completion.text,
+        _storable(completion.text),
         completion.finish,
         None if numbers is None else np.asarray(numbers, np.float32).tobytes(),
         extra,
     )
 
 
+def _storable(text: str) -> str:
+    """The text without lone surrogates, which some servers escape into their JSON."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def _completion(content: Content) -> Completion:
     text, finish, numbers, extra = content
-    tokens, top = _decode_extra(extra) if extra is not None else (None, None)
+    tokens, top = decode_extra(extra) if extra is not None else (None, None)
     return Completion(
         text=text or "",
         finish=cast(Finish, finish),
@@ -205,9 +210,7 @@ class OptionKind(Kind[OptionRequest, OptionReply]):
 
     def key(self, identity: str, request: OptionRequest) -> bytes:
         prompt = request.prompt
-        return _hash(
-            (_KEY_FORMAT, identity, self.name, request.model, _turns(prompt), prompt.prefill, request.labels)
-        )
+        return _hash((_KEY_FORMAT, identity, self.name, request.model, _turns(prompt), prompt.prefill, request.labels))
 
     def model(self, request: OptionRequest) -> str:
         return request.model

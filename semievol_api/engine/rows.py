@@ -56,6 +56,17 @@ class Found(NamedTuple):
     content: Content
 
 
+class Record(NamedTuple):
+    """One stored sample with everything that is known about it; `at` is seconds since 1970."""
+
+    source: Source
+    ask_id: str
+    key: bytes
+    found: Found
+    usd: float
+    at: int
+
+
 class Total(NamedTuple):
     """The sums of one source."""
 

@@ -186,6 +186,9 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         if len(stored) >= n and stored[n - 1].sample == n - 1:
             self.deliver(Answer(ask.id, self.kind.build(stored[:n]), None, True))
             return
+        if self._desk.budget.capped:
+            model = self.kind.model(ask.request)
+            self._desk.budget.check_price(model, self.provider.limits.get(model))
         work: Work[RequestT, ReplyT] = Work(key, ask, n, [found for found in stored if found.sample < n])
         work.wait(self, ask)
         self._desk.under_way[key] = work
@@ -210,7 +213,6 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     def _submit(self, piece: Piece[RequestT, ReplyT]) -> None:
         self._open_pieces += 1
         model = self.kind.model(piece.request)
-        self._desk.budget.check_price(model, self.provider.limits.get(model))
         self._window = max(WINDOW, self._sender.window(self.provider.identity, model))
         self._sender.submit(piece)
 

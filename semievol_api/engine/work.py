@@ -59,7 +59,20 @@ class Customer(Protocol[RequestT, ReplyT]):
 class Work(Generic[RequestT, ReplyT]):
     """One distinct request under way: the samples it has, the pieces it lacks, and who waits for it."""
 
-    __slots__ = ("ask", "failure", "found", "given_up", "key", "late", "n", "pieces", "reply", "request", "rows", "waiters")
+    __slots__ = (
+        "ask",
+        "failure",
+        "found",
+        "given_up",
+        "key",
+        "late",
+        "n",
+        "pieces",
+        "reply",
+        "request",
+        "rows",
+        "waiters",
+    )
 
     def __init__(self, key: bytes, ask: Ask[RequestT], n: int, found: Sequence[Found]) -> None:
         self.key = key

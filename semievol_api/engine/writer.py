@@ -133,6 +133,10 @@ class GroupCommit:
                 broken = explain(error, self._journal.path, "written")
                 self._loop.call_soon_threadsafe(self._break, broken, group)
                 return
+            except BaseException as error:  # a bug: nobody may wait for ever
+                broken = JournalError(f"The journal could not be written: {error!r}.")
+                self._loop.call_soon_threadsafe(self._break, broken, group)
+                raise
             self._loop.call_soon_threadsafe(_tell, group)
 
     def _write(self, group: list[Entry]) -> None:

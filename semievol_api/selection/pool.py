@@ -14,8 +14,8 @@ from semievol_api.errors import DataError
 from semievol_api.selection.option_probability import BLOCK_ROWS, FLOOR
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
-_DECIMALS = 12
-"""Log-probabilities are rounded here, so that the order of annotators cannot break a tie."""
+_GRID = 2.0**40
+"""Log-probabilities become whole multiples of 1 / _GRID, so that sums are exact in any order of annotators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +88,6 @@ def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answ
     m, _, width = probs.shape
     beyond = np.arange(width) >= n_options[:, None]
     total, voices, agreed = _mean_of_logs(probs, beyond, weights)
-    np.round(total, _DECIMALS, out=total)
     total[beyond] = -np.inf
     eligible = total
     if open_answers:
@@ -120,16 +119,18 @@ def _mean_of_logs(
             q = np.where(beyond, 0.0, q)
         spoke = ~np.isnan(q).any(axis=1)
         choice = np.where(spoke, q.argmax(axis=1), -1)
-        q = np.maximum(q, FLOOR)
+        q = np.maximum(q, FLOOR, order="C")
         np.log(q, out=q)
+        q *= weights[annotator] * _GRID
+        np.rint(q, out=q)
         if not spoke.all():
             q[~spoke] = 0.0
-        total += q if weights[annotator] == 1.0 else weights[annotator] * q
+        total += q
         voices += spoke
         weight += weights[annotator] * spoke
         agreed &= (choice == first) | (first < 0) | (choice < 0)
         first = np.where(first < 0, choice, first)
-    total /= np.where(weight > 0, weight, 1.0)[:, None]
+    total /= np.where(weight > 0, weight, 1.0)[:, None] * _GRID
     return total, voices, agreed
 
 

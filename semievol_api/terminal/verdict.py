@@ -17,8 +17,10 @@ from semievol_api.terminal.bars import out, table
 def show_result(result: RunResult, *, as_json: bool) -> None:
     """Print the verdict of a finished run; JSON for a program, a table for a person."""
     document: dict[str, Any] = dict(result.verdict.document)
+    bills = result.ledger.stages.values()
     asked = {
-        "requests": sum(bill.requests for bill in result.ledger.stages.values()),
+        "requests": sum(bill.requests for bill in bills),
+        "attempts": sum(bill.attempts for bill in bills),
         "computed": list(result.computed),
     }
     if as_json:

@@ -6,6 +6,7 @@ Knows nothing of the engine.
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Awaitable, Callable, Iterator
 
 import numpy as np
@@ -119,3 +120,47 @@ def provider(
         option_reader=server,
         embedder=server,
     )
+
+
+class PatientClock:
+    """A clock that jumps to the next wake-up time after everyone had many turns: long enough for a commit.
+
+    `VirtualClock` jumps after one turn, which is too early where a turn makes another task runnable.
+    """
+
+    def __init__(self, turns: int = 30) -> None:
+        self._turns = turns
+        self._now_s = 0.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = 0
+        self._ticking = False
+
+    def now_s(self) -> float:
+        """All that was slept so far."""
+        return self._now_s
+
+    async def sleep(self, wait_s: float) -> None:
+        """Come back when everyone whose time is earlier has come back."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._sleepers, (self._now_s + max(0.0, wait_s), self._count, woken))
+        self._tick(self._turns)
+        await woken
+
+    def _tick(self, turns: int, *, own: bool = False) -> None:
+        if self._ticking and not own:
+            return
+        loop = asyncio.get_running_loop()
+        self._ticking = True
+        if turns > 0:
+            loop.call_soon(lambda: self._tick(turns - 1, own=True))
+            return
+        while self._sleepers:
+            wake_s, _, woken = heapq.heappop(self._sleepers)
+            if not woken.done():
+                self._now_s = max(self._now_s, wake_s)
+                woken.set_result(None)
+                break
+        self._ticking = False
+        if self._sleepers:
+            self._tick(self._turns)

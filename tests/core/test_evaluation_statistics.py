@@ -240,6 +240,11 @@ def test_reliability_of_few_values_has_few_bins_that_weigh_everything() -> None:
     assert np.isnan(expected_calibration_error(np.array([NAN]), np.array([True])))
 
 
+def test_a_tie_group_falls_into_the_bin_of_its_middle_rank() -> None:
+    bins = reliability(np.r_[0.1, np.full(9, 0.9)], np.ones(10, bool), bins=2)
+    assert bins.weight == pytest.approx([0.1, 0.9])
+
+
 def test_brier_is_the_mean_squared_gap() -> None:
     assert brier(np.array([0.8, 0.3, NAN]), np.array([True, False, True])) == pytest.approx((0.04 + 0.09) / 2)
     assert np.isnan(brier(np.array([NAN]), np.array([True])))

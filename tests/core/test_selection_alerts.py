@@ -180,6 +180,19 @@ def test_few_labels_of_one_class_may_be_luck() -> None:
     assert alerts_of_labels(np.array([], dtype=np.int64), None, ["a", "b"]) == ()
 
 
+def test_confident_errors_are_not_ambiguity() -> None:
+    contested = np.tile([0.45, 0.45, 0.1], (40, 1))
+    confident = np.tile([0.9, 0.08, 0.02], (60, 1))
+    gold = np.r_[np.tile([0, 1], 20), np.tile([0, 0, 0, 1, 1], 12)]
+    order = np.array([[0, 1, 2], [1, 2, 0], [2, 0, 1]])[np.arange(100) % 3]
+    probs = np.take_along_axis(np.r_[contested, confident], np.argsort(order, axis=1), axis=1)
+    gold = np.take_along_axis(order, gold[:, None], axis=1)[:, 0]
+    found = ambiguity(probs[:, None, :], gold, np.full(100, 3))
+    assert found.contested == pytest.approx(0.4)
+    assert found.leader_rate < 0.65
+    assert found.verdict == "clear"
+
+
 def test_two_options_cannot_tell_ambiguity_from_ignorance_and_that_is_said() -> None:
     found = ambiguity(
         crew(np.arange(200) % 2, World(skill=0.0, classes=2), np.random.default_rng(3)),

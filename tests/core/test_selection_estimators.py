@@ -246,7 +246,7 @@ def test_the_neighbours_vote_with_half_a_vote_of_prior() -> None:
 distributions = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(lambda w: np.array(w) / max(sum(w), 1e-9))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=400)
 @given(st.lists(st.lists(distributions, min_size=4, max_size=4), min_size=1, max_size=8), st.permutations(range(4)))
 def test_the_pool_is_the_normalised_geometric_mean_whatever_the_annotators_order(raw, order) -> None:  # type: ignore[no-untyped-def]
     probs = np.array(raw)

@@ -120,6 +120,15 @@ def test_a_quota_brings_a_vanished_class_back_and_drops_the_estimate() -> None:
     assert "10 items below the cut" in completed.messages[0]
 
 
+def test_a_quota_tops_up_what_the_rule_has_kept_of_a_class() -> None:
+    scores = np.r_[np.full(50, 0.9), np.linspace(0.1, 0.6, 50)]
+    labels = np.repeat([0, 1], 50)
+    partial = Selected(rule="fdr", kept=scores > 0.55, abstained=0, threshold=0.55)
+    assert (
+        with_class_quota(partial, scores, labels, names(100), 0.4).kept[50:].tolist() == [False] * 30 + [True] * 20
+    )
+
+
 def test_a_quota_that_is_already_met_changes_nothing() -> None:
     strict = Selected(rule="fdr", kept=np.ones(4, dtype=bool), abstained=0, estimate=0.1)
     assert with_class_quota(strict, np.ones(4), np.zeros(4, dtype=np.int64), names(4), 0.5) is strict
@@ -178,6 +187,12 @@ def test_the_simulated_range_is_wider_with_fewer_calibration_labels() -> None:
     assert many.mean <= 0.1 + 3 * 0.05 / 300**0.5
     assert realised_range(pool, calibration(50, 0.3), 0.1, runs=300) == few
     assert "single run may exceed" in few.message
+
+
+def test_a_flawless_calibration_slice_does_not_promise_flawless_labels() -> None:
+    pool = np.random.default_rng(1).random(1000)
+    told = realised_range(pool, calibration(50, 0.0), 0.2, runs=200)
+    assert told.high > 0.005
 
 
 def test_an_empty_pool_or_slice_has_no_range_but_a_message() -> None:

@@ -6,6 +6,7 @@ Refuses pickled weights and code from the folder. Knows nothing of requests, ada
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,14 +77,22 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 def load_model(folder: str, device: str) -> PreTrainedModel:
     """The model in `folder`, in eval mode: float32 on the CPU, bfloat16 on an accelerator."""
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM
 
+    chatter: Any = transformers.utils.logging
+    chatter.disable_progress_bar()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
     ready: PreTrainedModel = model.to(device).eval()
     return ready
+
+
+def quiet_known_warnings() -> None:
+    """Keep a deprecation inside peft, about which nobody here can do anything, out of a process's log."""
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def end_of_turn_ids(folder: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -26,7 +26,8 @@ class RowSampling:
 
 def random_stream(seed: int, sample: int) -> np.random.Generator:
     """The random numbers of one sample of one request."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), sample]))
+    key = np.array([seed & (2**64 - 1), sample], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def choose(logits: Tensor, rows: Sequence[RowSampling], draws: Tensor, counts: Tensor | None) -> Tensor:

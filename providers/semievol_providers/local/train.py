@@ -25,11 +25,16 @@ _LOCK_WAIT_S = 30.0
 
 
 class _StopFlag:
+    """Set by SIGTERM; before `training` there is nothing to save, and the process ends at once."""
+
     def __init__(self) -> None:
         self.is_set = False
+        self.training = False
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
         self.is_set = True
+        if not self.training:
+            os._exit(EXIT_STOPPED)
 
 
 def main() -> int:
@@ -53,7 +58,8 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # sys.stdin would hold a lock that the interpreter needs at its end
+        pass
     os._exit(EXIT_STOPPED)
 
 
@@ -107,11 +113,17 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
 
     torch.set_num_threads(job.threads)
     from semievol_providers.local.chat_tokens import ChatTokens
-    from semievol_providers.local.model_folder import end_of_turn_ids, load_tokenizer, read_facts
+    from semievol_providers.local.model_folder import (
+        end_of_turn_ids,
+        load_tokenizer,
+        quiet_known_warnings,
+        read_facts,
+    )
     from semievol_providers.local.training_data import load_token_examples
     from semievol_providers.local.training_file import MIN_EXAMPLES
     from semievol_providers.local.training_loop import TrainingLoop
 
+    quiet_known_warnings()
     facts = read_facts(job.base)
     tokenizer = load_tokenizer(job.base)
     tokens, ends = ChatTokens(tokenizer), end_of_turn_ids(job.base, tokenizer)
@@ -126,6 +138,7 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     loop = TrainingLoop(model, job, pad if isinstance(pad, int) else 0, log.write)
     total = -(-len(train) // job.batch_size) * job.n_epochs
     log.write(TrainingEvent(kind="start", total_steps=total))
+    stop.training = True
     if not loop.run(train, valid, lambda: stop.is_set):
         log.write(TrainingEvent(kind="stopped", total_steps=total))
         return EXIT_STOPPED

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,6 +113,13 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
         url = f"http://{shown_host}:{port}/v1"
 
         class Announcing(uvicorn.Server):
+            @contextmanager
+            def capture_signals(self) -> Generator[None]:
+                """A stop that was asked for is a success: don't raise the signal again at the end."""
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, self.handle_exit)
+                yield
+
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if self.started:

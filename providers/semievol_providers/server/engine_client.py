@@ -34,7 +34,7 @@ from semievol_providers.server.engine_wire import (
     VectorsTell,
     frame,
 )
-from semievol_providers.server.settings import ServerSettings
+from semievol_providers.server.settings import ServerSettings, worker_environment
 
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 2
@@ -83,15 +83,11 @@ class EngineClient:
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
 
     async def close(self) -> None:
-        """End the engine process."""
+        """End the engine process, which has nothing to save."""
         self._closing = True
         if self._process is not None and self._process.returncode is None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                await asyncio.wait_for(self._process.wait(), 5)
-            except TimeoutError:
-                self._process.kill()
+            self._process.kill()
+            await self._process.wait()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -166,7 +162,6 @@ class EngineClient:
     async def _spawn(self) -> Process:
         settings = self._settings
         options = {"folder": settings.model_folder, "threads": settings.threads, "device": settings.device}
-        threads = {"OMP_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -174,7 +169,7 @@ class EngineClient:
             json.dumps(options),
             stdin=PIPE,
             stdout=PIPE,
-            env={**os.environ, **threads, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, **worker_environment(settings.threads)},
         )
 
     async def _listen(self, out: asyncio.StreamReader) -> None:

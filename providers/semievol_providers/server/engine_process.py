@@ -19,6 +19,7 @@ import msgspec
 from semievol_api.errors import UserError
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.engine import ContextLengthError, Engine
+from semievol_providers.local.model_folder import quiet_known_warnings
 from semievol_providers.local.requests import (
     Delta,
     Embedded,
@@ -179,6 +180,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident goes to standard error
+    quiet_known_warnings()
     engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
     engine.start()
     service = EngineService(engine, out)

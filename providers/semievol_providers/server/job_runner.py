@@ -23,7 +23,7 @@ from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileErr
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
 from semievol_providers.server.job_wire import Resolved, resolve, tuned_name, with_hyperparameters
 from semievol_providers.server.models import ModelTable
-from semievol_providers.server.settings import ServerSettings
+from semievol_providers.server.settings import ServerSettings, worker_environment
 from semievol_providers.server.state import FileRow, Record, State, new_id
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,9 @@ class JobRunner:
         self._settings = settings
         self._state = state
         self._models = models
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()
+        self._validated = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self._running: tuple[str, Process] | None = None
         self._closing = False
 
@@ -51,20 +52,23 @@ class JobRunner:
 
     async def start(self) -> None:
         """Take up what was running, validating or queued when the server stopped."""
-        self._task = asyncio.create_task(self._work(), name="job-runner")
+        self._tasks = [
+            asyncio.create_task(self._validate_all(), name="job-validation"),
+            asyncio.create_task(self._run_all(), name="job-runner"),
+        ]
 
     async def close(self) -> None:
         """Stop the running training after its current step, with its state saved."""
         self._closing = True
-        self._wake.set()
+        self.wake()
         if self._running is not None:
             await _stop(self._running[1])
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def wake(self) -> None:
-        """Look at the queue again."""
-        self._wake.set()
+        """Look at the jobs again."""
+        self._arrived.set()
+        self._validated.set()
 
     async def interrupt(self, job_id: str) -> None:
         """End the training of a job whose status is no longer `running`."""
@@ -72,16 +76,22 @@ class JobRunner:
             await _stop(self._running[1])
 
     # ---------------------------------------------------------------------------------------------- queue
-    async def _work(self) -> None:
+    async def _validate_all(self) -> None:
         while not self._closing:
-            self._wake.clear()
+            self._arrived.clear()
             for record in self._state.jobs_with_status("validating_files"):
                 await self._validate(record)
+                self._validated.set()
+            await self._arrived.wait()
+
+    async def _run_all(self) -> None:
+        while not self._closing:
+            self._validated.clear()
             waiting = self._state.jobs_with_status("running") or self._state.jobs_with_status("queued")
             if waiting:
                 await self._run(waiting[0])
             else:
-                await self._wake.wait()
+                await self._validated.wait()
 
     def _job_file(self, record: Record, which: str) -> Path | None:
         """The job's own link to a file, which outlives the file's deletion."""
@@ -140,7 +150,6 @@ class JobRunner:
 
     async def _run_once(self, job_id: str, folder: Path, job: TrainingJob) -> int:
         """Run the trainer until it ends, taking over its events meanwhile; returns its exit status."""
-        threads = {"OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
         with (folder / "trainer.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -151,7 +160,7 @@ class JobRunner:
                 stdin=PIPE,
                 stdout=DEVNULL,
                 stderr=log,
-                env={**os.environ, **threads, "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, **worker_environment(job.threads)},
             )
         self._running = (job_id, process)
         ended = asyncio.create_task(process.wait())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from semievol_api.errors import UserError
 
-_WAIT_S = 5.0
+_WAIT_S = 2.0
 
 
 class StateInUseError(UserError):

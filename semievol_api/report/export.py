@@ -1,0 +1,147 @@
+"""Hand the labels over: OpenAI chat JSONL, Parquet, a Hugging Face dataset, or a model card.
+
+    export_labels(Path("runs/demo"), Path("labels.jsonl"), "openai")
+
+What is handed over are the kept pseudo-labels and, over them, what a person decided in review. Knows nothing of
+how labels were made or of pages.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import pyarrow as pa
+
+from semievol_api.errors import RunFolderError, UserError
+from semievol_api.records import Example
+from semievol_api.report.decisions import REVIEW_FILE, Decision, read_decisions
+from semievol_api.report.label_table import LabelTable, read_label_table
+from semievol_api.report.model_card import model_card
+from semievol_api.stages.fine_tune import chat_jsonl, training_line
+from semievol_api.tasks import Task, load_task
+
+Format: TypeAlias = Literal["openai", "parquet", "hf", "model-card"]
+"""`openai`: chat JSONL ready for a fine-tuning API; `hf`: a folder for `datasets.load_from_disk`."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label that is handed over; `source` is "pseudo" or "person"."""
+
+    example: Example
+    answer: str
+    confidence: float | None
+    source: Literal["pseudo", "person"]
+
+
+def export_labels(run_folder: Path, out: Path, format: Format) -> int:
+    """Write the run's labels and return how many there are (for a model card: 1).
+
+    Raises:
+        RunFolderError: the folder is no run, or `out` cannot be written.
+        ConfigError: the format is `openai` and the run's task file is gone.
+        UserError: the format is unknown.
+    """
+    if format not in get_args(Format):
+        raise UserError(f"There is no export format {format!r}. Choose one of: {', '.join(get_args(Format))}.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if format == "model-card":
+            out.write_text(model_card(run_folder), "utf-8")
+            return 1
+        labels = selected_labels(run_folder)
+        if format == "openai":
+            task = run_task(run_folder)
+            lines = [training_line(task, label.example, label.answer) for label in labels]
+            out.write_bytes(chat_jsonl(lines).content)
+        elif format == "parquet":
+            _write_parquet(labels, out)
+        else:
+            _write_dataset(labels, out)
+    except OSError as error:
+        raise RunFolderError(
+            f"The labels cannot be written to {str(out)!r}: {error.strerror or error}. Name another place with --out."
+        ) from None
+    return len(labels)
+
+
+def selected_labels(run_folder: Path) -> list[Label]:
+    """The kept pseudo-labels in the data's order; a person's answer replaces or adds one, a skip changes nothing."""
+    table = read_label_table(run_folder)
+    decisions = read_decisions(run_folder / REVIEW_FILE)
+    found = [_label(table, place, decisions) for place in range(len(table))]
+    return [label for label in found if label is not None]
+
+
+def run_task(run_folder: Path) -> Task:
+    """The task of a run, from the settings that its folder remembers.
+
+    Raises:
+        RunFolderError: the folder remembers no task.
+        ConfigError: its file is gone.
+    """
+    path = run_folder / "config_key.json"
+    try:
+        key = json.loads(path.read_text("utf-8"))["config_key"]["value"]
+        name = dict(ast.literal_eval(key))["data"]["task"]
+    except (OSError, KeyError, TypeError, ValueError, SyntaxError):
+        raise RunFolderError(
+            f"The folder {str(run_folder)!r} does not say which task it solved, so prompts cannot be worded. Export "
+            f"as parquet instead, or run the config again."
+        ) from None
+    return load_task(str(name))
+
+
+def _label(table: LabelTable, place: int, decisions: Mapping[str, Decision]) -> Label | None:
+    example, answer = table.examples[place], table.answers[place]
+    confidence = float(table.confidences[place])
+    score = None if confidence != confidence else confidence
+    decision = decisions.get(example.id)
+    if decision is not None and decision.answer is not None:
+        return Label(example, decision.answer, score, "person")
+    return Label(example, answer, score, "pseudo") if table.kept[place] and answer is not None else None
+
+
+def _columns(labels: list[Label]) -> dict[str, list[object]]:
+    return {
+        "id": [label.example.id for label in labels],
+        "question": [label.example.question for label in labels],
+        "options": [list(label.example.options) for label in labels],
+        "answer": [label.answer for label in labels],
+        "confidence": [label.confidence for label in labels],
+        "source": [label.source for label in labels],
+        "category": [label.example.category for label in labels],
+    }
+
+
+def _write_parquet(labels: list[Label], out: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(_columns(labels), schema=_schema()), out, compression="zstd")
+
+
+def _write_dataset(labels: list[Label], out: Path) -> None:
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    Dataset(InMemoryTable(pa.table(_columns(labels), schema=_schema()))).save_to_disk(str(out))
+
+
+def _schema() -> pa.Schema:
+
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("question", pa.string()),
+            ("options", pa.list_(pa.string())),
+            ("answer", pa.string()),
+            ("confidence", pa.float64()),
+            ("source", pa.string()),
+            ("category", pa.string()),
+        ]
+    )

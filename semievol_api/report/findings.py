@@ -1,0 +1,64 @@
+"""What a careful reader would warn of: small tests, few labels, truncated answers, quarrelling annotators.
+
+Looks at what a run made and says so in plain sentences. Knows nothing of HTML or of where a run is kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from semievol_api.artifacts import Prepared
+from semievol_api.report.label_table import LabelTable
+from semievol_api.report.report_data import Difference
+
+FEW_LABELS = 60
+"""Fewer labels than this leave no calibration slice (method §3)."""
+SMALL_TEST = 200
+LOW_AGREEMENT = 0.6
+DOMINANT_SHARE = 0.8
+
+
+def warnings_of(data: Prepared, labels: LabelTable, differences: Sequence[Difference]) -> list[str]:
+    """The warnings, each one sentence that says what it means for the reader."""
+    return [*_size_warnings(data), *_measurement_warnings(differences), *_label_warnings(data, labels)]
+
+
+def _size_warnings(data: Prepared) -> Iterator[str]:
+    if len(data.labeled) < FEW_LABELS:
+        yield (
+            f"There are {len(data.labeled)} labelled examples; below {FEW_LABELS} no calibration slice can be set "
+            f"aside, so the share of false labels is not guaranteed."
+        )
+    if 0 < len(data.test) < SMALL_TEST:
+        yield f"The test has {len(data.test)} questions; small gains cannot be told from chance with so few."
+
+
+def _measurement_warnings(differences: Sequence[Difference]) -> Iterator[str]:
+    for d in differences:
+        if d.of == "semievol" and d.low <= 0 <= d.high:
+            yield (
+                f"The interval of {d.of_label} against {d.against_label} contains 0: this test does not show a "
+                f"difference in either direction."
+            )
+
+
+def _label_warnings(data: Prepared, labels: LabelTable) -> Iterator[str]:
+    agreement = labels.agreement()
+    answered = np.array([a is not None for a in labels.answers], dtype=np.bool_)
+    if answered.any() and labels.voices:
+        mean = float(np.nanmean(agreement[answered]))
+        if mean < LOW_AGREEMENT:
+            yield (
+                f"On average only {100 * mean:.0f} % of the annotators gave the answer that was put forward: the "
+                f"task is ambiguous for them, and their errors may be shared."
+            )
+    if answered.size and answered.mean() < 0.95 and labels.voices:
+        yield f"{int((~answered).sum()):,} of {len(labels):,} unlabelled rows got no answer; none of them is kept."
+    counts = Counter(a for a, keep in zip(labels.answers, labels.kept, strict=True) if keep)
+    if counts and len({e.answer for e in data.labeled}) > 1:
+        answer, count = counts.most_common(1)[0]
+        if count > DOMINANT_SHARE * counts.total():
+            yield f"{100 * count / counts.total():.0f} % of the kept labels are {answer!r}; is that the data or a bias?"

@@ -1,0 +1,356 @@
+"""From the artifacts in a run folder to a `ReportData`: the one place that knows their names and shapes.
+
+Reads what is there and leaves the rest empty, so that a run that stopped halfway has a report too. Besides the
+stages' artifacts these are read where they exist: `config.toml`, `versions.json` ({package: version}),
+`spend.json` ({stage: dollars}), `oracle/gold.json` and `jobs/NAME-events.jsonl` (a job's events, with `metrics`).
+Knows nothing of HTML or drawing.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Verdict
+from semievol_api.report.curves import (
+    BoolArray,
+    FloatArray,
+    PrecisionCoverage,
+    auroc,
+    precision_coverage,
+    reliability,
+    score_histogram,
+    wilson,
+)
+from semievol_api.report.findings import warnings_of
+from semievol_api.report.label_table import LabelTable, load_prepared, read_label_table
+from semievol_api.report.report_data import (
+    CategoryChange,
+    Confidences,
+    Confusion,
+    Difference,
+    FalseShare,
+    JobCurve,
+    ModelScore,
+    ReportData,
+    StageCost,
+)
+from semievol_api.run_store import load_artifact, stages_done
+
+MAX_CONFUSION_LABELS = 12
+MAX_LISTED_DROPS = 200
+STAGE_ORDER = ("prepare", "warm_up", "retrieve", "collaborate", "justify", "select", "evolve", "ceiling", "jobs")
+PACKAGES = ("semievol-api", "numpy", "pyarrow", "openai", "torch", "transformers", "peft", "vllm", "faiss-cpu")
+
+
+class _Model(msgspec.Struct):
+    name: str
+    label: str = ""
+    accuracy: float = float("nan")
+    interval: tuple[float, float] | None = None
+    abstained: int | None = None
+    tokens: int | None = None
+    trained_tokens: int | None = None
+
+
+class _Difference(msgspec.Struct):
+    of: str
+    against: str
+    points: float
+    interval: tuple[float, float]
+    of_label: str = ""
+    against_label: str = ""
+    mcnemar_p: float | None = None
+    smallest_detectable: float | None = None
+
+
+class _Verdict(msgspec.Struct):
+    """The verdict's document as this report reads it; unknown keys are left alone, missing ones are empty."""
+
+    n_test: int = 0
+    models: list[_Model] = []
+    differences: list[_Difference] = []
+    selection: dict[str, object] = {}
+    oracle: dict[str, object] | None = None
+    notes: list[str] = []
+    sentence: str = "This run has no verdict yet."
+    promoted: bool | None = None
+
+
+class _Dropped(msgspec.Struct):
+    part: str = ""
+    example_id: str = ""
+    reason: str = ""
+    near: bool = False
+
+
+class _Hygiene(msgspec.Struct):
+    counts: dict[str, int] = {}
+    dropped: list[_Dropped] = []
+    repeats_in_test: int = 0
+    shared_questions: list[object] = []
+
+
+class _Event(msgspec.Struct):
+    metrics: dict[str, float] = {}
+
+
+def read_report_data(run_folder: Path) -> ReportData:
+    """Everything the report shows.
+
+    Raises:
+        RunFolderError: the folder holds no prepared data.
+    """
+    data = load_prepared(run_folder)
+    labels = read_label_table(run_folder, data)
+    found = load_artifact(run_folder, "verdict", Verdict)
+    verdict = msgspec.convert(found.document if found else {}, _Verdict)
+    names = [m.name for m in verdict.models] or _evaluated(run_folder)
+    answers = {n: a for n in names if (a := load_artifact(run_folder, f"evaluate/{n}", Answers)) is not None}
+    labelled = {m.name: m.label or m.name for m in verdict.models}
+    pair = _before_after(answers)
+    final = pair[1] if pair else None
+    hygiene = msgspec.convert(dict(data.report), _Hygiene)
+    return ReportData(
+        title="/".join(run_folder.resolve().parts[-2:]),
+        sentence=verdict.sentence,
+        promoted=verdict.promoted,
+        n_test=verdict.n_test or len(data.test),
+        counts={"labelled": len(data.labeled), "unlabelled": len(data.unlabeled), "test": len(data.test)},
+        models=[_model(m) for m in verdict.models],
+        differences=[_difference(d) for d in verdict.differences],
+        selection=verdict.selection,
+        false_share=_false_share(verdict, labels),
+        precision_coverage=_precision_coverage(labels),
+        confidences=_confidences(labels, answers, labelled),
+        before_after=(labelled.get(pair[0], pair[0]), labelled.get(pair[1], pair[1])) if pair else None,
+        categories=_categories(data, answers[pair[0]], answers[pair[1]]) if pair else [],
+        confusion=_confusion(data, answers[final]) if final else None,
+        job_curves=list(_job_curves(run_folder)),
+        stages=_stages(run_folder, answers),
+        hygiene=_hygiene(hygiene),
+        dropped=[
+            (d.example_id, d.part, d.reason + (" (near duplicate)" if d.near else ""))
+            for d in hygiene.dropped[:MAX_LISTED_DROPS]
+        ],
+        warnings=[*verdict.notes, *warnings_of(data, labels, [_difference(d) for d in verdict.differences])],
+        config_text=_config_text(run_folder),
+        versions=_versions(run_folder),
+        labels=labels,
+    )
+
+
+def _evaluated(run_folder: Path) -> list[str]:
+    place = run_folder / "evaluate"
+    return sorted(p.name for p in place.iterdir() if p.is_dir() and p.name[0] != ".") if place.is_dir() else []
+
+
+def _model(model: _Model) -> ModelScore:
+    low, high = model.interval or (float("nan"), float("nan"))
+    return ModelScore(
+        name=model.name,
+        label=model.label or model.name,
+        accuracy=model.accuracy,
+        low=low,
+        high=high,
+        abstained=model.abstained,
+        answer_tokens=model.tokens,
+        trained_tokens=model.trained_tokens,
+    )
+
+
+def _difference(found: _Difference) -> Difference:
+    return Difference(
+        of=found.of,
+        against=found.against,
+        of_label=found.of_label or found.of,
+        against_label=found.against_label or found.against,
+        points=found.points,
+        low=found.interval[0],
+        high=found.interval[1],
+        p_value=found.mcnemar_p,
+        smallest_detectable=found.smallest_detectable,
+    )
+
+
+def _false_share(verdict: _Verdict, labels: LabelTable) -> FalseShare | None:
+    """The rule's own estimate first; else what hidden gold says of the kept rows."""
+    estimate = verdict.selection.get("estimated_false_share", verdict.selection.get("estimate"))
+    if isinstance(estimate, int | float):
+        low, high = _pair(verdict.selection.get("false_share_range"))
+        return FalseShare(float(estimate), low, high, "estimated by the selection rule on calibration labels")
+    places, right = labels.correct()
+    kept = labels.kept[places]
+    if kept.any():
+        count = np.array([float(kept.sum())])
+        share = np.array([float(np.mean(~right[kept]))])
+        low_bound, high_bound = wilson(share, count)
+        return FalseShare(
+            float(share[0]), float(low_bound[0]), float(high_bound[0]), "measured with hidden gold the method never saw"
+        )
+    oracle = (verdict.oracle or {}).get("false_share")
+    if isinstance(oracle, int | float):
+        return FalseShare(float(oracle), None, None, "measured with hidden gold the method never saw")
+    return None
+
+
+def _pair(value: object) -> tuple[float | None, float | None]:
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
+        return float(value[0]), float(value[1])
+    return None, None
+
+
+def _precision_coverage(labels: LabelTable) -> PrecisionCoverage | None:
+    places, right = labels.correct()
+    if not places.size:
+        return None
+    return precision_coverage(labels.confidences[places], right, labels.kept[places], len(labels))
+
+
+def _confidences(labels: LabelTable, answers: Mapping[str, Answers], names: Mapping[str, str]) -> list[Confidences]:
+    """The pseudo-labels' where gold is known, then each asked model's on the test questions."""
+    found: list[Confidences] = []
+    places, right = labels.correct()
+    if places.size:
+        found.append(_confidence("Pseudo-labels (hidden gold)", labels.confidences[places], right))
+    for name in ("semievol", "base"):
+        if name in answers:
+            table = answers[name].evidence.table
+            values = np.exp(-np.asarray(table["mean_nll"].to_numpy(zero_copy_only=False), dtype=np.float64))
+            right = np.array([answers[name].correct.get(i, False) for i in table["example_id"].to_pylist()], dtype=bool)
+            if np.isfinite(values).any():
+                found.append(_confidence(f"{names.get(name, name)} on the test questions", values, right))
+    return found
+
+
+def _confidence(subject: str, values: FloatArray, right: BoolArray) -> Confidences:
+    return Confidences(subject, score_histogram(values, right), reliability(values, right), auroc(values, right))
+
+
+def _before_after(answers: Mapping[str, Answers]) -> tuple[str, str] | None:
+    after = next((n for n in ("semievol", "warm") if n in answers), None)
+    before = next((n for n in ("base", "warm", "majority") if n in answers and n != after), None)
+    return (before, after) if before and after else None
+
+
+def _categories(data: Prepared, before: Answers, after: Answers) -> list[CategoryChange]:
+    """By category; by gold answer where the data has no categories and few answers."""
+    groups: dict[str, list[str]] = {}
+    by_category = any(e.category for e in data.test)
+    for example in data.test:
+        key = example.category if by_category else example.answer
+        groups.setdefault(key or "(none)", []).append(example.id)
+    if not 2 <= len(groups) <= 60:
+        return []
+    return [
+        CategoryChange(name, len(ids), _share(before, ids), _share(after, ids)) for name, ids in sorted(groups.items())
+    ]
+
+
+def _share(answers: Answers, ids: Sequence[str]) -> float:
+    return sum(answers.correct.get(i, False) for i in ids) / len(ids)
+
+
+def _confusion(data: Prepared, answers: Answers) -> Confusion | None:
+    gold = {e.id: e.answer for e in data.test if e.answer is not None}
+    labels = sorted(set(gold.values()))
+    if not 2 <= len(labels) <= MAX_CONFUSION_LABELS or not gold:
+        return None
+    table = answers.evidence.table
+    said = dict(zip(table["example_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+    counted = Counter((g, said.get(i)) for i, g in gold.items())
+    rows = [[counted[g, a] for a in labels] + [counted[g, None]] for g in labels]
+    return Confusion(labels, rows) if sum(map(sum, rows)) else None
+
+
+def _job_curves(run_folder: Path) -> Iterator[JobCurve]:
+    for path in sorted((run_folder / "jobs").glob("*-events.jsonl")):
+        points: dict[str, list[tuple[float, float]]] = {}
+        for line in path.read_text("utf-8").splitlines():
+            metrics = msgspec.json.decode(line, type=_Event).metrics
+            for name, value in metrics.items():
+                if "step" in metrics and name not in ("step", "total_steps", "epoch"):
+                    points.setdefault(name, []).append((metrics["step"], value))
+        for name, pairs in sorted(points.items()):
+            steps, values = zip(*sorted(set(pairs)), strict=True)
+            yield JobCurve(path.name.removesuffix("-events.jsonl"), name, steps, values)
+
+
+def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]:
+    asked = {n: load_artifact(run_folder, n, EvidenceTable) for n in ("collaborate", "justify")}
+    tables = {n: t.table for n, t in asked.items() if t is not None}
+    tables |= {f"evaluate/{n}": a.evidence.table for n, a in answers.items() if n != "majority"}
+    spend = _read_json(run_folder / "spend.json")
+    merged: dict[str, float] = {}
+    for name, seconds in stages_done(run_folder).items():
+        merged_name = name.removesuffix("-ticket").removesuffix("-model")
+        merged[merged_name] = merged.get(merged_name, 0.0) + seconds
+    stages: list[StageCost] = []
+    for name, seconds in sorted(merged.items(), key=lambda item: (_rank(item[0]), item[0])):
+        table = tables.get(name)
+        dollars = spend.get(name)
+        stages.append(
+            StageCost(
+                name=name,
+                seconds=seconds,
+                requests=len(table) if table is not None else None,
+                prompt_tokens=sum(table["prompt_tokens"].to_pylist()) if table is not None else None,
+                completion_tokens=sum(table["completion_tokens"].to_pylist()) if table is not None else None,
+                cost_usd=float(dollars) if isinstance(dollars, int | float) else None,
+            )
+        )
+    return stages
+
+
+def _rank(name: str) -> int:
+    first = name.split("/")[0]
+    return STAGE_ORDER.index(first) if first in STAGE_ORDER else len(STAGE_ORDER)
+
+
+def _hygiene(report: _Hygiene) -> list[tuple[str, str]]:
+    findings = [(f"Dropped: {what}", f"{count:,}") for what, count in report.counts.items()]
+    if report.repeats_in_test:
+        findings.append(("Repeated test questions, kept", f"{report.repeats_in_test:,}"))
+    if report.shared_questions:
+        findings.append(("Groups that share a question but not its options, kept", f"{len(report.shared_questions):,}"))
+    return findings
+
+
+def _config_text(run_folder: Path) -> str:
+    """The config as the user wrote it where the run kept it, else the settings that shaped the results."""
+    written = run_folder / "config.toml"
+    if written.is_file():
+        return written.read_text("utf-8")
+    key = _read_json(run_folder / "config_key.json").get("config_key")
+    if not isinstance(key, dict):
+        return ""
+    try:
+        settings = dict(ast.literal_eval(str(key.get("value"))))
+    except (ValueError, SyntaxError, TypeError):
+        return str(key.get("value"))
+    return json.dumps(settings, ensure_ascii=False, indent=2)
+
+
+def _versions(run_folder: Path) -> dict[str, str]:
+    kept = _read_json(run_folder / "versions.json")
+    if kept:
+        return {name: str(value) for name, value in kept.items()}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}

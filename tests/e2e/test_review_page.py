@@ -1,0 +1,159 @@
+"""Review in a real browser: decisions by keyboard, undo, and a server that is killed in the middle."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semievol_api.report.decisions import read_decisions
+from tests.chromium import chromium, console_errors
+from tests.synthetic_run import synthetic_run
+
+SERVE = (
+    "import sys\nfrom pathlib import Path\nfrom semievol_api.report.review_server import serve_review\n"
+    "serve_review(Path(sys.argv[1]), on_ready=lambda address: print(address, flush=True))\n"
+)
+
+
+class Server:
+    """`serve_review` in a process of its own, so that it can be killed."""
+
+    def __init__(self, run: Path, env: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(run)], env=env, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture
+def run(driver: Any, tmp_path: Path) -> Path:
+    return synthetic_run(tmp_path / "run", rows=90, labelled=20, tests=10)
+
+
+@pytest.fixture
+def server(run: Path, child_env: dict[str, str]) -> Iterator[Server]:
+    served = Server(run, child_env)
+    yield served
+    served.kill()
+
+
+def _until(check: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < end, f"waited too long for {what}"
+        time.sleep(0.02)
+
+
+def _open(driver: Any, address: str) -> None:
+    driver.get(address)
+    _until(lambda: driver.execute_script("return document.body.dataset.ready"), "the page")
+
+
+def _press(driver: Any, keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(driver).send_keys(keys).perform()
+
+
+def _decide(driver: Any, key: str) -> str:
+    """Press a key and wait until the page, and so the disk, has it; returns the row's id."""
+    row = str(driver.find_element("id", "card").get_attribute("data-id"))
+    _press(driver, key)
+    _until(lambda: driver.find_element("id", "card").get_attribute("data-id") != row, f"the row after {key!r}")
+    return row
+
+
+def test_fifty_decisions_by_keyboard_survive_a_kill_in_the_middle(
+    driver: Any, run: Path, child_env: dict[str, str]
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    made: dict[str, str] = {}
+    keys = ["A", "b", Keys.SPACE, "C", "d"]
+    first = Server(run, child_env)
+    _open(driver, first.address)
+    for step in range(25):
+        made[_decide(driver, keys[step % 5])] = keys[step % 5]
+    first.kill()
+    _press(driver, "A")
+    _until(lambda: driver.find_element("id", "problem").is_displayed(), "the notice")
+    assert "Not saved" in driver.find_element("id", "problem").text
+    assert len(read_decisions(run / "review.jsonl")) == 25
+    driver.get_log("browser")
+    second = Server(run, child_env)
+    try:
+        _open(driver, second.address)
+        for step in range(25):
+            made[_decide(driver, keys[step % 5])] = keys[step % 5]
+    finally:
+        second.kill()
+    decisions = read_decisions(run / "review.jsonl")
+    assert len(decisions) == 50
+    expected = {row: None if key == Keys.SPACE else key.upper() for row, key in made.items()}
+    assert {row: d.answer for row, d in decisions.items()} == expected
+
+
+def test_enter_accepts_and_backspace_takes_back(driver: Any, run: Path, server: Server) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    _open(driver, server.address)
+    while not driver.find_element("id", "accept").is_enabled():
+        _decide(driver, Keys.SPACE)
+    row = _decide(driver, Keys.ENTER)
+    assert read_decisions(run / "review.jsonl")[row].action == "accept"
+    _press(driver, Keys.BACKSPACE)
+    _until(lambda: driver.find_element("id", "card").get_attribute("data-id") == row, "the row again")
+    assert row not in read_decisions(run / "review.jsonl")
+    assert console_errors(driver) == []
+
+
+def test_keys_typed_faster_than_the_disk_are_all_kept_in_order(driver: Any, run: Path, server: Server) -> None:
+    _open(driver, server.address)
+    _press(driver, "ABCDABCDABCD")
+    _until(lambda: len(read_decisions(run / "review.jsonl")) == 12, "twelve decisions")
+    assert [d.answer for d in read_decisions(run / "review.jsonl").values()] == list("ABCDABCDABCD")
+
+
+def test_clicks_work_too_and_the_progress_tells(driver: Any, run: Path, server: Server) -> None:
+    _open(driver, server.address)
+    driver.find_element("css selector", "#choices li:nth-child(2) button").click()
+    _until(lambda: driver.find_element("id", "progress-text").text == "1 of 90 decided", "the count")
+    driver.find_element("id", "skip").click()
+    _until(lambda: driver.find_element("id", "progress-text").text == "2 of 90 decided", "the count")
+    driver.find_element("id", "undo").click()
+    _until(lambda: driver.find_element("id", "progress-text").text == "1 of 90 decided", "the undo")
+    assert [d.answer for d in read_decisions(run / "review.jsonl").values()] == ["B"]
+
+
+def test_axe_finds_nothing_serious_in_review(driver: Any, server: Server) -> None:
+    """Runs where SEMIEVOL_AXE names an axe.min.js (npm: axe-core)."""
+    import os
+
+    axe = os.environ.get("SEMIEVOL_AXE")
+    if not axe or not Path(axe).is_file():
+        pytest.skip("needs SEMIEVOL_AXE=path/to/axe.min.js")
+    _open(driver, server.address)
+    driver.execute_script(Path(axe).read_text("utf-8"))
+    for _ in range(2):
+        found = driver.execute_async_script("const done = arguments[0]; axe.run().then((r) => done(r.violations))")
+        assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+        driver.find_element("id", "theme").click()

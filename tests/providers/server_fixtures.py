@@ -1,0 +1,44 @@
+"""Fixtures with a running server on the tiny model, and a check of answers against the API's specification."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from server_running import RunningServer
+
+pytest_plugins = ("local_fixtures",)
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server that many tests ask."""
+    folder = tmp_path_factory.mktemp("server")
+    with RunningServer(tiny_model, folder, ("--alias", "gpt-4o-mini-2024-07-18=tiny")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RunningServer) -> openai.OpenAI:
+    """The unmodified SDK on that server."""
+    return server.client()
+
+
+@pytest.fixture
+def conforms(shared: Path) -> Callable[[object, str], None]:
+    """`conforms(answer, "FineTuningJob")` fails where an answer breaks the published specification."""
+    from jsonschema import Draft202012Validator
+    from referencing import Registry, Resource
+    from referencing.jsonschema import DRAFT202012
+
+    document = json.loads((shared / "openai-spec" / "openapi.subset.json").read_text())
+    registry: Registry[object] = Registry().with_resource("urn:spec", Resource(document, DRAFT202012))
+
+    def check(answer: object, schema: str) -> None:
+        reference = {"$ref": f"urn:spec#/components/schemas/{schema}"}
+        Draft202012Validator(reference, registry=registry).validate(answer)
+
+    return check
