@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import pytest
+
 from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_providers.openai import connect
 from tests.providers.openai_loopback import LoopbackServer
@@ -48,11 +50,25 @@ async def openai_at_address() -> AsyncIterator[Subject]:
     await provider.aclose()
 
 
+@asynccontextmanager
+async def litellm_on_loopback() -> AsyncIterator[Subject]:
+    """Provider `litellm` against the same canned answers."""
+    pytest.importorskip("litellm", reason="needs the extra litellm")
+    from semievol_providers.litellm import connect as connect_litellm
+
+    async with LoopbackServer() as server:
+        options = {"api_base": server.base_url, "api_key_env": ""}
+        provider = connect_litellm(ProviderSettings(name="litellm", options=options, environ={}))
+        yield Subject(provider=provider, chat_model="openai/tiny", embedding_model="openai/tiny", base_model="tiny")
+        await provider.aclose()
+
+
 def _settings(base_url: str) -> ProviderSettings:
     return ProviderSettings(name="openai", options={"base_url": base_url, "api_key_env": ""}, environ={})
 
 
 SUBJECTS: Mapping[str, OpenSubject] = {
     "openai": openai_on_loopback,
+    "litellm": litellm_on_loopback,
     **({"address": openai_at_address} if "SEMIEVOL_CONTRACT_URL" in os.environ else {}),
 }
