@@ -164,14 +164,13 @@ def _failed(question: Question, reason: str) -> Evidence:
 
 
 def _evidence(question: Question, **values: Any) -> Evidence:
-    return Evidence(
-        **{
-            "example_id": question.example.id,
-            "annotator_id": question.asker,
-            "prompt_hash": prompt_hash(question.prompt),
-            "answer": None,
-            "finish": "stop",
-            "permutation": question.order,
-            **values,
-        }
+    empty = Evidence(
+        example_id=question.example.id,
+        annotator_id=question.asker,
+        prompt_hash=prompt_hash(question.prompt),
+        text="",
+        answer=None,
+        finish="stop",
+        permutation=question.order,
     )
+    return replace(empty, **values)
