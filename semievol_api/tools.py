@@ -12,11 +12,9 @@ from semievol_api.artifacts import TunedModel
 from semievol_api.capabilities import Provider
 from semievol_api.config import TrainSettings
 from semievol_api.engine import RequestEngine
-from semievol_api.stages.annotators import Circumstances
 from semievol_api.stages.asking import Student
 from semievol_api.stages.fine_tune import Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
-from semievol_api.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,6 @@ class Tools:
     def given(self, model: str) -> TunedModel:
         """A model that the user already has."""
         return TunedModel(model, self.student_model)
-
-    def circumstances(self, task: Task, models: Mapping[str, TunedModel]) -> Circumstances:
-        """What decides which annotators are possible."""
-        closed = task.kind in ("multiple_choice", "labels")
-        return Circumstances(warm="warm" in models, closed=closed, embeddings=self.embedder is not None)
 
     def training(
         self, name: str, settings: TrainSettings, models: Mapping[str, TunedModel]

@@ -81,9 +81,11 @@ def _beyond_the_paper(
     corpus: Corpus, promotion: Promotion, models: Mapping[str, TunedModel], selection: Selection
 ) -> dict[str, object]:
     """The gate's decision and the warnings."""
+    promoted = promotion.promoted and "semievol" in models
     return {
+        "promoted": promoted,
         "gate": {
-            "promoted": promotion.promoted and "semievol" in models,
+            "promoted": promoted,
             "items": len(corpus.folds.development),
             "points": 100 * promotion.gain.estimate if promotion.gain else None,
             "interval": [100 * promotion.gain.low, 100 * promotion.gain.high] if promotion.gain else None,
