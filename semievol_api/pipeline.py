@@ -75,5 +75,5 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     models |= dict.fromkeys(views, tools.base)
 
     # Proof: every model answers the same test questions, and those of the gate where labels were held out for it.
-    trial = await examine(store, tools.student, corpus, models, views, config.evaluate)
+    trial = await examine(store, tools.after(abilities).student, corpus, models, views, config.evaluate)
     return await once("verdict", Verdict, compare, corpus, trial, models, chosen, tools.gold, config.evaluate)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from semievol_api.artifacts import TunedModel
+from semievol_api.artifacts import Abilities, TunedModel
 from semievol_api.capabilities import Provider
 from semievol_api.config import TrainSettings
 from semievol_api.engine import RequestEngine
@@ -46,6 +46,12 @@ class Tools:
     def given(self, model: str) -> TunedModel:
         """A model that the user already has."""
         return TunedModel(model, self.student_model)
+
+    def after(self, abilities: Abilities) -> Tools:
+        """The same tools, where a server that was found to give no log-probabilities is not asked for any."""
+        if "text" not in abilities.of.values():
+            return self
+        return replace(self, student_provider=replace(self.student_provider, scored=None, option_reader=None))
 
     def training(
         self, name: str, settings: TrainSettings, models: Mapping[str, TunedModel]
