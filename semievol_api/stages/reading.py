@@ -113,7 +113,7 @@ def rows_of_options(question: Question, answer: Answer[OptionReply]) -> list[Evi
         return [_failed(question, answer.failure or "the server sent no distribution")]
     found = read_reply(answer.reply.logprobs, question.order)
     if found is None:
-        return [_evidence(question, text="", usage=answer.reply.usage, failure=f"{UNSEEN}: any label")]
+        return [_evidence(question, usage=answer.reply.usage, failure=f"{UNSEEN}: any label")]
     likeliest = question.labels[int(np.argmax(found.probs))]
     unseen = ", ".join(question.labels[i] for i in found.missing)
     return [
@@ -160,11 +160,12 @@ def _measured(question: Question, completion: Completion) -> dict[str, Any]:
 
 
 def _failed(question: Question, reason: str) -> Evidence:
-    return _evidence(question, text="", finish="failed", failure=reason)
+    return _evidence(question, finish="failed", failure=reason)
 
 
 def _evidence(question: Question, **values: Any) -> Evidence:
-    empty = Evidence(
+    """A row without an answer, but for the given values."""
+    row = Evidence(
         example_id=question.example.id,
         annotator_id=question.asker,
         prompt_hash=prompt_hash(question.prompt),
@@ -173,4 +174,4 @@ def _evidence(question: Question, **values: Any) -> Evidence:
         finish="stop",
         permutation=question.order,
     )
-    return replace(empty, **values)
+    return replace(row, **values)
