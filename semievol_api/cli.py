@@ -27,7 +27,7 @@ AcceptChange = Annotated[
 def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: AcceptChange = False) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
-    from semievol_api.run import run_async, run_blocking
+    from semievol_api.session import run_async, run_blocking
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
 
@@ -41,8 +41,8 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
     """Validate a config, its data and its providers' tables, with no network."""
     from semievol_api.config import load_config
     from semievol_api.data import read_data
-    from semievol_api.run import check as check_config
-    from semievol_api.run import check_data
+    from semievol_api.session import check as check_config
+    from semievol_api.session import check_data
     from semievol_api.terminal.bars import out, pairs
 
     plan = check_config(load_config(config))

@@ -1,6 +1,6 @@
 """The live clients of one run: who is asked, who embeds, who trains.
 
-Built from the config by `run.py`, handed to the pipeline. Knows nothing of the order of the stages.
+Built from the config by `session.py`, handed to the pipeline. Knows nothing of the order of the stages.
 """
 
 from __future__ import annotations

@@ -177,6 +177,11 @@ def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> di
 def _notes(corpus: Corpus, document: Mapping[str, Any]) -> list[str]:
     selection = document["selection"]
     notes = [_selection_note(selection), *_method_notes(corpus, selection)]
+    if selection["shortened_prompts"]:
+        notes.append(
+            f"{selection['shortened_prompts']} few-shot prompts did not fit the model's context; their farthest "
+            f"examples were left out."
+        )
     oracle = document["oracle"]
     if isinstance(oracle, dict):
         notes.append(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ class Question:
 
     `labels` are the canonical ones of a closed set, `shown` those that stand in the prompt, in its order;
     `order[i]` is the canonical index of the one at position i. `measure` asks for every measure of confidence.
+    `fewer` puts the same question with one demonstration less, the farthest; None where there is none left.
     """
 
     example: Example
@@ -41,6 +43,8 @@ class Question:
     shown: tuple[str, ...] = ()
     order: tuple[int, ...] | None = None
     verbal: bool = False
+    fewer: Callable[[], Question] | None = None
+    dropped_shots: int = 0
 
 
 def prompt_hash(prompt: Prompt) -> str:
@@ -141,6 +145,7 @@ def _row(task: Task, question: Question, completion: Completion, number: int, us
         permutation=question.order,
         mean_nll=mean_nll(completion),
         usage=usage,
+        dropped_shots=question.dropped_shots,
     )
     return replace(row, **_measured(question, completion)) if question.measure else row
 
@@ -173,5 +178,6 @@ def _evidence(question: Question, **values: Any) -> Evidence:
         answer=None,
         finish="stop",
         permutation=question.order,
+        dropped_shots=question.dropped_shots,
     )
     return replace(row, **values)

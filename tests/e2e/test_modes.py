@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from semievol_api.errors import UserError
-from semievol_api.run import RunResult, run
+from semievol_api.session import RunResult, run
 from tests.e2e.conftest import CONFIG, TASK, Project, tree, write_rows
 
 NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock", "jobs", "oracle", "spend")
