@@ -95,6 +95,8 @@ class Roles(Settings):
     """Not needed with `[retrieve] method = "bm25"`."""
     warm: str | None = None
     """A warm model that exists already, such as `ft:...`: skips the first job."""
+    tokenizer: Path | None = None
+    """The student's own tokenizer, for counting alone: a model's folder, or a vocabulary (*.tiktoken)."""
 
 
 class RetrieveSettings(Settings):
@@ -176,6 +178,15 @@ class Limits(Settings):
     max_attempts: int = Field(default=6, ge=1)
     max_usd: float | None = Field(default=None, gt=0)
     max_tokens: int | None = Field(default=None, ge=1)
+    ask_above_usd: float = Field(default=10.0, ge=0)
+    """`semievol run` starts a dearer plan only with --yes."""
+
+
+class CatalogueSettings(Settings):
+    """`[catalogue]`: what is known of vendors and models."""
+
+    file: Path | None = None
+    """Prices, limits and ends of your own, in the form of the package's catalogue.toml; they come first."""
 
 
 class Config(Settings):
@@ -192,6 +203,7 @@ class Config(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
+    catalogue: CatalogueSettings = CatalogueSettings()
 
 
 def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
@@ -288,4 +300,8 @@ def _resolve(config: Config, folder: Path) -> Config:
             "task": str(folder / task) if task.endswith(".toml") else task,
         }
     )
-    return config.model_copy(update={"run": run, "data": data})
+    roles, own = config.roles, config.catalogue.file
+    if roles.tokenizer is not None:
+        roles = roles.model_copy(update={"tokenizer": folder / roles.tokenizer})
+    catalogue = CatalogueSettings(file=folder / own if own else None)
+    return config.model_copy(update={"run": run, "data": data, "roles": roles, "catalogue": catalogue})
