@@ -61,13 +61,12 @@ class Outcome:
 
 async def engine_client(settings: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     """The request engine over the `openai` provider's hot path."""
-    from semievol_providers.openai import connect
-
     from semievol_api.capabilities import ChatRequest, ModelLimits, ProviderSettings
     from semievol_api.config import Limits
     from semievol_api.engine import Ask, RequestEngine
     from semievol_api.errors import BudgetError
     from semievol_api.records import Message, Prompt
+    from semievol_providers.openai import connect
 
     def asks() -> Iterator[Ask[ChatRequest]]:
         for row in range(settings["rows"]):

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from semievol_api.report.commands import export, report, review
+from semievol_api.terminal.journal import app as journal
+
 if TYPE_CHECKING:
     from semievol_api.config import Config
 
@@ -242,8 +245,9 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (init, check, preview, plan, run, status, demo, jobs, clean):
+    for command in (init, check, preview, plan, run, status, report, review, export, jobs, clean, demo):
         app.command()(command)
+    app.add_typer(journal, name="journal")
     group = typer.Typer(invoke_without_command=True)
     group.callback()(providers)
     group.command()(probe)

@@ -1,6 +1,6 @@
-"""Ask the provider for one piece until there is a reply: the only module that retries.
+"""Ask the provider for one piece until there is a reply: first the budget, then the gate, then the wire.
 
-Budget first, then the gate, then the wire. A 429 costs no attempt: the gate pauses everyone, and the piece goes
+A 429 costs no attempt: the gate pauses everyone, and the piece goes
 again. What another attempt may mend is tried again with growing, random waits; the rest is not. Knows nothing of
 tasks, queues or the journal.
 """
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
-
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from functools import partial
 
 from semievol_api.config import Limits
 from semievol_api.engine.budget import Budget, Spend, price
 from semievol_api.engine.gate import Gate, Pass
+from semievol_api.engine.retrying import after_failure
 from semievol_api.engine.work import AnyPiece
 from semievol_api.errors import RateLimitError, RefusedError, TransientError
 from semievol_api.transport.clock import Clock
@@ -61,24 +60,8 @@ class Asker:
         try:
             await self._attempt(gate, load, piece)
         except TransientError as error:
-            await self._retry(error, lambda: self._attempt(gate, load, piece))
-
-    async def _retry(self, first: TransientError, attempt: Callable[[], Awaitable[None]]) -> None:
-        known = [first]
-
-        async def next_attempt() -> None:
-            if known:
-                raise known.pop()
-            await attempt()
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_attempt(self._limits.max_attempts),
-            wait=wait_random_exponential(multiplier=0.5, max=30.0),
-            sleep=self._clock.sleep,
-            reraise=True,
-        )
-        await retrying(next_attempt)
+            again = partial(self._attempt, gate, load, piece)
+            await after_failure(error, again, self._limits.max_attempts, self._clock)
 
     async def _attempt(self, gate: Gate, load: Load, piece: AnyPiece) -> None:
         """One attempt, and as many 429s as the server likes."""
@@ -89,19 +72,29 @@ class Asker:
             try:
                 passed = gate.enter_now(piece.tokens) or await gate.enter(piece.tokens)
                 billed = True
-                await self._ask(gate, passed, load, piece)
-                return
-            except RateLimitError as error:
+                if await self._ask_unless_busy(gate, passed, load, piece):
+                    return
                 billed = False
-                piece.owner.tally.rate_limited += 1
-                if gate.pause(passed, error.retry_after_s) > PATIENCE_S:
-                    raise
+            except RateLimitError:
+                billed = False
+                raise
             except (TransientError, RefusedError) as error:
                 billed = _may_be_billed(error)
                 raise
             finally:
                 if piece.reply is None:
                     self._charge(piece, lost=billed)
+
+    async def _ask_unless_busy(self, gate: Gate, passed: Pass, load: Load, piece: AnyPiece) -> bool:
+        """False where the server said 429: everyone waits then."""
+        try:
+            await self._ask(gate, passed, load, piece)
+        except RateLimitError as error:
+            piece.owner.tally.rate_limited += 1
+            if gate.pause(passed, error.retry_after_s) > PATIENCE_S:
+                raise
+            return False
+        return True
 
     async def _ask(self, gate: Gate, passed: Pass, load: Load, piece: AnyPiece) -> None:
         owner = piece.owner
@@ -126,6 +119,11 @@ class Asker:
             load.due_s = None
             gate.leave()
         owner.arrived(piece, reply.usage)
+
+    def settle(self, piece: AnyPiece) -> None:
+        """A piece is paid and stored: its reservation becomes its price."""
+        if self._budget.capped:
+            self._budget.settle(piece.need, piece.actual)
 
     def _charge(self, piece: AnyPiece, *, lost: bool) -> None:
         """What becomes of a reservation whose reply did not come."""

@@ -62,6 +62,7 @@ class Budget:
         self._spent = spent
         self._persist = persist
         self._open = 0
+        self._written_down = NOTHING  # open batches: reserved, but not by anything in flight here
         self._leased = NOTHING
         self._writing = asyncio.Lock()
         self._waiters: deque[tuple[asyncio.Future[bool], Spend]] = deque()
@@ -99,6 +100,23 @@ class Budget:
             self._give_back(need)
             raise
 
+    def could_take(self, need: Spend) -> bool:
+        """True where an amount could be adopted now."""
+        return not self._waiters and self._fits(need)
+
+    def adopt(self, need: Spend) -> None:
+        """Set aside what the journal knows otherwise: an open batch, of this process or an earlier one."""
+        self._written_down = self._written_down.plus(need)
+
+    def settle_written(self, need: Spend) -> None:
+        """What was written down is over; what it cost has been added by `add`."""
+        self._written_down = self._written_down.minus(need)
+        self._wake()
+
+    def add(self, actual: Spend) -> None:
+        """Something was paid whose reservation is settled as a whole."""
+        self._spent = self._spent.plus(actual)
+
     def settle(self, need: Spend, actual: Spend) -> None:
         """The reply came, and cost `actual`."""
         self._spent = self._spent.plus(actual)
@@ -133,7 +151,7 @@ class Budget:
                 self._give_back(need)
             raise
         if not granted:
-            raise self._exhausted(need)
+            raise self.exhausted(need)
 
     def _wake(self) -> None:
         while self._waiters:
@@ -151,7 +169,7 @@ class Budget:
         return self.reserved.plus(self.lost)
 
     def _fits(self, need: Spend) -> bool:
-        total = self.spent.plus(self.reserved).plus(need)
+        total = self.spent.plus(self.reserved).plus(self._written_down).plus(need)
         fits_usd = self._max_usd is None or total.usd <= self._max_usd + _ROOM
         return fits_usd and (self._max_tokens is None or total.tokens <= self._max_tokens)
 
@@ -168,7 +186,8 @@ class Budget:
                     await self._persist(lease)
                     self._leased = lease
 
-    def _exhausted(self, need: Spend) -> BudgetError:
+    def exhausted(self, need: Spend) -> BudgetError:
+        """The error that says so."""
         caps: list[str] = []
         if self._max_usd is not None:
             caps.append(f"{self.spent.usd:.4f} of max_usd = {self._max_usd:g} USD")

@@ -67,6 +67,10 @@ class Dispatcher:
         """How many asks a stream may have open for this key and model: four times what may be in flight."""
         return 4 * self._station(identity, model).gate.room
 
+    def settle(self, piece: AnyPiece) -> None:
+        """A piece is paid and stored."""
+        self._asker.settle(piece)
+
     def no_more(self, customer: Customer[Any, Any]) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""
 
@@ -146,7 +150,7 @@ class Dispatcher:
             except (RefusedError, TransientError) as error:
                 load.piece = None
                 self._stop_if_hopeless(station, piece, error)
-                piece.owner.fail(piece, str(error))
+                piece.owner.fail(piece, error)
             except SemievolError as error:
                 load.piece = None
                 piece.owner.stop(error)

@@ -29,12 +29,14 @@ from semievol_api.capabilities import (
 from semievol_api.config import Limits
 from semievol_api.engine.asking import Asker
 from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
+from semievol_api.engine.batch import BatchSender, BatchTools
+from semievol_api.engine.batch_store import set_aside
 from semievol_api.engine.budget import Budget, Spend
 from semievol_api.engine.dispatch import Dispatcher
 from semievol_api.engine.journal import Journal
 from semievol_api.engine.kinds import ChatKind, EmbedKind, Kind, OptionKind
 from semievol_api.engine.ledger import Ledger
-from semievol_api.engine.stream import Desk, Stream
+from semievol_api.engine.stream import Desk, Sender, Stream
 from semievol_api.engine.writer import GroupCommit
 from semievol_api.errors import JournalError, StageError
 from semievol_api.records import FloatMatrix
@@ -47,11 +49,22 @@ Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
 class RequestEngine:
     """Made by `open`; see there. `ledger` tells what each stage sent, was served and paid."""
 
-    def __init__(self, desk: Desk, limits: Limits, dispatcher: Dispatcher) -> None:
+    def __init__(self, desk: Desk, limits: Limits, dispatcher: Dispatcher, writer: GroupCommit, clock: Clock) -> None:
         self.ledger: Ledger = desk.ledger
         self._desk = desk
         self._limits = limits
         self._dispatcher = dispatcher
+        self._batches = BatchSender(
+            BatchTools(
+                run=desk.run,
+                limits=limits,
+                journal=desk.journal,
+                writer=writer,
+                budget=desk.budget,
+                clock=clock,
+                start=dispatcher.start,
+            )
+        )
         self._streams: set[Stream[Any, Any]] = set()
 
     @classmethod
@@ -75,18 +88,14 @@ class RequestEngine:
         """
         clock = clock or RealClock()
         reader = Journal.create(journal_path)
-        writer = GroupCommit(Journal.create(journal_path), lambda error: engine._broke(error))
         lease = reader.open_lease(run)
-        usd, tokens = reader.leased(run)
-        for total in reader.totals():
-            if total.source.run == run:
-                usd += total.usd
-                tokens += total.prompt_tokens + total.completion_tokens
+        writer = GroupCommit(Journal.create(journal_path), lambda error: engine._broke(error))
 
         async def persist(amount: Spend) -> None:
             await writer.step(lambda journal: journal.set_lease(lease, amount.usd, amount.tokens))
 
-        budget = Budget(limits, Spend(usd, tokens), persist)
+        budget = Budget(limits, _spent(reader, run), persist)
+        budget.adopt(set_aside(reader, run))
         desk = Desk(
             run=run,
             journal=reader,
@@ -96,7 +105,7 @@ class RequestEngine:
             now_s=clock.now_s,
             on_progress=on_progress,
         )
-        engine = cls(desk, limits, Dispatcher(limits, Asker(limits, budget, clock), writer, clock))
+        engine = cls(desk, limits, Dispatcher(limits, Asker(limits, budget, clock), writer, clock), writer, clock)
         try:
             yield engine
         finally:
@@ -119,6 +128,8 @@ class RequestEngine:
             JournalError: the journal cannot be written any more.
             MissingAbilityError: the provider cannot chat, or cannot give log-probabilities and was asked to.
         """
+        if self._limits.mode == "batch":
+            require(provider.batch, "batches", provider)
         plain, scored = provider.chat or provider.scored, provider.scored
 
         def complete(request: ChatRequest) -> Awaitable[Reply]:
@@ -126,14 +137,15 @@ class RequestEngine:
                 return require(scored, "log-probabilities", provider).complete(request)
             return require(plain, "chat", provider).complete(request)
 
-        return self._run(ChatKind(complete), provider, asks, stage)
+        sender = self._batches if self._limits.mode == "batch" else self._dispatcher
+        return self._run(ChatKind(complete), provider, asks, sender, stage)
 
     def read_options(
         self, provider: Provider, asks: Asks[OptionRequest], *, stage: str
     ) -> AsyncGenerator[Answer[OptionReply], None]:
         """Like `chat`, for the exact log-probabilities of given labels."""
         reader = require(provider.option_reader, "option reading", provider)
-        return self._run(OptionKind(reader.read), provider, asks, stage)
+        return self._run(OptionKind(reader.read), provider, asks, self._dispatcher, stage)
 
     async def embed(
         self, provider: Provider, model: str, texts: Sequence[str], *, stage: str, batch_size: int
@@ -149,7 +161,7 @@ class RequestEngine:
         asks = (Ask(str(i), EmbedRequest(model=model, texts=(text,))) for i, text in enumerate(texts))
         kind = EmbedKind(embedder.embed, batch_size)
         vectors: FloatMatrix | None = None
-        async with aclosing(self._run(kind, provider, asks, stage)) as answers:
+        async with aclosing(self._run(kind, provider, asks, self._dispatcher, stage)) as answers:
             async for answer in answers:
                 if answer.reply is None:
                     text = texts[int(answer.id)]
@@ -163,10 +175,17 @@ class RequestEngine:
                 vectors[int(answer.id)] = vector
         return np.empty((0, 0), np.float32) if vectors is None else vectors
 
+    async def cancel_batches(self, provider: Provider) -> int:
+        """Cancel all open batches of a provider, whoever started them; what they gave by then is stored.
+
+        Returns how many there were.
+        """
+        return await self._batches.cancel_open(provider)
+
     async def _run(
-        self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: Asks[RequestT], stage: str
+        self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: Asks[RequestT], sender: Sender, stage: str
     ) -> AsyncGenerator[Answer[ReplyT], None]:
-        stream = Stream(self._desk, kind, provider, self._dispatcher, stage)
+        stream = Stream(self._desk, kind, provider, sender, stage)
         self._streams.add(stream)
         stream.tally.begin(self._desk.now_s())
         feeder = self._dispatcher.start(stream.feed(asks))
@@ -193,3 +212,13 @@ class RequestEngine:
         for stream in list(self._streams):
             stream.break_off()
         await self._dispatcher.close()
+
+
+def _spent(journal: Journal, run: str) -> Spend:
+    """What a run has paid into the journal so far, replies that never came home among it."""
+    usd, tokens = journal.leased(run)
+    for total in journal.totals():
+        if total.source.run == run:
+            usd += total.usd
+            tokens += total.prompt_tokens + total.completion_tokens
+    return Spend(usd, tokens)

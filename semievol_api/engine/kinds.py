@@ -155,6 +155,11 @@ class ChatKind(Kind[ChatRequest, Reply]):
         return self._complete(request)
 
     def contents(self, reply: Reply) -> list[Content]:
+        return self.contents_of(reply)
+
+    @staticmethod
+    def contents_of(reply: Reply) -> list[Content]:
+        """The rows' contents of a reply, which need no request."""
         return [_completion_content(completion) for completion in reply.completions]
 
     def build(self, samples: Sequence[Found]) -> Reply:

@@ -21,6 +21,7 @@ from semievol_api.engine.kinds import Kind
 from semievol_api.engine.ledger import Ledger
 from semievol_api.engine.rows import Found, Source
 from semievol_api.engine.work import AnyPiece, AnyWork, Customer, Piece, Work
+from semievol_api.errors import ContextLengthError, ProviderError
 from semievol_api.records import Usage
 
 CHUNK = 256
@@ -37,6 +38,10 @@ class Sender(Protocol):
 
     def submit(self, piece: AnyPiece) -> None:
         """Send a piece in its turn."""
+        ...
+
+    def settle(self, piece: AnyPiece) -> None:
+        """A piece is paid and stored."""
         ...
 
     def no_more(self, customer: Customer[Any, Any]) -> None:
@@ -81,7 +86,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         self.stopped = False
         self._desk = desk
         self._sender = sender
-        self._stage = stage
+        self.stage = stage
         self._sources: dict[str, Source] = {}
         self._group: list[Work[RequestT, ReplyT]] = []
         self._ready: deque[Answer[ReplyT]] = deque()
@@ -227,26 +232,28 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         source = self._sources.get(model)
         if source is None:
             name = self.provider.identity
-            source = Source(self._desk.run, name, model, self.kind.name, self._stage, self._sender.mode)
+            source = Source(self._desk.run, name, model, self.kind.name, self.stage, self._sender.mode)
             self._sources[model] = source
         piece.make_rows(source, usage, usd)
 
     def stored(self, piece: Piece[RequestT, ReplyT]) -> None:
         """Settle a piece whose rows are on disk, and answer what it completes."""
-        if self._desk.budget.capped:
-            self._desk.budget.settle(piece.need, piece.actual)
+        self._sender.settle(piece)
         piece.hand_over()
         short = piece.n - len(piece.contents) if self.kind.group == 1 else 0
         if short > 0 and not self.stopped:  # the server gave fewer samples than asked for
             self._submit(Piece(self, piece.works, piece.first + len(piece.contents), short))
+            if self._fed:
+                self._sender.no_more(self)
         elif short > 0:
             self._give_up(piece.works)
         self._end(piece)
 
-    def fail(self, piece: Piece[RequestT, ReplyT], reason: str) -> None:
+    def fail(self, piece: Piece[RequestT, ReplyT], error: ProviderError) -> None:
         """Every row of the piece gets the reason; none is journaled."""
         for work in piece.works:
-            work.failure = reason
+            work.failure = str(error)
+            work.too_long = isinstance(error, ContextLengthError)
         self._end(piece)
 
     def abandon(self, piece: Piece[RequestT, ReplyT]) -> None:
@@ -263,7 +270,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             work.pieces -= 1
             if work.pieces == 0:
                 del self._desk.under_way[work.key]
-                work.conclude(self)
+                work.conclude()
         self._open_pieces -= 1
         if self._open_pieces == 0:
             self._wake.set()
@@ -274,7 +281,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         self.tally.cached += answer.cached
         self.tally.failed += answer.failure is not None
         if self._desk.on_progress is not None:
-            self._desk.on_progress(Progress(self._stage, answer.id, answer.cached, answer.failure is not None))
+            self._desk.on_progress(Progress(self.stage, answer.id, answer.cached, answer.failure is not None))
         self._ready.append(answer)
         self._wake.set()
 

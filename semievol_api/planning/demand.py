@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+PROBE = "probe"
+"""The stage that asks a fixed number of questions, however many there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """Who is asked or trained, and where in the run."""
@@ -37,17 +41,22 @@ class Shares:
     labeled: float = 1.0
     unlabeled: float = 1.0
     test: float = 1.0
+    development: float = 1.0
     part_of_turn: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Maps a zero-shot user turn to `labeled`, `unlabeled` or `test`."""
+    """Maps a zero-shot user turn to `labeled`, `unlabeled`, `test` or `development`."""
 
     def of(self, user_turn: str, stage: str) -> float:
         """The weight of a question; one whose turn is worded anew counts as its stage's usual part."""
+        if stage == PROBE:
+            return 1.0
         usual = "test" if stage.startswith("evaluate") else "unlabeled"
         match self.part_of_turn.get(user_turn, usual):
             case "labeled":
                 return self.labeled
             case "test":
                 return self.test
+            case "development":
+                return self.development
             case _:
                 return self.unlabeled
 

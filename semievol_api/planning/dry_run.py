@@ -67,19 +67,26 @@ def _sample(raw: RawData, rows: int) -> RawData:
         labeled=subsample(raw.labeled, rows, SAMPLE_SEED),
         unlabeled=subsample(raw.unlabeled, rows, SAMPLE_SEED),
         test=subsample(raw.test, rows, SAMPLE_SEED),
+        development=subsample(raw.development, rows, SAMPLE_SEED),
     )
 
 
 def _shares(task: Task, raw: RawData, sample: RawData) -> Shares:
     part_of_turn = {
         task.prompt(example).messages[-1].content: part
-        for part, examples in (("test", sample.test), ("unlabeled", sample.unlabeled), ("labeled", sample.labeled))
+        for part, examples in (
+            ("test", sample.test),
+            ("unlabeled", sample.unlabeled),
+            ("development", sample.development),
+            ("labeled", sample.labeled),
+        )
         for example in examples
     }
     return Shares(
         labeled=_ratio(raw.labeled, sample.labeled),
         unlabeled=_ratio(raw.unlabeled, sample.unlabeled),
         test=_ratio(raw.test, sample.test),
+        development=_ratio(raw.development, sample.development),
         part_of_turn=part_of_turn,
     )
 

@@ -51,7 +51,7 @@ async def test_a_text_without_a_vector_stops_the_stage_and_names_the_text(tmp_pa
             return await super().embed(request)
 
     async with RequestEngine.open(tmp_path / "j", Limits()) as engine:
-        with pytest.raises(StageError, match="'bad'.*too long"):
+        with pytest.raises(StageError, match=r"'bad'.*too long"):
             await engine.embed(provider(Picky()), "e", ["good", "fine", "bad"], stage="s", batch_size=1)
 
 

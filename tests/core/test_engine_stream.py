@@ -169,12 +169,14 @@ async def test_inputs_are_taken_only_as_answers_are(tmp_path: Path) -> None:
             taken += 1
             yield ask
 
-    async with RequestEngine.open(tmp_path / "j", LIMITS) as engine:
-        async with aclosing(engine.chat(provider(FakeServer()), source(), stage="s")) as answers:
-            await anext(answers)
-            for _ in range(50):
-                await asyncio.sleep(0.002)
-            assert taken < 3000
+    async with (
+        RequestEngine.open(tmp_path / "j", LIMITS) as engine,
+        aclosing(engine.chat(provider(FakeServer()), source(), stage="s")) as answers,
+    ):
+        await anext(answers)
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+        assert taken < 3000
 
 
 async def test_answers_come_while_a_slow_source_is_still_giving(tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
 )
 
 
+def is_context_length(code: str | None, message: str) -> bool:
+    """Whether a refusal is about the prompt's length, in this vendor's words."""
+    return next_step(None, code, message) is _LENGTH
+
+
 def next_step(status: int | None, code: str | None, message: str) -> str:
     """One sentence; `{key_source}` and `{base_url}` in it are the caller's to fill."""
     if code is not None and code in _BY_CODE:

@@ -8,6 +8,7 @@ Reads only; a run that is going on is not disturbed. Knows nothing of configs an
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ JournalPath = Annotated[Path, typer.Argument(help="The journal's file, such as r
 app = typer.Typer(no_args_is_help=True, help="Read the journal of paid answers.")
 
 
-def _rows(lines: list[tuple[str, ...]]) -> str:
+def _rows(lines: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
