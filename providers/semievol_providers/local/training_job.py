@@ -58,10 +58,10 @@ class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """One line of `events.jsonl`.
 
     A resumed training writes the steps since its last saved state once more: equal `kind` and `step` mean the
-    same event. `failed` and `done` are last words.
+    same event. `failed` and `done` are last words. A `note` tells of something that the trainer decided.
     """
 
-    kind: Literal["start", "step", "validation", "checkpoint", "done", "failed", "stopped"]
+    kind: Literal["start", "step", "validation", "checkpoint", "done", "failed", "stopped", "note"]
     step: int = 0
     total_steps: int = 0
     epoch: int = 0

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from semievol_providers.server import chat_routes, file_routes, job_routes
 from semievol_providers.server.api_errors import ApiError, json_response
@@ -29,7 +29,7 @@ from semievol_providers.server.state import State
 _log = logging.getLogger(__name__)
 
 
-def build_app(settings: ServerSettings) -> ASGIApp:
+def build_app(settings: ServerSettings) -> Gate:
     """The whole server as one ASGI application; its parts start with its lifespan."""
 
     @asynccontextmanager
@@ -39,7 +39,6 @@ def build_app(settings: ServerSettings) -> ASGIApp:
         parts = Services(settings, state, models, EngineClient(settings), JobRunner(settings, state, models))
         app.state.services = parts
         app.state.background = set()
-        await parts.engine.start()
         await parts.jobs.start()
         try:
             yield
@@ -53,7 +52,7 @@ def build_app(settings: ServerSettings) -> ASGIApp:
         lifespan=lifespan,
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
     )
-    return _Gate(app, KeyRing(settings.api_keys), settings)
+    return Gate(app, KeyRing(settings.api_keys), settings)
 
 
 def _routes() -> list[Route]:
@@ -129,13 +128,19 @@ async def _bug(_request: Request, error: Exception) -> Response:
     return ApiError(f"The server had an error: {type(error).__name__}.", status=500, code="internal").response()
 
 
-class _Gate:
+class Gate:
     """What every request passes first: the key check and the limit on its body's size."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, settings: ServerSettings) -> None:
+    def __init__(self, app: Starlette, keys: KeyRing, settings: ServerSettings) -> None:
         self._app = app
         self._keys = keys
         self._limits = settings.limits
+
+    def stop_soon(self) -> None:
+        """A stop was asked for: nobody shall wait for what will not come."""
+        parts = self._app.state.services
+        assert isinstance(parts, Services)
+        parts.engine.refuse_waiting()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

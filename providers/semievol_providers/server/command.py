@@ -29,12 +29,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(  # noqa: PLR0913 - a command line has as many options as it has
     model_folder: Annotated[Path, typer.Argument(help="Folder of a Hugging Face model in safetensors.")],
-    name: Annotated[
-        str | None, typer.Option(help="Model name for clients; the folder's name if not given.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")
-    ] = "127.0.0.1",
+    name: Annotated[str | None, typer.Option(help="Model name for clients; the folder's name if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     state: Annotated[Path, typer.Option(help="Folder for files, jobs and tuned models.")] = Path("semievol-server"),
     alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: another name of a model.")] = None,
@@ -125,12 +121,18 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
                 if self.started:
                     _announce(settings.name, url, ready_file)
 
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                if self.started:
+                    app.stop_soon()
+                await super().shutdown(sockets)
+
+        app = build_app(settings)
         config = uvicorn.Config(
-            build_app(settings),
+            app,
             log_level="warning",
             access_log=False,
             lifespan="on",
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=2,
             timeout_keep_alive=75,
         )
         server = Announcing(config)
@@ -141,7 +143,7 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
 
 def _stop_at_end_of_input(server: uvicorn.Server) -> None:
     """A parent that ends, however it ends, closes our standard input."""
-    while sys.stdin.buffer.read(1024):
+    while os.read(sys.stdin.fileno(), 1024):  # unbuffered: a lock on sys.stdin would abort the interpreter's end
         continue
     server.should_exit = True
 
