@@ -1,6 +1,7 @@
 """`semievol plan`: what a config will ask, train and cost, before a cent is spent.
 
     demand.py       what was asked and trained, counted row by row
+    answer_key.py   what a made-up model answers
     dry_provider.py a provider that answers out of thin air and counts
     dry_run.py      the pipeline itself on a sample of the data, over dry providers
     bill.py         demand times prices: low, expected, high

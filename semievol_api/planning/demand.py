@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
 PROBE = "probe"
 """The stage that asks a fixed number of questions, however many there are."""
 

@@ -27,33 +27,15 @@ from semievol_api.capabilities import (
     Provider,
     Reply,
 )
+from semievol_api.planning.answer_key import AnswerKey
 from semievol_api.planning.demand import Demand, TrainingReport
 from semievol_api.records import Completion, Message, Prompt, Usage
-from semievol_api.tasks import Task
 from semievol_api.tokens import TokenCounter
 
 AUTO_EPOCHS = 3
 """What `auto` usually comes to; the vendor decides."""
 DIMENSIONS = 64
 FILLER = "word "
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What cannot be known before: how often annotators disagree, and how long answers are.
-
-    `length` is the completion's tokens: `bare` (the label alone), `line` (twice the line that was asked for) or
-    `limit` (max_tokens).
-    """
-
-    name: str
-    disagreement: float
-    length: str
-
-
-LOW = Guess("low", 0.0, "bare")
-EXPECTED = Guess("expected", 0.35, "line")
-HIGH = Guess("high", 1.0, "limit")
 
 
 class DryCounter:
@@ -86,10 +68,9 @@ class DrySettings:
     """What the dry abilities of one provider share."""
 
     provider: str
-    task: Task
     counter: DryCounter
     demand: Demand
-    guess: Guess
+    key: AnswerKey
     embeds_as_turn: bool = False
     """Our own server embeds a text as a user's turn, other servers as it is."""
 
@@ -104,11 +85,14 @@ class DryChat:
         """`n` answers of the guessed length."""
         dry = self._dry
         turn = request.prompt.messages[-1].content
-        text = self._text(request, turn)
+        answer, surety = dry.key.choose(turn, f"{request.model}/{request.seed}/{len(request.prompt.messages)}")
+        text = f"Answer: {answer}"
         prompt, completion = dry.counter.prompt(request.prompt), self._length(request, text) * request.n
         line = (dry.provider, request.model, "chat")
         dry.demand.asked(line, prompt, completion, dry.demand.shares.of(turn, dry.demand.stage))
-        completions = tuple(_completion(request, text, i) for i in range(request.n))
+        if dry.key.guess.length == "limit":
+            text = f"{FILLER * request.max_tokens}\n{text}"
+        completions = tuple(_completion(request, text, surety) for _ in range(request.n))
         return Reply(completions=completions, usage=Usage(prompt, completion))
 
     async def read(self, request: OptionRequest) -> OptionReply:
@@ -118,22 +102,14 @@ class DryChat:
         prompt = dry.counter.prompt(request.prompt)
         line = (dry.provider, request.model, "options")
         dry.demand.asked(line, prompt, 1, dry.demand.shares.of(turn, dry.demand.stage))
-        masses = [0.05 + _uniform(turn, label, request.model) for label in request.labels]
-        return OptionReply(
-            logprobs=tuple(math.log(mass / sum(masses)) for mass in masses), usage=Usage(prompt=prompt, completion=1)
-        )
-
-    def _text(self, request: ChatRequest, turn: str) -> str:
-        one, other = _answers(self._dry.task)
-        first = one if _uniform(turn) < 0.5 else other
-        differs = _uniform(turn, request.model, str(request.seed), str(len(request.prompt.messages)))
-        answer = first if differs >= self._dry.guess.disagreement else (other if first == one else one)
-        line = f"Answer: {answer}"
-        return f"{FILLER * request.max_tokens}\n{line}" if self._dry.guess.length == "limit" else line
+        answer, surety = dry.key.choose(turn, request.model)
+        rest = (1 - surety) / max(1, len(request.labels) - 1)
+        masses = [surety if label.strip() == answer else rest for label in request.labels]
+        return OptionReply(logprobs=tuple(math.log(mass) for mass in masses), usage=Usage(prompt=prompt, completion=1))
 
     def _length(self, request: ChatRequest, line: str) -> int:
         """Completion tokens; never more than max_tokens."""
-        match self._dry.guess.length:
+        match self._dry.key.guess.length:
             case "bare":
                 wanted = 1
             case "line":
@@ -228,34 +204,12 @@ def is_dry_tuned(model: str) -> bool:
     return model.startswith("dry-tuned-")
 
 
-def _answers(task: Task) -> tuple[str, str]:
-    """Two answers that the task can read."""
-    match task.kind:
-        case "labels":
-            labels = task.definition.labels
-            return labels[0], labels[-1]
-        case "multiple_choice":
-            return "A", "B"
-        case "number":
-            return "1", "2"
-        case "free_text":
-            return "yes", "no"
-
-
-def _completion(request: ChatRequest, text: str, sample: int) -> Completion:
+def _completion(request: ChatRequest, text: str, surety: float) -> Completion:
     if not request.logprobs:
         return Completion(text, "stop")
-    luck = [
-        _uniform(request.prompt.messages[-1].content, request.model, str(request.seed), f"{sample}{i}") for i in "abc"
-    ]
-    logprobs = np.log(np.array(luck, dtype=np.float32) * 0.98 + 0.01)
+    tokens = ("Answer", ":", text.rpartition(":")[2])
+    logprobs = np.log(np.array([0.999, 0.999, surety], dtype=np.float32))
     if not request.top_logprobs:
         return Completion(text, "stop", logprobs)
-    tokens = ("Answer", ":", text.rpartition(":")[2])
     top = tuple(((token, float(value)),) for token, value in zip(tokens, logprobs, strict=True))
     return Completion(text, "stop", logprobs, tokens, top)
-
-
-def _uniform(*parts: str) -> float:
-    digest = hashlib.blake2b("\x00".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

@@ -13,8 +13,9 @@ from pathlib import Path
 from semievol_api.config import Config, Limits
 from semievol_api.data import RawData, subsample
 from semievol_api.pipeline import semievol
+from semievol_api.planning.answer_key import AnswerKey, Guess
 from semievol_api.planning.demand import Demand, Shares
-from semievol_api.planning.dry_provider import DryCounter, DrySettings, Guess, dry_provider
+from semievol_api.planning.dry_provider import DryCounter, DrySettings, dry_provider
 from semievol_api.records import Example
 from semievol_api.run import Plan, Silent, open_tools
 from semievol_api.run_store import RunStore
@@ -28,6 +29,8 @@ async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, r
     """The demand of the whole run, from at most `rows` rows of each part of the data."""
     sample = _sample(raw, rows)
     demand = Demand(_shares(plan.task, raw, sample))
+    known = (*sample.unlabeled, *sample.test, *sample.development, *sample.labeled)
+    key = AnswerKey(plan.task, known, guess)
 
     def on_stage(name: str, state: str) -> None:
         if state == "started":
@@ -36,9 +39,7 @@ async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, r
     with tempfile.TemporaryDirectory(prefix="semievol-plan-") as folder:
         config = _dry_config(plan.config, Path(folder))
         providers = {
-            name: dry_provider(
-                provider, DrySettings(name, plan.task, counter, demand, guess, provider.vendor == OWN_SERVER)
-            )
+            name: dry_provider(provider, DrySettings(name, counter, demand, key, provider.vendor == OWN_SERVER))
             for name, provider in plan.providers.items()
         }
         dry = replace(plan, config=config, providers=providers)

@@ -13,10 +13,11 @@ from semievol_api.capabilities import ModelLimits
 from semievol_api.config import Config
 from semievol_api.data import read_data
 from semievol_api.errors import BudgetError, ConfigError
+from semievol_api.planning.answer_key import EXPECTED, HIGH, LOW
 from semievol_api.planning.bill import BillRow, Range, bill, total
 from semievol_api.planning.compare import Offer, compare
 from semievol_api.planning.demand import Demand, Line, TrainingReport
-from semievol_api.planning.dry_provider import EXPECTED, HIGH, LOW, DryCounter, is_dry_tuned
+from semievol_api.planning.dry_provider import DryCounter, is_dry_tuned
 from semievol_api.planning.dry_run import dry_run
 from semievol_api.run import Plan, check, check_data
 from semievol_api.tokens import token_counter
