@@ -63,8 +63,9 @@ def _agree_on_price(settings: Config) -> None:
 
 def plan(
     config: ConfigPath,
+    vendors: Annotated[list[str] | None, typer.Argument(help="With --compare: vendors to price it at.")] = None,
     as_json: AsJson = False,
-    compare: Annotated[list[str] | None, typer.Option(help="Vendors to price the same run at; repeatable.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Price the same run at the vendors named.")] = False,
     on: OnDay = None,
 ) -> None:
     """Tell beforehand what a run asks, trains and costs, and until when its models exist; needs no key."""
@@ -75,8 +76,8 @@ def plan(
     from semievol_api.terminal.plan import plan_as_json, show_plan
 
     settings = load_config(config)
-    vendors = [name for names in compare or () for name in names.replace(",", " ").split()]
-    planned = run_blocking(estimate(settings, today=on.date() if on else None, vendors=vendors))
+    named = vendors or (["openai", "azure", "nebius", "local"] if compare else [])
+    planned = run_blocking(estimate(settings, today=on.date() if on else None, vendors=named))
     spent = spent_by(settings)
     if as_json:
         print_json(plan_as_json(planned, spent))

@@ -112,7 +112,10 @@ def _own_tokenizer(path: Path) -> TokenCounter:
     file = folder / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"'roles.tokenizer': there is no tokenizer at {str(file)!r}. Name a model's folder.")
-    encode = Tokenizer.from_file(str(file)).encode
+    try:
+        encode = Tokenizer.from_file(str(file)).encode
+    except Exception as error:  # noqa: BLE001  # the package raises bare exceptions
+        raise ConfigError(f"'roles.tokenizer': {str(file)!r} cannot be read: {error}.") from None
     return TokenCounter(
         f"the tokenizer of {folder.name}",
         lambda text: len(encode(text, add_special_tokens=False).ids),

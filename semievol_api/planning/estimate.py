@@ -195,6 +195,8 @@ def _price_notices(plan: Plan, rows: Sequence[BillRow], today: datetime.date) ->
             f"No price is known for {', '.join(unknown)}: the total cannot be told. Give prices in a file of your own "
             f"and name it in [catalogue] file (0 for a model that costs nothing)."
         )
+    trained = {plan.providers[row.provider].vendor for row in rows if row.kind == "train"}
+    notices += [f"{v}: {plan.catalogue.vendors[v].note}" for v in sorted(trained) if v in plan.catalogue.vendors]
     seen: Mapping[tuple[str, str], None] = dict.fromkeys(
         (plan.providers[row.provider].vendor, row.model.removeprefix(TUNED)) for row in rows
     )
