@@ -382,6 +382,7 @@ def require(ability: Ability | None, what: str, provider: Provider) -> Ability:
             "embeddings": provider.embedder,
             "fine-tuning": provider.finetuner,
             "batches": provider.batch,
+            "clean-up": provider.remote,
         }
         can = [name for name, fill in abilities.items() if fill is not None]
         reason = f" ({provider.refusals[what]})" if what in provider.refusals else ""

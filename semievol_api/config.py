@@ -96,6 +96,8 @@ class Roles(Settings):
     """Not needed with `[retrieve] method = "bm25"`."""
     warm: str | None = None
     """A warm model that exists already, such as `ft:...`: skips the first job."""
+    tokenizer: Path | None = None
+    """The student's own tokenizer, for counting alone: a model's folder, or a vocabulary (*.tiktoken)."""
 
 
 class RetrieveSettings(Settings):
@@ -131,6 +133,15 @@ class Limits(Settings):
     mode: Literal["direct", "batch"] = "direct"
     """`batch`: chat requests go through the vendor's batches, within a day and at half the price."""
     batch_poll_s: float = Field(default=30.0, gt=0)
+    ask_above_usd: float = Field(default=10.0, ge=0)
+    """`semievol run` starts a dearer plan only with --yes."""
+
+
+class CatalogueSettings(Settings):
+    """`[catalogue]`: what is known of vendors and models."""
+
+    file: Path | None = None
+    """Prices, limits and ends of your own, in the form of the package's catalogue.toml; they come first."""
 
 
 class Config(Settings):
@@ -150,6 +161,7 @@ class Config(Settings):
     evolve: EvolveSettings = EvolveSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
+    catalogue: CatalogueSettings = CatalogueSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -278,4 +290,8 @@ def _resolve(config: Config, folder: Path) -> Config:
             "task": str(folder / task) if task.endswith(".toml") else task,
         }
     )
-    return config.model_copy(update={"run": run, "data": data})
+    roles, own = config.roles, config.catalogue.file
+    if roles.tokenizer is not None:
+        roles = roles.model_copy(update={"tokenizer": folder / roles.tokenizer})
+    catalogue = CatalogueSettings(file=folder / own if own else None)
+    return config.model_copy(update={"run": run, "data": data, "roles": roles, "catalogue": catalogue})

@@ -28,10 +28,9 @@ from semievol_api.errors import JobFailedError, TransientError, UserError
 from semievol_api.records import Example, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.tasks import Task
+from semievol_api.training_file import MIN_EXAMPLES, check_training_file
 from semievol_api.transport.clock import Clock
 
-MIN_EXAMPLES = 10
-"""OpenAI's own minimum for a fine-tuning file."""
 LOOKS_AFTER_A_LOST_REPLY = 5
 AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
@@ -94,6 +93,7 @@ async def fine_tune(
     request = _request(trainer, file, settings)
 
     async def submit(run_key: str) -> Ticket:
+        trainer.on_event(name, JobEvent(id="", message=check_training_file(file.content).sentence))
         ticket = await _find_or_submit(trainer, request)
         return Ticket(job_id=ticket.job_id, run_key=run_key, training_file_id=ticket.training_file_id)
 
