@@ -200,7 +200,7 @@ async def test_a_whole_run_starts_one_engine(tmp_path: Path, monkeypatch: pytest
         assert stage in made
     assert any("justif" in name for name in made)
     models = [str(model["name"]) for model in result.verdict.document["models"]]  # type: ignore[index, union-attr]
-    assert {"vanilla", "SFT", "SemiEvol"} <= set(models)
+    assert {"base", "warm", "semievol"} <= set(models)
     jobs = sorted((tmp_path / "semievol-local" / "jobs").glob("*/adapter/adapter_model.safetensors"))
     assert len(jobs) == 2
     again = await run_async(load_config(tmp_path / "semievol.toml"))

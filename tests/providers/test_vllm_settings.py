@@ -99,9 +99,8 @@ class _FakeEngine(VllmEngine):
 
 
 def _provider(tiny_model: Path, folder: Path, done: _Done) -> tuple[Provider, _FakeEngine]:
-    settings = ProviderSettings(
-        name="gpu", options={"model": str(tiny_model), "name": "tiny", "device": "cpu"}, environ={}, base_folder=str(folder)
-    )  # fmt: skip
+    given = {"model": str(tiny_model), "name": "tiny", "device": "cpu"}
+    settings = ProviderSettings(name="gpu", options=given, environ={}, base_folder=str(folder))
     options = read_options(settings, VllmOptions)
     engine = _FakeEngine(done)
     return table(settings, options, read_places(settings, options, "vllm"), engine), engine

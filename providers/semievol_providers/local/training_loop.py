@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,9 @@ class TrainingLoop:
             change = f"passes of at most {self._tokens_per_pass:,} tokens"
         elif not self._checkpointing:
             self._checkpointing = True
-            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with warnings.catch_warnings():  # the name that transformers 5.5 to 6 have in common is deprecated
+                warnings.simplefilter("ignore", FutureWarning)
+                self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             change = "activation checkpointing, which is slower"
         else:
             return False
