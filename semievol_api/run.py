@@ -91,7 +91,7 @@ class Plan:
     @property
     def guests(self) -> tuple[ModelRef, ...]:
         """Other providers' models among the annotators."""
-        return tuple(a.model for a in self.config.annotators if isinstance(a.model, ModelRef))
+        return guests_of(self.config)
 
     @property
     def trainer_ref(self) -> ModelRef:
@@ -129,7 +129,7 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
     """
     task = load_task(config.data.task)
     roles = config.roles
-    guests = [a.model for a in config.annotators if isinstance(a.model, ModelRef)]
+    guests = guests_of(config)
     names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder, *guests) if ref is not None]
     for name in names:
         if name not in config.providers:
@@ -139,6 +139,8 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
     plan = Plan(config, task, providers)
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
+    for guest in plan.guests:
+        require(plan.provider(guest).chat, "chat", plan.provider(guest))
     if config.select.score == "mean_nll":
         require(student.scored, "log-probabilities", student)
     if trains(config):
@@ -152,6 +154,11 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
         embedder = plan.provider(roles.embedder)
         require(embedder.embedder, "embeddings", embedder)
     return plan
+
+
+def guests_of(config: Config) -> tuple[ModelRef, ...]:
+    """Other providers' models among the annotators."""
+    return tuple(a.model for a in config.annotators if isinstance(a.model, ModelRef))
 
 
 def trains(config: Config) -> bool:
