@@ -22,7 +22,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock", "jobs")
+NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock", "jobs", "oracle", "spend")
 TIMEOUT_S = 900.0
 PHASES = ("warm-up job", "collaborate", "final job")
 

@@ -1,6 +1,7 @@
 """What the stages hand to each other and the run store keeps: frozen values over Arrow tables.
 
-    prepare -> Prepared, retrieve -> Neighbours, collaborate and justify -> EvidenceTable, select -> Selection,
+    prepare -> Prepared, split -> Folds, retrieve -> Neighbours, probe -> Abilities,
+    collaborate and justify -> EvidenceTable, select -> Selection,
     warm_up and evolve -> TrainingFile, Ticket, TunedModel, evaluate -> Answers
 
 Knows nothing of how an artifact is made; holds no clock, host or secret.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Self, cast
+from typing import Literal, Self, TypeAlias, cast
 
 import pyarrow as pa
 from msgspec import convert
@@ -18,6 +19,11 @@ from msgspec import convert
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.run_store import Packed
 
+Ability: TypeAlias = Literal["options", "alternatives", "logprobs", "text"]
+"""What a server gives beside an answer's text: the probability of every label in one read, alternatives at each
+token, the chosen tokens' log-probabilities, or nothing."""
+
+REVIEW_QUEUE = "review_queue.jsonl"
 EXAMPLE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -45,6 +51,7 @@ EVIDENCE_SCHEMA = pa.schema(
         ("completion_tokens", pa.int32()),
         ("cached_tokens", pa.int32()),
         ("failure", pa.string()),
+        ("dropped_shots", pa.int16()),
     ]
 )
 
@@ -77,6 +84,54 @@ class Prepared:
         """See `pack`."""
         splits = {name: tuple(_examples(table)) for name, table in packed.tables.items()}
         return cls(report=cast("Mapping[str, object]", packed.documents["report"]), **splits)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which labels teach the warm model, which calibrate, which gate; the last two are never demonstrations.
+
+    `tunable` is False where there are too few labels for a training; `note` says in words what was done.
+    """
+
+    warm: tuple[Example, ...]
+    calibration: tuple[Example, ...]
+    development: tuple[Example, ...]
+    tunable: bool
+    note: str
+
+    def pack(self) -> Packed:
+        """Three tables and a document."""
+        return Packed(
+            tables={
+                "warm": _examples_table(self.warm),
+                "calibration": _examples_table(self.calibration),
+                "development": _examples_table(self.development),
+            },
+            documents={"folds": {"tunable": self.tunable, "note": self.note}},
+        )
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        parts = {name: tuple(_examples(table)) for name, table in packed.tables.items()}
+        document = cast("dict[str, object]", packed.documents["folds"])
+        return cls(tunable=bool(document["tunable"]), note=str(document["note"]), **parts)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What each asked model's server gives, found by one cheap call each; by role."""
+
+    of: Mapping[str, Ability]
+
+    def pack(self) -> Packed:
+        """One document."""
+        return Packed(documents={"abilities": dict(self.of)})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]))
 
 
 @dataclass(frozen=True)
@@ -149,12 +204,20 @@ class Selection:
     """The pseudo-labels that are kept, and how the rule came to them.
 
     `scores` holds every unlabelled item: its candidate answer, its score (lower is better for `mean_nll`),
-    whether it was kept, and why not. `summary` holds the rule, its threshold and its counts.
+    whether it was kept, and why not. `summary` holds the rule, its threshold and its counts. `calibration` holds
+    the calibration items with their scores and whether they are wrong, `queue` the questions for a person.
     """
 
     kept: tuple[PseudoLabel, ...]
     scores: pa.Table
     summary: Mapping[str, object]
+    calibration: pa.Table | None = None
+    queue: bytes = b""
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is enough to train on; rules that do not say so always train."""
+        return bool(self.summary.get("enough", True))
 
     def pack(self) -> Packed:
         """The kept labels, all scores, and the summary."""
@@ -164,7 +227,11 @@ class Selection:
             "text": pa.array([p.text for p in self.kept], pa.string()),
             "score": pa.array([p.score for p in self.kept], pa.float64()),
         }
-        return Packed(tables={"kept": pa.table(kept), "scores": self.scores}, documents={"summary": self.summary})
+        tables = {"kept": pa.table(kept), "scores": self.scores}
+        if self.calibration is not None:
+            tables["calibration"] = self.calibration
+        files = {REVIEW_QUEUE: self.queue} if self.queue else {}
+        return Packed(tables=tables, documents={"summary": self.summary}, files=files)
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
@@ -173,6 +240,8 @@ class Selection:
             kept=tuple(convert(row, PseudoLabel) for row in packed.tables["kept"].to_pylist()),
             scores=packed.tables["scores"],
             summary=cast("Mapping[str, object]", packed.documents["summary"]),
+            calibration=packed.tables.get("calibration"),
+            queue=packed.files.get(REVIEW_QUEUE, b""),
         )
 
 

@@ -269,6 +269,35 @@ class BatchChat(Protocol):
         ...
 
 
+# ------------------------------------------------------------------------------------------------ remote
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteModel:
+    """What the vendor itself says of a model; `shutdown_date` (ISO) is None where it announces none."""
+
+    name: ModelName
+    shutdown_date: str | None = None
+
+
+class Remote(Protocol):
+    """What lies at the vendor: uploaded files and models, to be looked at and cleaned up."""
+
+    async def model(self, name: ModelName) -> RemoteModel:
+        """One model; `RefusedError` where there is none."""
+        ...
+
+    async def files_with(self, training_file: bytes) -> Sequence[str]:
+        """The ids of the uploaded files with this content that this project uploaded."""
+        ...
+
+    async def delete_file(self, file_id: str) -> None:
+        """Delete an uploaded file."""
+        ...
+
+    async def delete_model(self, name: ModelName) -> None:
+        """Delete a tuned model."""
+        ...
+
+
 # ------------------------------------------------------------------------------------------------- table
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLimits:
@@ -290,10 +319,14 @@ async def _nothing_to_close() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """What one vendor can do. `identity` enters cache keys: the endpoint, without key or anything secret."""
+    """What one vendor can do. `identity` enters cache keys: the endpoint, without key or anything secret.
+
+    `vendor` is the name under which the catalogue knows the vendor; empty for a server of one's own.
+    """
 
     name: str
     identity: str
+    vendor: str = ""
     limits: Mapping[ModelName, ModelLimits] = field(default_factory=dict[ModelName, ModelLimits])
     chat: Chat | None = None
     scored: ScoredChat | None = None
@@ -301,6 +334,9 @@ class Provider:
     embedder: Embedder | None = None
     finetuner: FineTuner | None = None
     batch: BatchChat | None = None
+    remote: Remote | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Why an ability is missing, by its name in `require`, where there is more to say."""
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
@@ -316,6 +352,8 @@ class ProviderSettings:
     options: Mapping[str, object]
     environ: Mapping[str, str]
     base_folder: str = "."
+    planning: bool = False
+    """Nothing will be sent: a missing key is no fault."""
 
 
 @runtime_checkable
@@ -344,10 +382,12 @@ def require(ability: Ability | None, what: str, provider: Provider) -> Ability:
             "embeddings": provider.embedder,
             "fine-tuning": provider.finetuner,
             "batches": provider.batch,
+            "clean-up": provider.remote,
         }
         can = [name for name, fill in abilities.items() if fill is not None]
+        reason = f" ({provider.refusals[what]})" if what in provider.refusals else ""
         raise MissingAbilityError(
-            f"The provider {provider.name!r} has no {what}; it offers {', '.join(can) or 'nothing'}. "
+            f"The provider {provider.name!r} has no {what}{reason}; it offers {', '.join(can) or 'nothing'}. "
             f"Give this role to another provider in [roles], or change the setting that needs it."
         )
     return ability

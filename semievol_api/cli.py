@@ -6,13 +6,20 @@ Exit codes: 0 done; 1 the run failed (a provider, a job, too many failed rows, t
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from semievol_api.report.commands import export, report, review
+from semievol_api.terminal.journal import app as journal
+
+if TYPE_CHECKING:
+    from semievol_api.config import Config
 
 ConfigPath = Annotated[Path, typer.Argument(help="A config file, such as semievol.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
@@ -21,28 +28,72 @@ AcceptChange = Annotated[
 ]
 
 
-def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: AcceptChange = False) -> None:
+OnDay = Annotated[datetime.datetime | None, typer.Option("--on", formats=["%Y-%m-%d"], help="As if it were this day.")]
+
+
+def run(
+    config: ConfigPath,
+    as_json: AsJson = False,
+    accept_config_change: AcceptChange = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start whatever the plan says it costs.")] = False,
+) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
-    from semievol_api.run import run_async, run_blocking
+    from semievol_api.session import run_async, run_blocking
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
 
     settings = load_config(config)
+    if not yes:
+        _agree_on_price(settings)
     with Bars(err()) as bars:
         result = run_blocking(run_async(settings, watcher=bars, accept_change=accept_config_change))
     show_result(result, as_json=as_json)
 
 
-def check(config: ConfigPath, as_json: AsJson = False) -> None:
+def _agree_on_price(settings: Config) -> None:
+    """Stop a run that is too dear before its first paid call; what is done already is not asked about again."""
+    from semievol_api.planning import estimate, refuse_too_dear, worth_planning
+    from semievol_api.run_store import stages_done
+    from semievol_api.session import run_blocking
+
+    if "verdict" not in stages_done(settings.run.folder) and worth_planning(settings):
+        refuse_too_dear(settings, run_blocking(estimate(settings)), agreed=False)
+
+
+def plan(
+    config: ConfigPath,
+    vendors: Annotated[list[str] | None, typer.Argument(help="With --compare: vendors to price it at.")] = None,
+    as_json: AsJson = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Price the same run at the vendors named.")] = False,
+    on: OnDay = None,
+) -> None:
+    """Tell beforehand what a run asks, trains and costs, and until when its models exist; needs no key."""
+    from semievol_api.config import load_config
+    from semievol_api.planning import estimate, spent_by
+    from semievol_api.session import run_blocking
+    from semievol_api.terminal.bars import out
+    from semievol_api.terminal.plan import plan_as_json, show_plan
+
+    settings = load_config(config)
+    named = vendors or (["openai", "azure", "nebius", "local"] if compare else [])
+    planned = run_blocking(estimate(settings, today=on.date() if on else None, vendors=named))
+    spent = spent_by(settings)
+    if as_json:
+        print_json(plan_as_json(planned, spent))
+    else:
+        show_plan(out(), planned, spent)
+
+
+def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None:
     """Validate a config, its data and its providers' tables, with no network."""
     from semievol_api.config import load_config
     from semievol_api.data import read_data
-    from semievol_api.run import check as check_config
-    from semievol_api.run import check_data
+    from semievol_api.session import check as check_config
+    from semievol_api.session import check_data
     from semievol_api.terminal.bars import out, pairs
 
-    plan = check_config(load_config(config))
+    plan = check_config(load_config(config), today=on.date() if on else None)
     raw = read_data(plan.config.data, plan.task)
     check_data(plan, raw)
     facts = {
@@ -54,9 +105,11 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
         "trainer": f"{plan.trainer_ref.model} at {plan.trainer_ref.provider}",
     }
     if as_json:
-        print_json({"ok": True, **facts})
+        print_json({"ok": True, **facts, "notices": list(plan.notices)})
         return
     pairs(out(), f"{config.name} is good", facts)
+    for notice in plan.notices:
+        out().print(f"! {notice}", markup=False)
 
 
 def preview(
@@ -98,16 +151,74 @@ def status(config: ConfigPath, as_json: AsJson = False) -> None:
         pairs(out(), "Done", {name: f"{seconds:.1f} s" for name, seconds in done.items()})
 
 
-def providers(as_json: AsJson = False) -> None:
-    """List the installed providers."""
+def jobs(
+    path: Annotated[Path, typer.Argument(help="A config, or a folder of runs.")] = Path(),
+    poll: Annotated[bool, typer.Option("--poll", help="Ask the vendor where the jobs stand (needs a config).")] = False,
+    cancel: Annotated[str | None, typer.Option(help="Ask the vendor to stop this job (needs a config).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the trainings of all runs: their jobs, models, tokens and price."""
+    from semievol_api.terminal.hosted import list_jobs, show_jobs
+
+    found = list_jobs(path, poll=poll, stop=cancel)
+    if as_json:
+        print_json(found)
+    else:
+        show_jobs(found)
+
+
+def clean(
+    config: ConfigPath,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="What lies at the vendor: files, superseded models.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List, and with --yes delete, what a run left at its vendor."""
+    from semievol_api.errors import UserError
+    from semievol_api.terminal.hosted import clean_remote, show_clean
+
+    if not remote:
+        raise UserError("Nothing to do without --remote. To remove a run from this machine, delete its folder.")
+    result = clean_remote(config, yes=yes)
+    if as_json:
+        print_json(result)
+    else:
+        show_clean(result)
+
+
+def providers(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the installed providers and what is known of vendors' models; `probe` asks one what it really does."""
+    from semievol_api.catalogue import load_catalogue
     from semievol_api.registry import provider_kinds
     from semievol_api.terminal.bars import out, pairs
+    from semievol_api.terminal.hosted import catalogue_table, providers_as_json
 
-    kinds = {name: point.value for name, point in provider_kinds().items()}
+    if context.invoked_subcommand is not None:
+        return
     if as_json:
-        print_json(kinds)
+        print_json(providers_as_json())
+        return
+    pairs(out(), "Providers", {name: point.value for name, point in provider_kinds().items()})
+    out().print(catalogue_table(load_catalogue()))
+
+
+def probe(
+    name: Annotated[str, typer.Argument(help="A provider of the config: [providers.NAME].")],
+    config: Annotated[Path, typer.Option(help="The config that names it.")] = Path("semievol.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Make one cheap call per ability and show what works, is ignored or refused; kept with the run."""
+    from dataclasses import asdict
+
+    from semievol_api.terminal.hosted import probe_provider, show_findings
+
+    findings, path = probe_provider(name, config)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
     else:
-        pairs(out(), "Providers", kinds)
+        show_findings(findings, path)
 
 
 def demo(
@@ -135,8 +246,13 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (init, check, preview, run, status, demo, providers):
+    for command in (init, check, preview, plan, run, status, report, review, export, jobs, clean, demo):
         app.command()(command)
+    app.add_typer(journal, name="journal")
+    group = typer.Typer(invoke_without_command=True)
+    group.callback()(providers)
+    group.command()(probe)
+    app.add_typer(group, name="providers")
     for point in sorted(entry_points(group="semievol.commands"), key=lambda p: p.name):
         brought = point.load()
         if isinstance(brought, typer.Typer):

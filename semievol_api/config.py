@@ -13,25 +13,28 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semievol_api.errors import ConfigError
+from semievol_api.method_settings import AnnotateSettings as AnnotateSettings
+from semievol_api.method_settings import AnnotatorSettings as AnnotatorSettings
+from semievol_api.method_settings import EvolveSettings as EvolveSettings
+from semievol_api.method_settings import JustifySettings as JustifySettings
+from semievol_api.method_settings import ModelRef as ModelRef
+from semievol_api.method_settings import SelectSettings as SelectSettings
+from semievol_api.method_settings import Settings as Settings
+from semievol_api.method_settings import Share as Share
+from semievol_api.method_settings import SplitSettings as SplitSettings
+from semievol_api.method_settings import ThresholdPool as ThresholdPool
+from semievol_api.method_settings import TrainSettings as TrainSettings
+from semievol_api.modes import MODES, Mode
 
-Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
-ThresholdPool: TypeAlias = Literal["unlabeled", "labeled"]
-ModelRole: TypeAlias = Literal["base", "warm"]
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    """The root of all settings: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RunSettings(Settings):
@@ -40,7 +43,8 @@ class RunSettings(Settings):
     folder: Path
     journal: Path | None = None
     """The journal's file; runs that share it never ask the same thing twice. Default: in the run folder."""
-    mode: Literal["paper"] = "paper"
+    mode: Mode = "calibrated"
+    """A named set of defaults for all other settings, see `modes.py`; what the file says itself wins."""
     propagation: Propagation = "both"
     seed: int = 0
     ceiling: bool = False
@@ -56,6 +60,10 @@ class DataSettings(Settings):
     labeled: Path
     unlabeled: Path
     test: Path | None = None
+    dev: Path | None = None
+    """Labelled examples that gate the evolved model; they are never learned from."""
+    reviewed: Path | None = None
+    """JSON lines of `id` and `answer`: what a person said to the questions of `review_queue.jsonl`."""
     columns: Mapping[str, str] = {}
     """Overrides of the task's columns, such as `question = "text"`."""
     max_labeled: int | None = Field(default=None, ge=1)
@@ -77,13 +85,6 @@ class ProviderTable(BaseModel):
         return dict(self.model_extra or {})
 
 
-class ModelRef(Settings):
-    """One model at one provider."""
-
-    provider: str
-    model: str
-
-
 class Roles(Settings):
     """`[roles]`: who does what. Swapping a vendor is a change here and nowhere else."""
 
@@ -95,6 +96,8 @@ class Roles(Settings):
     """Not needed with `[retrieve] method = "bm25"`."""
     warm: str | None = None
     """A warm model that exists already, such as `ft:...`: skips the first job."""
+    tokenizer: Path | None = None
+    """The student's own tokenizer, for counting alone: a model's folder, or a vocabulary (*.tiktoken)."""
 
 
 class RetrieveSettings(Settings):
@@ -107,60 +110,11 @@ class RetrieveSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
 
 
-class AnnotateSettings(Settings):
-    """`[annotate]`: the annotators of collaborative learning (paper §3.3)."""
-
-    n: int = Field(default=4, ge=1)
-    max_shots: int = Field(default=3, ge=0)
-    draw: Literal["without-replacement", "with-replacement"] = "without-replacement"
-    """Ambiguity 1: how annotators are drawn from {base, warm} x {0..max_shots shots}."""
-    temperature: float = Field(default=1.0, ge=0)
-    max_tokens: int = Field(default=512, ge=1)
-
-
-class JustifySettings(Settings):
-    """`[justify]`: self-justification by the warm model (paper §3.3)."""
-
-    on: Literal["all", "disagreements"] = "all"
-    """Ambiguity 2: which items are justified."""
-    score: Literal["justified", "first-annotator"] = "justified"
-    """Ambiguity 8: whose log-probabilities score an item that was not justified falls back to the first
-    annotator; "first-annotator" takes them always."""
-    show: Literal["response", "answer"] = "response"
-    temperature: float = Field(default=0.0, ge=0)
-    max_tokens: int = Field(default=512, ge=1)
-
-
-class SelectSettings(Settings):
-    """`[select]`: which pseudo-labels are kept (paper §3.4)."""
-
-    rule: Literal["percentile"] = "percentile"
-    share: Share = 0.5
-    """theta: the share of the threshold's pool that is kept."""
-    pool: ThresholdPool = "unlabeled"
-    """Ambiguity 4: whose scores place the threshold (the formula: unlabelled)."""
-    interpolation: Literal["linear", "lower", "higher"] = "linear"
-    """Ambiguity 7: how the percentile falls between two scores."""
-
-
-class TrainSettings(Settings):
-    """`[train]`: the two trainings; None is the vendor's `auto`."""
-
-    n_epochs: int | None = Field(default=2, ge=1)
-    final_epochs: int | None = Field(default=None, ge=1)
-    """Epochs of the final training; default: `n_epochs`."""
-    batch_size: int | None = Field(default=None, ge=1)
-    learning_rate_multiplier: float | None = Field(default=None, gt=0)
-    data: Literal["selected+labeled", "selected"] = "selected+labeled"
-    """Ambiguity 3: Eq. 9 (both) or Algorithm 1 (selected only)."""
-    poll_s: float = Field(default=10.0, gt=0)
-    suffix: str = Field(default="semievol", max_length=40)
-
-
 class EvaluateSettings(Settings):
     """`[evaluate]`: greedy answers on the test split."""
 
     shots: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     resamples: int = Field(default=10_000, ge=100)
 
@@ -179,6 +133,15 @@ class Limits(Settings):
     mode: Literal["direct", "batch"] = "direct"
     """`batch`: chat requests go through the vendor's batches, within a day and at half the price."""
     batch_poll_s: float = Field(default=30.0, gt=0)
+    ask_above_usd: float = Field(default=10.0, ge=0)
+    """`semievol run` starts a dearer plan only with --yes."""
+
+
+class CatalogueSettings(Settings):
+    """`[catalogue]`: what is known of vendors and models."""
+
+    file: Path | None = None
+    """Prices, limits and ends of your own, in the form of the package's catalogue.toml; they come first."""
 
 
 class Config(Settings):
@@ -188,13 +151,47 @@ class Config(Settings):
     data: DataSettings
     providers: Mapping[str, ProviderTable]
     roles: Roles
+    split: SplitSettings = SplitSettings()
     retrieve: RetrieveSettings = RetrieveSettings()
     annotate: AnnotateSettings = AnnotateSettings()
+    annotators: tuple[AnnotatorSettings, ...] = ()
     justify: JustifySettings = JustifySettings()
     select: SelectSettings = SelectSettings()
     train: TrainSettings = TrainSettings()
+    evolve: EvolveSettings = EvolveSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
+    catalogue: CatalogueSettings = CatalogueSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_mode(cls, tree: object) -> object:
+        """A mode is nothing but defaults: what the file does not say is taken from it."""
+        if not isinstance(tree, Mapping):
+            return tree
+        run = tree.get("run", {})
+        mode = run.get("mode", "calibrated") if isinstance(run, Mapping) else None
+        return _filled(tree, MODES[mode]) if mode in MODES else tree
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        calibrates = self.select.rule not in ("percentile", "official-2025")
+        if calibrates and self.select.score != "pooled":
+            raise ValueError(
+                f'[select] rule {self.select.rule!r} ranks by the pooled probability; set [select] score = "pooled" '
+                f'and a crew with estimators, or [run] mode = "calibrated"'
+            )
+        ids = [annotator.id for annotator in self.annotators]
+        if len(set(ids)) < len(ids):
+            raise ValueError("two [[annotators]] have the same id")
+        return self
+
+
+def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+    """The tree with a mode's defaults under what it says itself."""
+    sections = {name: {**values, **tree.get(name, {})} for name, values in defaults.items()}
+    spoiled = {name for name in sections if not isinstance(tree.get(name, {}), Mapping)}
+    return {**tree, **{name: values for name, values in sections.items() if name not in spoiled}}
 
 
 def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
@@ -288,7 +285,13 @@ def _resolve(config: Config, folder: Path) -> Config:
             "labeled": folder / config.data.labeled,
             "unlabeled": folder / config.data.unlabeled,
             "test": folder / config.data.test if config.data.test else None,
+            "dev": folder / config.data.dev if config.data.dev else None,
+            "reviewed": folder / config.data.reviewed if config.data.reviewed else None,
             "task": str(folder / task) if task.endswith(".toml") else task,
         }
     )
-    return config.model_copy(update={"run": run, "data": data})
+    roles, own = config.roles, config.catalogue.file
+    if roles.tokenizer is not None:
+        roles = roles.model_copy(update={"tokenizer": folder / roles.tokenizer})
+    catalogue = CatalogueSettings(file=folder / own if own else None)
+    return config.model_copy(update={"run": run, "data": data, "roles": roles, "catalogue": catalogue})

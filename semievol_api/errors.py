@@ -12,6 +12,7 @@
     │   ├── RateLimitError      wait, then ask again; costs no attempt
     │   ├── TransientError      worth another attempt: timeout, cut, 408, 409, 5xx, invalid body
     │   ├── RefusedError        asking again would not help: 400, 401, 403, 404, 422
+    │   │   └── ContextLengthError  the prompt and its answer do not fit the model's context
     │   └── JobFailedError      a fine-tuning job ended without a model
     ├── BudgetError             the next request could pass the cap; everything paid for is kept
     └── StageError              too many rows of a stage failed
@@ -90,6 +91,10 @@ class TransientError(ProviderError):
 
 class RefusedError(ProviderError):
     """A refusal that another attempt would not change."""
+
+
+class ContextLengthError(RefusedError):
+    """The prompt and the answer asked for do not fit the model's context; a shorter prompt may."""
 
 
 class JobFailedError(ProviderError):

@@ -31,9 +31,14 @@ def provider_kinds() -> Mapping[str, EntryPoint]:
 
 
 def connect(
-    name: str, table: ProviderTable, environ: Mapping[str, str] | None = None, base_folder: str = "."
+    name: str,
+    table: ProviderTable,
+    environ: Mapping[str, str] | None = None,
+    base_folder: str = ".",
+    *,
+    planning: bool = False,
 ) -> Provider:
-    """Import a provider and hand it its settings; nothing is sent.
+    """Import a provider and hand it its settings; nothing is sent. `planning`: nothing ever will be, keys may miss.
 
     Raises:
         ConfigError: no provider of this kind is installed, or it refuses its settings.
@@ -52,6 +57,7 @@ def connect(
                 options=table.options,
                 environ=os.environ if environ is None else environ,
                 base_folder=base_folder,
+                planning=planning,
             )
         )
     except ModuleNotFoundError as error:

@@ -124,6 +124,22 @@ class RunStore:
         """Wall seconds that each artifact took when it was made, whichever process made it."""
         return {name: float(stamp["seconds"]) for name, stamp in self._stamps.items()}
 
+    def note(self, name: str, text: str) -> None:
+        """Write something about the run, such as its versions, that is no artifact and enters no fingerprint."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    def log_event(self, name: str, event_id: str, line: str) -> None:
+        """Append a job's event, once; a run that waits again is told of old events again."""
+        path = self.folder / "jobs" / f"{name}-events.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = path.read_text("utf-8").splitlines() if path.is_file() else []
+        if any(json.loads(old)["id"] == event_id for old in known):
+            return
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
     def forget(self, name: str) -> None:
         """Drop an artifact, such as the ticket of a job that failed; it is made anew when next asked for."""
         self._stamps.pop(name, None)

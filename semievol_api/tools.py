@@ -1,19 +1,28 @@
 """The live clients of one run: who is asked, who embeds, who trains.
 
-Built from the config by `run.py`, handed to the pipeline. Knows nothing of the order of the stages.
+Built from the config by `session.py`, handed to the pipeline. Knows nothing of the order of the stages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from semievol_api.artifacts import TunedModel
+from semievol_api.artifacts import Abilities, TunedModel
 from semievol_api.capabilities import Provider
+from semievol_api.config import TrainSettings
 from semievol_api.engine import RequestEngine
 from semievol_api.stages.asking import Student
 from semievol_api.stages.fine_tune import Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Another provider's model among the annotators."""
+
+    provider: Provider
+    model: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Tools:
     embedder: EmbeddingTool | None
     gold: Mapping[str, str]
     max_failed_share: float
+    guests: Mapping[str, Guest] = field(default_factory=dict[str, Guest])
 
     @property
     def base(self) -> TunedModel:
@@ -37,13 +47,35 @@ class Tools:
         """A model that the user already has."""
         return TunedModel(model, self.student_model)
 
+    def after(self, abilities: Abilities) -> Tools:
+        """The same tools, where a server that was found to give no log-probabilities is not asked for any."""
+        if "text" not in abilities.of.values():
+            return self
+        return replace(self, student_provider=replace(self.student_provider, scored=None, option_reader=None))
+
+    def training(
+        self, name: str, settings: TrainSettings, models: Mapping[str, TunedModel]
+    ) -> tuple[Trainer, TrainSettings]:
+        """Who makes a model of the run's end, and how; the baseline is trained as the warm model was."""
+        if name == "sft":
+            return self.trainer, settings
+        if settings.start == "base" or "warm" not in models:
+            return self.trainer, settings.final
+        warm = models["warm"]
+        return replace(self.trainer, base=warm.model, base_identity=warm.identity), settings.final
+
     def student(self, models: Mapping[str, TunedModel]) -> Student:
         """The models to be asked, by role."""
         return Student(
             engine=self.engine,
             provider=self.student_provider,
-            models={role: model.model for role, model in models.items()},
+            models={role: model.model for role, model in models.items()} | self._guest_models,
             identities={role: model.identity for role, model in models.items()},
             seed=self.trainer.seed,
             max_failed_share=self.max_failed_share,
+            guests={role: guest.provider for role, guest in self.guests.items()},
         )
+
+    @property
+    def _guest_models(self) -> dict[str, str]:
+        return {role: guest.model for role, guest in self.guests.items()}

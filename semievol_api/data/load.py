@@ -8,12 +8,13 @@ Knows nothing of hygiene or of the method.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from semievol_api.config import DataSettings
 from semievol_api.data.examples import DataRole, Note, Reading, columns_of, read_examples
 from semievol_api.data.hub import hub_address, read_address, read_folder, read_task_dataset
+from semievol_api.data.reviewed import read_reviewed
 from semievol_api.data.splits import split, subsample
 from semievol_api.data.table import Table, read_table
 from semievol_api.errors import DataError
@@ -31,6 +32,9 @@ class RawData:
     unlabeled: tuple[Example, ...]
     test: tuple[Example, ...]
     notes: tuple[Note, ...] = ()
+    development: tuple[Example, ...] = ()
+    reviewed: Mapping[str, str] = field(default_factory=dict[str, str])
+    """A person's answers by example id, in the task's canonical form."""
 
     @property
     def gold(self) -> Mapping[str, str]:
@@ -71,13 +75,16 @@ def read_data(settings: DataSettings, task: Task, seed: int = 0) -> RawData:
     sources: list[tuple[DataRole, Path]] = [("labeled", settings.labeled), ("unlabeled", settings.unlabeled)]
     if settings.test is not None:
         sources.append(("test", settings.test))
+    development = () if settings.dev is None else _read("test", settings.dev, settings, task).examples
     readings = {role: _read(role, source, settings, task) for role, source in sources}
     test = readings["test"].examples if "test" in readings else ()
     labeled = _thinned(readings["labeled"].examples, settings.max_labeled, seed)
     unlabeled = _thinned(readings["unlabeled"].examples, settings.max_unlabeled, seed)
     test = _thinned(test, settings.max_test, seed)
     notes = [note for reading in readings.values() for note in reading.notes]
-    return _distinct_ids(labeled, unlabeled, test, notes)
+    whole = _distinct_ids(labeled, unlabeled, test, notes)
+    reviewed = {} if settings.reviewed is None else read_reviewed(settings.reviewed, task, whole.unlabeled)
+    return replace(whole, development=_apart(development, whole), reviewed=reviewed)
 
 
 def read_task_data(task: Task) -> RawData:
@@ -109,7 +116,12 @@ def _thinned(examples: Sequence[Example], size: int | None, seed: int) -> tuple[
 
 
 def _refuse_same_file(settings: DataSettings) -> None:
-    named = {"labeled": settings.labeled, "unlabeled": settings.unlabeled, "test": settings.test}
+    named = {
+        "labeled": settings.labeled,
+        "unlabeled": settings.unlabeled,
+        "test": settings.test,
+        "dev": settings.dev,
+    }
     present = [(name, path.resolve()) for name, path in named.items() if path is not None]
     for i, (name, path) in enumerate(present):
         for other, other_path in present[i + 1 :]:
@@ -124,6 +136,12 @@ def _same_bytes(a: Path, b: Path) -> bool:
     if not (a.is_file() and b.is_file()) or a.stat().st_size != b.stat().st_size:
         return False
     return a.read_bytes() == b.read_bytes()
+
+
+def _apart(development: Sequence[Example], others: RawData) -> tuple[Example, ...]:
+    """Development examples under ids of their own."""
+    taken = {e.id for e in (*others.labeled, *others.unlabeled, *others.test)}
+    return tuple(replace(e, id=f"{e.id}@dev") if e.id in taken else e for e in development)
 
 
 def _distinct_ids(

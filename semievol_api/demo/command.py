@@ -10,12 +10,12 @@ from pathlib import Path
 from semievol_api.config import load_config
 from semievol_api.demo.embedded_server import serving
 from semievol_api.errors import MissingExtraError
-from semievol_api.run import RunResult, run_async, run_blocking
+from semievol_api.session import RunResult, run_async, run_blocking
 from semievol_api.terminal.bars import Bars, err
 from semievol_api.terminal.verdict import show_result
 
 HERE = Path(__file__).parent
-QUICK = {"data.max_unlabeled": 60, "data.max_test": 60, "train.n_epochs": 3, "train.final_epochs": 2}
+QUICK: dict[str, object] = {"data.max_unlabeled": 60, "data.max_test": 60, "train.n_epochs": 3, "train.final_epochs": 2}
 
 
 def run_demo(folder: Path, *, quick: bool, as_json: bool) -> None:
@@ -27,7 +27,7 @@ def run_demo(folder: Path, *, quick: bool, as_json: bool) -> None:
 
 
 def _run(folder: Path, base_url: str, quick: bool) -> RunResult:
-    changes = {"run.folder": str(folder.resolve() / "run"), "providers.server.base_url": base_url}
+    changes: dict[str, object] = {"run.folder": str(folder.resolve() / "run"), "providers.server.base_url": base_url}
     config = load_config(HERE / "demo.toml", changes | (QUICK if quick else {}))
     with Bars(err()) as bars:
         return run_blocking(run_async(config, watcher=bars))

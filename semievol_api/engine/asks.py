@@ -25,13 +25,14 @@ class Answer(Generic[ReplyT]):
     """What became of one ask: a reply, or the reason why there is none.
 
     `cached` is True where nothing was sent for this ask: the journal held the reply, or an identical ask was
-    on its way already.
+    on its way already. `too_long` is True where the failure is the prompt's length.
     """
 
     id: str
     reply: ReplyT | None
     failure: str | None = None
     cached: bool = False
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)

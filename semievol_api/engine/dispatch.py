@@ -151,7 +151,7 @@ class Dispatcher:
             except (RefusedError, TransientError) as error:
                 load.piece = None
                 self._stop_if_hopeless(station, piece, error)
-                piece.owner.fail(piece, str(error))
+                piece.owner.fail(piece, error)
             except SemievolError as error:
                 load.piece = None
                 piece.owner.stop(error)

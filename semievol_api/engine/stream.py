@@ -21,6 +21,7 @@ from semievol_api.engine.kinds import Kind
 from semievol_api.engine.ledger import Ledger
 from semievol_api.engine.rows import Found, Source
 from semievol_api.engine.work import AnyPiece, AnyWork, Customer, Piece, Work
+from semievol_api.errors import ContextLengthError, ProviderError
 from semievol_api.records import Usage
 
 CHUNK = 256
@@ -248,10 +249,11 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             self._give_up(piece.works)
         self._end(piece)
 
-    def fail(self, piece: Piece[RequestT, ReplyT], reason: str) -> None:
+    def fail(self, piece: Piece[RequestT, ReplyT], error: ProviderError) -> None:
         """Every row of the piece gets the reason; none is journaled."""
         for work in piece.works:
-            work.failure = reason
+            work.failure = str(error)
+            work.too_long = isinstance(error, ContextLengthError)
         self._end(piece)
 
     def abandon(self, piece: Piece[RequestT, ReplyT]) -> None:

@@ -15,7 +15,7 @@ from semievol_api.engine.budget import NOTHING
 from semievol_api.engine.kinds import Kind
 from semievol_api.engine.ledger import Tally
 from semievol_api.engine.rows import Content, Found, Row, Source
-from semievol_api.errors import TransientError
+from semievol_api.errors import ProviderError, TransientError
 from semievol_api.records import Usage
 
 
@@ -44,7 +44,7 @@ class Customer(Protocol[RequestT, ReplyT]):
         """A piece's reply is on disk."""
         ...
 
-    def fail(self, piece: Piece[RequestT, ReplyT], reason: str) -> None:
+    def fail(self, piece: Piece[RequestT, ReplyT], error: ProviderError) -> None:
         """A piece will get no reply, for a reason that lies in its rows."""
         ...
 
@@ -72,6 +72,7 @@ class Work(Generic[RequestT, ReplyT]):
         "reply",
         "request",
         "rows",
+        "too_long",
         "waiters",
     )
 
@@ -84,6 +85,7 @@ class Work(Generic[RequestT, ReplyT]):
         self.pieces = 0
         self.reply: ReplyT | None = None
         self.failure: str | None = None
+        self.too_long = False
         self.given_up = False
         self.rows: list[Row] = []
         self.late: Sequence[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = ()
@@ -116,7 +118,7 @@ class Work(Generic[RequestT, ReplyT]):
         """
         for place, (customer, ask) in enumerate(self.waiters):
             if self.failure is not None:
-                customer.deliver(Answer(ask.id, None, self.failure, False))
+                customer.deliver(Answer(ask.id, None, self.failure, False, self.too_long))
             elif not self.given_up:
                 customer.deliver(Answer(ask.id, self._reply_for(customer.kind, ask.request), None, place > 0))
             else:

@@ -1,46 +1,66 @@
 """From an example to an evidence row: render, ask through the engine, parse, score.
 
-Shared by collaborate, justify and evaluate. Knows nothing of selection, of vendors or of what a row is for.
+Shared by probe, collaborate, justify and evaluate. Knows nothing of selection, of vendors or of what a row is for.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import numpy as np
-
-from semievol_api.artifacts import Neighbours, Prepared
-from semievol_api.capabilities import ChatRequest, Provider, Reply, require
+from semievol_api.artifacts import Folds, Neighbours, Prepared
+from semievol_api.capabilities import ChatRequest, OptionRequest, Provider, require
 from semievol_api.config import ThresholdPool
-from semievol_api.engine import Answer, Ask, RequestEngine
+from semievol_api.engine import Ask, RequestEngine
 from semievol_api.errors import StageError
-from semievol_api.records import Completion, Evidence, Example, Prompt
+from semievol_api.records import Evidence, Example, Prompt
+from semievol_api.stages.reading import Question, rows_of_chat, rows_of_options
 from semievol_api.tasks import Task
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is asked about: clean examples, each with its neighbours, and the task that words the questions."""
+    """What is asked about: clean examples, each with its neighbours, and the task that words the questions.
+
+    `taught` are pseudo-labelled examples that are shown as demonstrations beside the labelled ones.
+    """
 
     task: Task
     data: Prepared
+    folds: Folds
     neighbours: Neighbours
+    taught: tuple[Example, ...] = ()
 
-    def prompt(self, example: Example, shots: int) -> Prompt:
-        """The example's question after its `shots` nearest labelled examples."""
+    def prompt(
+        self, example: Example, shots: int, task: Task | None = None, order: Sequence[int] | None = None
+    ) -> Prompt:
+        """The example's question after its `shots` nearest labelled examples; `order` is that of the options."""
         nearest = self.neighbours.ids[example.id][:shots]
-        return self.task.prompt(example, tuple(self._labeled[i] for i in nearest))
+        return (task or self.task).prompt(example, tuple(self._labeled[i] for i in nearest), order)
 
     def pool(self, threshold_pool: ThresholdPool) -> tuple[Example, ...]:
-        """The examples that annotators see: the labelled ones too where they place the threshold."""
-        return self.data.unlabeled if threshold_pool == "unlabeled" else (*self.data.unlabeled, *self.data.labeled)
+        """The examples that annotators see: the unlabelled, those that calibrate, and the labelled ones too where
+        they place the threshold."""
+        if threshold_pool == "labeled":
+            return (*self.data.unlabeled, *self.data.labeled)
+        return (*self.data.unlabeled, *self.folds.calibration)
+
+    def by_shot_set(self, examples: Sequence[Example], shots: int) -> Sequence[Example]:
+        """The examples ordered so that prompts with the same demonstrations follow each other."""
+        if shots == 0:
+            return examples
+        return sorted(examples, key=lambda e: self.neighbours.ids[e.id][:shots][::-1])
+
+    @cached_property
+    def learned(self) -> tuple[Example, ...]:
+        """Every label that may be learned from in the end: all but those that gate."""
+        held = {e.id for e in self.folds.development}
+        return tuple(e for e in self.data.labeled if e.id not in held)
 
     @cached_property
     def _labeled(self) -> Mapping[str, Example]:
-        return {e.id: e for e in self.data.labeled}
+        return {e.id: e for e in (*self.data.labeled, *self.taught)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ class Student:
     """The models that are asked, and the engine that asks them. `models` maps a role to a model's name.
 
     `identities` maps a role to what the model is: a tuned model is its training, whatever its server calls it.
-    `seed` is the root of every request's own seed.
+    `guests` are the providers of roles that are not the student's own. `seed` is the root of every request's seed.
     """
 
     engine: RequestEngine
@@ -57,93 +77,90 @@ class Student:
     identities: Mapping[str, str]
     seed: int
     max_failed_share: float = 0.05
+    guests: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
 
     @property
     def identity(self) -> str:
         """Endpoint and models; enters fingerprints."""
-        return f"{self.provider.identity}|{sorted(self.identities.items())}|{self.seed}"
+        guests = sorted((role, provider.identity) for role, provider in self.guests.items())
+        own = f"{self.provider.identity}|{sorted(self.identities.items())}|{self.seed}"
+        return f"{own}|{guests}" if guests else own
+
+    def provider_of(self, role: str) -> Provider:
+        """Who serves a role."""
+        return self.guests.get(role, self.provider)
 
     def check_scored(self) -> None:
         """Refuse a provider that cannot give log-probabilities."""
         require(self.provider.scored, "log-probabilities", self.provider)
 
 
-@dataclass(frozen=True)
-class Question:
-    """One row to be asked: the prompt, who asks, and which example it is about."""
-
-    example: Example
-    asker: str
-    prompt: Prompt
-    request: ChatRequest
-
-
 async def ask(student: Student, task: Task, questions: Iterable[Question], *, stage: str) -> list[Evidence]:
-    """Ask every question and return one evidence row each, failures among them, in no promised order.
+    """Ask every question and return its evidence rows, failures among them, in no promised order.
+
+    A prompt that does not fit the model's context is asked again with one demonstration less, the farthest.
 
     Raises:
         StageError: more than `student.max_failed_share` of the rows failed.
     """
-    waiting: dict[str, Question] = {}
-
-    def asks() -> Iterator[Ask[ChatRequest]]:
-        for question in questions:
-            key = f"{question.example.id}\x00{question.asker}"
-            waiting[key] = question
-            yield Ask(key, question.request)
-
-    rows = [
-        _row(task, waiting.pop(answer.id), answer)
-        async for answer in student.engine.chat(student.provider, asks(), stage=stage)
-    ]
+    rows: list[Evidence] = []
+    for role, asked in _by_provider(student, questions).items():
+        while asked:
+            answered, asked = await _ask_one_provider(student, student.provider_of(role), task, asked, stage)
+            rows += answered
     _refuse_too_many_failures(rows, student.max_failed_share, stage)
     return rows
 
 
-def mean_nll(completion: Completion) -> float | None:
-    """Mean negative natural log-probability per token, end of turn left out (the paper's H, §3.4).
-
-    None where the server gave no usable log-probabilities.
-    """
-    values = completion.token_logprobs
-    if values is None or values.size == 0:
-        return None
-    usable = values[np.isfinite(values) & (values > -9999)]
-    return float(-usable.astype(np.float64).mean()) if usable.size == values.size else None
+def _by_provider(student: Student, questions: Iterable[Question]) -> Mapping[str, list[Question]]:
+    """The questions by the first role of each provider, in their order."""
+    first: dict[int, str] = {}
+    grouped: dict[str, list[Question]] = {}
+    for question in questions:
+        role = first.setdefault(id(student.provider_of(question.role)), question.role)
+        grouped.setdefault(role, []).append(question)
+    return grouped
 
 
-def prompt_hash(prompt: Prompt) -> str:
-    """A short content hash of what the model was shown."""
-    state = hashlib.blake2b(digest_size=8)
-    for message in prompt.messages:
-        state.update(f"{message.role}\x00{message.content}\x00".encode())
-    state.update((prompt.prefill or "").encode())
-    return state.hexdigest()
+async def _ask_one_provider(
+    student: Student, provider: Provider, task: Task, questions: Sequence[Question], stage: str
+) -> tuple[list[Evidence], list[Question]]:
+    """The rows of all questions but those that were too long and can be put with fewer demonstrations."""
+    chats: dict[str, tuple[Question, ChatRequest]] = {}
+    reads: dict[str, tuple[Question, OptionRequest]] = {}
+    for question in questions:
+        key = f"{question.example.id}\x00{question.asker}"
+        if isinstance(question.request, OptionRequest):
+            reads[key] = (question, question.request)
+        else:
+            chats[key] = (question, question.request)
+    rows: list[Evidence] = []
+    shorter: list[Question] = []
+    if chats:
+        asks = [Ask(key, request) for key, (_, request) in chats.items()]
+        async for answer in student.engine.chat(provider, asks, stage=stage):
+            question = chats[answer.id][0]
+            if answer.too_long and question.fewer is not None:
+                shorter.append(question.fewer())
+            else:
+                rows += rows_of_chat(task, question, answer)
+    if reads:
+        wanted = [Ask(key, request) for key, (_, request) in reads.items()]
+        async for read in student.engine.read_options(provider, wanted, stage=stage):
+            question = reads[read.id][0]
+            if read.too_long and question.fewer is not None:
+                shorter.append(question.fewer())
+            else:
+                rows += rows_of_options(question, read)
+    return rows, shorter
 
 
-def _row(task: Task, question: Question, answer: Answer[Reply]) -> Evidence:
-    if answer.reply is None or not answer.reply.completions:
-        return Evidence(
-            example_id=question.example.id,
-            annotator_id=question.asker,
-            prompt_hash=prompt_hash(question.prompt),
-            text="",
-            answer=None,
-            finish="failed",
-            failure=answer.failure or "the server sent no completion",
-        )
-    completion = answer.reply.completions[0]
-    usable = completion.finish == "stop"
-    return Evidence(
-        example_id=question.example.id,
-        annotator_id=question.asker,
-        prompt_hash=prompt_hash(question.prompt),
-        text=completion.text,
-        answer=task.parse(completion.text, question.example) if usable else None,
-        finish=completion.finish,
-        mean_nll=mean_nll(completion),
-        usage=answer.reply.usage,
-    )
+def reworded(task: Task, paraphrase: str | None, order: Sequence[int] | None = None) -> Task:
+    """The task in other words, and with its fixed labels in another order."""
+    update: dict[str, object] = {} if paraphrase is None else {"instruction": paraphrase.strip()}
+    if order is not None and task.kind == "labels":
+        update["labels"] = tuple(task.definition.labels[i] for i in order)
+    return replace(task, definition=task.definition.model_copy(update=update)) if update else task
 
 
 def _refuse_too_many_failures(rows: list[Evidence], max_share: float, stage: str) -> None:
@@ -151,6 +168,6 @@ def _refuse_too_many_failures(rows: list[Evidence], max_share: float, stage: str
     if len(failed) > max_share * len(rows):
         raise StageError(
             f"{stage}: {len(failed)} of {len(rows)} rows failed, more than [run] max_failed_share = {max_share:g} "
-            f"allows. The first reason: {failed[0].failure}. What was answered is kept in the journal; mend the "
-            f"cause and run again, only the failed rows are asked."
+            f"allows. The first reason: {(failed[0].failure or '').rstrip('.')}. What was answered is kept in the "
+            f"journal; mend the cause and run again, only the failed rows are asked."
         )

@@ -1,34 +1,95 @@
-"""The final training: M_evol = FT(M_base, D_sel and D_lab) (paper Eq. 9; Algorithm 1 leaves D_lab out)."""
+"""The final training: M_evol = FT(M_base, D_sel and D_lab) (paper Eq. 9; Algorithm 1 leaves D_lab out).
+
+For models that cannot be tuned the same labels and pseudo-labels become demonstrations. Knows nothing of how the
+pseudo-labels were chosen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from semievol_api.artifacts import Prepared, Selection, TrainingFile
-from semievol_api.config import TrainSettings
-from semievol_api.records import TrainingExample
+from semievol_api.artifacts import Neighbours, Selection, TrainingFile
+from semievol_api.config import Config, TrainSettings
+from semievol_api.records import Example, TrainingExample
+from semievol_api.run_store import RunStore
+from semievol_api.stages.asking import Corpus
 from semievol_api.stages.fine_tune import chat_jsonl, check_enough, training_line
-from semievol_api.tasks import Task
+from semievol_api.stages.retrieve import EmbeddingTool, every_question, nearest_among
+from semievol_api.stages.warm_up import warm_up_file
 
 
-async def evolve_file(task: Task, data: Prepared, selection: Selection, settings: TrainSettings) -> TrainingFile:
+async def lessons(
+    store: RunStore, corpus: Corpus, chosen: Selection, gold: Mapping[str, str], config: Config
+) -> dict[str, TrainingFile]:
+    """The training files of the run's last models, by name; none where demonstrations take their place.
+
+    `sft` learns every label, those that calibrated too; where none did, the warm model is that already. `gold` of
+    the unlabelled makes the ceiling.
+    """
+    if shows_examples(corpus, config):
+        return {}
+    task, train = corpus.task, config.train
+    files: dict[str, TrainingFile] = {}
+    if calibrates(config):
+        files["sft"] = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned)
+    if not chosen.enough:
+        return files
+    files["semievol"] = await store.once("evolve", TrainingFile, evolve_file, corpus, chosen, train)
+    if gold:
+        files["ceiling"] = await store.once("ceiling", TrainingFile, ceiling_file, corpus, chosen, gold, train)
+    return files
+
+
+async def demonstrations(
+    store: RunStore, embedder: EmbeddingTool | None, corpus: Corpus, chosen: Selection, config: Config
+) -> dict[str, Corpus]:
+    """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""
+    if not shows_examples(corpus, config):
+        return {}
+    unlabeled = {e.id: e for e in corpus.data.unlabeled}
+    taught = tuple(replace(unlabeled[p.example_id], answer=p.answer) for p in chosen.kept)
+    shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
+    if chosen.enough:
+        shown["semievol"] = (*corpus.learned, *taught)
+    queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
+    views: dict[str, Corpus] = {}
+    for name, candidates in shown.items():
+        neighbours = await store.once(
+            f"demonstrations/{name}", Neighbours, nearest_among, embedder, candidates, queries, config.retrieve, shots
+        )
+        views[name] = replace(corpus, neighbours=neighbours, taught=taught)
+    return views
+
+
+def calibrates(config: Config) -> bool:
+    """Whether labels may be held back from the warm-up, so that it is not the baseline."""
+    return config.split.calibration != 0 or config.split.development != 0
+
+
+def shows_examples(corpus: Corpus, config: Config) -> bool:
+    """Whether the last models are the untuned one with demonstrations."""
+    return config.evolve.kind == "in-context" or not corpus.folds.tunable
+
+
+async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings) -> TrainingFile:
     """Labelled examples and kept pseudo-labels as a training file."""
-    unlabeled = {e.id: e for e in data.unlabeled}
-    lines = [training_line(task, unlabeled[p.example_id], p.answer, p.text) for p in selection.kept]
-    return _with_labeled(task, data, lines, settings)
+    unlabeled = {e.id: e for e in corpus.data.unlabeled}
+    lines = [training_line(corpus.task, unlabeled[p.example_id], p.answer, p.text) for p in chosen.kept]
+    return _with_labeled(corpus, lines, settings)
 
 
 async def ceiling_file(
-    task: Task, data: Prepared, selection: Selection, gold: Mapping[str, str], settings: TrainSettings
+    corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
 ) -> TrainingFile:
     """The same rows with their gold answers: what perfect pseudo-labels would have taught."""
-    unlabeled = {e.id: e for e in data.unlabeled}
-    rows = [(unlabeled[p.example_id], gold[p.example_id]) for p in selection.kept if p.example_id in gold]
-    return _with_labeled(task, data, [training_line(task, e, answer) for e, answer in rows], settings)
+    unlabeled = {e.id: e for e in corpus.data.unlabeled}
+    rows = [(unlabeled[p.example_id], gold[p.example_id]) for p in chosen.kept if p.example_id in gold]
+    return _with_labeled(corpus, [training_line(corpus.task, e, answer) for e, answer in rows], settings)
 
 
-def _with_labeled(task: Task, data: Prepared, lines: list[TrainingExample], settings: TrainSettings) -> TrainingFile:
+def _with_labeled(corpus: Corpus, lines: list[TrainingExample], settings: TrainSettings) -> TrainingFile:
     if settings.data == "selected+labeled":
-        lines = [training_line(task, e, e.answer or "") for e in data.labeled] + lines
+        lines = [training_line(corpus.task, e, e.answer or "") for e in corpus.learned] + lines
     check_enough(lines, "The final training file")
     return chat_jsonl(lines)

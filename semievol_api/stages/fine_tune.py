@@ -28,10 +28,9 @@ from semievol_api.errors import JobFailedError, TransientError, UserError
 from semievol_api.records import Example, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.tasks import Task
+from semievol_api.training_file import MIN_EXAMPLES, check_training_file
 from semievol_api.transport.clock import Clock
 
-MIN_EXAMPLES = 10
-"""OpenAI's own minimum for a fine-tuning file."""
 LOOKS_AFTER_A_LOST_REPLY = 5
 AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
@@ -48,6 +47,8 @@ class Trainer:
     clock: Clock
     seed: int
     on_event: OnEvent = lambda _name, _event: None
+    base_identity: str | None = None
+    """What the base is, where its name is a job's and so another one elsewhere."""
 
     @property
     def finetuner(self) -> FineTuner:
@@ -82,16 +83,17 @@ def check_enough(lines: Sequence[object], what: str) -> None:
 
 
 async def fine_tune(
-    trainer: Trainer, store: RunStore, name: str, file: TrainingFile, settings: TrainSettings, n_epochs: int | None
+    trainer: Trainer, store: RunStore, name: str, file: TrainingFile, settings: TrainSettings
 ) -> TunedModel:
     """The model trained on a file: found, or bought; its ticket is on disk before the wait begins.
 
     Raises:
         JobFailedError: the job ended without a model; its ticket is dropped, so that the next run may buy anew.
     """
-    request = _request(trainer, file, settings, n_epochs)
+    request = _request(trainer, file, settings)
 
     async def submit(run_key: str) -> Ticket:
+        trainer.on_event(name, JobEvent(id="", message=check_training_file(file.content).sentence))
         ticket = await _find_or_submit(trainer, request)
         return Ticket(job_id=ticket.job_id, run_key=run_key, training_file_id=ticket.training_file_id)
 
@@ -112,15 +114,15 @@ async def fine_tune(
         raise
 
 
-def _request(trainer: Trainer, file: TrainingFile, settings: TrainSettings, n_epochs: int | None) -> FineTuneRequest:
+def _request(trainer: Trainer, file: TrainingFile, settings: TrainSettings) -> FineTuneRequest:
     parameters = Hyperparameters(
-        n_epochs=n_epochs,
+        n_epochs=settings.n_epochs,
         batch_size=settings.batch_size,
         learning_rate_multiplier=settings.learning_rate_multiplier,
     )
     key = hashlib.blake2b(digest_size=16)
     key.update(file.content)
-    key.update(repr((trainer.base, parameters, trainer.seed)).encode())
+    key.update(repr((trainer.base_identity or trainer.base, parameters, trainer.seed)).encode())
     return FineTuneRequest(
         model=trainer.base,
         training_file=file.content,

@@ -10,13 +10,20 @@ from semievol_api.records import Example
 
 
 async def prepare(
-    labeled: Sequence[Example], unlabeled: Sequence[Example], test: Sequence[Example], near_duplicates: bool
+    labeled: Sequence[Example],
+    unlabeled: Sequence[Example],
+    test: Sequence[Example],
+    development: Sequence[Example],
+    near_duplicates: bool,
 ) -> Prepared:
-    """Clean splits of the user's data (method §5), with everything that was dropped in the report."""
-    cleaned = clean(labeled, unlabeled, test, near=near_duplicates)
+    """Clean splits of the user's data (method §5), with everything that was dropped in the report.
+
+    What matches the user's own development file leaves the others, as what matches the test does.
+    """
+    cleaned = clean(labeled, unlabeled, (*test, *development), near=near_duplicates)
     return Prepared(
         labeled=cleaned.labeled,
         unlabeled=cleaned.unlabeled,
-        test=cleaned.test,
+        test=cleaned.test[: len(test)],
         report=cleaned.report.as_json(),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from semievol_api.artifacts import Neighbours, Prepared
+from semievol_api.artifacts import Folds, Neighbours, Prepared
 from semievol_api.capabilities import Provider
 from semievol_api.config import RetrieveSettings
 from semievol_api.engine import RequestEngine
@@ -42,21 +42,45 @@ class Ranking:
     scores: NDArray[np.float32]
 
 
-async def retrieve(embedder: EmbeddingTool | None, data: Prepared, settings: RetrieveSettings) -> Neighbours:
-    """The `k` nearest labelled examples of every unlabelled, test and labelled question, nearest first."""
-    queries = (*data.unlabeled, *data.test, *data.labeled)
-    if not data.labeled or not queries or settings.k == 0:
+async def retrieve(
+    embedder: EmbeddingTool | None, data: Prepared, folds: Folds, settings: RetrieveSettings, k: int
+) -> Neighbours:
+    """The `k` nearest examples of D_warm to every question, nearest first; what calibrates or gates is nobody's."""
+    return await nearest_among(embedder, folds.warm, every_question(data, folds), settings, k)
+
+
+def every_question(data: Prepared, folds: Folds) -> tuple[Example, ...]:
+    """The unlabelled, the test, the labelled questions, and those of the user's own development file."""
+    labeled = {e.id for e in data.labeled}
+    own = tuple(e for e in folds.development if e.id not in labeled)
+    return (*data.unlabeled, *data.test, *data.labeled, *own)
+
+
+async def nearest_among(
+    embedder: EmbeddingTool | None,
+    candidates: Sequence[Example],
+    queries: Sequence[Example],
+    settings: RetrieveSettings,
+    k: int,
+) -> Neighbours:
+    """The `k` nearest candidates of every query, nearest first."""
+    if not candidates or not queries or k == 0:
         return Neighbours(ids={q.id: () for q in queries}, similarities={q.id: () for q in queries})
-    depth = min(len(data.labeled), settings.k + 8)
+    depth = min(len(candidates), k + 8)
     if settings.method == "bm25" or embedder is None:
-        ranking = _bm25(data.labeled, queries, depth, settings)
+        ranking = _bm25(candidates, queries, depth, settings)
     else:
-        texts = [_text(e, settings) for e in (*data.labeled, *queries)]
-        vectors = await embedder.engine.embed(
-            embedder.provider, embedder.model, texts, stage="retrieve", batch_size=settings.batch_size
-        )
-        ranking = nearest_vectors(vectors[: len(data.labeled)], vectors[len(data.labeled) :], depth)
-    return _without_twins(data.labeled, queries, ranking, settings.k)
+        vectors = await embedded(embedder, (*candidates, *queries), settings)
+        ranking = nearest_vectors(vectors[: len(candidates)], vectors[len(candidates) :], depth)
+    return _without_twins(candidates, queries, ranking, k)
+
+
+async def embedded(embedder: EmbeddingTool, examples: Sequence[Example], settings: RetrieveSettings) -> FloatMatrix:
+    """One vector per example; what was embedded before comes from the journal."""
+    texts = [_text(e, settings) for e in examples]
+    return await embedder.engine.embed(
+        embedder.provider, embedder.model, texts, stage="retrieve", batch_size=settings.batch_size
+    )
 
 
 def nearest_vectors(candidates: FloatMatrix, queries: FloatMatrix, depth: int) -> Ranking:

@@ -5,19 +5,23 @@ Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from semievol_api.artifacts import EvidenceTable, Selection
-from semievol_api.config import JustifySettings, SelectSettings
+from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.selection import Selected, percentile
 from semievol_api.selection.values import BoolArray, FloatArray
+from semievol_api.stages.annotators import Crew
 from semievol_api.stages.asking import Corpus
+from semievol_api.stages.retrieve import EmbeddingTool
+from semievol_api.stages.select_official import official
+from semievol_api.stages.select_pooled import Beside, by_pool
 
 MAX_MISSING_SHARE = 0.05
 """Above this share of answers without log-probabilities the percentile rule would rank noise (method §3)."""
@@ -33,23 +37,51 @@ class Candidate:
     reason: str
 
 
-async def select(
-    corpus: Corpus,
-    evidence: EvidenceTable,
-    justified: EvidenceTable,
-    settings: SelectSettings,
-    justify_settings: JustifySettings,
-) -> Selection:
-    """Keep the examples whose `mean_nll` is at most the percentile of the pool.
+@dataclass(frozen=True)
+class Heard:
+    """What was said of every example, and what else selection may look at.
+
+    `reviewed` are a person's answers by example id; `embedder` and `retrieve` serve the drift test.
+    """
+
+    said: EvidenceTable
+    final: EvidenceTable
+    justify: JustifySettings
+    embedder: EmbeddingTool | None
+    retrieve: RetrieveSettings
+    reviewed: Mapping[str, str]
+
+
+async def select(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
+    """Keep the pseudo-labels that the rule chooses: by the crew's pooled probability, or as the paper does.
 
     Raises:
         StageError: more than 5 % of the answered examples have no log-probabilities.
     """
+    chosen = await _chosen(corpus, crew, heard, settings, seed)
+    shortened = sum(bool(count) for count in heard.said.table["dropped_shots"].to_pylist())
+    return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
+
+
+async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
+    if settings.rule == "official-2025":
+        return official(corpus, crew, heard.said, heard.final, settings)
+    if settings.score == "mean_nll":
+        return by_mean_nll(corpus, heard, settings)
+    rows = heard.said.by_example()
+    for name, final in heard.final.by_example().items():
+        rows.setdefault(name, []).extend(final)
+    beside = Beside(reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed)
+    return await by_pool(corpus, crew, rows, settings, beside)
+
+
+def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings) -> Selection:
+    """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4)."""
     task, data = corpus.task, corpus.data
-    said, final = evidence.by_example(), justified.by_example()
+    said, final = heard.said.by_example(), heard.final.by_example()
 
     def candidates_for(examples: Sequence[Example]) -> list[Candidate]:
-        return [_candidate(e, said.get(e.id, []), final.get(e.id, []), justify_settings) for e in examples]
+        return [_candidate(e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
 
     candidates = candidates_for(data.unlabeled)
     _refuse_missing_logprobs(candidates)

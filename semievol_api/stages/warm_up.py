@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from semievol_api.artifacts import Prepared, TrainingFile
+from collections.abc import Sequence
+
+from semievol_api.artifacts import TrainingFile
+from semievol_api.records import Example
 from semievol_api.stages.fine_tune import chat_jsonl, check_enough, training_line
 from semievol_api.tasks import Task
 
 
-async def warm_up_file(task: Task, data: Prepared) -> TrainingFile:
-    """The labelled examples as a training file."""
-    check_enough(data.labeled, "The labelled data")
-    return chat_jsonl(training_line(task, e, e.answer or "") for e in data.labeled)
+async def warm_up_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
+    """Labelled examples as a training file."""
+    check_enough(labeled, "The labelled data")
+    return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)

@@ -23,7 +23,7 @@ def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
     """Print the zero-shot and few-shot prompts of the first `rows` unlabelled examples."""
     task = load_task(config.data.task)
     raw = read_data(config.data, task)
-    counter = token_counter(config.roles.student.model)
+    counter = token_counter(config.roles.student.model, config.roles.tokenizer)
     shown: list[dict[str, Any]] = [
         {"example_id": example.id, "shots": len(shots), **_rendered(task.prompt(example, shots), counter)}
         for example in raw.unlabeled[:rows]

@@ -6,14 +6,19 @@ Knows nothing of what is asserted.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
-from semievol_providers.openai import connect
+import pytest
 
 from semievol_api.capabilities import Provider, ProviderSettings
+from semievol_providers.local.provider import connect as connect_local
+from semievol_providers.openai import connect
+from tests.providers.local_samples import make_tiny_model
 from tests.providers.openai_loopback import LoopbackServer
 
 
@@ -49,11 +54,37 @@ async def openai_at_address() -> AsyncIterator[Subject]:
     await provider.aclose()
 
 
+@asynccontextmanager
+async def litellm_on_loopback() -> AsyncIterator[Subject]:
+    """Provider `litellm` against the same canned answers."""
+    pytest.importorskip("litellm", reason="needs the extra litellm")
+    from semievol_providers.litellm import connect as connect_litellm
+
+    async with LoopbackServer() as server:
+        options = {"api_base": server.base_url, "api_key_env": ""}
+        provider = connect_litellm(ProviderSettings(name="litellm", options=options, environ={}))
+        yield Subject(provider=provider, chat_model="openai/tiny", embedding_model="openai/tiny", base_model="tiny")
+        await provider.aclose()
+
+
+@asynccontextmanager
+async def local_in_process() -> AsyncIterator[Subject]:
+    """Provider `local` on a tiny random Llama."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny_model(Path(folder) / "tiny")
+        options = {"model": "tiny", "device": "cpu", "train": {"rank": 4, "alpha": 8}}
+        provider = connect_local(ProviderSettings(name="local", options=options, environ={}, base_folder=folder))
+        yield Subject(provider=provider, chat_model="tiny", embedding_model="tiny", base_model="tiny", poll_s=0.1)
+        await provider.aclose()
+
+
 def _settings(base_url: str) -> ProviderSettings:
     return ProviderSettings(name="openai", options={"base_url": base_url, "api_key_env": ""}, environ={})
 
 
 SUBJECTS: Mapping[str, OpenSubject] = {
     "openai": openai_on_loopback,
+    "litellm": litellm_on_loopback,
+    "local": local_in_process,
     **({"address": openai_at_address} if "SEMIEVOL_CONTRACT_URL" in os.environ else {}),
 }

@@ -15,9 +15,9 @@ from engine_fakes import FakeServer, asks, provider
 
 from semievol_api.config import Limits
 from semievol_api.engine import Journal, RequestEngine
-from semievol_api.engine.commands import export, spend
 from semievol_api.engine.rows import Content, Row, Source
 from semievol_api.errors import JournalError
+from semievol_api.terminal.journal import export, spend
 
 SOURCE = Source("", "http://fake/v1", "m", "chat", "annotate", "direct")
 

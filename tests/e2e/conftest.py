@@ -58,6 +58,7 @@ def write_rows(path: Path, count: int, *, start: int = 0, gold: bool = True) -> 
 CONFIG = """
 [run]
 folder = "out"
+mode = "paper"
 ceiling = true
 
 [data]

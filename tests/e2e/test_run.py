@@ -17,7 +17,7 @@ import pytest
 from semievol_api import run
 from tests.e2e.conftest import Project, Semievol, tree, write_rows
 
-NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock", "jobs")
+NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock", "jobs", "oracle", "spend")
 
 
 def artifacts(folder: Path) -> dict[str, bytes]:

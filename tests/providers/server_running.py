@@ -48,7 +48,9 @@ class RunningServer:
             "--train-config", str(train), *self.options,
         ]  # fmt: skip
         log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(command, env=environment(**self.env), stdout=log, stderr=log)
+        self.process = subprocess.Popen(
+            command, env=environment(**self.env), stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
         log.close()
         deadline = time.monotonic() + 60
         while not ready.exists():
@@ -63,6 +65,8 @@ class RunningServer:
         assert self.process is not None
         for client in self.clients:
             client.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         if self.process.poll() is None:
             self.process.terminate()
             try:

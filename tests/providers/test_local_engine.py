@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from semievol_providers.local.engine import ContextLengthError, Engine
 from semievol_providers.local.model_folder import ModelFolderError, load_model, read_facts
 from semievol_providers.local.requests import Delta, EmbedRequest, EngineSettings, GenerateRequest

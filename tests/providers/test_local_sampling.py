@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from semievol_providers.local.sampling import RowSampling, choose, random_stream
 
 
@@ -54,3 +55,18 @@ def test_random_streams_depend_on_seed_and_sample_only() -> None:
     assert random_stream(7, 2).random(3).tolist() == random_stream(7, 2).random(3).tolist()
     assert random_stream(7, 2).random() != random_stream(7, 3).random()
     assert random_stream(-5, 0).random() != random_stream(5, 0).random()
+
+
+def test_a_large_vocabulary_is_sampled_as_exactly_as_a_small_one() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(1, 1000) * 2
+    found = np.bincount(_draw(logits, RowSampling(1.0, 1.0), 200_000), minlength=1000) / 200_000
+    assert np.abs(found - logits[0].softmax(-1).numpy()).max() < 2e-5
+
+
+def test_the_largest_draw_still_gives_a_possible_token() -> None:
+    logits = torch.full((1, 300), -float("inf"))
+    logits[0, [3, 200]] = 0.0
+    for draw in (1 - 2**-53, 0.9999999999, 0.5, 0.0):
+        token = choose(logits, [RowSampling(1.0, 1.0)], torch.tensor([draw]).double(), None).item()
+        assert token == (3 if draw == 0.0 else 200)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from local_samples import chat_line, training_lines
 from safetensors.torch import load_file
+
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import end_of_turn_ids, load_tokenizer
 from semievol_providers.local.train import main

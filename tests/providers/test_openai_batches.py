@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from semievol_providers.openai import connect
 
 from semievol_api.capabilities import BatchAnswer, BatchChat, ChatRequest, ProviderSettings
 from semievol_api.errors import TransientError
 from semievol_api.records import Message, Prompt
+from semievol_providers.openai import connect
 from tests.providers.openai_loopback import Cut, LoopbackServer, error_body
 
 PROMPT = Prompt((Message("user", "hi"),))

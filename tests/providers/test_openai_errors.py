@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from semievol_api.capabilities import ChatRequest, FineTuneRequest, Provider, ProviderSettings
+from semievol_api.errors import ContextLengthError, ProviderError, RateLimitError, RefusedError, TransientError
+from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
 from semievol_providers.openai.error_translation import error_from_answer, error_on_the_way
 from semievol_providers.openai.settings import Connection
-
-from semievol_api.capabilities import ChatRequest, FineTuneRequest, Provider, ProviderSettings
-from semievol_api.errors import ProviderError, RateLimitError, RefusedError, TransientError
-from semievol_api.records import Message, Prompt
 from tests.providers.openai_loopback import Cut, Fault, LoopbackServer, error_body
 
 KEY = "sk-planted-0123456789abcdef"
@@ -55,13 +55,13 @@ HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502</h1></bo
         (
             400,
             _said("This model's maximum context length is 8192", "context_length_exceeded"),
-            RefusedError,
+            ContextLengthError,
             "shorter",
         ),
         (
             400,
             b'{"object":"error","message":"maximum context length","type":"x","code":400}',
-            RefusedError,
+            ContextLengthError,
             "shorter",
         ),
         (400, _said("blocked", "content_policy_violation"), RefusedError, "content rules"),

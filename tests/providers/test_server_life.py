@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_a_killed_server_loses_no_job_and_resumes_the_running_one(tiny_model: Pa
         job = _create(client, **settings)
         waiting = _create(client, hyperparameters={"n_epochs": 1})
         wait_for_job(client, job.id, "running")
+        _answer(client, "tiny")
         while len(client.fine_tuning.jobs.list_events(job.id, limit=100).data) < 30:
             time.sleep(0.02)
         before = _health(server)
@@ -101,6 +103,7 @@ def test_the_server_is_up_before_its_engine_and_without_torch(tiny_model: Path, 
 
 def test_a_stop_that_was_asked_for_ends_well_and_leaves_nobody_behind(tiny_model: Path, tmp_path: Path) -> None:
     with RunningServer(tiny_model, tmp_path) as server:
+        _answer(server.client(), "tiny")
         job = _create(server.client(), hyperparameters={"n_epochs": 50, "batch_size": 1})
         wait_for_job(server.client(), job.id, "running")
         health = _health(server)
@@ -110,6 +113,34 @@ def test_a_stop_that_was_asked_for_ends_well_and_leaves_nobody_behind(tiny_model
     for pid in (health["engine_pid"], health["training"]["pid"]):
         _wait_gone(pid)
     assert "Serving tiny on http://127.0.0.1:" in server.log()
+
+
+def test_the_engine_starts_with_the_first_question(tiny_model: Path, tmp_path: Path) -> None:
+    with RunningServer(tiny_model, tmp_path) as server:
+        assert server.client().models.list().data
+        assert _health(server)["engine_pid"] is None
+        _answer(server.client(), "tiny")
+        assert _health(server)["engine_pid"] > 0
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "end of input"])
+def test_a_stop_while_the_engine_loads_is_quick_and_refuses_who_waits(
+    tiny_model: Path, tmp_path: Path, how: str
+) -> None:
+    with RunningServer(tiny_model, tmp_path, ("--stop-with-stdin",)) as server, ThreadPoolExecutor() as pool:
+        asked = pool.submit(_answer, server.client(), "tiny")
+        while _health(server)["engine_pid"] is None:
+            time.sleep(0.01)
+        assert server.process is not None and server.process.stdin is not None
+        since = time.monotonic()
+        if how == "SIGTERM":
+            server.process.terminate()
+        else:
+            server.process.stdin.close()
+        assert server.process.wait(timeout=30) == 0, server.log()
+        assert time.monotonic() - since < 2.5  # an idle machine needs 0.4 s; the engine's loading takes 4 s
+        with pytest.raises(openai.InternalServerError, match="stopping"):
+            asked.result()
 
 
 def test_keys_are_asked_for_and_owners_see_their_own_only(tiny_model: Path, tmp_path: Path) -> None:
@@ -161,9 +192,7 @@ def test_a_body_larger_than_the_limit_is_refused(server: RunningServer) -> None:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {2**30}\r\n\r\n"
         connection.sendall(head.encode())
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
-    chunked = urllib.request.Request(
-        server.url + "/chat/completions", data=iter([b" " * 2**20] * 20), method="POST"
-    )  # type: ignore[arg-type]
+    chunked = urllib.request.Request(server.url + "/chat/completions", data=iter([b" " * 2**20] * 20), method="POST")  # type: ignore[arg-type]
     with pytest.raises((urllib.error.HTTPError, ConnectionError)) as raised:
         urllib.request.urlopen(chunked)
     if isinstance(raised.value, urllib.error.HTTPError):

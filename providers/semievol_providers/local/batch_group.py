@@ -98,7 +98,7 @@ class BatchGroup:
             Transcript(row.sample, row.request.max_tokens, row.request.stop, frame.tokens) for row in rows
         ]
         self._streams = [random_stream(row.request.seed, row.sample) for row in rows]
-        idle = RowSampling(0.0, 1.0)
+        idle = RowSampling(1.0, 1.0)
         self._sampling = [_row_sampling(row.request) for row in rows] + [idle] * (size - len(rows))
         self._scored = any(row.request.top_logprobs is not None for row in rows)
         self._alternatives = any(row.request.top_logprobs for row in rows)

@@ -27,6 +27,7 @@ from semievol_providers.local.model_folder import (
     load_tokenizer,
     read_facts,
 )
+from semievol_providers.local.option_scores import read_next
 from semievol_providers.local.requests import (
     DeltaSink,
     Embedded,
@@ -34,6 +35,8 @@ from semievol_providers.local.requests import (
     EngineSettings,
     Generated,
     GenerateRequest,
+    Read,
+    ReadRequest,
     SampleOutput,
 )
 from semievol_providers.local.transcript import Transcript
@@ -50,11 +53,17 @@ class _Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class _Read:
+    request: ReadRequest
+    future: Future[Read]
+
+
+@dataclass(frozen=True, slots=True)
 class _Forget:
     adapter: str
 
 
-_Work = Row | _Embed | _Forget | None
+_Work = Row | _Embed | _Read | _Forget | None
 _Key = tuple[str | None, int]
 
 
@@ -68,6 +77,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         self._pending: OrderedDict[_Key, deque[tuple[float, Row]]] = OrderedDict()
         self._embeds: deque[_Embed] = deque()
+        self._reads: deque[_Read] = deque()
         self._groups: list[BatchGroup] = []
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -113,18 +123,32 @@ class Engine:
             ContextLengthError: a text is longer than the model's context, or empty.
         """
         for ids in request.inputs:
-            if not ids or len(ids) > self.facts.context_tokens:
-                raise ContextLengthError(
-                    f"This model's maximum context length is {self.facts.context_tokens} tokens, however you "
-                    f"requested {len(ids)} tokens. Please reduce your input."
-                )
+            self._check_length(len(ids), "Please reduce your input.")
         future: Future[Embedded] = Future()
         self._inbox.put(_Embed(request, future))
+        return future
+
+    def read(self, request: ReadRequest) -> Future[Read]:
+        """Queue one look at the next token's distribution.
+
+        Raises:
+            ContextLengthError: the prompt is longer than the model's context, or empty.
+        """
+        self._check_length(len(request.prompt_ids), "Please reduce the length of the messages.")
+        future: Future[Read] = Future()
+        self._inbox.put(_Read(request, future))
         return future
 
     def forget(self, adapter: str) -> None:
         """Free an adapter's memory once what is queued before has run."""
         self._inbox.put(_Forget(adapter))
+
+    def _check_length(self, length: int, advice: str) -> None:
+        if not 0 < length <= self.facts.context_tokens:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.facts.context_tokens} tokens, however you "
+                f"requested {length} tokens. {advice}"
+            )
 
     # -------------------------------------------------------------------------------------------- running
     def _run(self) -> None:
@@ -135,6 +159,8 @@ class Engine:
                 self._groups = [group for group in self._groups if self._advance(group)]
                 if self._embeds:
                     self._embed_some()
+                if self._reads:
+                    self._read_some()
 
     def _advance(self, group: BatchGroup) -> bool:
         """One step of a group; False when it is over. A failure ends this group's requests, not the engine."""
@@ -146,7 +172,7 @@ class Engine:
         return not group.finished
 
     def _busy(self) -> bool:
-        return bool(self._groups or self._pending or self._embeds)
+        return bool(self._groups or self._pending or self._embeds or self._reads)
 
     def _receive(self) -> None:
         """Take what has arrived; wait when idle, then a moment more for what arrives together."""
@@ -169,6 +195,8 @@ class Engine:
             self._closed = True
         elif isinstance(work, _Embed):
             self._embeds.append(work)
+        elif isinstance(work, _Read):
+            self._reads.append(work)
         elif isinstance(work, _Forget):
             self._shelf.forget(work.adapter)
         else:
@@ -194,9 +222,7 @@ class Engine:
         oldest = min(self._pending, key=lambda key: self._pending[key][0][0])
         patience_s = 0.0 if not self._groups else 0.05
         waited_s = time.monotonic() - self._pending[oldest][0][0]
-        blocked = not self._shelf.merges and any(
-            group.rows[0].request.adapter != oldest[0] for group in self._groups
-        )
+        blocked = not self._shelf.merges and any(group.rows[0].request.adapter != oldest[0] for group in self._groups)
         return oldest if waited_s >= patience_s and not blocked else None
 
     def _start_group(self, adapter: str | None, rows: list[Row]) -> None:
@@ -221,6 +247,22 @@ class Engine:
             work.future.set_exception(error)
         else:
             work.future.set_result(Embedded(vectors, sum(len(ids) for ids in work.request.inputs)))
+
+    def _read_some(self) -> None:
+        """Answer the oldest look, and with it what waits for the same adapter, a few prefills' worth."""
+        adapter, most = self._reads[0].request.adapter, 4 * self.settings.prefill_rows
+        taken = [work for work in self._reads if work.request.adapter == adapter][:most]
+        self._reads = deque(work for work in self._reads if work not in taken)
+        taken = [work for work in taken if work.future.set_running_or_notify_cancel()]
+        try:
+            model = self._shelf.model_for(adapter)
+            read = read_next(model, [work.request for work in taken], self._pad_id, self.settings)
+        except (RuntimeError, ValueError, OSError, MemoryError, UserError) as error:
+            for work in taken:
+                work.future.set_exception(error)
+        else:
+            for work, logprobs in zip(taken, read, strict=True):
+                work.future.set_result(Read(logprobs, len(work.request.prompt_ids)))
 
 
 def _fail(rows: list[Row], error: Exception) -> None:

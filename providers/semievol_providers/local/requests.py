@@ -99,6 +99,23 @@ class Embedded:
     prompt_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """Ask how likely each group of tokens is as the next one after a tokenised prompt."""
+
+    prompt_ids: tuple[int, ...]
+    token_groups: tuple[tuple[int, ...], ...]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """`logprobs[i]` is the natural log of group i's probability; None where the group is empty."""
+
+    logprobs: tuple[float | None, ...]
+    prompt_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """How the engine runs; every number that can change a result's bits is here.

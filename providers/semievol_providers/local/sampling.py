@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_BLOCK = 128
+
 
 @dataclass(frozen=True, slots=True)
 class RowSampling:
@@ -36,24 +38,42 @@ def choose(logits: Tensor, rows: Sequence[RowSampling], draws: Tensor, counts: T
     `logits` float32 (rows, vocabulary) are left as they are; `draws` float64 (rows,) in [0, 1);
     `counts` (rows, vocabulary) says how often each token was generated, needed for penalties only.
     """
-    greedy = logits.argmax(-1)
-    hot = [i for i, row in enumerate(rows) if row.temperature > 0]
     penalised = [i for i, row in enumerate(rows) if row.presence_penalty or row.frequency_penalty]
     if penalised and counts is not None:
         logits = _penalised(logits, rows, penalised, counts)
-        greedy = logits.argmax(-1)
+    hot = [i for i, row in enumerate(rows) if row.temperature > 0]
     if not hot:
-        return greedy
+        return logits.argmax(-1)
     index = torch.tensor(hot, device=logits.device)
     heat = torch.tensor([rows[i].temperature for i in hot], dtype=torch.float32, device=logits.device)
-    probs = (logits[index] / heat[:, None]).softmax(-1)
+    warm = logits if len(hot) == len(rows) else logits[index]
+    probs = (warm / heat[:, None]).softmax(-1)
     nucleus = [j for j, i in enumerate(hot) if rows[i].top_p < 1]
     if nucleus:
         probs = _nucleus(probs, nucleus, [rows[hot[j]].top_p for j in nucleus])
-    cumulative = probs.cumsum(-1, dtype=torch.float64)
-    target = draws.to(logits.device)[index] * cumulative[:, -1]
-    picked = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-    return greedy.index_copy(0, index, picked.clamp(max=logits.shape[1] - 1))
+    picked = _invert(probs, draws.to(logits.device)[index])
+    return picked if len(hot) == len(rows) else logits.argmax(-1).index_copy(0, index, picked)
+
+
+def _invert(probs: Tensor, draws: Tensor) -> Tensor:
+    """The token at which each row's cumulative probability passes its draw; never one of probability 0.
+
+    Looks for the block of tokens first and inside it then, which is much quicker than one long running sum.
+    """
+    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[1] % _BLOCK)).view(len(probs), -1, _BLOCK)
+    sums = blocks.sum(-1).double()
+    upto = sums.cumsum(-1)
+    target = (draws * upto[:, -1])[:, None]
+    block = _passes(upto, target)
+    before = upto.gather(1, block) - sums.gather(1, block)
+    inside = blocks[torch.arange(len(probs), device=probs.device), block[:, 0]].double().cumsum(-1)
+    return (block * _BLOCK + _passes(inside, target - before))[:, 0]
+
+
+def _passes(cumulative: Tensor, target: Tensor) -> Tensor:
+    """First position, shape (rows, 1), whose running sum exceeds the target, at most the last that adds to it."""
+    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(cumulative, target, right=True), last)
 
 
 def _penalised(logits: Tensor, rows: Sequence[RowSampling], which: Sequence[int], counts: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    use_dora: bool = False
+    use_rslora: bool = False
+    target_modules: str = "all-linear"
     train_embeddings: bool = False
     warmup_share: float = 0.1
     weight_decay: float = 0.0
@@ -58,10 +61,10 @@ class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """One line of `events.jsonl`.
 
     A resumed training writes the steps since its last saved state once more: equal `kind` and `step` mean the
-    same event. `failed` and `done` are last words.
+    same event. `failed` and `done` are last words. A `note` tells of something that the trainer decided.
     """
 
-    kind: Literal["start", "step", "validation", "checkpoint", "done", "failed", "stopped"]
+    kind: Literal["start", "step", "validation", "checkpoint", "done", "failed", "stopped", "note"]
     step: int = 0
     total_steps: int = 0
     epoch: int = 0

@@ -30,9 +30,7 @@ class Transcript:
         self._cut: int | None = None
         self._sent = 0
 
-    def add(
-        self, token_id: int, ends_turn: bool, logprob: float | None, top: tuple[TokenChoice, ...] | None
-    ) -> None:
+    def add(self, token_id: int, ends_turn: bool, logprob: float | None, top: tuple[TokenChoice, ...] | None) -> None:
         """Take the next token; the end-of-turn token is counted and otherwise left out."""
         self._counted += 1
         if ends_turn:

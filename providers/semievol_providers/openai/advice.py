@@ -23,12 +23,8 @@ QUOTA_CODES = frozenset(
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
 _KEY = "Check that {key_source} holds a current key of this vendor, then start again; nothing is lost."
 _MODEL = "Check the model's name for this vendor, and whether the key's project may use it or the vendor ended it."
-_CONTENT = (
-    "The vendor's content rules stopped this text; the row is recorded as refused and asking again won't help."
-)
-_LENGTH = (
-    "Use fewer or shorter references (few-shot examples), a smaller max_tokens, or a model with a longer context."
-)
+_CONTENT = "The vendor's content rules stopped this text; the row is recorded as refused and asking again won't help."
+_LENGTH = "Use fewer or shorter references (few-shot examples), a smaller max_tokens, or a model with a longer context."
 _FILE = "Check the training file: one chat per line, at least 10 of them, each ending with the assistant's turn."
 _TRAINING = "Choose a base model that this vendor still trains, or give the trainer role to another provider."
 
@@ -41,7 +37,10 @@ _BY_CODE: Mapping[str, str] = {
     "unsupported_country_region_territory": "Not served in this region: use another provider for the role.",
     "unknown_url": "This server does not offer that: give the role to another provider, or choose another mode.",
     "model_not_found": _MODEL,
-    "DeploymentNotFound": "Check the deployment's name; a new one takes some minutes until it answers.",
+    "DeploymentNotFound": (
+        "Deploy the model under this name at the vendor (a tuned one under its own name), wait some minutes until "
+        "it answers, and run again: nothing is lost."
+    ),
     "model_not_available": _TRAINING,
     "model_not_supported": _TRAINING,
     "fine_tuning_not_supported": _TRAINING,
@@ -85,6 +84,11 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     ("safety", "Look at the vendor's reason; harmful rows in the training data are the usual cause."),
     ("country", "Not served in this region: use another provider for the role."),
 )
+
+
+def is_context_length(code: str | None, message: str) -> bool:
+    """Whether a refusal is about the prompt's length, in this vendor's words."""
+    return next_step(None, code, message) is _LENGTH
 
 
 def next_step(status: int | None, code: str | None, message: str) -> str:

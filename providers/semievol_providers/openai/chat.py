@@ -32,7 +32,9 @@ class OpenAIChat:
             MissingAbilityError: the prompt has a prefill and the server cannot go on from one.
         """
         connection = self._path.connection
-        answer = await self._path.post("/chat/completions", encode(chat_body(request, connection.dialect)))
+        answer = await self._path.post(
+            "/chat/completions", encode(chat_body(request, connection.dialect)), request.model
+        )
         try:
             reply = self._decoder.reply(answer.body, pace_of(answer.headers), alternatives=request.top_logprobs > 0)
         except msgspec.DecodeError as error:

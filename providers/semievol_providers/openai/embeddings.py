@@ -56,7 +56,9 @@ class OpenAIEmbedder:
             RefusedError: the vendor does not accept the request.
         """
         connection = self._path.connection
-        answer = await self._path.post("/embeddings", encode(embedding_body(request, connection.dialect)))
+        answer = await self._path.post(
+            "/embeddings", encode(embedding_body(request, connection.dialect)), request.model
+        )
         try:
             decoded = self._decoder.decode(answer.body)
             vectors = _matrix(decoded.data)

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from semievol_api.errors import ProviderError, RateLimitError, RefusedError, TransientError
-from semievol_providers.openai.advice import QUOTA_CODES, next_step
+from semievol_api.errors import ContextLengthError, ProviderError, RateLimitError, RefusedError, TransientError
+from semievol_providers.openai.advice import QUOTA_CODES, is_context_length, next_step
 from semievol_providers.openai.pace import duration_s, pace_of
 from semievol_providers.openai.settings import Connection
 
@@ -56,7 +56,8 @@ def error_from_answer(
         return TransientError(text, status=status, code=said.code, param=said.param)
     code = "insufficient_quota" if status == 429 and said.code is None else said.code
     advice = _fill(next_step(status, code, said.message), connection)
-    return RefusedError(f"{opening}{quote}. {advice}", status=status, code=code, param=said.param)
+    refusal = ContextLengthError if is_context_length(code, said.message) else RefusedError
+    return refusal(f"{opening}{quote}. {advice}", status=status, code=code, param=said.param)
 
 
 def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> ProviderError:

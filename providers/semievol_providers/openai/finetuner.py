@@ -25,6 +25,7 @@ from semievol_api.errors import RefusedError
 from semievol_providers.openai.error_translation import job_failure, read_vendor_error
 from semievol_providers.openai.files import Files, content_name, short_key
 from semievol_providers.openai.sdk import Sdk
+from semievol_providers.openai.settings import Dialect
 
 RUN_KEY = "semievol_run_key"
 """The metadata field that names a training for ever."""
@@ -68,10 +69,10 @@ class Event(Struct):
 class OpenAIFineTuner:
     """`FineTuner` at one endpoint."""
 
-    def __init__(self, sdk: Sdk, suffix_chars: int = 64) -> None:
+    def __init__(self, sdk: Sdk, dialect: Dialect) -> None:
         self._sdk = sdk
         self._files = Files(sdk)
-        self._suffix_chars = suffix_chars
+        self._dialect = dialect
 
     async def submit(self, request: FineTuneRequest) -> JobTicket:
         """Upload what is not there yet and start the job, once.
@@ -87,7 +88,7 @@ class OpenAIFineTuner:
         if request.validation_file is not None:
             validation = request.validation_file
             validation_id = await self._files.upload_once(validation, content_name(validation), "fine-tune")
-        arguments = job_arguments(request, training_id, validation_id, self._suffix_chars)
+        arguments = job_arguments(request, training_id, validation_id, self._dialect)
         job = await self._sdk.ask_for(
             Job, _WHAT, lambda client: client.fine_tuning.jobs.with_raw_response.create(**arguments)
         )
@@ -98,16 +99,15 @@ class OpenAIFineTuner:
 
         Failed and cancelled jobs don't count. Of several, the one that got farthest is meant.
         """
-        found = await self._by_metadata_filter(request.run_key) or await self._by_any_mark(request)
+        found = await self._by_metadata_filter(request.run_key) if self._dialect.job_metadata else []
+        found = found or await self._by_any_mark(request)
         living = sorted(
             (job for job in found if job_status(job.status) in _BEST_FIRST),
             key=lambda job: _BEST_FIRST.index(job_status(job.status)),
         )
         if not living:
             return None
-        return JobTicket(
-            job_id=living[0].id, run_key=request.run_key, training_file_id=living[0].training_file or None
-        )
+        return JobTicket(job_id=living[0].id, run_key=request.run_key, training_file_id=living[0].training_file or None)
 
     async def poll(self, ticket: JobTicket) -> JobState:
         """Where the job stands now; an unknown state keeps the vendor's word and counts as unfinished."""
@@ -116,6 +116,11 @@ class OpenAIFineTuner:
         )
         status = job_status(job.status)
         reason = job_failure(read_vendor_error(bytes(job.error)), self._sdk.connection)
+        if status == "succeeded" and not job.fine_tuned_model:
+            reason = (
+                "The training is done, but this vendor serves no model by itself: register or deploy it in the "
+                "vendor's console"
+            )
         if status == "failed" and reason is None:
             reason = "The vendor gave no reason; its events or its console may."
         return JobState(
@@ -161,7 +166,7 @@ class OpenAIFineTuner:
             raise
 
     async def _by_any_mark(self, request: FineTuneRequest) -> list[Job]:
-        suffix = job_suffix(request, self._suffix_chars)
+        suffix = job_suffix(request, self._dialect.suffix_chars)
         listed = self._sdk.items(
             Job, _WHAT, lambda client, paging: client.fine_tuning.jobs.with_raw_response.list(**paging)
         )
@@ -174,17 +179,21 @@ class OpenAIFineTuner:
 
 
 def job_arguments(
-    request: FineTuneRequest, training_id: str, validation_id: str | None, suffix_chars: int
+    request: FineTuneRequest, training_id: str, validation_id: str | None, dialect: Dialect
 ) -> dict[str, Any]:
     """The arguments of the SDK's `create`; what is left out is the vendor's `auto`."""
-    hyperparameters = _hyperparameters(request.hyperparameters)
+    hyperparameters = {**dialect.job_hyperparameters, **_hyperparameters(request.hyperparameters)}
     arguments: dict[str, Any] = {
         "model": request.model,
         "training_file": training_id,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-        "metadata": {RUN_KEY: request.run_key},
-        "suffix": job_suffix(request, suffix_chars),
+        "suffix": job_suffix(request, dialect.suffix_chars),
     }
+    if dialect.job_method:
+        arguments["method"] = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    elif hyperparameters:
+        arguments["hyperparameters"] = hyperparameters
+    if dialect.job_metadata:
+        arguments["metadata"] = {RUN_KEY: request.run_key}
     if validation_id is not None:
         arguments["validation_file"] = validation_id
     if request.seed is not None:

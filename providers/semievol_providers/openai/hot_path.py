@@ -23,16 +23,15 @@ class HotPath:
         self._send = send
         self._headers = connection.headers
 
-    async def post(self, path: str, body: bytes) -> HttpResponse:
+    async def post(self, path: str, body: bytes, model: str) -> HttpResponse:
         """The answer with status 200.
 
         Raises:
             RateLimitError, TransientError, RefusedError: see error_translation.py.
         """
         connection = self.connection
-        url = connection.base_url + path
         try:
-            answer = await self._send("POST", url, body, self._headers, connection.timeout_s)
+            answer = await self._send("POST", connection.url(path, model), body, self._headers, connection.timeout_s)
         except TransientError as error:
             raise error_on_the_way(path.strip("/"), error, connection) from error
         if answer.status != 200:

@@ -45,7 +45,7 @@ class OpenAIOptionReader:
         """
         connection = self._path.connection
         asked = self._question(request)
-        answer = await self._path.post("/chat/completions", encode(chat_body(asked, connection.dialect)))
+        answer = await self._path.post("/chat/completions", encode(chat_body(asked, connection.dialect)), request.model)
         try:
             positions = self._decoder.positions(answer.body)
         except msgspec.DecodeError as error:

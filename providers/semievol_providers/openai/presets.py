@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 OptionRead: TypeAlias = Literal["prefill", "position", "off"]
 MaxTokensField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
-Lack: TypeAlias = Literal["fine-tuning", "batches"]
+KeyHeader: TypeAlias = Literal["authorization", "api-key"]
+Lack: TypeAlias = Literal["fine-tuning", "batches", "log-probabilities", "embeddings"]
 
 
 class Preset(BaseModel):
@@ -33,6 +34,12 @@ class Preset(BaseModel):
     suffix_chars: int
     top_logprobs: int = 20
     lacks: list[Lack] = []
+    key_header: KeyHeader = "authorization"
+    api_version: str | None = None
+    deployment_paths: bool = False
+    job_metadata: bool = True
+    job_method: bool = True
+    job_hyperparameters: dict[str, bool | int | float | str] = {}
 
 
 def load_presets() -> Mapping[str, Preset]:

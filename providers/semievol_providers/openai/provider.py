@@ -17,6 +17,7 @@ from semievol_providers.openai.embeddings import OpenAIEmbedder
 from semievol_providers.openai.finetuner import OpenAIFineTuner
 from semievol_providers.openai.hot_path import HotPath
 from semievol_providers.openai.option_reader import OpenAIOptionReader
+from semievol_providers.openai.remote import OpenAIRemote
 from semievol_providers.openai.sdk import NewTransport, Sdk
 from semievol_providers.openai.settings import Connection, read_connection
 
@@ -66,10 +67,12 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
         name=connection.provider,
         identity=connection.identity,
         chat=chat,
-        scored=chat,
+        vendor=connection.vendor,
+        scored=None if "log-probabilities" in dialect.lacks else chat,
         option_reader=None if dialect.option_read == "off" else OpenAIOptionReader(path),
-        embedder=OpenAIEmbedder(path),
-        finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect.suffix_chars),
+        embedder=None if "embeddings" in dialect.lacks else OpenAIEmbedder(path),
+        finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect),
         batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
+        remote=OpenAIRemote(sdk),
         aclose=aclose,
     )

@@ -133,21 +133,29 @@ class _Page(Struct):
 
 
 def _page_of(shape: type[ListedT]) -> Any:
-    return msgspec.defstruct(
-        f"PageOf{shape.__name__}", [("data", GenericAlias(list, (shape,)), [])], bases=(_Page,)
-    )
+    return msgspec.defstruct(f"PageOf{shape.__name__}", [("data", GenericAlias(list, (shape,)), [])], bases=(_Page,))
 
 
 def _new_client(connection: Connection, new_transport: NewTransport | None) -> AsyncOpenAI:
     """A client that takes nothing from the environment but what the connection took itself."""
     import openai
 
+    own_header = connection.key_header != "authorization"
+    wire: dict[str, Any] = {"transport": new_transport()} if new_transport else {}
+    if own_header:  # the SDK insists on a bearer key, which such a vendor would take for another kind of login
+        wire["event_hooks"] = {"request": [_drop_bearer]}
     client = openai.AsyncOpenAI(
         api_key=connection.api_key or _NO_KEY,
         base_url=connection.base_url,
         timeout=connection.timeout_s,
         max_retries=0,
-        http_client=openai.DefaultAsyncHttpxClient(transport=new_transport()) if new_transport else None,
+        default_headers={connection.key_header: connection.api_key} if own_header else None,
+        default_query={"api-version": connection.api_version} if connection.api_version else None,
+        http_client=openai.DefaultAsyncHttpxClient(**wire) if wire else None,
     )
     client.organization, client.project = connection.organization, connection.project
     return client
+
+
+async def _drop_bearer(request: Any) -> None:
+    request.headers.pop("authorization", None)

@@ -12,14 +12,22 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from semievol_api.capabilities import ProviderSettings
 from semievol_api.errors import ConfigError
-from semievol_providers.openai.presets import Lack, MaxTokensField, OptionRead, Preset, load_presets, vendor_at
+from semievol_providers.openai.presets import (
+    KeyHeader,
+    Lack,
+    MaxTokensField,
+    OptionRead,
+    Preset,
+    load_presets,
+    vendor_at,
+)
 
 
 class OpenAIOptions(BaseModel):
@@ -36,6 +44,7 @@ class OpenAIOptions(BaseModel):
     organization_env: str | None = None
     project_env: str | None = None
     timeout_s: float = Field(default=120.0, gt=0)
+    api_version: str | None = Field(default=None, pattern="^[A-Za-z0-9._-]+$")
     continue_final_message: bool | None = None
     option_read: OptionRead | None = None
     max_tokens_field: MaxTokensField | None = None
@@ -57,6 +66,12 @@ class Dialect:
     lacks: tuple[Lack, ...] = ()
     embedding_dimensions: int | None = None
     embedding_format: str = "base64"
+    deployment_paths: bool = False
+    job_metadata: bool = True
+    job_method: bool = True
+    job_hyperparameters: Mapping[str, bool | int | float | str] = field(
+        default_factory=dict[str, bool | int | float | str]
+    )
     extra_body: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
 
 
@@ -72,6 +87,9 @@ class Connection:
     project: str | None = field(default=None, repr=False)
     timeout_s: float = 120.0
     given_identity: str | None = None
+    vendor: str = "compatible"
+    key_header: KeyHeader = "authorization"
+    api_version: str | None = None
     dialect: Dialect = Dialect()
 
     @property
@@ -88,12 +106,18 @@ class Connection:
         """The request headers of the hot path, secrets among them: never log or store them."""
         headers = {"accept": "application/json", "content-type": "application/json"}
         if self.api_key:
-            headers["authorization"] = f"Bearer {self.api_key}"
+            headers |= {self.key_header: self.api_key if self.key_header == "api-key" else f"Bearer {self.api_key}"}
         if self.organization:
             headers["openai-organization"] = self.organization
         if self.project:
             headers["openai-project"] = self.project
         return headers
+
+    def url(self, path: str, model: str) -> str:
+        """Where a model is asked: its deployment's own path where the vendor has those."""
+        deployment = f"/deployments/{quote(model, safe='')}" if self.dialect.deployment_paths else ""
+        version = f"?api-version={self.api_version}" if self.api_version else ""
+        return f"{self.base_url}{deployment}{path}{version}"
 
 
 def read_connection(settings: ProviderSettings) -> Connection:
@@ -116,6 +140,9 @@ def read_connection(settings: ProviderSettings) -> Connection:
         project=_read_header(options.project_env, preset.project_env, settings),
         timeout_s=options.timeout_s,
         given_identity=options.identity,
+        vendor=options.vendor or vendor_at(options.base_url),
+        key_header=preset.key_header,
+        api_version=options.api_version or preset.api_version,
         dialect=_dialect(options, preset, where),
     )
 
@@ -172,11 +199,16 @@ def _read_key(options: OpenAIOptions, preset: Preset, settings: ProviderSettings
     if options.api_key_file is not None:
         if options.api_key_env:
             raise ConfigError(f"'{where}' has both api_key_env and api_key_file. Keep the one that holds the key.")
-        return _read_key_file(Path(settings.base_folder) / options.api_key_file, where)
+        path = Path(settings.base_folder) / options.api_key_file
+        if settings.planning and not path.exists():
+            return "", f"the file {str(path)!r} (absent: planning needs no key)"
+        return _read_key_file(path, where)
     variable = preset.api_key_env if options.api_key_env is None else options.api_key_env
     if not variable:
         return "", "no key"
     key = settings.environ.get(variable, "").strip()
+    if not key and settings.planning:
+        return "", f"the variable {variable!r} (not set: planning needs no key)"
     if not key:
         raise ConfigError(
             f"The variable {variable!r} is not set; the provider {settings.name!r} reads its key there. Set it, "
@@ -192,9 +224,7 @@ def _read_key_file(path: Path, where: str) -> tuple[str, str]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"'{where}.api_key_file': {str(path)!r} cannot be read: {reason}.") from None
     if not key:
-        raise ConfigError(
-            f"'{where}.api_key_file': {str(path)!r} is empty. It should hold the key and nothing else."
-        )
+        raise ConfigError(f"'{where}.api_key_file': {str(path)!r} is empty. It should hold the key and nothing else.")
     return _plain(key, f"file {str(path)!r}"), f"the file {str(path)!r}"
 
 
@@ -202,16 +232,14 @@ def _plain(key: str, source: str) -> str:
     """The key, if it can stand in a header."""
     if key.isascii() and key.isprintable() and " " not in key:
         return key
-    raise ConfigError(
-        f"The {source} does not hold a key: there are spaces, line breaks or non-ASCII letters in it."
-    )
+    raise ConfigError(f"The {source} does not hold a key: there are spaces, line breaks or non-ASCII letters in it.")
 
 
 def _read_header(asked: str | None, usual: str | None, settings: ProviderSettings) -> str | None:
     """The value of a variable that the config asks for, or of the vendor's usual one where that is set."""
     variable = usual if asked is None else asked
     value = settings.environ.get(variable, "").strip() if variable else ""
-    if asked and not value:
+    if asked and not value and not settings.planning:
         raise ConfigError(f"The variable {asked!r}, which the provider {settings.name!r} asks for, is not set.")
     return _plain(value, f"variable {variable!r}") if value else None
 
@@ -237,5 +265,9 @@ def _dialect(options: OpenAIOptions, preset: Preset, where: str) -> Dialect:
         lacks=tuple(preset.lacks),
         embedding_dimensions=options.embedding_dimensions,
         embedding_format=options.embedding_format,
+        deployment_paths=preset.deployment_paths,
+        job_metadata=preset.job_metadata,
+        job_method=preset.job_method,
+        job_hyperparameters=preset.job_hyperparameters,
         extra_body=options.extra_body,
     )

@@ -15,10 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from semievol_providers.server import chat_routes, file_routes, job_routes
+from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes
+from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
+from semievol_providers.server.batch_runner import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.models import ModelTable, model_object
@@ -29,21 +31,24 @@ from semievol_providers.server.state import State
 _log = logging.getLogger(__name__)
 
 
-def build_app(settings: ServerSettings) -> ASGIApp:
+def build_app(settings: ServerSettings) -> Gate:
     """The whole server as one ASGI application; its parts start with its lifespan."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         state = State(settings.state)
         models = ModelTable(settings, state)
-        parts = Services(settings, state, models, EngineClient(settings), JobRunner(settings, state, models))
+        engine, jobs = EngineClient(settings), JobRunner(settings, state, models)
+        answers = Answers(engine, models, settings.limits)
+        parts = Services(settings, state, models, engine, jobs, answers, BatchRunner(state, answers))
         app.state.services = parts
         app.state.background = set()
-        await parts.engine.start()
         await parts.jobs.start()
+        parts.batches.start()
         try:
             yield
         finally:
+            await parts.batches.close()
             await asyncio.gather(parts.jobs.close(), parts.engine.close())
             await asyncio.gather(*app.state.background, return_exceptions=True)
             state.close()
@@ -53,7 +58,7 @@ def build_app(settings: ServerSettings) -> ASGIApp:
         lifespan=lifespan,
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
     )
-    return _Gate(app, KeyRing(settings.api_keys), settings)
+    return Gate(app, KeyRing(settings.api_keys), settings)
 
 
 def _routes() -> list[Route]:
@@ -64,6 +69,7 @@ def _routes() -> list[Route]:
         Route("/v1/models/{model:path}", _retrieve_model, methods=["GET"]),
         Route("/v1/models/{model:path}", _delete_model, methods=["DELETE"]),
         Route("/v1/chat/completions", chat_routes.create_chat, methods=["POST"]),
+        Route("/v1/chat/completions", chat_routes.list_chats, methods=["GET"]),
         Route("/v1/completions", chat_routes.create_completion, methods=["POST"]),
         Route("/v1/embeddings", chat_routes.create_embedding, methods=["POST"]),
         Route("/v1/files", file_routes.create_file, methods=["POST"]),
@@ -71,6 +77,10 @@ def _routes() -> list[Route]:
         Route("/v1/files/{file_id}", file_routes.retrieve_file, methods=["GET"]),
         Route("/v1/files/{file_id}", file_routes.delete_file, methods=["DELETE"]),
         Route("/v1/files/{file_id}/content", file_routes.file_content, methods=["GET"]),
+        Route("/v1/batches", batch_routes.create_batch, methods=["POST"]),
+        Route("/v1/batches", batch_routes.list_batches, methods=["GET"]),
+        Route("/v1/batches/{batch_id}", batch_routes.retrieve_batch, methods=["GET"]),
+        Route("/v1/batches/{batch_id}/cancel", batch_routes.cancel_batch, methods=["POST"]),
         Route(jobs, job_routes.create_job, methods=["POST"]),
         Route(jobs, job_routes.list_jobs, methods=["GET"]),
         Route(jobs + "/{job_id}", job_routes.retrieve_job, methods=["GET"]),
@@ -129,13 +139,19 @@ async def _bug(_request: Request, error: Exception) -> Response:
     return ApiError(f"The server had an error: {type(error).__name__}.", status=500, code="internal").response()
 
 
-class _Gate:
+class Gate:
     """What every request passes first: the key check and the limit on its body's size."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, settings: ServerSettings) -> None:
+    def __init__(self, app: Starlette, keys: KeyRing, settings: ServerSettings) -> None:
         self._app = app
         self._keys = keys
         self._limits = settings.limits
+
+    def stop_soon(self) -> None:
+        """A stop was asked for: nobody shall wait for what will not come."""
+        parts = self._app.state.services
+        assert isinstance(parts, Services)
+        parts.engine.refuse_waiting()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

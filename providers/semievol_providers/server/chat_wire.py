@@ -159,9 +159,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "'continue_final_message' needs a last message of the assistant.", param="continue_final_message"
             )
         if self.continue_final_message and self.add_generation_prompt:
-            raise ApiError(
-                "'continue_final_message' excludes 'add_generation_prompt'.", param="add_generation_prompt"
-            )
+            raise ApiError("'continue_final_message' excludes 'add_generation_prompt'.", param="add_generation_prompt")
         return self
 
     def chat_sampling(self, limits: Limits) -> Sampling:
@@ -179,18 +177,21 @@ class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     echo: bool | None = None
     suffix: str | None = None
 
-    def prompts(self) -> list[str | tuple[int, ...]]:
+    def prompts(self, limits: Limits) -> list[str | tuple[int, ...]]:
         """The prompts as single texts or token lists.
 
         Raises:
-            ApiError: a field that this server does not honour.
+            ApiError: a field that this server does not honour, or too many prompts.
         """
         for name, value in (
             ("echo", self.echo), ("suffix", self.suffix), ("best_of", (self.best_of or 1) != 1)
         ):  # fmt: skip
             if value:
                 raise unsupported(name)
-        return texts_or_tokens(self.prompt or "", "prompt")
+        found = texts_or_tokens(self.prompt if self.prompt is not None else "", "prompt")
+        if not 0 < len(found) <= limits.prompts:
+            raise ApiError(f"'prompt' takes 1 to {limits.prompts} texts or token lists.", param="prompt")
+        return found
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -214,9 +215,7 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ApiError("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")
         found = texts_or_tokens(self.input, "input")
         if not 0 < len(found) <= limits.embed_inputs or not all(found):
-            raise ApiError(
-                f"'input' takes 1 to {limits.embed_inputs} non-empty texts or token lists.", param="input"
-            )
+            raise ApiError(f"'input' takes 1 to {limits.embed_inputs} non-empty texts or token lists.", param="input")
         return tuple(found)
 
 

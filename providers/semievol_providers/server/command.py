@@ -29,12 +29,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(  # noqa: PLR0913 - a command line has as many options as it has
     model_folder: Annotated[Path, typer.Argument(help="Folder of a Hugging Face model in safetensors.")],
-    name: Annotated[
-        str | None, typer.Option(help="Model name for clients; the folder's name if not given.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")
-    ] = "127.0.0.1",
+    name: Annotated[str | None, typer.Option(help="Model name for clients; the folder's name if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     state: Annotated[Path, typer.Option(help="Folder for files, jobs and tuned models.")] = Path("semievol-server"),
     alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: another name of a model.")] = None,
@@ -44,13 +40,14 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
+    batch_window_s: Annotated[int, typer.Option(min=1, help="Seconds after which a batch expires.")] = 86400,
     ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
     stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
 ) -> None:
     """Serve a model with the OpenAI API, fine-tuning included."""
     from semievol_api.errors import ConfigError
     from semievol_providers.local.model_folder import read_facts
-    from semievol_providers.server.settings import ServerSettings, read_train_defaults
+    from semievol_providers.server.settings import Limits, ServerSettings, read_train_defaults
 
     facts = read_facts(model_folder)
     keys = _read_keys(api_key_env)
@@ -69,6 +66,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         api_keys=keys,
         threads=threads,
         device=device,
+        limits=Limits(batch_window_s=batch_window_s),
         train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
     )
     _run(settings, ready_file, stop_with_stdin)
@@ -125,12 +123,18 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
                 if self.started:
                     _announce(settings.name, url, ready_file)
 
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                if self.started:
+                    app.stop_soon()
+                await super().shutdown(sockets)
+
+        app = build_app(settings)
         config = uvicorn.Config(
-            build_app(settings),
+            app,
             log_level="warning",
             access_log=False,
             lifespan="on",
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=2,
             timeout_keep_alive=75,
         )
         server = Announcing(config)
@@ -141,7 +145,7 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
 
 def _stop_at_end_of_input(server: uvicorn.Server) -> None:
     """A parent that ends, however it ends, closes our standard input."""
-    while sys.stdin.buffer.read(1024):
+    while os.read(sys.stdin.fileno(), 1024):  # unbuffered: a lock on sys.stdin would abort the interpreter's end
         continue
     server.should_exit = True
 

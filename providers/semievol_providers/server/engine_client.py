@@ -1,4 +1,4 @@
-"""The API's side of the engine process: starts it, asks it, restarts it when it dies.
+"""The API's side of the engine process: starts it for the first question, asks it, restarts it when it dies.
 
 A question that was under way when the engine died is asked once more (answers depend on the question alone);
 one that kills the engine twice is refused. Knows nothing of HTTP or torch.
@@ -50,7 +50,7 @@ class _Question:
 
 
 class EngineClient:
-    """`start`, then `ask` or `stream`, then `close`."""
+    """`ask` or `stream`, and `close` in the end; the first question starts the process."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
@@ -78,9 +78,17 @@ class EngineClient:
         self._number += 1
         return self._number
 
-    async def start(self) -> None:
-        """Start the engine process; returns before it is ready."""
-        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+    def start(self) -> None:
+        """Start the engine process unless it runs; returns before it is ready."""
+        if self._supervisor is None and not self._closing:
+            self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    def refuse_waiting(self) -> None:
+        """The server stops: refuse new questions, and those that still wait for the engine to load."""
+        self._closing = True
+        if not self.ready.is_set():
+            for question in self._questions.values():
+                question.answers.put_nowait(_stopping())
 
     async def close(self) -> None:
         """End the engine process, which has nothing to save."""
@@ -122,6 +130,9 @@ class EngineClient:
                 code="rate_limit_exceeded",
                 headers={"retry-after": "1"},
             )
+        if self._closing:
+            raise _stopping()
+        self.start()
         question = self._questions[ask.id] = _Question(ask)
         done = False
         try:
@@ -202,6 +213,15 @@ class EngineClient:
                 question.answers.put_nowait(
                     ApiError("The engine died over this request.", status=500, code="engine_died")
                 )
+
+
+def _stopping() -> ApiError:
+    return ApiError(
+        "The server is stopping. Ask again when it is back.",
+        status=503,
+        code="server_stopping",
+        headers={"retry-after": "1"},
+    )
 
 
 def _error(tell: RefusalTell) -> ApiError:

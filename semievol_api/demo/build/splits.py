@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -89,11 +90,11 @@ def read_rows(data_folder: Path, dataset: str, split: str) -> list[dict[str, str
 def bigrams(text: str) -> Bigrams:
     """The pairs of neighbouring lower-case words of a text."""
     words = re.sub(r"[^a-z0-9]+", " ", text.lower()).split()
-    return frozenset(zip(words, words[1:], strict=False))
+    return frozenset(pairwise(words))
 
 
 def near_duplicates(left: Bigrams, right: Bigrams) -> bool:
-    """Whether two texts share most of the shorter one's word bigrams: catches reworded copies without a model."""
+    """Whether two texts share most of the shorter one's word bigrams: so are reworded copies caught."""
     return len(left & right) / max(1, min(len(left), len(right))) > NEAR_DUPLICATE_OVERLAP
 
 
@@ -107,7 +108,9 @@ def make_splits(data_folder: Path) -> Splits:
 
 def _fill(plan: SplitPlan, data_folder: Path, taken: list[Bigrams]) -> tuple[Row, ...]:
     subject_field = {subject: i for i, subjects in enumerate(FIELDS.values()) for subject in subjects}
-    rows = [r for s in plan.sources for r in read_rows(data_folder, "mmlu", s) if r["Subject"] in subject_field]
+    rows = [
+        r for s in plan.sources for r in read_rows(data_folder, "mmlu", s) if r["Subject"] in subject_field
+    ]
     random.Random(SPLIT_SEED).shuffle(rows)
     counts, kept = [0] * len(FIELD_NAMES), list[Row]()
     for row in rows:
@@ -171,4 +174,6 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
 def read_split(path: Path) -> tuple[Row, ...]:
     """The rows of a file that `write_splits` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
-        return tuple(Row(row["id"], row["question"], LETTERS.index(row["answer"])) for row in csv.DictReader(file))
+        return tuple(
+            Row(row["id"], row["question"], LETTERS.index(row["answer"])) for row in csv.DictReader(file)
+        )

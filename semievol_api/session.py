@@ -9,26 +9,32 @@ Knows nothing of the stages' insides; prints nothing (a `Watcher` is told what h
 from __future__ import annotations
 
 import asyncio
+import datetime
+import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from semievol_api.artifacts import Verdict
 from semievol_api.capabilities import JobEvent, Provider, require
+from semievol_api.catalogue import Catalogue, availability, load_catalogue, refuse_ended, with_limits
 from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
-from semievol_api.errors import ConfigError, UserError
+from semievol_api.errors import ConfigError, MissingAbilityError, UserError
 from semievol_api.pipeline import semievol
+from semievol_api.preflight import refuse_ended_models
 from semievol_api.registry import connect
 from semievol_api.run_store import RunStore
-from semievol_api.stages.fine_tune import MIN_EXAMPLES, Trainer
+from semievol_api.stages.annotators import guest_role
+from semievol_api.stages.fine_tune import OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.tasks import Task, load_task
-from semievol_api.tools import Tools
+from semievol_api.tools import Guest, Tools
+from semievol_api.training_file import MIN_EXAMPLES
 from semievol_api.transport.clock import Clock, RealClock
 
 ResultT = TypeVar("ResultT")
@@ -82,15 +88,29 @@ class Plan:
     config: Config
     task: Task
     providers: Mapping[str, Provider]
+    catalogue: Catalogue
+    notices: tuple[str, ...] = ()
+    """Remarks on the models' ends."""
 
     def provider(self, ref: ModelRef) -> Provider:
         """The provider of a role."""
         return self.providers[ref.provider]
 
     @property
+    def guests(self) -> tuple[ModelRef, ...]:
+        """Other providers' models among the annotators."""
+        return guests_of(self.config)
+
+    @property
     def trainer_ref(self) -> ModelRef:
         """What is tuned, and where."""
         return self.config.roles.trainer or self.config.roles.student
+
+    @property
+    def role_models(self) -> tuple[tuple[Provider, str], ...]:
+        """Every role's provider and model."""
+        refs = (self.config.roles.student, self.trainer_ref, self.config.roles.embedder, *self.guests)
+        return tuple((self.provider(ref), ref.model) for ref in refs if ref is not None)
 
 
 def run(config: str | Path, *, watcher: Watcher | None = None, accept_change: bool = False) -> RunResult:
@@ -110,30 +130,64 @@ async def run_async(config: Config, *, watcher: Watcher | None = None, accept_ch
     check_data(plan, raw)
     with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
         store.on_stage = seen.on_stage
-        async with _tools(plan, raw, seen) as tools:
+        if raw.gold:
+            store.note("oracle/gold.json", json.dumps(raw.gold, ensure_ascii=False))
+
+        def on_job(name: str, event: JobEvent) -> None:
+            if event.id:
+                store.log_event(name, event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)}))
+            seen.on_job(name, event)
+
+        async with open_tools(plan, raw, seen, on_job) as tools:
+            await refuse_ended_models(plan.catalogue, plan.role_models, datetime.datetime.now(datetime.UTC).date())
             verdict = await semievol(tools, store, plan.task, raw, config)
-            return RunResult(verdict, store.folder, tuple(store.computed), tools.engine.ledger, store.seconds)
+            ledger = tools.engine.ledger
+        store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
+        return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
 
 
-def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
-    """Everything that can be known without the network: names, keys, abilities.
+def check(
+    config: Config,
+    environ: Mapping[str, str] | None = None,
+    *,
+    planning: bool = False,
+    today: datetime.date | None = None,
+) -> Plan:
+    """Everything that can be known without the network: names, keys, abilities, the models' ends.
+
+    Args:
+        config: what is to be run.
+        environ: where key variables are read; default: this process's.
+        planning: nothing will be sent; keys may miss, and an ended model is a notice.
+        today: the day that counts.
 
     Raises:
-        UserError: a role names no provider, a provider refuses its settings, or lacks an ability.
+        UserError: a role names no provider, a provider refuses its settings, lacks an ability, or its model ended.
     """
     task = load_task(config.data.task)
     roles = config.roles
-    names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder) if ref is not None]
+    guests = guests_of(config)
+    names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder, *guests) if ref is not None]
     for name in names:
         if name not in config.providers:
             raise ConfigError(f"[roles] names the provider {name!r}. {nearest(name, list(config.providers))}")
     base = str(config.run.folder.parent)
-    providers = {name: connect(name, config.providers[name], environ, base) for name in dict.fromkeys(names)}
-    plan = Plan(config, task, providers)
+    catalogue = load_catalogue(config.catalogue.file)
+    providers = {
+        name: with_limits(connect(name, config.providers[name], environ, base, planning=planning), catalogue)
+        for name in dict.fromkeys(names)
+    }
+    plan = Plan(config, task, providers, catalogue)
+    notices = check_ends(plan, today or datetime.datetime.now(datetime.UTC).date(), refuse=not planning)
+    plan = replace(plan, notices=notices)
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
-    require(student.scored, "log-probabilities", student)
-    require(plan.provider(plan.trainer_ref).finetuner, "fine-tuning", plan.provider(plan.trainer_ref))
+    for guest in plan.guests:
+        require(plan.provider(guest).chat, "chat", plan.provider(guest))
+    if config.select.score == "mean_nll":
+        require(student.scored, "log-probabilities", student)
+    if trains(config):
+        require(plan.provider(plan.trainer_ref).finetuner, "fine-tuning", plan.provider(plan.trainer_ref))
     if config.retrieve.method == "embedding" and config.run.propagation != "in-weight":
         if roles.embedder is None:
             raise ConfigError(
@@ -145,10 +199,44 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
     return plan
 
 
+def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, ...]:
+    """What a day means for the models of the roles, as sentences.
+
+    Raises:
+        MissingAbilityError: with `refuse`, where a model could not be used; it says what to change.
+    """
+    roles, lines = plan.config.roles, dict[str, None]()
+    asked = [(ref, False) for ref in (roles.student, roles.embedder, *plan.guests) if ref is not None]
+    trained = [(plan.trainer_ref, True)] if trains(plan.config) else []
+    for ref, is_trained in (*asked, *trained):
+        verdict = availability(plan.catalogue, plan.provider(ref).vendor, ref.model, today)
+        try:
+            refuse_ended(plan.catalogue, verdict, today, trains=is_trained)
+        except MissingAbilityError as ended:
+            if refuse:
+                raise
+            lines |= {str(ended): None}
+        else:
+            lines |= dict.fromkeys(verdict.lines)
+    return tuple(lines)
+
+
+def guests_of(config: Config) -> tuple[ModelRef, ...]:
+    """Other providers' models among the annotators."""
+    return tuple(a.model for a in config.annotators if isinstance(a.model, ModelRef))
+
+
+def trains(config: Config) -> bool:
+    """Whether the config wants any training bought."""
+    warms_up = config.roles.warm is None and config.run.propagation != "in-context"
+    return warms_up or config.evolve.kind == "fine-tune"
+
+
 def check_data(plan: Plan, raw: RawData) -> None:
     """Refuse, before a cent is spent, a training file that no vendor accepts."""
     needs_job = plan.config.roles.warm is None and plan.config.run.propagation != "in-context"
-    if needs_job and len(raw.labeled) < MIN_EXAMPLES:
+    prompts_instead = plan.config.split.calibration != 0
+    if needs_job and not prompts_instead and len(raw.labeled) < MIN_EXAMPLES:
         raise UserError(
             f"There are {len(raw.labeled)} labelled examples in {plan.config.data.labeled.name!r}, and a fine-tuning "
             f"job needs at least {MIN_EXAMPLES}. Label some more, or set [run] propagation = "
@@ -158,7 +246,9 @@ def check_data(plan: Plan, raw: RawData) -> None:
 
 def config_key(config: Config) -> str:
     """What makes two configs the same run: everything but limits, pacing and the folder's own name."""
-    settings = config.model_dump(mode="json", exclude={"limits": True, "run": {"folder", "journal"}})
+    settings = config.model_dump(
+        mode="json", exclude={"limits": True, "catalogue": True, "run": {"folder", "journal"}, "roles": {"tokenizer"}}
+    )
     settings["train"].pop("poll_s")
     settings["providers"] = sorted(settings["providers"])
     return repr(sorted(settings.items()))
@@ -175,7 +265,10 @@ def run_blocking(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 
 @asynccontextmanager
-async def _tools(plan: Plan, raw: RawData, watcher: Watcher, clock: Clock | None = None) -> AsyncGenerator[Tools]:
+async def open_tools(
+    plan: Plan, raw: RawData, watcher: Watcher, on_job: OnEvent | None = None, clock: Clock | None = None
+) -> AsyncGenerator[Tools]:
+    """The live clients of a checked config, closed when the block ends. `on_job` hears of trainings."""
     config = plan.config
     roles = config.roles
     async with AsyncExitStack() as stack:
@@ -197,9 +290,10 @@ async def _tools(plan: Plan, raw: RawData, watcher: Watcher, clock: Clock | None
                 base=plan.trainer_ref.model,
                 clock=clock or RealClock(),
                 seed=config.run.seed,
-                on_event=watcher.on_job,
+                on_event=on_job or watcher.on_job,
             ),
             embedder=embedder,
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
+            guests={guest_role(r): Guest(plan.provider(r), r.model) for r in plan.guests},
         )

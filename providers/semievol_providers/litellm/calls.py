@@ -1,0 +1,214 @@
+"""litellm's `acompletion` and `aembedding` as abilities; the only module that imports litellm, at the first call.
+
+Log-probabilities are asked for whatever litellm's static lists say, and handed on as given: a model that ignores
+them gives completions without. Its retries, callbacks and price downloads are off. Knows nothing of retrying.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from semievol_api.capabilities import ChatRequest, EmbedReply, EmbedRequest, Reply
+from semievol_api.errors import MissingAbilityError, TransientError
+from semievol_api.records import Completion, Finish, FloatArray, Usage
+from semievol_providers.litellm.errors import translate
+from semievol_providers.litellm.settings import Access
+
+OFFLINE = "LITELLM_LOCAL_MODEL_COST_MAP"
+"""Without this variable `import litellm` downloads a price table."""
+
+
+class LiteLLM:
+    """The library, imported when it is first used."""
+
+    @cached_property
+    def module(self) -> Any:
+        """litellm itself, silent and offline."""
+        os.environ.setdefault(OFFLINE, "True")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its import raises deprecations of its own dependencies
+            litellm: Any = import_module("litellm")
+            litellm.ModelResponse()  # its types are built at their first use, with remarks of pydantic's
+            litellm.EmbeddingResponse()
+
+        litellm.suppress_debug_info = True
+        litellm.telemetry = False
+        litellm.drop_params = False
+        litellm.num_retries = 0
+        return litellm
+
+    async def aclose(self) -> None:
+        """Close litellm's connections."""
+        if "module" in vars(self):
+            await self.module.close_litellm_async_clients()
+
+
+class LiteLLMChat:
+    """`Chat` and `ScoredChat`."""
+
+    def __init__(self, access: Access, library: LiteLLM) -> None:
+        self._access = access
+        self._library = library
+
+    async def complete(self, request: ChatRequest) -> Reply:
+        """Answer once.
+
+        Raises:
+            RateLimitError, TransientError, RefusedError: see errors.py.
+            MissingAbilityError: the prompt has a prefill.
+        """
+        if request.prompt.prefill is not None:
+            raise MissingAbilityError(
+                "The provider litellm cannot go on from the first words of an answer (a prefill), which the prompt "
+                "has. Ask without a prefill, or give the role to another provider."
+            )
+        answer = await _call(
+            "chat", self._library.module.acompletion, chat_arguments(request, self._access), self._access
+        )
+        choices = sorted(answer.get("choices") or [], key=lambda choice: choice.get("index") or 0)
+        if not choices:
+            raise TransientError(f"{self._access.provider}: chat through litellm gave no completion.", status=200)
+        completions = tuple(_completion(choice, alternatives=request.top_logprobs > 0) for choice in choices)
+        return Reply(completions=completions, usage=_usage(answer))
+
+
+class LiteLLMEmbedder:
+    """`Embedder`."""
+
+    def __init__(self, access: Access, library: LiteLLM) -> None:
+        self._access = access
+        self._library = library
+
+    async def embed(self, request: EmbedRequest) -> EmbedReply:
+        """Embed one batch; row i belongs to text i."""
+        access = self._access
+        arguments = _access_arguments(access, {"model": request.model, "input": list(request.texts)})
+        if access.api_base is not None:
+            arguments["encoding_format"] = "float"
+        if access.embedding_dimensions is not None:
+            arguments["dimensions"] = access.embedding_dimensions
+        answer = await _call("embeddings", self._library.module.aembedding, arguments, access)
+        rows = sorted(answer.get("data") or [], key=lambda row: row.get("index") or 0)
+        if len(rows) != len(request.texts):
+            raise TransientError(f"{access.provider}: {len(rows)} vectors came for {len(request.texts)} texts.")
+        return EmbedReply(vectors=np.array([row["embedding"] for row in rows], dtype=np.float32), usage=_usage(answer))
+
+
+def chat_arguments(request: ChatRequest, access: Access) -> dict[str, Any]:
+    """The arguments of `acompletion`; what the vendor does not know is left out, if the config says so."""
+    arguments: dict[str, Any] = {
+        "model": request.model,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in request.prompt.messages],
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+    }
+    if request.n != 1:
+        arguments["n"] = request.n
+    if request.seed is not None:
+        arguments["seed"] = request.seed
+    if request.stop:
+        arguments["stop"] = list(request.stop)
+    if (request.logprobs or request.top_logprobs) and "logprobs" not in access.leave_out:
+        arguments |= {"logprobs": True, "allowed_openai_params": ["logprobs", "top_logprobs"]}
+        if request.top_logprobs:
+            arguments["top_logprobs"] = request.top_logprobs
+    for name in access.leave_out:
+        arguments.pop(name, None)
+    return _access_arguments(access, arguments)
+
+
+def _access_arguments(access: Access, arguments: dict[str, Any]) -> dict[str, Any]:
+    arguments |= {"timeout": access.timeout_s, "num_retries": 0, "max_retries": 0}
+    if access.api_base is not None:
+        arguments["api_base"] = access.api_base
+    if access.api_key is not None:
+        arguments["api_key"] = access.api_key
+    if access.extra_body:
+        arguments["extra_body"] = dict(access.extra_body)
+    return arguments
+
+
+async def _call(what: str, function: Any, arguments: dict[str, Any], access: Access) -> dict[str, Any]:
+    """The answer as plain dicts."""
+    import openai
+
+    try:
+        answer = await function(**arguments)
+    except openai.OpenAIError as error:  # the root of litellm's own errors
+        # From None: its messages and causes quote requests, and so keys.
+        raise translate(what, error, access) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic's remarks on litellm's own types
+        plain: dict[str, Any] = answer.model_dump()
+    return plain
+
+
+def _completion(choice: dict[str, Any], *, alternatives: bool) -> Completion:
+    message = choice.get("message") or {}
+    text = message.get("content") or ""
+    finish = _finish(choice.get("finish_reason"))
+    if message.get("refusal") and not text:
+        return Completion(message["refusal"], "refused")
+    entries: Sequence[dict[str, Any]] = (choice.get("logprobs") or {}).get("content") or []
+    if not entries:
+        return Completion(text, finish)
+    tokens = [str(entry.get("token", "")) for entry in entries]
+    kept = _message_tokens(tokens, text)
+    top = None
+    if alternatives:
+        top = tuple(
+            tuple((other["token"], other["logprob"]) for other in entry.get("top_logprobs") or ())
+            for entry in entries[:kept]
+        )
+    shown = top is not None and any(top)
+    return Completion(
+        text,
+        finish,
+        token_logprobs=_logprobs(entries[:kept]),
+        tokens=tuple(tokens[:kept]) if shown else None,
+        top=top if shown else None,
+    )
+
+
+def _logprobs(entries: Sequence[dict[str, Any]]) -> FloatArray | None:
+    values = [entry.get("logprob") for entry in entries]
+    return None if None in values else np.array(values, dtype=np.float32)
+
+
+def _message_tokens(tokens: Sequence[str], text: str) -> int:
+    """How many leading tokens belong to the message: the end of turn, shown as a token by some, does not."""
+    count = len(tokens)
+    while count and (not tokens[count - 1] or tokens[count - 1] not in text):
+        joined = "".join(tokens[: count - 1])
+        if text.strip() not in joined:
+            break
+        count -= 1
+    return count
+
+
+def _finish(reason: object) -> Finish:
+    match reason:
+        case "length" | "max_tokens":
+            return "length"
+        case "content_filter" | "refusal":
+            return "refused"
+        case "error" | "tool_calls" | "function_call":
+            return "failed"
+        case _:
+            return "stop"
+
+
+def _usage(answer: dict[str, Any]) -> Usage:
+    usage = answer.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, details.get("cached_tokens") or 0
+    )

@@ -1,0 +1,133 @@
+"""The keys of `[providers.NAME]` for models on this machine, shared by the kinds `local` and `vllm`.
+
+Reads a few small files of the model folder; imports no torch. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from semievol_api.capabilities import ProviderSettings
+from semievol_api.errors import ConfigError, MissingExtraError
+from semievol_providers.local.folder_check import check_model_folder
+from semievol_providers.local.model_folder import read_facts
+from semievol_providers.local.training_defaults import TrainDefaults, read_train_defaults
+
+
+class LocalOptions(BaseModel):
+    """Keys of a provider that runs models here; paths are relative to the config's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: str
+    """Folder of the base model, in the Hugging Face format."""
+    name: str | None = None
+    """What roles call the base model; the folder's name if left out."""
+    state: str = "semievol-local"
+    """Folder for jobs and the adapters that they train."""
+    identity: str | None = Field(default=None, min_length=1)
+    """Names the model in caches; made from its files if left out."""
+    embedding_model: str | None = None
+    """Folder of a sentence-transformers model for embeddings; the base model's last hidden state if left out."""
+    device: str | None = Field(default=None, pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    threads: int = Field(default=1, ge=1)
+    train: dict[str, object] = Field(default_factory=dict[str, object])
+    """Overrides of the training defaults, such as `train = { rank = 32 }`."""
+
+
+OptionsT = TypeVar("OptionsT", bound=LocalOptions)
+
+
+def read_options(settings: ProviderSettings, kind: type[OptionsT]) -> OptionsT:
+    """The provider's table, checked.
+
+    Raises:
+        ConfigError: an unknown or wrong key.
+    """
+    where = f"providers.{settings.name}"
+    try:
+        return kind.model_validate(dict(settings.options))
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, list(kind.model_fields), n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(kind.model_fields)}."
+            raise ConfigError(f"[{where}]: unknown key {key!r}. {hint}") from None
+        if first["type"] == "missing":
+            raise ConfigError(f"[{where}]: the key {key!r} is missing: the folder of the model to run.") from None
+        raise ConfigError(f"[{where}]: {key!r} is wrong: {first['msg']}.") from None
+
+
+def need_packages(packages: Sequence[str], extra: str, purpose: str) -> None:
+    """Refuse while planning what would fail at the first request; nothing is imported.
+
+    Raises:
+        MissingExtraError: one of the packages is not installed.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra, purpose)
+
+
+class LocalPlaces(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the base model and the jobs are, and by which names."""
+
+    base_folder: str
+    base_name: str
+    jobs: Path
+    identity: str
+    device: str
+    train: TrainDefaults
+
+
+def read_places(settings: ProviderSettings, options: LocalOptions, kind: str) -> LocalPlaces:
+    """Resolve paths and defaults, with the model folder checked.
+
+    Raises:
+        ModelFolderError: the model folder is missing, incomplete or cannot chat.
+        ConfigError: a training default is unknown or wrong.
+    """
+    root = Path(settings.base_folder)
+    folder = str((root / options.model).resolve())
+    check_model_folder(folder)
+    name = options.name or Path(folder).name
+    return LocalPlaces(
+        base_folder=folder,
+        base_name=name,
+        jobs=(root / options.state).resolve() / "jobs",
+        identity=options.identity or f"{kind}:{name}:{_digest(Path(folder))}",
+        device=options.device or default_device(),
+        train=_train_defaults(settings.name, folder, options.train),
+    )
+
+
+def default_device() -> str:
+    """`cuda` where an NVIDIA driver is loaded, else `cpu`."""
+    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def _digest(folder: Path) -> str:
+    """Tells models apart without reading their weights: names and sizes of all files, and the config's bytes."""
+    sizes = [(file.name, file.stat().st_size) for file in sorted(folder.iterdir()) if file.is_file()]
+    digest = hashlib.sha256(json.dumps(sizes).encode())
+    digest.update((folder / "config.json").read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> TrainDefaults:
+    defaults = read_train_defaults(Path(folder), read_facts(folder).weight_bytes, None)
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
+    except msgspec.ValidationError as error:
+        known = ", ".join(TrainDefaults.__struct_fields__)
+        raise ConfigError(f"[providers.{name}.train]: {error}. Known keys: {known}.") from None

@@ -1,0 +1,53 @@
+"""The catalogue's numbers where the engine looks for them: in a provider's table, tuned models included.
+
+Knows nothing of vendors' presets; a provider says itself which vendor it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from semievol_api.capabilities import ModelLimits, ModelName, Provider
+from semievol_api.catalogue.facts import ANY_MODEL, Catalogue
+
+
+@dataclass(frozen=True)
+class KnownLimits(Mapping[ModelName, ModelLimits]):
+    """A provider's own limits, and the catalogue's where those say nothing. A tuned model has its tuned price."""
+
+    catalogue: Catalogue
+    vendor: str
+    own: Mapping[ModelName, ModelLimits]
+
+    def __getitem__(self, name: ModelName) -> ModelLimits:
+        facts = self.catalogue.facts(self.vendor, name)
+        if facts is None:
+            return self.own[name]
+        own = self.own.get(name, ModelLimits())
+        prices = self.catalogue.prices(self.vendor, name) or facts
+        return replace(
+            own,
+            context_tokens=facts.context_tokens or own.context_tokens,
+            input_usd=_first(prices.input_usd, own.input_usd),
+            cached_input_usd=_first(prices.cached_input_usd, own.cached_input_usd),
+            output_usd=_first(prices.output_usd, own.output_usd),
+            training_usd=_first(facts.training_usd, own.training_usd),
+            shutdown_date=facts.shutdown_date.isoformat() if facts.shutdown_date else own.shutdown_date,
+        )
+
+    def __iter__(self) -> Iterator[ModelName]:
+        named = {name for m in self.catalogue.models if m.vendor == self.vendor for name in m.names}
+        return iter(sorted((named - {ANY_MODEL}) | set(self.own)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def with_limits(provider: Provider, catalogue: Catalogue) -> Provider:
+    """The same provider, with what the catalogue knows of its models."""
+    return replace(provider, limits=KnownLimits(catalogue, provider.vendor, provider.limits))
+
+
+def _first(preferred: float | None, other: float | None) -> float | None:
+    return other if preferred is None else preferred

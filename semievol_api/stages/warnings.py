@@ -1,0 +1,95 @@
+"""What should worry a user about labels, pool, answers and selection (method §6): arrays for `selection`'s alerts.
+
+Knows nothing of how the alerts are decided.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from semievol_api.config import RetrieveSettings
+from semievol_api.records import Example
+from semievol_api.selection import (
+    Alert,
+    alerts_of_ambiguity,
+    alerts_of_drift,
+    alerts_of_labels,
+    alerts_of_selection,
+    ambiguity,
+    class_coverage,
+    drift_test,
+)
+from semievol_api.selection.values import BoolArray
+from semievol_api.stages.asking import Corpus
+from semievol_api.stages.pooling import Opinions
+from semievol_api.stages.retrieve import EmbeddingTool, embedded
+
+DRIFT_ROWS = 500
+"""Questions of each side that the drift test looks at."""
+
+
+class Vectors(Protocol):
+    """Who embeds, if anybody, and what is embedded."""
+
+    @property
+    def embedder(self) -> EmbeddingTool | None: ...
+
+    @property
+    def retrieve(self) -> RetrieveSettings: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def label_alerts(corpus: Corpus, found: Opinions, kept: BoolArray) -> list[Alert]:
+    """Findings about classes and about the crew's disagreement; none where the labels are open.
+
+    Classes are looked at only where all questions have the same ones.
+    """
+    m = len(corpus.data.unlabeled)
+    if corpus.task.kind not in ("multiple_choice", "labels"):
+        return []
+    alerts: list[Alert] = []
+    names = class_names(corpus)
+    if names:
+        predicted = found.pooled.label[:m]
+        letters = corpus.task.labels(corpus.data.unlabeled[0]) or ()
+        gold = np.array([letters.index(e.answer) for e in corpus.data.labeled if e.answer in letters], dtype=np.int64)
+        alerts += alerts_of_labels(gold, predicted, names)
+        alerts += alerts_of_selection(class_coverage(predicted, kept, len(names)), names)
+    calibrating = found.examples[m:]
+    gold = np.array([_index(found.labels[m + i], e) for i, e in enumerate(calibrating)], dtype=np.int64)
+    return [*alerts, *alerts_of_ambiguity(ambiguity(found.probs[m:], gold, found.n_options[m:]))]
+
+
+async def drift_alerts(corpus: Corpus, vectors: Vectors) -> tuple[Alert, ...]:
+    """A finding where the unlabelled questions are unlike the labelled ones; none without vectors."""
+    if vectors.embedder is None:
+        return ()
+    labeled = _sample(corpus.data.labeled, vectors.seed)
+    unlabeled = _sample(corpus.data.unlabeled, vectors.seed)
+    rows = await embedded(vectors.embedder, (*labeled, *unlabeled), vectors.retrieve)
+    return alerts_of_drift(drift_test(rows[: len(labeled)], rows[len(labeled) :]))
+
+
+def class_names(corpus: Corpus) -> tuple[str, ...]:
+    """The words of the classes where every question has the same ones; empty otherwise."""
+    examples = (*corpus.data.unlabeled, *corpus.data.labeled)
+    if corpus.task.kind == "labels":
+        return corpus.task.labels(examples[0]) or ()
+    options = {e.options for e in examples}
+    return next(iter(options)) if len(options) == 1 else ()
+
+
+def _index(labels: Sequence[str], example: Example) -> int:
+    return labels.index(example.answer) if example.answer in labels else -1
+
+
+def _sample(examples: Sequence[Example], seed: int) -> Sequence[Example]:
+    if len(examples) <= DRIFT_ROWS:
+        return examples
+    return random.Random(seed).sample(list(examples), DRIFT_ROWS)

@@ -1,0 +1,139 @@
+"""A plan as tables and remarks, and what was really paid beside it.
+
+Knows nothing of how the numbers were made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from semievol_api.planning import Estimate, Spent
+from semievol_api.planning.bill import Range
+from semievol_api.terminal.bars import table
+
+COLUMNS = ["stage", "model", "requests", "prompt", "completion", "training", "USD", "low to high", "in batches"]
+
+
+def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
+    """Print a plan for a person."""
+    rows = [
+        [
+            row.stage,
+            row.model,
+            _count(row.requests),
+            _count(row.prompt),
+            _span(row.completion),
+            _count(row.training),
+            _usd(row.usd),
+            _usd_span(row.usd),
+            _usd(row.batch_usd),
+        ]
+        for row in planned.rows
+    ]
+    rows.append(["total", "", "", "", "", "", _usd(planned.usd), _usd_span(planned.usd), _usd(planned.batch_usd)])
+    console.print(table(f"Plan as of {planned.as_of}; tokens by {planned.tokens_by}", COLUMNS, rows))
+    if planned.minutes is not None:
+        console.print(
+            f"Under the quotas of [limits] the requests take {_minutes(planned.minutes.expected)} "
+            f"({_minutes(planned.minutes.low)} to {_minutes(planned.minutes.high)}); trainings come besides.",
+            markup=False,
+        )
+    for file in planned.trainings:
+        console.print(
+            f"Training file {file.name}: {file.examples} examples, {file.tokens:,} tokens, the longest {file.longest}, "
+            f"{file.epochs} epochs.",
+            markup=False,
+        )
+    if planned.offers:
+        offers = [[o.vendor, o.model, _usd(o.usd), _usd_span(o.usd), _usd(o.batch_usd)] for o in planned.offers]
+        console.print(table("The same run elsewhere", ["vendor", "model", "USD", "low to high", "in batches"], offers))
+        for offer in planned.offers:
+            console.print(f"- {offer.vendor}, {offer.model}: {' '.join(offer.remarks)}", markup=False)
+    for notice in planned.notices:
+        console.print(f"! {notice}", markup=False)
+    if spent is not None:
+        console.print(_beside(planned, spent))
+
+
+def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        "tokens_by": planned.tokens_by,
+        "as_of": planned.as_of.isoformat(),
+        "rows": [row.as_json() for row in planned.rows],
+        "usd": _plain(planned.usd),
+        "batch_usd": _plain(planned.batch_usd),
+        "minutes": _plain(planned.minutes),
+        "training_files": [asdict(file) for file in planned.trainings],
+        "notices": list(planned.notices),
+        "compare": [
+            {
+                "vendor": o.vendor,
+                "model": o.model,
+                "usd": _plain(o.usd),
+                "batch_usd": _plain(o.batch_usd),
+                "remarks": list(o.remarks),
+            }
+            for o in planned.offers
+        ],
+        "spent": None
+        if spent is None
+        else {
+            "requests": spent.requests,
+            "usd": spent.usd,
+            "stages": {
+                s: {"prompt": u.prompt, "cached": u.cached, "completion": u.completion} for s, u in spent.stages.items()
+            },
+            "trained_tokens": dict(spent.trained_tokens),
+        },
+    }
+
+
+def _beside(planned: Estimate, spent: Spent) -> object:
+    """Plan and ledger by the engine's stages (all evaluations are one), then trainings."""
+    rows: list[list[str]] = []
+    for stage, usage in spent.stages.items():
+        mine = [row for row in planned.rows if row.stage.split("/")[0] == stage]
+        prompt, completion = sum(r.prompt.expected for r in mine), sum(r.completion.expected for r in mine)
+        high = sum(r.completion.high for r in mine)
+        rows.append(
+            [
+                stage,
+                f"{prompt:,.0f}",
+                f"{usage.prompt:,}",
+                f"{completion:,.0f} (≤ {high:,.0f})",
+                f"{usage.completion:,}",
+            ]
+        )
+    for job, tokens in spent.trained_tokens.items():
+        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{job}")
+        rows.append([f"training {job}", f"{expected:,.0f}", f"{tokens:,}", "", ""])
+    columns = ["stage", "planned prompt", "billed prompt", "planned completion", "billed completion"]
+    return table(f"Billed so far: {spent.requests:,} requests, {spent.usd:.4f} USD", columns, rows)
+
+
+def _plain(value: Range | None) -> dict[str, float] | None:
+    return None if value is None else {"low": value.low, "expected": value.expected, "high": value.high}
+
+
+def _count(value: Range) -> str:
+    return f"{value.expected:,.0f}" if value.high else "-"
+
+
+def _span(value: Range) -> str:
+    return f"{value.low:,.0f} to {value.high:,.0f}" if value.high else "-"
+
+
+def _usd(value: Range | None) -> str:
+    return "?" if value is None else f"{value.expected:.2f}"
+
+
+def _usd_span(value: Range | None) -> str:
+    return "?" if value is None else f"{value.low:.2f} to {value.high:.2f}"
+
+
+def _minutes(value: float) -> str:
+    return f"{value:.0f} min" if value < 120 else f"{value / 60:.1f} h"
