@@ -53,8 +53,8 @@ class Sizes:
 
 
 QUICK = Sizes(
-    cpu=2_000, slow_peers=300, memory=(3_000, 9_000), rpm=150, tpm=150, chaos=1_500, kill=800, kills=3,
-    budget=800, journal=100_000, cached=10_000, repeats=1,
+    cpu=5_000, slow_peers=300, memory=(3_000, 9_000), rpm=150, tpm=150, chaos=1_500, kill=800, kills=3,
+    budget=800, journal=100_000, cached=10_000, repeats=2,
 )  # fmt: skip
 
 

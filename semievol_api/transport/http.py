@@ -62,6 +62,7 @@ class AiohttpSend:
         self._trust_env = trust_env
         self._keep_alive = keep_alive
         self._session: aiohttp.ClientSession | None = None
+        self._timeout: aiohttp.ClientTimeout | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(
@@ -72,8 +73,12 @@ class AiohttpSend:
         Raises:
             ConfigError: `url` is not an http address.
         """
-        sent = {name: value for name, value in headers.items() if name.lower() != SLOT_HEADER}
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        sent = headers
+        if SLOT_HEADER in headers:
+            sent = {name: value for name, value in headers.items() if name != SLOT_HEADER}
+        timeout = self._timeout
+        if timeout is None or timeout.total != timeout_s:
+            timeout = self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with (
                 self._session_of_loop() as session,

@@ -36,6 +36,8 @@ def duration_s(text: str | None) -> float | None:
     """Seconds of `6m0s`, `12ms`, `1h2m3.5s` or a bare number; None for anything else."""
     if not text:
         return None
+    if text.endswith("ms") and text[:-2].isdecimal():  # by far the most frequent form
+        return int(text[:-2]) / 1000.0
     total, end = 0.0, 0
     for part in _PART.finditer(text):
         if part.start() != end:
