@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from semievol_api.run import run
+from semievol_api.session import run
 
 from semievol_api.demo.embedded_server import serving
 from tests.e2e.conftest import TASK, tree, write_rows

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from semievol_api.run import run_async
+from semievol_api.session import run_async
 from vllm_fixtures import DEMO_MODEL
 
 from semievol_api.capabilities import ChatRequest, FineTuneRequest, Hyperparameters, OptionRequest
