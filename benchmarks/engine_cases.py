@@ -267,10 +267,10 @@ def journal(sizes: Sizes) -> Figures:
         samples = sum(total.samples for total in big.totals())
         opened_s = time.perf_counter() - began_s
         big.close()
-        done = load(server, client="engine", rows=sizes.cached, journal=path)
-    assert done["cached"] == sizes.cached and done["lost"] == 0, done
+        reruns = [load(server, client="engine", rows=sizes.cached, journal=path) for _ in range(sizes.repeats)]
+    assert all(done["cached"] == sizes.cached and done["lost"] == 0 for done in reruns), reruns
     return {
         "journal_rows": samples,
         "journal_open_s": opened_s,
-        "cached_rows_per_s": sizes.cached / done["wall_s"],
+        "cached_rows_per_s": sizes.cached / min(done["wall_s"] for done in reruns),
     }

@@ -153,7 +153,6 @@ async def sdk_client(settings: dict[str, Any], outcome: Outcome) -> dict[str, An
 
 async def litellm_client(settings: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     """litellm as it comes."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import litellm
 
     async def ask(text: str) -> str | None:
@@ -209,6 +208,7 @@ async def measured(settings: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run the client that the first argument describes."""
     settings = json.loads(sys.argv[1])
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else litellm asks the network while it is imported
     pin(cores()[1])
     try:
         import uvloop

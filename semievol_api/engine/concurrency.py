@@ -1,16 +1,23 @@
 """How many requests to keep in flight: more for as long as more come back per second.
 
-Starts moderately and doubles while that pays; once it does not, goes back one step, and tries again from time
-to time. Many failures at once bring it down. Knows nothing of what is in flight.
+Starts moderately and doubles while that pays; once it does not, goes back one step, and from time to time tries
+a little less and a little more. Many failures at once bring it down. Knows nothing of what is in flight.
 """
 
 from __future__ import annotations
 
 START = 64
+FEWEST = 8
+"""Nothing goes below, but a lower ceiling."""
+JUDGED = 50
+"""Fewer replies than this are no evidence."""
+TOO_MANY_FAILURES = 0.4
+ENOUGH = 0.97
+"""Share of the throughput that a step down must keep."""
 GAIN = 1.05
 """Growth of the throughput that justifies a step up."""
-STEPS_AT_REST = 12
-"""Epochs without a trial after a step up that did not pay."""
+STEPS_AT_REST = 6
+"""Epochs between trials."""
 EPOCH_S = 0.2
 
 
@@ -20,10 +27,11 @@ class AdaptiveLimit:
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
         self.value = min(START, ceiling)
-        self._base = self.value
+        self._base = 0
         self._base_rate = 0.0
         self._growth = 2.0
         self._rest = 0
+        self._try_less = False
         self._begin(0.0)
 
     def _begin(self, now_s: float) -> None:
@@ -40,24 +48,36 @@ class AdaptiveLimit:
         self._failures += failed
         self._filled |= in_flight >= self.value
         count = self._replies + self._failures
-        if count > self.value and now_s - self._since_s >= EPOCH_S:
-            self._judge(self._replies / (now_s - self._since_s), self._failures > 0.25 * count)
+        if count > max(self.value, JUDGED) and now_s - self._since_s >= EPOCH_S:
+            self._judge(self._replies / (now_s - self._since_s), self._failures > TOO_MANY_FAILURES * count)
             self._begin(now_s)
 
     def _judge(self, rate: float, many_failures: bool) -> None:
+        """The end of an epoch: keep what the last trial brought, or go back; rest, and try the other way."""
         if many_failures:
-            self._settle(max(1, int(self.value * 0.7)))
+            self._settle(max(min(FEWEST, self.ceiling), int(self.value * 0.7)))
         elif not self._filled:
             return
         elif self._rest > 0:
             self._rest -= 1
-            self._base_rate = rate
-        elif self.value > self._base and rate < GAIN * self._base_rate:
-            self._growth = 1.25
-            self._settle(self._base)
-        else:
+            self._base_rate = rate if self._rest == STEPS_AT_REST - 1 else 0.7 * self._base_rate + 0.3 * rate
+            if self._rest == 0:
+                self._base = self.value
+                self.value = self._step()
+        elif self.value > self._base and rate >= GAIN * self._base_rate:
             self._base, self._base_rate = self.value, rate
             self.value = min(self.ceiling, max(self.value + 1, int(self.value * self._growth)))
+        else:
+            less_is_enough = self.value < self._base and rate >= ENOUGH * self._base_rate
+            self._growth = 1.25
+            self._settle(self.value if less_is_enough else self._base)
+
+    def _step(self) -> int:
+        """The next trial: more and less in turn, so that noise cannot carry the limit away."""
+        self._try_less = not self._try_less
+        if self._try_less and self.value > FEWEST:
+            return max(FEWEST, int(self.value / self._growth))
+        return min(self.ceiling, max(self.value + 1, int(self.value * self._growth)))
 
     def _settle(self, value: int) -> None:
         self.value = self._base = value

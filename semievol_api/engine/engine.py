@@ -27,6 +27,7 @@ from semievol_api.capabilities import (
     require,
 )
 from semievol_api.config import Limits
+from semievol_api.engine.allocation import rare_collections
 from semievol_api.engine.asking import Asker
 from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
 from semievol_api.engine.batch import BatchSender, BatchTools
@@ -107,7 +108,8 @@ class RequestEngine:
         )
         engine = cls(desk, limits, Dispatcher(limits, Asker(limits, budget, clock), writer, clock), writer, clock)
         try:
-            yield engine
+            with rare_collections():
+                yield engine
         finally:
             await engine._close()
             await writer.close()

@@ -25,6 +25,7 @@ FIRST_IN_FLIGHT = 16
 """Requests in flight until the first reply has told the quotas."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+LEARN_EVERY_S = 0.01
 _NO_PACE = Pace()
 
 
@@ -64,6 +65,7 @@ class Gate:
         self._ramp_until_s = float("-inf")
         self._ramp_next_s = float("-inf")
         self._reply_s = 0.0
+        self._learned_s = float("-inf")
         self._capped = limits.concurrency is not None
         self._known = limits.rpm is not None or limits.tpm is not None
         self._random = random.Random()
@@ -114,7 +116,8 @@ class Gate:
         self.refused_since_s = None
         self._reply_s += 0.1 * (now_s - passed.sent_s - self._reply_s)
         self.limit.replied(now_s, self.in_flight, failed=False)
-        if pace is not _NO_PACE:
+        if pace is not _NO_PACE and now_s - self._learned_s >= LEARN_EVERY_S:
+            self._learned_s = now_s
             sent_s, requests, tokens = passed
             self._requests.observe(
                 pace.limit_requests, pace.remaining_requests, pace.reset_requests_s, Sent(sent_s, requests)

@@ -132,7 +132,7 @@ class Journal:
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
         execute("PRAGMA wal_autocheckpoint = 4000")
-        execute("PRAGMA cache_size = -16000")
+        execute("PRAGMA cache_size = -4000")
         if self._format() == (0, 0) and not self._has_tables():
             execute("BEGIN IMMEDIATE")
             if not self._has_tables():
