@@ -28,6 +28,7 @@ from semievol_api.run_store import RunStore
 from semievol_api.stages.annotators import guest_role
 from semievol_api.stages.fine_tune import MIN_EXAMPLES, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
+from semievol_api.stages.warnings import slow_stage
 from semievol_api.tasks import Task, load_task
 from semievol_api.tools import Guest, Tools
 from semievol_api.transport.clock import Clock, RealClock
@@ -74,6 +75,11 @@ class RunResult:
     computed: tuple[str, ...]
     ledger: Ledger
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def advice(self) -> str | None:
+        """What would make such a run shorter, where one stage took over half of its time."""
+        return slow_stage(self.seconds)
 
 
 @dataclass(frozen=True)
