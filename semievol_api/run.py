@@ -22,8 +22,8 @@ from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, UserError
-from semievol_api.pipeline import semievol
 from semievol_api.registry import connect
+from semievol_api.rounds import all_rounds
 from semievol_api.run_store import RunStore
 from semievol_api.stages.annotators import guest_role
 from semievol_api.stages.fine_tune import MIN_EXAMPLES, Trainer
@@ -123,7 +123,7 @@ async def run_async(config: Config, *, watcher: Watcher | None = None, accept_ch
     with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
         store.on_stage = seen.on_stage
         async with _tools(plan, raw, seen) as tools:
-            verdict = await semievol(tools, store, plan.task, raw, config)
+            verdict = await all_rounds(tools, store, plan.task, raw, config)
             return RunResult(verdict, store.folder, tuple(store.computed), tools.engine.ledger, store.seconds)
 
 
