@@ -47,6 +47,8 @@ class RunSettings(Settings):
     """A named set of defaults for all other settings, see `modes.py`; what the file says itself wins."""
     propagation: Propagation = "both"
     seed: int = 0
+    rounds: int = Field(default=1, ge=1, le=10)
+    """How often the method is walked: what a round keeps is labelled data in the next, with fresh folds."""
     ceiling: bool = False
     """Also train on the gold answers of the selected rows, where the unlabelled file has them."""
     max_failed_share: Share = 0.05

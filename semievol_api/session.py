@@ -25,13 +25,14 @@ from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, UserError
-from semievol_api.pipeline import semievol
 from semievol_api.preflight import refuse_ended_models
 from semievol_api.registry import connect
+from semievol_api.rounds import all_rounds
 from semievol_api.run_store import RunStore
 from semievol_api.stages.annotators import guest_role
 from semievol_api.stages.fine_tune import OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
+from semievol_api.stages.warnings import slow_stage
 from semievol_api.tasks import Task, load_task
 from semievol_api.tools import Guest, Tools
 from semievol_api.training_file import MIN_EXAMPLES
@@ -79,6 +80,11 @@ class RunResult:
     computed: tuple[str, ...]
     ledger: Ledger
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def advice(self) -> str | None:
+        """What would make such a run shorter, where one stage took over half of its time."""
+        return slow_stage(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ async def run_async(config: Config, *, watcher: Watcher | None = None, accept_ch
 
         async with open_tools(plan, raw, seen, on_job) as tools:
             await refuse_ended_models(plan.catalogue, plan.role_models, datetime.datetime.now(datetime.UTC).date())
-            verdict = await semievol(tools, store, plan.task, raw, config)
+            verdict = await all_rounds(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
         return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
