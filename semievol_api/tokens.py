@@ -132,7 +132,7 @@ def _chat_template(folder: Path) -> RenderChat | None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["strftime_now"] = lambda form: form
+    environment.globals.update(strftime_now=str)
     template = environment.from_string(source)
     special = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
 

@@ -75,7 +75,8 @@ class Catalogue(Settings):
         wanted = base_of(model)
         exact = [m for m in self.models if m.vendor == vendor and wanted in m.names]
         others = [m for m in self.models if m.vendor == vendor and m.model == ANY_MODEL]
-        return (exact or others or [None])[-1]
+        found = exact or others
+        return found[-1] if found else None
 
     def prices(self, vendor: str, model: str) -> Prices | None:
         """What a model costs, a tuned one its tuned price."""

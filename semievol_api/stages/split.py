@@ -13,7 +13,7 @@ from semievol_api.config import SplitSettings
 from semievol_api.data import split
 from semievol_api.records import Example
 from semievol_api.selection import calibration_size
-from semievol_api.stages.fine_tune import MIN_EXAMPLES
+from semievol_api.training_file import MIN_EXAMPLES
 
 GATE_FROM = 500
 """From this many labels on some are held out for the gate."""
