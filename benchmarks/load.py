@@ -7,6 +7,7 @@ the figures are judged.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import json
 import os
@@ -28,11 +29,17 @@ def prompt(row: int, characters: int = 1180) -> str:
     return f"row-{row:08d} " + (WORDS * (characters // len(WORDS) + 1))[:characters]
 
 
+def hash_of(row: int, text: str | None) -> int:
+    """A number for one result; combined by exclusive or, so that order does not count."""
+    return int.from_bytes(hashlib.blake2b(f"{row}:{text}".encode(), digest_size=16).digest(), "big")
+
+
 class Outcome:
     """Counts what became of the rows."""
 
     def __init__(self, rows: int) -> None:
         self._seen = bytearray(rows)
+        self._digest = 0
         self.failed = 0
         self.wrong = 0
         self.duplicated = 0
@@ -41,6 +48,7 @@ class Outcome:
     def row(self, row: int, text: str | None, failure: str | None = None) -> None:
         """One row came back."""
         self.duplicated += self._seen[row]
+        self._digest ^= hash_of(row, text)
         self._seen[row] = 1
         if text is None:
             self.failed += 1
@@ -56,6 +64,7 @@ class Outcome:
             "duplicated": self.duplicated,
             "wrong": self.wrong,
             "failures": self.failures,
+            "digest": f"{self._digest:032x}",
         }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from semievol_api.run import RunResult
+    from semievol_api.session import RunResult
 
 __all__ = ["__version__", "run"]
 __version__ = "0.1.0"
@@ -25,6 +25,6 @@ def run(config: str | Path) -> RunResult:
     Raises:
         semievol_api.errors.UserError: something in the config or the data needs mending.
     """
-    from semievol_api import run as module
+    from semievol_api import session
 
-    return module.run(config)
+    return session.run(config)

@@ -51,6 +51,7 @@ EVIDENCE_SCHEMA = pa.schema(
         ("completion_tokens", pa.int32()),
         ("cached_tokens", pa.int32()),
         ("failure", pa.string()),
+        ("dropped_shots", pa.int16()),
     ]
 )
 

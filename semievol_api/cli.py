@@ -39,7 +39,7 @@ def run(
 ) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
-    from semievol_api.run import run_async, run_blocking
+    from semievol_api.session import run_async, run_blocking
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
 
@@ -54,7 +54,7 @@ def run(
 def _agree_on_price(settings: Config) -> None:
     """Stop a run that is too dear before its first paid call; what is done already is not asked about again."""
     from semievol_api.planning import estimate, refuse_too_dear, worth_planning
-    from semievol_api.run import run_blocking
+    from semievol_api.session import run_blocking
     from semievol_api.run_store import stages_done
 
     if "verdict" not in stages_done(settings.run.folder) and worth_planning(settings):
@@ -71,7 +71,7 @@ def plan(
     """Tell beforehand what a run asks, trains and costs, and until when its models exist; needs no key."""
     from semievol_api.config import load_config
     from semievol_api.planning import estimate, spent_by
-    from semievol_api.run import run_blocking
+    from semievol_api.session import run_blocking
     from semievol_api.terminal.bars import out
     from semievol_api.terminal.plan import plan_as_json, show_plan
 
@@ -89,8 +89,8 @@ def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None
     """Validate a config, its data and its providers' tables, with no network."""
     from semievol_api.config import load_config
     from semievol_api.data import read_data
-    from semievol_api.run import check as check_config
-    from semievol_api.run import check_data
+    from semievol_api.session import check as check_config
+    from semievol_api.session import check_data
     from semievol_api.terminal.bars import out, pairs
 
     plan = check_config(load_config(config), today=on.date() if on else None)

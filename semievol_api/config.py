@@ -125,7 +125,7 @@ class Limits(Settings):
     rpm: int | None = Field(default=None, ge=1)
     tpm: int | None = Field(default=None, ge=1)
     concurrency: int | None = Field(default=None, ge=1)
-    """A cap on requests in flight; None lets the engine adapt."""
+    """A cap on requests in flight, and replies not on disk yet; None lets the engine adapt."""
     timeout_s: float = Field(default=120.0, gt=0)
     max_attempts: int = Field(default=6, ge=1)
     max_usd: float | None = Field(default=None, gt=0)

@@ -20,7 +20,7 @@ from semievol_api.artifacts import (
 from semievol_api.config import Config
 from semievol_api.data import RawData
 from semievol_api.run_store import RunStore
-from semievol_api.stages.annotators import call_crew
+from semievol_api.stages.annotators import call_crew, circumstances
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.collaborate import collaborate
 from semievol_api.stages.compare import compare
@@ -52,7 +52,7 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     elif config.run.propagation != "in-context" and folds.tunable:
         file = await once("warm_up", TrainingFile, warm_up_file, task, folds.warm)
         models["warm"] = await fine_tune(tools.trainer, store, "warm_up", file, train)
-    crew = call_crew(config, tools.circumstances(task, models))
+    crew = call_crew(config, circumstances(task, data, "warm" in models, tools.embedder is not None))
     depth = max(config.retrieve.k, crew.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, tools.embedder, data, folds, config.retrieve, depth)
     corpus = Corpus(task, data, folds, neighbours)
@@ -75,5 +75,5 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     models |= dict.fromkeys(views, tools.base)
 
     # Proof: every model answers the same test questions, and those of the gate where labels were held out for it.
-    trial = await examine(store, tools.student, corpus, models, views, config.evaluate)
+    trial = await examine(store, tools.after(abilities).student, corpus, models, views, config.evaluate)
     return await once("verdict", Verdict, compare, corpus, trial, models, chosen, tools.gold, config.evaluate)

@@ -93,6 +93,7 @@ class Evidence:
     `permutation[i]` is the canonical index of the option shown at position i; `answer` is canonical already.
     `option_probs` are probabilities over the canonical options, `answer_logprob` and `mean_nll` are natural-log
     quantities; None means that the annotator or its server gave none. An `answer` of None is an abstention.
+    `dropped_shots` counts the demonstrations that were left out because the prompt did not fit the context.
     """
 
     example_id: str
@@ -108,6 +109,7 @@ class Evidence:
     verbal: float | None = None
     usage: Usage = Usage()
     failure: str | None = None
+    dropped_shots: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The live clients of one run: who is asked, who embeds, who trains.
 
-Built from the config by `run.py`, handed to the pipeline. Knows nothing of the order of the stages.
+Built from the config by `session.py`, handed to the pipeline. Knows nothing of the order of the stages.
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from semievol_api.artifacts import TunedModel
+from semievol_api.artifacts import Abilities, TunedModel
 from semievol_api.capabilities import Provider
 from semievol_api.config import TrainSettings
 from semievol_api.engine import RequestEngine
-from semievol_api.stages.annotators import Circumstances
 from semievol_api.stages.asking import Student
 from semievol_api.stages.fine_tune import Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
-from semievol_api.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,11 @@ class Tools:
         """A model that the user already has."""
         return TunedModel(model, self.student_model)
 
-    def circumstances(self, task: Task, models: Mapping[str, TunedModel]) -> Circumstances:
-        """What decides which annotators are possible."""
-        closed = task.kind in ("multiple_choice", "labels")
-        return Circumstances(warm="warm" in models, closed=closed, embeddings=self.embedder is not None)
+    def after(self, abilities: Abilities) -> Tools:
+        """The same tools, where a server that was found to give no log-probabilities is not asked for any."""
+        if "text" not in abilities.of.values():
+            return self
+        return replace(self, student_provider=replace(self.student_provider, scored=None, option_reader=None))
 
     def training(
         self, name: str, settings: TrainSettings, models: Mapping[str, TunedModel]

@@ -10,7 +10,7 @@ from pathlib import Path
 from semievol_api.config import load_config
 from semievol_api.demo.embedded_server import serving
 from semievol_api.errors import MissingExtraError
-from semievol_api.run import RunResult, run_async, run_blocking
+from semievol_api.session import RunResult, run_async, run_blocking
 from semievol_api.terminal.bars import Bars, err
 from semievol_api.terminal.verdict import show_result
 

@@ -225,7 +225,7 @@ class BatchSender:
                 piece.owner.stop(error)
         for piece in run.waiting:
             failure = run.failures.get(_custom_id(piece))
-            piece.owner.abandon(piece) if failure is None else piece.owner.fail(piece, failure)
+            piece.owner.abandon(piece) if failure is None else piece.owner.fail(piece, RefusedError(failure))
         for name, piece in run.pieces.items():
             self._again(name, piece)
         asyncio.get_running_loop().call_soon(self._launch_all, None)
@@ -235,7 +235,9 @@ class BatchSender:
         if piece.owner.stopped:
             piece.owner.abandon(piece)
         elif self._rounds[name] > self._tools.limits.max_attempts:
-            piece.owner.fail(piece, f"There was no answer in {self._tools.limits.max_attempts} batches.")
+            piece.owner.fail(
+                piece, RefusedError(f"There was no answer in {self._tools.limits.max_attempts} batches.")
+            )
         else:
             self.submit(piece)
 
@@ -296,7 +298,7 @@ class BatchSender:
                 run.failures[name] = failure
                 piece = run.pieces.pop(name, None)
                 if piece is not None:
-                    piece.owner.fail(piece, failure)
+                    piece.owner.fail(piece, RefusedError(failure))
             return
         piece = run.pieces.get(name)
         if piece is None:

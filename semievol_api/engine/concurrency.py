@@ -44,10 +44,6 @@ class AdaptiveLimit:
             self._judge(self._replies / (now_s - self._since_s), self._failures > 0.25 * count)
             self._begin(now_s)
 
-    def slow_down(self) -> None:
-        """The server said that it is too much, and not how much would be right."""
-        self._settle(max(1, int(self.value * 0.8)))
-
     def _judge(self, rate: float, many_failures: bool) -> None:
         if many_failures:
             self._settle(max(1, int(self.value * 0.7)))

@@ -70,6 +70,7 @@ class Dispatcher:
     def settle(self, piece: AnyPiece) -> None:
         """A piece is paid and stored."""
         self._asker.settle(piece)
+        self._station(piece.owner.provider.identity, piece.owner.kind.model(piece.request)).gate.saved()
 
     def no_more(self, customer: Customer[Any, Any]) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""

@@ -48,6 +48,7 @@ class Gate:
     ) -> None:
         self.limit = AdaptiveLimit(ceiling)
         self.in_flight = 0
+        self.unsaved = 0
         self.refused_since_s: float | None = None
         self._clock = clock
         self._start = start
@@ -57,9 +58,13 @@ class Gate:
         self._timer: asyncio.Task[None] | None = None
         self._paused_until_s = float("-inf")
         self._pause_began_s = float("-inf")
-        self._pauses_in_a_row = 0
+        self._vain_pauses = 0
+        self._replies = 0
+        self._replies_before = 0
         self._ramp_until_s = float("-inf")
+        self._ramp_next_s = float("-inf")
         self._reply_s = 0.0
+        self._capped = limits.concurrency is not None
         self._known = limits.rpm is not None or limits.tpm is not None
         self._random = random.Random()
 
@@ -67,6 +72,13 @@ class Gate:
     def room(self) -> int:
         """How many requests may be in flight now."""
         return self.limit.value if self._known else min(FIRST_IN_FLIGHT, self.limit.value)
+
+    @property
+    def _full(self) -> bool:
+        """With a configured cap, replies that are not on disk yet count: a crash loses no more than the cap."""
+        if self._capped and self.in_flight + self.unsaved >= self.limit.ceiling:
+            return True
+        return self.in_flight >= self.room
 
     async def enter(self, tokens: float) -> Pass:
         """Wait for one's turn; `tokens` is the request's estimated share of the token quota."""
@@ -76,7 +88,7 @@ class Gate:
     def enter_now(self, tokens: float) -> Pass | None:
         """Pass without waiting, where that is possible."""
         now_s = self._clock.now_s()
-        if self._waiters or self.in_flight >= self.room or self._wait_s(now_s, tokens) > 0:
+        if self._waiters or self._full or self._wait_s(now_s, tokens) > 0:
             return None
         self._let_through(now_s, tokens)
         return Pass(now_s, self._requests.claimed, self._tokens.claimed)
@@ -87,11 +99,18 @@ class Gate:
         if self._waiters:
             self._pump()
 
+    def saved(self) -> None:
+        """A reply is on disk."""
+        self.unsaved -= 1
+        if self._waiters:
+            self._pump()
+
     def replied(self, passed: Pass, pace: Pace) -> None:
         """A reply came: learn its pace."""
         now_s = self._clock.now_s()
+        self.unsaved += 1
         self._known = True
-        self._pauses_in_a_row = 0
+        self._replies += 1
         self.refused_since_s = None
         self._reply_s += 0.1 * (now_s - passed.sent_s - self._reply_s)
         self.limit.replied(now_s, self.in_flight, failed=False)
@@ -113,22 +132,23 @@ class Gate:
         self._known = True
         if self.refused_since_s is None:
             self.refused_since_s = now_s
+        if not self._requests.per_minute and not self._tokens.per_minute:  # perhaps it is too much at once
+            self.limit.replied(now_s, self.in_flight, failed=True)
         if passed.sent_s >= self._pause_began_s:  # else it belongs to the pause that is on already
             self._pause_began_s = now_s
-            self._pauses_in_a_row += 1
-            if not self._requests.per_minute and not self._tokens.per_minute:
-                self.limit.slow_down()
-            elif retry_after_s is None:
-                retry_after_s = self._backoff_s()
-        if retry_after_s is None:
-            retry_after_s = self._backoff_s() if self._paused_until_s <= now_s else 0.0
+            # Requests that the last pause let through may be under way: look at two periods before growing.
+            self._vain_pauses = 0 if self._replies or self._replies_before else self._vain_pauses + 1
+            self._replies_before, self._replies = self._replies, 0
+            retry_after_s = self._backoff_s() if retry_after_s is None else retry_after_s
+        elif retry_after_s is None:
+            retry_after_s = 0.0
         self._hold(now_s + retry_after_s * self._random.uniform(1.0, 1.1))
         if retry_after_s > LONGEST_PAUSE_S:
             _log.warning("the server asks for a pause of %.0f s", retry_after_s)
         return now_s - self.refused_since_s
 
     def _backoff_s(self) -> float:
-        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (self._pauses_in_a_row - 1))
+        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**self._vain_pauses)
         return self._random.uniform(0.5, 1.0) * longest
 
     def _hold(self, until_s: float) -> None:
@@ -140,7 +160,7 @@ class Gate:
         self._ramp_until_s = until_s + max(self._reply_s, 0.05)
 
     def _wait_s(self, now_s: float, tokens: float) -> float:
-        wait_s = self._paused_until_s - now_s
+        wait_s = max(self._paused_until_s, self._ramp_next_s) - now_s
         return max(wait_s, self._requests.wait_s(now_s, 1.0), self._tokens.wait_s(now_s, tokens))
 
     def _let_through(self, now_s: float, tokens: float) -> None:
@@ -148,7 +168,7 @@ class Gate:
         self._requests.claim(now_s, 1.0)
         self._tokens.claim(now_s, tokens)
         if now_s < self._ramp_until_s:  # after a pause: spread the return over the time of one reply
-            self._paused_until_s = now_s + max(self._reply_s, 0.05) / max(1, self.room)
+            self._ramp_next_s = now_s + max(self._reply_s, 0.05) / max(1, self.room)
 
     async def _queue(self, tokens: float) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -163,7 +183,7 @@ class Gate:
 
     def _pump(self) -> None:
         """Let through whoever may go now; set the timer for the next one."""
-        while self._waiters and self.in_flight < self.room:
+        while self._waiters and not self._full:
             turn, tokens = self._waiters[0]
             if turn.done():
                 self._waiters.popleft()

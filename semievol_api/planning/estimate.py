@@ -19,7 +19,7 @@ from semievol_api.planning.compare import Offer, compare
 from semievol_api.planning.demand import Demand, Line, TrainingReport
 from semievol_api.planning.dry_provider import DryCounter, is_dry_tuned
 from semievol_api.planning.dry_run import dry_run
-from semievol_api.run import Plan, check, check_data
+from semievol_api.session import Plan, check, check_data
 from semievol_api.tokens import token_counter
 
 SAMPLE_ROWS = 1000

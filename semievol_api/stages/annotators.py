@@ -10,8 +10,10 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from semievol_api.artifacts import Prepared
 from semievol_api.config import AnnotateSettings, AnnotatorSettings, Config, ModelRef, Propagation
 from semievol_api.errors import ConfigError
+from semievol_api.tasks import Task
 
 Reading: TypeAlias = Literal[
     "sampled", "auto", "option_read", "option_prob", "answer_logprob", "verbal", "votes", "neighbour_vote"
@@ -20,6 +22,7 @@ Reading: TypeAlias = Literal[
 `option_prob` are settled by the probe, before anything is asked."""
 JUDGE = "judge"
 """The role of the model that justifies: the warm one, or the base where there is none."""
+VOTING_NEIGHBOURS = 5
 NOBODY = "nobody"
 """The role of an annotator without a model."""
 
@@ -75,11 +78,23 @@ class Crew:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What decides which annotators are possible: is there a warm model, are the labels closed, are there vectors."""
+    """What decides which annotators are possible: is there a warm model, are labels closed, are there vectors.
+
+    `shared_labels`: all questions have the same labels in words, whatever letters they go by.
+    """
 
     warm: bool
     closed: bool
+    shared_labels: bool
     embeddings: bool
+
+
+def circumstances(task: Task, data: Prepared, warm: bool, embeddings: bool) -> Circumstances:
+    """What is possible with this task and these questions."""
+    closed = task.kind in ("multiple_choice", "labels")
+    options = {example.options for example in (*data.labeled, *data.unlabeled)}
+    shared = task.kind == "labels" or (closed and len(options) == 1)
+    return Circumstances(warm=warm, closed=closed, shared_labels=shared, embeddings=embeddings)
 
 
 def request_seed(run_seed: int, asker: str, example_id: str) -> int:
@@ -112,20 +127,27 @@ def _annotators(config: Config, here: Circumstances) -> tuple[Annotator, ...]:
 
 
 def diverse(settings: AnnotateSettings, propagation: Propagation, here: Circumstances) -> tuple[Annotator, ...]:
-    """The default crew (method §3): `n` ways that err differently, by model, demonstrations and order of options."""
+    """The default crew (method §3): `n` ways that err differently.
+
+    Where all questions share their labels, models with and without demonstrations and the neighbours' vote; labels
+    keep their order, which is what the warm model learned them by. Else the order of the options is shuffled too.
+    """
     shots = 0 if propagation == "in-weight" else settings.max_shots
     best = "warm" if here.warm else "base"
     ways: list[Annotator] = [Annotator(f"{best}-0shot", best, 0)]
-    if here.closed and here.embeddings and shots:
-        ways.append(Annotator("neighbours", NOBODY, 0, reading="neighbour_vote", neighbours=5))
-    ways.append(Annotator(f"{best}-0shot-shuffled", best, 0, permute=True))
-    ways.append(Annotator(f"base-{shots}shot-shuffled", "base", shots, permute=True))
-    ways.append(Annotator(f"{best}-{shots}shot-shuffled", best, shots, permute=True))
-    ways.append(Annotator("base-0shot", "base", 0))
+    if here.shared_labels:
+        if here.embeddings and shots:
+            ways.append(Annotator("neighbours", NOBODY, 0, reading="neighbour_vote", neighbours=VOTING_NEIGHBOURS))
+        ways += [Annotator(f"{role}-{shots}shot", role, shots) for role in (best, "base")]
+        ways += [Annotator(f"{best}-{count}shot", best, count) for count in range(1, shots)]
+    else:
+        ways += [Annotator(f"{best}-{shots}shot-shuffled", best, shots, permute=True)]
+        ways += [Annotator(f"base-{shots}shot-shuffled", "base", shots, permute=True)]
+        ways += [Annotator(f"{best}-0shot-shuffled", best, 0, permute=True)]
     distinct = list({annotator.id: annotator for annotator in ways}.values())
-    rounds = -(-settings.n // len(distinct))
-    again = [_again(annotator, i) for i in range(rounds) for annotator in distinct]
-    return tuple(_auto(annotator) for annotator in again[: settings.n])
+    while len(distinct) < settings.n:
+        distinct.append(Annotator(f"{best}-{shots}shot-shuffled-{len(distinct)}", best, shots, permute=True))
+    return tuple(replace(a, reading="auto") if a.reading == "sampled" else a for a in distinct[: settings.n])
 
 
 def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: int) -> tuple[Annotator, ...]:
@@ -179,11 +201,3 @@ def _listed(settings: AnnotatorSettings, here: Circumstances) -> Annotator:
         n=settings.n,
         reading=settings.estimator,
     )
-
-
-def _again(annotator: Annotator, turn: int) -> Annotator:
-    return replace(annotator, id=f"{annotator.id}-{turn + 1}", permute=annotator.role != NOBODY) if turn else annotator
-
-
-def _auto(annotator: Annotator) -> Annotator:
-    return replace(annotator, reading="auto") if annotator.reading == "sampled" else annotator

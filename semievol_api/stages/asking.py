@@ -98,12 +98,16 @@ class Student:
 async def ask(student: Student, task: Task, questions: Iterable[Question], *, stage: str) -> list[Evidence]:
     """Ask every question and return its evidence rows, failures among them, in no promised order.
 
+    A prompt that does not fit the model's context is asked again with one demonstration less, the farthest.
+
     Raises:
         StageError: more than `student.max_failed_share` of the rows failed.
     """
     rows: list[Evidence] = []
     for role, asked in _by_provider(student, questions).items():
-        rows += await _ask_one_provider(student, student.provider_of(role), task, asked, stage)
+        while asked:
+            answered, asked = await _ask_one_provider(student, student.provider_of(role), task, asked, stage)
+            rows += answered
     _refuse_too_many_failures(rows, student.max_failed_share, stage)
     return rows
 
@@ -120,7 +124,8 @@ def _by_provider(student: Student, questions: Iterable[Question]) -> Mapping[str
 
 async def _ask_one_provider(
     student: Student, provider: Provider, task: Task, questions: Sequence[Question], stage: str
-) -> list[Evidence]:
+) -> tuple[list[Evidence], list[Question]]:
+    """The rows of all questions but those that were too long and can be put with fewer demonstrations."""
     chats: dict[str, tuple[Question, ChatRequest]] = {}
     reads: dict[str, tuple[Question, OptionRequest]] = {}
     for question in questions:
@@ -130,15 +135,24 @@ async def _ask_one_provider(
         else:
             chats[key] = (question, question.request)
     rows: list[Evidence] = []
+    shorter: list[Question] = []
     if chats:
         asks = [Ask(key, request) for key, (_, request) in chats.items()]
         async for answer in student.engine.chat(provider, asks, stage=stage):
-            rows += rows_of_chat(task, chats[answer.id][0], answer)
+            question = chats[answer.id][0]
+            if answer.too_long and question.fewer is not None:
+                shorter.append(question.fewer())
+            else:
+                rows += rows_of_chat(task, question, answer)
     if reads:
         wanted = [Ask(key, request) for key, (_, request) in reads.items()]
         async for read in student.engine.read_options(provider, wanted, stage=stage):
-            rows += rows_of_options(reads[read.id][0], read)
-    return rows
+            question = reads[read.id][0]
+            if read.too_long and question.fewer is not None:
+                shorter.append(question.fewer())
+            else:
+                rows += rows_of_options(question, read)
+    return rows, shorter
 
 
 def reworded(task: Task, paraphrase: str | None, order: Sequence[int] | None = None) -> Task:
@@ -154,6 +168,6 @@ def _refuse_too_many_failures(rows: list[Evidence], max_share: float, stage: str
     if len(failed) > max_share * len(rows):
         raise StageError(
             f"{stage}: {len(failed)} of {len(rows)} rows failed, more than [run] max_failed_share = {max_share:g} "
-            f"allows. The first reason: {failed[0].failure}. What was answered is kept in the journal; mend the "
-            f"cause and run again, only the failed rows are asked."
+            f"allows. The first reason: {(failed[0].failure or '').rstrip('.')}. What was answered is kept in the "
+            f"journal; mend the cause and run again, only the failed rows are asked."
         )

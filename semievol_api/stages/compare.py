@@ -33,6 +33,7 @@ LABELS = {
     "semievol": "SemiEvol",
     "ceiling": "gold-label ceiling",
 }
+SHOWN_LABELS = {"sft": "few-shot", "semievol": "SemiEvol, in context"}
 PAIRS = (
     ("semievol", "sft"),
     ("semievol", "warm"),
@@ -56,13 +57,16 @@ async def compare(
     """Accuracies with intervals, paired differences, what the pseudo-labels were worth, and one sentence."""
     answers = trial.tests
     ids = [e.id for e in corpus.data.test]
+    labels = _labels(models)
     correct = {a.label: np.array([a.correct[i] for i in ids], dtype=np.bool_) for a in answers}
     differences = [
-        _difference(of, against, correct, settings) for of, against in PAIRS if ids and {of, against} <= set(correct)
+        _difference((of, against), correct, labels, settings)
+        for of, against in PAIRS
+        if ids and {of, against} <= set(correct)
     ]
     document: dict[str, object] = {
         "n_test": len(ids),
-        "models": [_model(a, correct[a.label], models.get(a.label)) for a in answers] if ids else [],
+        "models": [_model(a, labels[a.label], correct[a.label], models.get(a.label)) for a in answers] if ids else [],
         "differences": differences,
         "selection": dict(selection.summary),
         "oracle": _oracle(corpus, selection, gold),
@@ -81,9 +85,11 @@ def _beyond_the_paper(
     corpus: Corpus, promotion: Promotion, models: Mapping[str, TunedModel], selection: Selection
 ) -> dict[str, object]:
     """The gate's decision and the warnings."""
+    promoted = promotion.promoted and "semievol" in models
     return {
+        "promoted": promoted,
         "gate": {
-            "promoted": promotion.promoted and "semievol" in models,
+            "promoted": promoted,
             "items": len(corpus.folds.development),
             "points": 100 * promotion.gain.estimate if promotion.gain else None,
             "interval": [100 * promotion.gain.low, 100 * promotion.gain.high] if promotion.gain else None,
@@ -117,12 +123,18 @@ def _skipped(selection: Selection) -> str | None:
     )
 
 
-def _model(answers: Answers, correct: NDArray[np.bool_], model: TunedModel | None) -> dict[str, object]:
+def _labels(models: Mapping[str, TunedModel]) -> dict[str, str]:
+    """What each model is called; an untuned one that is shown examples is no fine-tune."""
+    shown = {name for name in ("sft", "semievol") if name in models and models[name] == models["base"]}
+    return LABELS | {name: label for name, label in SHOWN_LABELS.items() if name in shown}
+
+
+def _model(answers: Answers, label: str, correct: NDArray[np.bool_], model: TunedModel | None) -> dict[str, object]:
     interval = accuracy(correct)
     rows = list(answers.evidence.rows())
     return {
         "name": answers.label,
-        "label": LABELS[answers.label],
+        "label": label,
         "accuracy": answers.accuracy,
         "interval": [interval.low, interval.high],
         "abstained": sum(row.answer is None for row in rows),
@@ -132,15 +144,19 @@ def _model(answers: Answers, correct: NDArray[np.bool_], model: TunedModel | Non
 
 
 def _difference(
-    of: str, against: str, correct: Mapping[str, NDArray[np.bool_]], settings: EvaluateSettings
+    pair: tuple[str, str],
+    correct: Mapping[str, NDArray[np.bool_]],
+    labels: Mapping[str, str],
+    settings: EvaluateSettings,
 ) -> dict[str, object]:
+    of, against = pair
     a, b = correct[of], correct[against]
     estimate = paired_bootstrap(a, b, BootstrapSettings(resamples=settings.resamples))
     return {
         "of": of,
         "against": against,
-        "of_label": LABELS[of],
-        "against_label": LABELS[against],
+        "of_label": labels[of],
+        "against_label": labels[against],
         "points": 100 * estimate.estimate,
         "interval": [100 * estimate.low, 100 * estimate.high],
         "mcnemar_p": mcnemar(a, b).p_value,
@@ -161,6 +177,11 @@ def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> di
 def _notes(corpus: Corpus, document: Mapping[str, Any]) -> list[str]:
     selection = document["selection"]
     notes = [_selection_note(selection), *_method_notes(corpus, selection)]
+    if selection["shortened_prompts"]:
+        notes.append(
+            f"{selection['shortened_prompts']} few-shot prompts did not fit the model's context; their farthest "
+            f"examples were left out."
+        )
     oracle = document["oracle"]
     if isinstance(oracle, dict):
         notes.append(

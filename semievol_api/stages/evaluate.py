@@ -6,14 +6,15 @@ Knows nothing of how the models came to be.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 from semievol_api.artifacts import Answers, EvidenceTable, Prepared, TunedModel
 from semievol_api.capabilities import ChatRequest
 from semievol_api.config import EvaluateSettings
-from semievol_api.records import Evidence
+from semievol_api.records import Evidence, Example
 from semievol_api.run_store import RunStore
 from semievol_api.stages.annotators import request_seed
 from semievol_api.stages.asking import Corpus, Student, ask
@@ -38,20 +39,22 @@ async def evaluate(
     task = corpus.task
     examples = corpus.data.test if part == "test" else corpus.folds.development
 
-    def questions() -> Iterator[Question]:
-        for example in examples:
-            prompt = corpus.prompt(example, settings.shots)
-            request = ChatRequest(
-                model=student.models["subject"],
-                prompt=prompt,
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                seed=request_seed(student.seed, label, example.id) if settings.temperature else None,
-                logprobs=student.provider.scored is not None,
-            )
-            yield Question(example, label, prompt, request, "subject")
+    def put(example: Example, shots: int) -> Question:
+        prompt = corpus.prompt(example, shots)
+        request = ChatRequest(
+            model=student.models["subject"],
+            prompt=prompt,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            seed=request_seed(student.seed, label, example.id) if settings.temperature else None,
+            logprobs=student.provider.scored is not None,
+        )
+        fewer = partial(put, example, shots - 1) if shots else None
+        dropped = settings.shots - shots
+        return Question(example, label, prompt, request, "subject", fewer=fewer, dropped_shots=dropped)
 
-    table = EvidenceTable.of(await ask(student, task, questions(), stage="evaluate"))
+    questions = (put(example, settings.shots) for example in examples)
+    table = EvidenceTable.of(await ask(student, task, questions, stage="evaluate"))
     gold = {e.id: e.answer for e in examples}
     correct = {
         row.example_id: row.answer is not None and task.equal(row.answer, gold[row.example_id] or "")

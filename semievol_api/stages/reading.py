@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ class Question:
 
     `labels` are the canonical ones of a closed set, `shown` those that stand in the prompt, in its order;
     `order[i]` is the canonical index of the one at position i. `measure` asks for every measure of confidence.
+    `fewer` puts the same question with one demonstration less, the farthest; None where there is none left.
     """
 
     example: Example
@@ -41,6 +43,8 @@ class Question:
     shown: tuple[str, ...] = ()
     order: tuple[int, ...] | None = None
     verbal: bool = False
+    fewer: Callable[[], Question] | None = None
+    dropped_shots: int = 0
 
 
 def prompt_hash(prompt: Prompt) -> str:
@@ -113,7 +117,7 @@ def rows_of_options(question: Question, answer: Answer[OptionReply]) -> list[Evi
         return [_failed(question, answer.failure or "the server sent no distribution")]
     found = read_reply(answer.reply.logprobs, question.order)
     if found is None:
-        return [_evidence(question, text="", usage=answer.reply.usage, failure=f"{UNSEEN}: any label")]
+        return [_evidence(question, usage=answer.reply.usage, failure=f"{UNSEEN}: any label")]
     likeliest = question.labels[int(np.argmax(found.probs))]
     unseen = ", ".join(question.labels[i] for i in found.missing)
     return [
@@ -141,6 +145,7 @@ def _row(task: Task, question: Question, completion: Completion, number: int, us
         permutation=question.order,
         mean_nll=mean_nll(completion),
         usage=usage,
+        dropped_shots=question.dropped_shots,
     )
     return replace(row, **_measured(question, completion)) if question.measure else row
 
@@ -160,18 +165,19 @@ def _measured(question: Question, completion: Completion) -> dict[str, Any]:
 
 
 def _failed(question: Question, reason: str) -> Evidence:
-    return _evidence(question, text="", finish="failed", failure=reason)
+    return _evidence(question, finish="failed", failure=reason)
 
 
 def _evidence(question: Question, **values: Any) -> Evidence:
-    return Evidence(
-        **{
-            "example_id": question.example.id,
-            "annotator_id": question.asker,
-            "prompt_hash": prompt_hash(question.prompt),
-            "answer": None,
-            "finish": "stop",
-            "permutation": question.order,
-            **values,
-        }
+    """A row without an answer, but for the given values."""
+    row = Evidence(
+        example_id=question.example.id,
+        annotator_id=question.asker,
+        prompt_hash=prompt_hash(question.prompt),
+        text="",
+        answer=None,
+        finish="stop",
+        permutation=question.order,
+        dropped_shots=question.dropped_shots,
     )
+    return replace(row, **values)

@@ -6,7 +6,7 @@ Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,12 @@ async def select(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSetti
     Raises:
         StageError: more than 5 % of the answered examples have no log-probabilities.
     """
+    chosen = await _chosen(corpus, crew, heard, settings, seed)
+    shortened = sum(bool(count) for count in heard.said.table["dropped_shots"].to_pylist())
+    return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
+
+
+async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
     if settings.rule == "official-2025":
         return official(corpus, crew, heard.said, heard.final, settings)
     if settings.score == "mean_nll":

@@ -51,6 +51,7 @@ def official(
         "answer": pa.array(chosen, pa.string()),
         "mean_nll": pa.array(nll, pa.float64(), from_pandas=True),
         "kept": pa.array(found.kept, pa.bool_()),
+        "reason": pa.array(["kept" if k else "not below the percentile" for k in found.kept], pa.string()),
     }
     summary = {
         "rule": settings.rule,

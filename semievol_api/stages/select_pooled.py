@@ -17,6 +17,7 @@ from semievol_api.config import RetrieveSettings, SelectSettings
 from semievol_api.records import PseudoLabel
 from semievol_api.selection import (
     Calibration,
+    RealisedRange,
     RuleSettings,
     Selected,
     check_missing_logprobs,
@@ -29,7 +30,7 @@ from semievol_api.selection import (
 )
 from semievol_api.selection import select as apply_rule
 from semievol_api.selection.choice import RuleName
-from semievol_api.selection.values import ENOUGH_CALIBRATION, ENOUGH_KEPT, BoolArray, FloatArray
+from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, FloatArray
 from semievol_api.stages.annotators import Annotator, Crew
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.pooling import Opinions, Rows, opinions, wrong_answers
@@ -37,6 +38,7 @@ from semievol_api.stages.reading import UNSEEN, asker_of
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.stages.warnings import drift_alerts, label_alerts
 
+SIMULATED_RUNS = 500
 PERSON = 1.0
 """The score of a label that a person gave."""
 
@@ -76,6 +78,7 @@ async def by_pool(corpus: Corpus, crew: Crew, rows: Rows, settings: SelectSettin
     found = opinions(corpus, crew.everybody, (*unlabeled, *corpus.folds.calibration), rows)
     choice = _chosen(corpus, found, settings, beside)
     kept = _labels(corpus, found, choice, beside.reviewed)
+    spread = _spread(found, choice, len(unlabeled), settings)
     alerts = [*label_alerts(corpus, found, choice.selected.kept), *await drift_alerts(corpus, beside)]
     summary = {
         "rule": settings.rule,
@@ -85,7 +88,8 @@ async def by_pool(corpus: Corpus, crew: Crew, rows: Rows, settings: SelectSettin
         "enough": len(kept) >= ENOUGH_KEPT,
         "annotators": {a.id: {"role": a.role, "read_by": a.reading} for a in crew.everybody},
         "labels_filled_in": _filled_in(rows),
-        "messages": _messages(found, choice, len(unlabeled), settings),
+        "false_share_range": None if spread is None or np.isnan(spread.low) else [spread.low, spread.high],
+        "messages": _messages(choice, spread, settings),
         "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
     }
     return Selection(
@@ -168,7 +172,14 @@ def _figures(found: Opinions, choice: Choice, m: int, settings: SelectSettings) 
     }
 
 
-def _messages(found: Opinions, choice: Choice, m: int, settings: SelectSettings) -> list[str]:
+def _spread(found: Opinions, choice: Choice, m: int, settings: SelectSettings) -> RealisedRange | None:
+    """The simulated share of false labels of runs like this one; None where the rule promises nothing."""
+    if choice.calibration is None or choice.selected.rule != "fdr":
+        return None
+    return realised_range(found.pooled.score[:m], choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
+
+
+def _messages(choice: Choice, spread: RealisedRange | None, settings: SelectSettings) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
     told = list(selected.messages)
     waiting = int(np.count_nonzero(choice.asked & ~choice.by_person))
@@ -177,13 +188,13 @@ def _messages(found: Opinions, choice: Choice, m: int, settings: SelectSettings)
             f"{waiting} questions wait for a person in review_queue.jsonl. Fill in the answers, name the file in "
             f"[data] reviewed, and run again."
         )
-    if calibration is None or calibration.size < ENOUGH_CALIBRATION:
+    if calibration is None or selected.rule not in ("fdr", "high-probability"):
         return told
     if selected.rule == "high-probability":
         told.append(feasibility(calibration.size, calibration.error, settings.alpha).message)
-    if selected.rule == "fdr":
-        told.append(realised_range(found.pooled.score[:m], calibration, settings.alpha, runs=500).message)
-    if selected.rule in ("fdr", "high-probability") and selected.threshold is not None:
+    if spread is not None:
+        told.append(spread.message)
+    if selected.threshold is not None:
         share = error_above_cut(selected, calibration)
         told.append(
             f"Above the cut {share.estimate:.1%} of the calibration items are wrong (interval {share.low:.1%} to "

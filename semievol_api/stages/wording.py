@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from semievol_api.capabilities import ChatRequest, OptionRequest
 from semievol_api.records import Example, Message, Prompt
@@ -37,10 +38,19 @@ def questions_of(
 ) -> Iterator[Question]:
     """One question per example, those with the same demonstrations after each other."""
     for example in corpus.by_shot_set(examples, annotator.shots):
-        order = shuffled_order(corpus.task, example, annotator, student.seed)
-        task = reworded(corpus.task, annotator.paraphrase, order)
-        prompt = corpus.prompt(example, annotator.shots, task, _order_for(task, order))
-        yield question(student, corpus.task, annotator, (example, prompt, order), tone)
+        yield _with_shots(student, corpus, annotator, example, tone, annotator.shots)
+
+
+def _with_shots(
+    student: Student, corpus: Corpus, annotator: Annotator, example: Example, tone: Tone, shots: int
+) -> Question:
+    """The question after so many demonstrations; where it does not fit the context, it is put with one less."""
+    order = shuffled_order(corpus.task, example, annotator, student.seed)
+    task = reworded(corpus.task, annotator.paraphrase, order)
+    prompt = corpus.prompt(example, shots, task, _order_for(task, order))
+    fewer = partial(_with_shots, student, corpus, annotator, example, tone, shots - 1) if shots else None
+    asked = question(student, corpus.task, annotator, (example, prompt, order), tone)
+    return replace(asked, fewer=fewer, dropped_shots=annotator.shots - shots)
 
 
 def question(

@@ -18,7 +18,7 @@ from semievol_api.errors import ConfigError, UserError
 from semievol_api.jobs import Job, cancel, delete, jobs_under, leftovers, state_of
 from semievol_api.probe import Finding, ProbeModels, probe, record
 from semievol_api.registry import connect, provider_kinds
-from semievol_api.run import check
+from semievol_api.session import check
 from semievol_api.terminal.bars import out, table
 
 ResultT = TypeVar("ResultT")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semievol_api.run import RunResult
+from semievol_api.session import RunResult
 from semievol_api.terminal.bars import out, table
 
 

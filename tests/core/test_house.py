@@ -39,6 +39,19 @@ def test_importing_the_package_imports_nothing_heavy(statement: str, child_env: 
     assert done.stdout.strip() == "[]"
 
 
+def test_the_public_run_is_a_function_before_and_after_its_first_call(child_env: dict[str, str]) -> None:
+    code = (
+        "import semievol_api\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        semievol_api.run('nowhere.toml')\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=child_env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ConfigError", "ConfigError"]
+
+
 def test_no_module_asks_objects_what_they_have() -> None:
     offenders = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -110,9 +110,7 @@ def test_embeddings_come_as_floats_and_as_base64(client: openai.OpenAI, conforms
     assert np.array_equal(np.array(parsed.data[0].embedding, dtype=np.float32), floats[0])
 
 
-def test_models_are_listed_found_by_alias_and_unknown_ones_refused(
-    client: openai.OpenAI, conforms: Conforms
-) -> None:
+def test_models_are_listed_found_by_alias_and_unknown_ones_refused(client: openai.OpenAI, conforms: Conforms) -> None:
     body = json.loads(client.models.with_raw_response.list().content)
     conforms(body, "ListModelsResponse")
     assert [model["id"] for model in body["data"]][:2] == ["tiny", "gpt-4o-mini-2024-07-18"]
@@ -174,7 +172,7 @@ def test_a_broken_body_and_an_unknown_path_are_refused_in_the_apis_shape(
     for path, data, status in (
         ("/chat/completions", b"{", 400),
         ("/nowhere", None, 404),
-        ("/chat/completions", None, 405),
+        ("/embeddings", None, 405),
     ):
         with pytest.raises(urllib.error.HTTPError) as raised:
             urllib.request.urlopen(urllib.request.Request(base + path, data))

@@ -43,17 +43,24 @@ class EngineHolder:
         self._device = device
         self._threads = threads
         self._engine: Engine | None = None
+        self._loading: asyncio.Task[Engine] | None = None
         self._lock = asyncio.Lock()
         self.starts = 0
 
     async def engine(self) -> Engine:
-        """The running engine."""
-        if self._engine is None:
-            async with self._lock:
-                if self._engine is None:
-                    self._engine = await asyncio.to_thread(self._load)
-                    self.starts += 1
-        return self._engine
+        """The running engine, loaded by whoever asks first; loading goes on where that one gives up waiting."""
+        if self._engine is not None:
+            return self._engine
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._make_ready(), name="engine-load")
+        return await asyncio.shield(self._loading)
+
+    async def _make_ready(self) -> Engine:
+        async with self._lock:
+            if self._engine is None:
+                self._engine = await asyncio.to_thread(self._load)
+                self.starts += 1
+            return self._engine
 
     async def make_room(self) -> None:
         """Free the accelerator for a training; a model in main memory stays where it is."""
@@ -62,6 +69,8 @@ class EngineHolder:
 
     async def release(self) -> None:
         """End the engine once what is queued has run."""
+        if self._loading is not None:
+            await asyncio.gather(self._loading, return_exceptions=True)
         async with self._lock:
             engine, self._engine = self._engine, None
             if engine is not None:
@@ -116,7 +125,7 @@ class LocalChat:
         except ValueError as error:
             raise _too_long(error) from error
         return Reply(
-            completions=tuple([_completion(sample, engine.tokens) for sample in done.samples]),
+            completions=tuple([completion_of(sample, engine.tokens) for sample in done.samples]),
             usage=Usage(prompt=done.prompt_tokens, completion=sum(s.counted_tokens for s in done.samples)),
         )
 
@@ -170,7 +179,7 @@ def _too_long(error: ValueError) -> RefusedError:
     return RefusedError(str(error), status=400, code="context_length_exceeded")
 
 
-def _completion(sample: SampleOutput, tokens: ChatTokens) -> Completion:
+def completion_of(sample: SampleOutput, tokens: ChatTokens) -> Completion:
     if sample.logprobs is None:
         return Completion(sample.text, sample.finish)
     logprobs = np.array(sample.logprobs, dtype=np.float32)

@@ -235,7 +235,12 @@ class LocalFineTuner:
     def _start(self, job_id: str) -> subprocess.Popen[bytes]:
         folder = self._settings.folder / job_id
         threads = self._settings.train.threads
-        command = [sys.executable, "-m", "semievol_providers.local.train", str(folder / "job.json"), "--with-parent"]
+        trainer = ["-m", "semievol_providers.local.train", str(folder / "job.json"), "--with-parent"]
+        if self._settings.train.processes > 1:
+            # Its workers have no standard input of ours; the folder's lock keeps a second training out.
+            ranks = f"--nproc-per-node={self._settings.train.processes}"
+            trainer = ["-m", "torch.distributed.run", "--standalone", ranks, *trainer[:-1]]
+        command = [sys.executable, *trainer]
         environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
         with (folder / "trainer.log").open("ab") as log:
             return subprocess.Popen(
@@ -249,7 +254,10 @@ class LocalFineTuner:
         status = self._running.process.poll()
         if status is None:
             return
-        job_id, self._running = self._running.job_id, None
+        ended, self._running = self._running, None
+        job_id = ended.job_id
+        if ended.process.stdin is not None:
+            ended.process.stdin.close()
         if status != _HELD_BY_ANOTHER and not self._look(job_id).finished:
             self._crashes[job_id] = self._crashes.get(job_id, 0) + 1
 

@@ -51,7 +51,7 @@ def main() -> int:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
-        if not _acquire(lock):
+        if os.environ.get("RANK", "0") == "0" and not _acquire(lock):
             sys.stderr.write("another training holds this folder\n")
             return EXIT_FAILED
         return _run(job, EventLog(folder), stop)
@@ -81,7 +81,7 @@ def _acquire(lock: IO[str]) -> bool:
 
 def _run(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     from semievol_api.errors import UserError
-    from semievol_providers.local.training_loop import TrainingFailedError
+    from semievol_providers.local.training_loop import TrainingFailedError, is_out_of_memory
 
     try:
         return _train(job, log, stop)
@@ -90,15 +90,10 @@ def _run(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     except UserError as error:
         log.write(TrainingEvent(kind="failed", code="invalid_training_file", message=str(error)))
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         log.write(TrainingEvent(kind="failed", code="out_of_memory", message=_memory_advice(job)))
     return EXIT_FAILED
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
 
 
 def _memory_advice(job: TrainingJob) -> str:
@@ -113,12 +108,14 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
 
     torch.set_num_threads(job.threads)
     from semievol_providers.local.chat_tokens import ChatTokens
+    from semievol_providers.local.model_card import adapter_card
     from semievol_providers.local.model_folder import (
         end_of_turn_ids,
         load_tokenizer,
         quiet_known_warnings,
         read_facts,
     )
+    from semievol_providers.local.train_ranks import Ranks
     from semievol_providers.local.training_data import load_token_examples
     from semievol_providers.local.training_file import MIN_EXAMPLES
     from semievol_providers.local.training_loop import TrainingLoop
@@ -134,17 +131,22 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
         else []
     )
     pad = tokenizer.pad_token_id
-    model = _with_adapter(job)
-    loop = TrainingLoop(model, job, pad if isinstance(pad, int) else 0, log.write)
+    ranks = Ranks(job.device)
+    report = log.write if ranks.first else _unheard
+    model = _with_adapter(job, ranks.device)
+    loop = TrainingLoop(model, job, pad if isinstance(pad, int) else 0, report, ranks)
     total = -(-len(train) // job.batch_size) * job.n_epochs
-    log.write(TrainingEvent(kind="start", total_steps=total))
+    report(TrainingEvent(kind="start", total_steps=total))
     stop.training = True
     if not loop.run(train, valid, lambda: stop.is_set):
-        log.write(TrainingEvent(kind="stopped", total_steps=total))
+        report(TrainingEvent(kind="stopped", total_steps=total))
         return EXIT_STOPPED
     target = Path(job.folder) / "adapter"
     loop.save_adapter(target)
-    log.write(
+    ranks.close()
+    if ranks.first:
+        (target / "README.md").write_text(adapter_card(job, len(train)), encoding="utf-8")
+    report(
         TrainingEvent(
             kind="done", step=total, total_steps=total, folder=str(target), trained_tokens=loop.trained_tokens
         )
@@ -152,7 +154,11 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     return 0
 
 
-def _with_adapter(job: TrainingJob) -> Any:
+def _unheard(_event: TrainingEvent) -> None:
+    """Only the first rank tells."""
+
+
+def _with_adapter(job: TrainingJob, device: str) -> Any:
     """The base model with a LoRA on all linear layers: fresh, from the job's seed, or an earlier one."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -160,7 +166,7 @@ def _with_adapter(job: TrainingJob) -> Any:
     from semievol_providers.local.adapters import check_adapter
     from semievol_providers.local.model_folder import load_model
 
-    base = load_model(job.base, job.device)
+    base = load_model(job.base, device)
     torch.manual_seed(job.seed)
     if job.adapter is not None:
         check_adapter(job.adapter)
@@ -172,7 +178,9 @@ def _with_adapter(job: TrainingJob) -> Any:
         r=job.rank,
         lora_alpha=job.alpha,
         lora_dropout=job.dropout,
-        target_modules="all-linear",
+        target_modules=job.target_modules if job.target_modules == "all-linear" else job.target_modules.split(","),
+        use_dora=job.use_dora,
+        use_rslora=job.use_rslora,
         task_type="CAUSAL_LM",
         **embeddings,
     )

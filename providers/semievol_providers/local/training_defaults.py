@@ -21,6 +21,7 @@ Auto: TypeAlias = Literal["auto"]
 class TrainDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `auto` means for a model: read from its `semievol_train.json` or from a TOML file.
 
+    `processes` above 1 trains on as many GPUs, by torchrun. `target_modules` is "all-linear", or names by commas.
     `learning_rate` is what a multiplier of 1 stands for. `n_epochs` of "auto" takes as many epochs as
     `target_steps` optimizer steps need, within [min_epochs, max_epochs].
     """
@@ -34,11 +35,15 @@ class TrainDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     target_steps: int = 100
     min_epochs: int = 3
     max_epochs: int = 25
+    use_dora: bool = False
+    use_rslora: bool = False
+    target_modules: str = "all-linear"
     train_embeddings: bool = False
     warmup_share: float = 0.1
     weight_decay: float = 0.0
     tokens_per_pass: int = 1024
     threads: int = 1
+    processes: int = 1
 
     def batch_for(self, examples: int) -> int:
         """Examples per optimizer step for a file of this many examples."""

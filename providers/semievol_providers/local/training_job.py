@@ -32,6 +32,9 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    use_dora: bool = False
+    use_rslora: bool = False
+    target_modules: str = "all-linear"
     train_embeddings: bool = False
     warmup_share: float = 0.1
     weight_decay: float = 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semievol_api.errors import UserError
+from semievol_providers.local.train_ranks import Ranks
 from semievol_providers.local.training_data import (
     TokenBatch,
     TokenExample,
@@ -39,6 +41,12 @@ class TrainingFailedError(UserError):
         self.code = code
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for every way in which torch or Python says so."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+
+
 @dataclass(frozen=True, slots=True)
 class _Score:
     loss: float
@@ -48,7 +56,17 @@ class _Score:
 class TrainingLoop:
     """One training from its last saved state to its end, or until `should_stop` says so after a step."""
 
-    def __init__(self, model: Any, job: TrainingJob, pad_id: int, report: Callable[[TrainingEvent], None]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        job: TrainingJob,
+        pad_id: int,
+        report: Callable[[TrainingEvent], None],
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._ranks = ranks or Ranks(job.device)
+        self._tokens_per_pass = job.tokens_per_pass
+        self._checkpointing = False
         self._model = model
         self._job = job
         self._pad_id = pad_id
@@ -85,7 +103,7 @@ class TrainingLoop:
                     token_accuracy=score.accuracy, learning_rate=rate, eta_s=round(eta_s, 2),
                 )
             )  # fmt: skip
-            stopping = should_stop()
+            stopping = self._ranks.total(float(should_stop()))[0] > 0
             if at_epoch_end:
                 self._checkpoint(step, total, epoch, score, valid)
             if at_epoch_end or stopping or time.monotonic() - saved > job.save_every_s:
@@ -104,15 +122,12 @@ class TrainingLoop:
     def _step(self, rows: Sequence[TokenExample], rate: float, step: int) -> _Score:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        passes = [to_batch(part, self._pad_id) for part in split_by_tokens(rows, self._job.tokens_per_pass)]
-        weight = sum(float(batch.weights.sum()) for batch in passes)
-        learnt = sum(int((batch.targets >= 0).sum()) for batch in passes)
-        loss_sum, right = 0.0, 0
-        for batch in passes:
-            loss, hits = self._loss(batch)
-            (loss / weight).backward()  # type: ignore[no-untyped-call]
-            loss_sum += float(loss.detach())
-            right += hits
+        weight = sum(row.weight * sum(row.learnt) for row in rows)
+        learnt = sum(sum(row.learnt) for row in rows)
+        while (passed := self._gradients(rows, weight, step)) is None:
+            continue
+        self._ranks.add_up(p.grad for p in self._parameters if p.grad is not None)
+        loss_sum, right = self._ranks.total(*passed)
         loss_mean = loss_sum / weight
         if not math.isfinite(loss_mean):
             raise TrainingFailedError(
@@ -125,10 +140,51 @@ class TrainingLoop:
         self._trained_tokens += sum(len(row.ids) for row in rows)
         return _Score(loss_mean, right / learnt)
 
+    def _gradients(self, rows: Sequence[TokenExample], weight: float, step: int) -> tuple[float, int] | None:
+        """This rank's part of the gradient, its loss and hits; None where the step must be tried in smaller passes."""
+        size = self._ranks.size
+        longest = max(len(row.ids) for row in rows)
+        budget = min(self._tokens_per_pass, max(longest, -(-longest * len(rows) // size)))
+        loss_sum, right = 0.0, 0
+        for p in self._parameters if size > 1 else ():
+            p.grad = torch.zeros_like(p)
+        try:
+            for part in split_by_tokens(rows, budget)[self._ranks.rank :: size]:
+                loss, hits = self._loss(to_batch(part, self._pad_id))
+                (loss / weight).backward()  # type: ignore[no-untyped-call]
+                loss_sum += float(loss.detach())
+                right += hits
+        except RuntimeError as error:
+            if size > 1 or not is_out_of_memory(error) or not self._lighten(longest * len(rows), longest, step):
+                raise
+            return None
+        return loss_sum, right
+
+    def _lighten(self, padded_tokens: int, longest: int, step: int) -> bool:
+        """Make the next try need less memory; False where nothing is left to do."""
+        self._optimizer.zero_grad()
+        if self._job.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        largest = min(self._tokens_per_pass, padded_tokens)
+        if largest > longest:
+            self._tokens_per_pass = max(longest, largest // 2)
+            change = f"passes of at most {self._tokens_per_pass:,} tokens"
+        elif not self._checkpointing:
+            self._checkpointing = True
+            with warnings.catch_warnings():  # the name that transformers 5.5 to 6 have in common is deprecated
+                warnings.simplefilter("ignore", FutureWarning)
+                self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            change = "activation checkpointing, which is slower"
+        else:
+            return False
+        message = f"Out of memory at step {step + 1}: going on with {change}. The result stays the same."
+        self._report(TrainingEvent(kind="note", step=step + 1, code="out_of_memory", message=message))
+        return True
+
     def _loss(self, batch: TokenBatch) -> tuple[Tensor, int]:
         """Weighted sum of the learnt tokens' negative log-likelihoods, and how many were the likeliest."""
         tail = batch.targets.shape[1]
-        device = self._job.device
+        device = self._ranks.device
         mask = batch.mask.to(device)
         logits = self._model(
             input_ids=batch.ids.to(device),
@@ -147,7 +203,7 @@ class TrainingLoop:
         self._model.eval()
         loss_sum, weight, right, learnt = 0.0, 0.0, 0, 0
         with torch.no_grad():
-            for part in split_by_tokens(valid, self._job.tokens_per_pass):
+            for part in split_by_tokens(valid, self._tokens_per_pass):
                 batch = to_batch(part, self._pad_id)
                 loss, hits = self._loss(batch)
                 loss_sum += float(loss)
@@ -177,6 +233,8 @@ class TrainingLoop:
 
     def save_adapter(self, target: Path) -> None:
         """Write the adapter as a PEFT folder in safetensors, whole or not at all."""
+        if not self._ranks.first:
+            return
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -185,6 +243,8 @@ class TrainingLoop:
         partial.replace(target)
 
     def _save_state(self, step: int) -> None:
+        if not self._ranks.first:
+            return
         tensors = {f"weight/{name}": p.detach().cpu() for name, p in self._named}
         for name, p in self._named:
             kept = self._optimizer.state[p]

@@ -11,12 +11,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_api.errors import ConfigError
-from semievol_providers.scripted.chat import ScriptedChat, ScriptedEmbedder
+from semievol_providers.scripted.chat import Manners, ScriptedChat, ScriptedEmbedder
 from semievol_providers.scripted.jobs import ScriptedJobs
 
 
 class ScriptedSettings(BaseModel):
-    """`[providers.NAME]` of kind `scripted`. `ignore_logprobs` plays a vendor that leaves them out."""
+    """`[providers.NAME]` of kind `scripted`.
+
+    `ignore_logprobs` plays a vendor that leaves log-probabilities out, `refuse_logprobs` one that answers 400,
+    `alternatives = false` one that shows the chosen tokens only.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +29,9 @@ class ScriptedSettings(BaseModel):
     state: str | None = None
     latency_s: float = 0.0
     ignore_logprobs: bool = False
+    refuse_logprobs: bool = False
+    alternatives: bool = True
+    can_read_options: bool = True
     can_train: bool = True
 
 
@@ -37,13 +44,19 @@ def connect(settings: ProviderSettings) -> Provider:
         key = ".".join(map(str, first["loc"]))
         raise ConfigError(f"[providers.{settings.name}]: {key!r} is wrong: {first['msg']}.") from None
     jobs = ScriptedJobs(chosen.state, settings.base_folder)
-    chat = ScriptedChat(chosen.skill, jobs, chosen.latency_s, chosen.ignore_logprobs)
+    manners = Manners(
+        ignores_logprobs=chosen.ignore_logprobs,
+        refuses_logprobs=chosen.refuse_logprobs,
+        shows_alternatives=chosen.alternatives,
+    )
+    chat = ScriptedChat(chosen.skill, jobs, chosen.latency_s, manners)
+    reads = chosen.can_read_options and not (chosen.ignore_logprobs or chosen.refuse_logprobs)
     return Provider(
         name=settings.name,
         identity=chosen.identity,
         chat=chat,
         scored=chat,
-        option_reader=chat,
+        option_reader=chat if reads else None,
         embedder=ScriptedEmbedder(),
         finetuner=jobs if chosen.can_train else None,
     )

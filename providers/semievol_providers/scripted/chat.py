@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import math
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,24 +21,38 @@ from semievol_api.capabilities import (
     OptionRequest,
     Reply,
 )
+from semievol_api.errors import RefusedError
 from semievol_api.records import Completion, Usage
 from semievol_providers.scripted.jobs import ScriptedJobs
 
 DIMENSIONS = 64
+LABEL_LINE = re.compile(r"^Labels: (.+)$", re.MULTILINE)
+OPEN_CUE = re.compile(r"cue: (\S+)")
 OPTION_LINE = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What becomes of a wish for log-probabilities: ignored (200 without them), refused (400), or fulfilled."""
+
+    ignores_logprobs: bool = False
+    refuses_logprobs: bool = False
+    shows_alternatives: bool = True
 
 
 class ScriptedChat:
     """Answers `Answer: LETTER`, right with the model's skill, more surely where it is right."""
 
-    def __init__(self, skill: float, jobs: ScriptedJobs, latency_s: float, ignore_logprobs: bool) -> None:
+    def __init__(self, skill: float, jobs: ScriptedJobs, latency_s: float, manners: Manners) -> None:
         self._skill = skill
         self._jobs = jobs
         self._latency_s = latency_s
-        self._ignore_logprobs = ignore_logprobs
+        self._manners = manners
 
     async def complete(self, request: ChatRequest) -> Reply:
         """`n` answers; temperature 0 gives the same one `n` times."""
+        if self._manners.refuses_logprobs and (request.logprobs or request.top_logprobs):
+            raise RefusedError("logprobs is not supported with this model.", status=400, param="logprobs")
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
         shown = "\n".join(m.content for m in request.prompt.messages)
@@ -59,24 +74,43 @@ class ScriptedChat:
         letter, surety = self._choose(request.model, shown, noise)
         tokens = ("Answer", ":", f" {letter}")
         logprobs = np.array([-1e-4, -1e-4, math.log(surety)], dtype=np.float32)
-        if self._ignore_logprobs or not request.logprobs:
+        if self._manners.ignores_logprobs or not request.logprobs:
             return Completion(f"Answer: {letter}", "stop")
-        top = tuple(((token, float(lp)),) for token, lp in zip(tokens, logprobs, strict=True))
-        wanted = request.top_logprobs > 0
-        return Completion(f"Answer: {letter}", "stop", logprobs, tokens if wanted else None, top if wanted else None)
+        if not request.top_logprobs or not self._manners.shows_alternatives:
+            return Completion(f"Answer: {letter}", "stop", logprobs)
+        fixed = tuple(((token, float(lp)),) for token, lp in zip(tokens[:2], logprobs[:2], strict=True))
+        return Completion(f"Answer: {letter}", "stop", logprobs, tokens, (*fixed, _alternatives(shown, letter, surety)))
 
     def _choose(self, model: str, shown: str, noise: str) -> tuple[str, float]:
-        """The letter and how sure the model is of it."""
+        """The answer (a letter, a label, or the cue itself) and how sure the model is of it."""
         question = shown.rpartition("Question:")[2]
-        options = OPTION_LINE.findall(question)
+        options = _options(question)
+        luck = _uniform(model, shown, noise)
+        sees = luck < self._jobs.skill_of(model, self._skill)
+        cued = [name for name, text in options if f"cue: {text}" in question]
+        if not options and (found := OPEN_CUE.search(question)):
+            return (found[1], 0.6 + 0.39 * (1 - luck)) if sees else (f"{len(question)}{found[1]}", 0.4)
         if not options:
             return "A", 0.5
-        luck = _uniform(model, shown, noise)
-        cued = [letter for letter, text in options if f"cue: {text}" in question]
-        if cued and luck < self._jobs.skill_of(model, self._skill):
+        if cued and sees:
             return cued[0], 0.6 + 0.39 * (1 - luck)
-        letter = options[int(_uniform(shown, model, noise) * len(options))][0]
-        return letter, 0.3 + 0.3 * _uniform(noise, shown, model)
+        name = options[int(_uniform(shown, model, noise) * len(options))][0]
+        return name, 0.3 + 0.3 * _uniform(noise, shown, model)
+
+
+def _options(question: str) -> list[tuple[str, str]]:
+    """Each possible answer and the words that it stands for."""
+    labels = LABEL_LINE.search(question)
+    if labels:
+        return [(label, label) for label in labels[1].split(", ")]
+    return OPTION_LINE.findall(question)
+
+
+def _alternatives(shown: str, letter: str, surety: float) -> tuple[tuple[str, float], ...]:
+    """The chosen letter, and the others with what is left."""
+    others = [other for other, _ in _options(shown.rpartition("Question:")[2]) if other != letter]
+    rest = (1 - surety) / max(1, len(others))
+    return ((f" {letter}", math.log(surety)), *((f" {other}", math.log(rest)) for other in others))
 
 
 class ScriptedEmbedder:

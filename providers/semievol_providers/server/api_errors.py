@@ -65,3 +65,16 @@ def not_found(kind: str, name: str) -> ApiError:
 def unsupported(param: str, why: str = "is not supported by this server") -> ApiError:
     """The refusal for a documented setting that this server cannot honour."""
     return ApiError(f"The parameter '{param}' {why}.", param=param, code="unsupported_parameter")
+
+
+def check_metadata(metadata: Mapping[str, str] | None) -> None:
+    """Metadata within the API's limits.
+
+    Raises:
+        ApiError: too many pairs, or too long ones.
+    """
+    pairs = metadata or {}
+    if len(pairs) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in pairs.items()):
+        raise ApiError(
+            "'metadata' takes at most 16 pairs, keys up to 64 and values up to 512 characters.", param="metadata"
+        )

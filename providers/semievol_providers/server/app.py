@@ -17,8 +17,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from semievol_providers.server import chat_routes, file_routes, job_routes
+from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes
+from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
+from semievol_providers.server.batch_runner import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.models import ModelTable, model_object
@@ -36,13 +38,17 @@ def build_app(settings: ServerSettings) -> Gate:
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         state = State(settings.state)
         models = ModelTable(settings, state)
-        parts = Services(settings, state, models, EngineClient(settings), JobRunner(settings, state, models))
+        engine, jobs = EngineClient(settings), JobRunner(settings, state, models)
+        answers = Answers(engine, models, settings.limits)
+        parts = Services(settings, state, models, engine, jobs, answers, BatchRunner(state, answers))
         app.state.services = parts
         app.state.background = set()
         await parts.jobs.start()
+        parts.batches.start()
         try:
             yield
         finally:
+            await parts.batches.close()
             await asyncio.gather(parts.jobs.close(), parts.engine.close())
             await asyncio.gather(*app.state.background, return_exceptions=True)
             state.close()
@@ -63,6 +69,7 @@ def _routes() -> list[Route]:
         Route("/v1/models/{model:path}", _retrieve_model, methods=["GET"]),
         Route("/v1/models/{model:path}", _delete_model, methods=["DELETE"]),
         Route("/v1/chat/completions", chat_routes.create_chat, methods=["POST"]),
+        Route("/v1/chat/completions", chat_routes.list_chats, methods=["GET"]),
         Route("/v1/completions", chat_routes.create_completion, methods=["POST"]),
         Route("/v1/embeddings", chat_routes.create_embedding, methods=["POST"]),
         Route("/v1/files", file_routes.create_file, methods=["POST"]),
@@ -70,6 +77,10 @@ def _routes() -> list[Route]:
         Route("/v1/files/{file_id}", file_routes.retrieve_file, methods=["GET"]),
         Route("/v1/files/{file_id}", file_routes.delete_file, methods=["DELETE"]),
         Route("/v1/files/{file_id}/content", file_routes.file_content, methods=["GET"]),
+        Route("/v1/batches", batch_routes.create_batch, methods=["POST"]),
+        Route("/v1/batches", batch_routes.list_batches, methods=["GET"]),
+        Route("/v1/batches/{batch_id}", batch_routes.retrieve_batch, methods=["GET"]),
+        Route("/v1/batches/{batch_id}/cancel", batch_routes.cancel_batch, methods=["POST"]),
         Route(jobs, job_routes.create_job, methods=["POST"]),
         Route(jobs, job_routes.list_jobs, methods=["GET"]),
         Route(jobs + "/{job_id}", job_routes.retrieve_job, methods=["GET"]),

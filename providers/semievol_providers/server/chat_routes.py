@@ -5,146 +5,64 @@ Knows nothing of how the engine runs, of files or of jobs.
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import sys
-import time
-from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from semievol_api.records import JsonValue
+from semievol_providers.server.answers import head
 from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.chat_wire import (
     ChatBody,
     EmbeddingBody,
     TextBody,
-    chat_choice,
     chat_logprobs,
     parse,
     text_choice,
     usage,
 )
-from semievol_providers.server.engine_wire import (
-    ChatAsk,
-    Choice,
-    ChoicesTell,
-    DeltaTell,
-    EmbedAsk,
-    TextAsk,
-    VectorsTell,
-)
-from semievol_providers.server.services import Services, owner_of, services
-from semievol_providers.server.state import new_id
+from semievol_providers.server.engine_client import EngineClient
+from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
+from semievol_providers.server.services import owner_of, services
 
 
 async def create_chat(request: Request) -> Response:
     """POST /chat/completions"""
-    served = services(request)
+    answers, owner = services(request).answers, owner_of(request)
     body = parse(await request.body(), ChatBody).checked()
-    model = served.models.find(body.model, owner_of(request))
-    ask = ChatAsk(
-        id=served.engine.next_number(),
-        messages=tuple(message.plain(i) for i, message in enumerate(body.messages)),
-        sampling=body.chat_sampling(served.settings.limits),
-        adapter=model.adapter,
-        continue_last=body.continue_final_message,
-        reply_follows=body.add_generation_prompt is not False,
-        stream=bool(body.stream),
-    )
-    head = _head("chatcmpl-", "chat.completion", body.model)
-    if body.stream:
-        head["object"] = "chat.completion.chunk"
-        include = body.stream_options is not None and body.stream_options.include_usage
-        return await _streamed(_ChatStream(head, ask.sampling.n, include), served, ask)
-    tell = await served.engine.ask(ask)
-    assert isinstance(tell, ChoicesTell)
-    return json_response(
-        head
-        | {
-            "choices": [chat_choice(choice) for choice in tell.choices],
-            "usage": usage(tell.prompt_tokens, tell.choices),
-        }
-    )
+    ask = answers.chat_ask(body, owner)
+    if not body.stream:
+        return json_response(await answers.chat(body, ask))
+    include = body.stream_options is not None and body.stream_options.include_usage
+    stream = _ChatStream(head("chatcmpl-", "chat.completion.chunk", body.model), ask.sampling.n, include)
+    return await _streamed(stream, answers.engine, ask)
+
+
+async def list_chats(_request: Request) -> Response:
+    """GET /chat/completions: stored completions, which this server has none of, since it refuses `store`."""
+    return json_response({"object": "list", "data": [], "first_id": "", "last_id": "", "has_more": False})
 
 
 async def create_completion(request: Request) -> Response:
     """POST /completions"""
-    served = services(request)
+    answers, owner = services(request).answers, owner_of(request)
     body = parse(await request.body(), TextBody)
-    model = served.models.find(body.model, owner_of(request))
-    # The API's own default for text completions is 16 tokens.
-    sampling = body.sampling(body.max_tokens or 16, body.logprobs, served.settings.limits)
-    asks = [
-        TextAsk(
-            id=served.engine.next_number(),
-            prompt=prompt,
-            sampling=sampling,
-            adapter=model.adapter,
-            stream=bool(body.stream),
-        )
-        for prompt in body.prompts()
-    ]
-    head = _head("cmpl-", "text_completion", body.model)
-    if body.stream:
-        if len(asks) != 1:
-            raise ApiError("Streaming takes one prompt at a time.", param="prompt")
-        include = body.stream_options is not None and body.stream_options.include_usage
-        return await _streamed(_TextStream(head, include), served, asks[0])
-    tells = await asyncio.gather(*(served.engine.ask(ask) for ask in asks))
-    choices: list[JsonValue] = []
-    counted: list[Choice] = []
-    prompt_tokens = 0
-    for tell in tells:
-        assert isinstance(tell, ChoicesTell)
-        prompt_tokens += tell.prompt_tokens
-        for choice in tell.choices:
-            choices.append(text_choice(choice, len(choices)))
-            counted.append(choice)
-    return json_response(head | {"choices": choices, "usage": usage(prompt_tokens, counted)})
+    asks = answers.text_asks(body, owner)
+    if not body.stream:
+        return json_response(await answers.text(body, asks))
+    if len(asks) != 1:
+        raise ApiError("Streaming takes one prompt at a time.", param="prompt")
+    include = body.stream_options is not None and body.stream_options.include_usage
+    stream = _TextStream(head("cmpl-", "text_completion", body.model), include)
+    return await _streamed(stream, answers.engine, asks[0])
 
 
 async def create_embedding(request: Request) -> Response:
     """POST /embeddings"""
-    served = services(request)
     body = parse(await request.body(), EmbeddingBody)
-    model = served.models.find(body.model, owner_of(request))
-    tell = await served.engine.ask(
-        EmbedAsk(id=served.engine.next_number(), inputs=body.inputs(served.settings.limits), adapter=model.adapter)
-    )
-    assert isinstance(tell, VectorsTell)
-    return json_response(
-        {
-            "object": "list",
-            "model": body.model,
-            "data": [
-                {"object": "embedding", "index": i, "embedding": vector}
-                for i, vector in enumerate(_vectors(tell, body.encoding_format))
-            ],
-            "usage": {"prompt_tokens": tell.prompt_tokens, "total_tokens": tell.prompt_tokens},
-        }
-    )
-
-
-def _vectors(tell: VectorsTell, encoding: str) -> Sequence[JsonValue]:
-    size = 4 * tell.dimensions
-    rows = [tell.data[start : start + size] for start in range(0, len(tell.data), size)]
-    if encoding == "base64":
-        return [base64.b64encode(row).decode() for row in rows]
-    vectors: list[JsonValue] = []
-    for row in rows:
-        numbers = array("f", row)
-        if sys.byteorder == "big":
-            numbers.byteswap()
-        vectors.append(list(numbers))
-    return vectors
-
-
-def _head(prefix: str, kind: str, model: str) -> dict[str, JsonValue]:
-    return {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
+    return json_response(await services(request).answers.embedding(body, owner_of(request)))
 
 
 # ---------------------------------------------------------------------------------------------- streaming
@@ -198,9 +116,9 @@ class _TextStream(_ChatStream):
         return [{**self._head, "choices": [part], **self._usage}]
 
 
-async def _streamed(stream: _ChatStream, served: Services, ask: ChatAsk | TextAsk) -> Response:
+async def _streamed(stream: _ChatStream, engine: EngineClient, ask: ChatAsk | TextAsk) -> Response:
     """Server-sent events; waits for the first piece, so that a refusal still gets its own status."""
-    tells = served.engine.stream(ask)
+    tells = engine.stream(ask)
     first = await anext(tells)
 
     async def events() -> AsyncIterator[bytes]:

@@ -177,18 +177,21 @@ class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     echo: bool | None = None
     suffix: str | None = None
 
-    def prompts(self) -> list[str | tuple[int, ...]]:
+    def prompts(self, limits: Limits) -> list[str | tuple[int, ...]]:
         """The prompts as single texts or token lists.
 
         Raises:
-            ApiError: a field that this server does not honour.
+            ApiError: a field that this server does not honour, or too many prompts.
         """
         for name, value in (
             ("echo", self.echo), ("suffix", self.suffix), ("best_of", (self.best_of or 1) != 1)
         ):  # fmt: skip
             if value:
                 raise unsupported(name)
-        return texts_or_tokens(self.prompt or "", "prompt")
+        found = texts_or_tokens(self.prompt if self.prompt is not None else "", "prompt")
+        if not 0 < len(found) <= limits.prompts:
+            raise ApiError(f"'prompt' takes 1 to {limits.prompts} texts or token lists.", param="prompt")
+        return found
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -40,13 +40,14 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
+    batch_window_s: Annotated[int, typer.Option(min=1, help="Seconds after which a batch expires.")] = 86400,
     ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
     stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
 ) -> None:
     """Serve a model with the OpenAI API, fine-tuning included."""
     from semievol_api.errors import ConfigError
     from semievol_providers.local.model_folder import read_facts
-    from semievol_providers.server.settings import ServerSettings, read_train_defaults
+    from semievol_providers.server.settings import Limits, ServerSettings, read_train_defaults
 
     facts = read_facts(model_folder)
     keys = _read_keys(api_key_env)
@@ -65,6 +66,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         api_keys=keys,
         threads=threads,
         device=device,
+        limits=Limits(batch_window_s=batch_window_s),
         train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
     )
     _run(settings, ready_file, stop_with_stdin)

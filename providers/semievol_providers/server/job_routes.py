@@ -6,9 +6,7 @@ A job is on disk before its creation is answered. Knows nothing of how jobs run.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.chat_wire import parse
 from semievol_providers.server.job_wire import JobBody, new_job
 from semievol_providers.server.services import Services, cursor_of, owner_of, services
-from semievol_providers.server.state import FileRow, Page, Record
+from semievol_providers.server.state import FileRow, Page, Record, link_or_copy
 
 _METADATA_KEY = re.compile(r"^metadata\[(.+)\]$")
 _UNFINISHED = ("validating_files", "queued", "running", "paused")
@@ -71,11 +69,7 @@ def _link_inputs(served: Services, folder: Path, rows: dict[str, FileRow]) -> No
     """Give the job its own names of its files, so that deleting them does not touch it."""
     folder.mkdir(parents=True)
     for which, row in rows.items():
-        source = served.state.file_path(row.id)
-        try:
-            os.link(source, folder / which)
-        except OSError:
-            shutil.copyfile(source, folder / which)
+        link_or_copy(served.state.file_path(row.id), folder / which)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -145,10 +139,11 @@ async def list_checkpoints(request: Request) -> Response:
     """GET /fine_tuning/jobs/{job_id}/checkpoints"""
     record = _found(request)
     page = services(request).state.list_checkpoints(str(record["id"]), cursor_of(request, 10, _MAX_PAGE))
-    return json_response(_with_ids(page))
+    return json_response(page_with_ids(page))
 
 
-def _with_ids(page: Page) -> dict[str, JsonValue]:
+def page_with_ids(page: Page) -> dict[str, JsonValue]:
+    """A list that names its first and last object."""
     ids: list[JsonValue] = [record["id"] for record in page.records]
     ends: dict[str, JsonValue] = {"first_id": ids[0], "last_id": ids[-1]} if ids else {}
     return _listed(list(page.records), page.has_more) | ends

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from semievol_providers.server.api_errors import ApiError, unsupported
+from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
 from semievol_providers.server.settings import Auto, TrainDefaults
 from semievol_providers.server.state import Record, new_id
 
@@ -73,12 +73,7 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             )
         if self.integrations:
             raise unsupported("integrations")
-        for key, value in (self.metadata or {}).items():
-            if len(key) > 64 or len(value) > 512 or len(self.metadata or {}) > 16:
-                raise ApiError(
-                    "'metadata' takes at most 16 pairs, keys up to 64 and values up to 512 characters.",
-                    param="metadata",
-                )
+        check_metadata(self.metadata)
         return self
 
     @property

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.batch_runner import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.models import ModelTable
@@ -28,6 +30,8 @@ class Services:
     models: ModelTable
     engine: EngineClient
     jobs: JobRunner
+    answers: Answers
+    batches: BatchRunner
 
 
 def services(request: Request) -> Services:

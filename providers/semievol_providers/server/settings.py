@@ -24,8 +24,14 @@ class Limits:
     samples: int = 128
     completion_tokens: int = 4096
     embed_inputs: int = 2048
+    prompts: int = 128
     requests_in_flight: int = 4096
     queued_jobs: int = 1000
+    unfinished_batches: int = 200
+    batch_requests: int = 50_000
+    batch_bytes: int = 200 * 2**20
+    batch_in_flight: int = 64
+    batch_window_s: int = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

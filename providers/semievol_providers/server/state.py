@@ -1,4 +1,4 @@
-"""What the server remembers: files, jobs, events, checkpoints and tuned models in one SQLite file.
+"""What the server remembers: files, jobs, events, checkpoints, batches and tuned models in one SQLite file.
 
 Every change is on disk before the call returns. Rows belong to an owner (a hash of the API key, empty where no
 key is asked for) and are seen by that owner only. Knows nothing of HTTP, processes or training.
@@ -7,7 +7,9 @@ key is asked for) and are seen by that owner only. Knows nothing of HTTP, proces
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import shutil
 import sqlite3
 import string
 import time
@@ -32,6 +34,9 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE TABLE IF NOT EXISTS checkpoints (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, job_id TEXT NOT NULL, step INTEGER NOT NULL,
     record TEXT NOT NULL, UNIQUE (job_id, step));
+CREATE TABLE IF NOT EXISTS batches (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, status TEXT NOT NULL,
+    output_lifetime_s INTEGER, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS models (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, folder TEXT NOT NULL, created_at INTEGER NOT NULL);
 """
@@ -83,7 +88,8 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "files").mkdir(parents=True, exist_ok=True)
-        (folder / "jobs").mkdir(exist_ok=True)
+        for name in ("jobs", "batches", "tmp"):
+            (folder / name).mkdir(exist_ok=True)
         self._db = sqlite3.connect(folder / "state.sqlite", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -231,6 +237,48 @@ class State:
         """One page of a job's checkpoints."""
         return self._records("SELECT record FROM checkpoints", "checkpoints", {"job_id = ?": job_id}, cursor)
 
+    # -------------------------------------------------------------------------------------------- batches
+    def batch_folder(self, batch_id: str) -> Path:
+        """Where a batch keeps its input and its answers until it ends."""
+        assert batch_id.removeprefix("batch_").isalnum()
+        return self.folder / "batches" / batch_id
+
+    def add_batch(self, record: Record, owner: str, output_lifetime_s: int | None) -> None:
+        """Record a new batch."""
+        self._db.execute(
+            "INSERT INTO batches (id, owner, status, output_lifetime_s, record) VALUES (?, ?, ?, ?, ?)",
+            (record["id"], owner, record["status"], output_lifetime_s, json.dumps(record)),
+        )
+
+    def save_batch(self, record: Record) -> None:
+        """Replace a batch's record."""
+        self._db.execute(
+            "UPDATE batches SET status = ?, record = ? WHERE id = ?",
+            (record["status"], json.dumps(record), record["id"]),
+        )
+
+    def find_batch(self, batch_id: str, owner: str) -> Record | None:
+        """The batch with this id."""
+        found = self._db.execute("SELECT record FROM batches WHERE id = ? AND owner = ?", (batch_id, owner)).fetchone()
+        return json.loads(found[0]) if found else None
+
+    def batches_with_status(self, *statuses: str) -> list[tuple[Record, str]]:
+        """Everybody's batches with one of these statuses and their owners, oldest first."""
+        marks = ", ".join("?" * len(statuses))
+        rows = self._db.execute(
+            f"SELECT record, owner FROM batches WHERE status IN ({marks}) ORDER BY seq", statuses
+        ).fetchall()
+        return [(json.loads(row[0]), str(row[1])) for row in rows]
+
+    def batch_output_lifetime_s(self, batch_id: str) -> int | None:
+        """How long the batch's files are kept; None is for ever."""
+        found = self._db.execute("SELECT output_lifetime_s FROM batches WHERE id = ?", (batch_id,)).fetchone()
+        return int(found[0]) if found and found[0] is not None else None
+
+    def list_batches(self, owner: str, cursor: Cursor) -> Page:
+        """One page of batches."""
+        return self._records("SELECT record FROM batches", "batches", {"owner = ?": owner}, cursor)
+
     # --------------------------------------------------------------------------------------------- models
     def add_model(self, name: str, folder: str, owner: str) -> None:
         """Record a tuned model."""
@@ -272,6 +320,14 @@ class State:
             f"{select} WHERE {' AND '.join(conditions)} ORDER BY seq {order} LIMIT ?",
             (*conditions.values(), cursor.limit + 1),
         ).fetchall()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _file_row(found: Sequence[object]) -> FileRow:

@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, default=recipe.n_epochs)
-    parser.add_argument("--final-epochs", type=int, default=8)
+    parser.add_argument("--final-epochs", type=int, default=4)
     parser.add_argument("--batch", type=int, default=recipe.batch_size)
     parser.add_argument("--lr", type=float, default=recipe.learning_rate)
     parser.add_argument("--rank", type=int, default=recipe.rank)

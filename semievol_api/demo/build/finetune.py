@@ -29,8 +29,8 @@ WARMUP_SHARE = 0.1
 class Recipe:
     """One fine-tuning: full epochs over the file, LoRA on every linear layer."""
 
-    n_epochs: int = 20
-    batch_size: int = 16
+    n_epochs: int = 10
+    batch_size: int = 8
     learning_rate: float = 3e-3
     rank: int = 16
     alpha: int = 32

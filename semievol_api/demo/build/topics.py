@@ -67,7 +67,7 @@ def build_topics(
     from sklearn.cluster import MiniBatchKMeans
 
     rows = np.asarray(usable, dtype=np.int64)
-    clustering: Any = MiniBatchKMeans(N_CLUSTERS, random_state=seed, n_init=3)  # its own types are wrong
+    clustering: Any = MiniBatchKMeans(N_CLUSTERS, random_state=seed, n_init=3)  # pyright: ignore[reportArgumentType]
     clustering.fit(sentence_vectors[rows])
     sizes = np.bincount(clustering.labels_, minlength=N_CLUSTERS)
     centres: Matrix = clustering.cluster_centers_[sizes >= MIN_CLUSTER_SIZE].astype(np.float32)
