@@ -54,8 +54,8 @@ def run(
 def _agree_on_price(settings: Config) -> None:
     """Stop a run that is too dear before its first paid call; what is done already is not asked about again."""
     from semievol_api.planning import estimate, refuse_too_dear, worth_planning
-    from semievol_api.session import run_blocking
     from semievol_api.run_store import stages_done
+    from semievol_api.session import run_blocking
 
     if "verdict" not in stages_done(settings.run.folder) and worth_planning(settings):
         refuse_too_dear(settings, run_blocking(estimate(settings)), agreed=False)

@@ -17,8 +17,8 @@ from semievol_api.planning.answer_key import AnswerKey, Guess
 from semievol_api.planning.demand import Demand, Shares
 from semievol_api.planning.dry_provider import DryCounter, DrySettings, dry_provider
 from semievol_api.records import Example
-from semievol_api.session import Plan, Silent, open_tools
 from semievol_api.run_store import RunStore
+from semievol_api.session import Plan, Silent, open_tools
 from semievol_api.tasks import Task
 
 SAMPLE_SEED = 0

@@ -18,14 +18,15 @@ import pytest
 
 from semievol_api.config import load_config
 from semievol_api.planning import estimate, spent_by
-from semievol_api.run import check, run_async
+from semievol_api.session import check, run_async
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 DEMO_MODEL = ROOT / "semievol_api" / "demo" / "model"
 NAME = "gpt-4o-mini-2024-07-18"
 KEYS = {"OPENAI_API_KEY": "sk-planted-0123456789", "NEBIUS_API_KEY": "planted"}
-SMALL = {"data.max_labeled": 30, "data.max_unlabeled": 24, "data.max_test": 12, "train.n_epochs": 1, "train.poll_s": 0.2}
+ROWS = {"data.max_unlabeled": 24, "data.max_test": 12}
+SMALL = {**ROWS, "train.n_epochs": 1, "train.poll_s": 0.2}
 
 
 @pytest.mark.parametrize("name", ["gpt-4o-mini.toml", "llama-3.1-8b.toml"])

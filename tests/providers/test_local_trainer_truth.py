@@ -12,6 +12,7 @@ import pytest
 import torch
 from local_samples import chat_line
 from safetensors.torch import load_file
+
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import load_tokenizer
 from semievol_providers.local.training_data import encode_example, epoch_order, load_token_examples
@@ -159,6 +160,7 @@ def test_losses_equal_those_of_trl_on_the_same_200_examples(
 def _start_alike(model: Any, base: Path, job: TrainingJob) -> None:
     """Give a model the adapter that our trainer starts from, whatever drew random numbers before."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     from semievol_providers.local.train import _with_adapter
 
     set_peft_model_state_dict(model, get_peft_model_state_dict(_with_adapter(job, "cpu")))
