@@ -99,7 +99,7 @@ class Plan:
     @property
     def guests(self) -> tuple[ModelRef, ...]:
         """Other providers' models among the annotators."""
-        return tuple(a.model for a in self.config.annotators if isinstance(a.model, ModelRef))
+        return guests_of(self.config)
 
     @property
     def trainer_ref(self) -> ModelRef:
@@ -166,7 +166,7 @@ def check(
     """
     task = load_task(config.data.task)
     roles = config.roles
-    guests = [a.model for a in config.annotators if isinstance(a.model, ModelRef)]
+    guests = guests_of(config)
     names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder, *guests) if ref is not None]
     for name in names:
         if name not in config.providers:
@@ -182,6 +182,8 @@ def check(
     plan = replace(plan, notices=notices)
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
+    for guest in plan.guests:
+        require(plan.provider(guest).chat, "chat", plan.provider(guest))
     if config.select.score == "mean_nll":
         require(student.scored, "log-probabilities", student)
     if trains(config):
@@ -217,6 +219,11 @@ def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, 
         else:
             lines |= dict.fromkeys(verdict.lines)
     return tuple(lines)
+
+
+def guests_of(config: Config) -> tuple[ModelRef, ...]:
+    """Other providers' models among the annotators."""
+    return tuple(a.model for a in config.annotators if isinstance(a.model, ModelRef))
 
 
 def trains(config: Config) -> bool:

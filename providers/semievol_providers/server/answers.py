@@ -87,7 +87,8 @@ class Answers:
         """The whole chat completion."""
         tell = await self.engine.ask(ask)
         assert isinstance(tell, ChoicesTell)
-        return head("chatcmpl-", "chat.completion", body.model) | {
+        return {
+            **head("chatcmpl-", "chat.completion", body.model),
             "choices": [chat_choice(choice) for choice in tell.choices],
             "usage": usage(tell.prompt_tokens, tell.choices),
         }

@@ -62,7 +62,7 @@ class BatchWork:
         """The batch object as it is now."""
         total = _total(self._record)
         counts: Record = {"total": total, **self._counts}
-        return self._record | {"request_counts": counts}
+        return {**self._record, "request_counts": counts}
 
     def cancel(self) -> None:
         """Stop asking; what is answered is kept."""
