@@ -16,7 +16,6 @@ from torch import Tensor
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.training_file import ChatExample, TrainingFileError, read_examples
 
-
 MAX_PADDING = 0.1
 
 

@@ -23,12 +23,8 @@ QUOTA_CODES = frozenset(
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
 _KEY = "Check that {key_source} holds a current key of this vendor, then start again; nothing is lost."
 _MODEL = "Check the model's name for this vendor, and whether the key's project may use it or the vendor ended it."
-_CONTENT = (
-    "The vendor's content rules stopped this text; the row is recorded as refused and asking again won't help."
-)
-_LENGTH = (
-    "Use fewer or shorter references (few-shot examples), a smaller max_tokens, or a model with a longer context."
-)
+_CONTENT = "The vendor's content rules stopped this text; the row is recorded as refused and asking again won't help."
+_LENGTH = "Use fewer or shorter references (few-shot examples), a smaller max_tokens, or a model with a longer context."
 _FILE = "Check the training file: one chat per line, at least 10 of them, each ending with the assistant's turn."
 _TRAINING = "Choose a base model that this vendor still trains, or give the trainer role to another provider."
 

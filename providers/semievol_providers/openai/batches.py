@@ -107,9 +107,7 @@ class OpenAIBatchChat:
 
     async def find(self, run_key: str) -> str | None:
         """The id of the batch with this key. One that failed, or was cancelled with nothing done, doesn't count."""
-        listed = self._sdk.items(
-            Batch, _WHAT, lambda client, paging: client.batches.with_raw_response.list(**paging)
-        )
+        listed = self._sdk.items(Batch, _WHAT, lambda client, paging: client.batches.with_raw_response.list(**paging))
         usable = [batch async for batch in listed if _worth_finding(batch)]
         for batch in usable:
             if batch.metadata and batch.metadata.get(RUN_KEY) == run_key:
@@ -148,9 +146,7 @@ class OpenAIBatchChat:
         await self._sdk.ask(_WHAT, lambda client: client.batches.with_raw_response.cancel(batch_id))
 
     async def _retrieve(self, batch_id: str) -> Batch:
-        return await self._sdk.ask_for(
-            Batch, _WHAT, lambda client: client.batches.with_raw_response.retrieve(batch_id)
-        )
+        return await self._sdk.ask_for(Batch, _WHAT, lambda client: client.batches.with_raw_response.retrieve(batch_id))
 
     def _content(self, requests: Mapping[str, ChatRequest]) -> bytes:
         dialect = self._sdk.connection.dialect

@@ -105,9 +105,7 @@ class OpenAIFineTuner:
         )
         if not living:
             return None
-        return JobTicket(
-            job_id=living[0].id, run_key=request.run_key, training_file_id=living[0].training_file or None
-        )
+        return JobTicket(job_id=living[0].id, run_key=request.run_key, training_file_id=living[0].training_file or None)
 
     async def poll(self, ticket: JobTicket) -> JobState:
         """Where the job stands now; an unknown state keeps the vendor's word and counts as unfinished."""

@@ -36,6 +36,4 @@ class OpenAIModels:
 
     async def retrieve(self, name: str) -> ModelFacts:
         """One model; `RefusedError` with code `model_not_found` where there is none."""
-        return await self._sdk.ask_for(
-            ModelFacts, _WHAT, lambda client: client.models.with_raw_response.retrieve(name)
-        )
+        return await self._sdk.ask_for(ModelFacts, _WHAT, lambda client: client.models.with_raw_response.retrieve(name))

@@ -133,9 +133,7 @@ class _Page(Struct):
 
 
 def _page_of(shape: type[ListedT]) -> Any:
-    return msgspec.defstruct(
-        f"PageOf{shape.__name__}", [("data", GenericAlias(list, (shape,)), [])], bases=(_Page,)
-    )
+    return msgspec.defstruct(f"PageOf{shape.__name__}", [("data", GenericAlias(list, (shape,)), [])], bases=(_Page,))
 
 
 def _new_client(connection: Connection, new_transport: NewTransport | None) -> AsyncOpenAI:

@@ -192,9 +192,7 @@ def _read_key_file(path: Path, where: str) -> tuple[str, str]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"'{where}.api_key_file': {str(path)!r} cannot be read: {reason}.") from None
     if not key:
-        raise ConfigError(
-            f"'{where}.api_key_file': {str(path)!r} is empty. It should hold the key and nothing else."
-        )
+        raise ConfigError(f"'{where}.api_key_file': {str(path)!r} is empty. It should hold the key and nothing else.")
     return _plain(key, f"file {str(path)!r}"), f"the file {str(path)!r}"
 
 
@@ -202,9 +200,7 @@ def _plain(key: str, source: str) -> str:
     """The key, if it can stand in a header."""
     if key.isascii() and key.isprintable() and " " not in key:
         return key
-    raise ConfigError(
-        f"The {source} does not hold a key: there are spaces, line breaks or non-ASCII letters in it."
-    )
+    raise ConfigError(f"The {source} does not hold a key: there are spaces, line breaks or non-ASCII letters in it.")
 
 
 def _read_header(asked: str | None, usual: str | None, settings: ProviderSettings) -> str | None:

@@ -159,9 +159,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "'continue_final_message' needs a last message of the assistant.", param="continue_final_message"
             )
         if self.continue_final_message and self.add_generation_prompt:
-            raise ApiError(
-                "'continue_final_message' excludes 'add_generation_prompt'.", param="add_generation_prompt"
-            )
+            raise ApiError("'continue_final_message' excludes 'add_generation_prompt'.", param="add_generation_prompt")
         return self
 
     def chat_sampling(self, limits: Limits) -> Sampling:
@@ -214,9 +212,7 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ApiError("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")
         found = texts_or_tokens(self.input, "input")
         if not 0 < len(found) <= limits.embed_inputs or not all(found):
-            raise ApiError(
-                f"'input' takes 1 to {limits.embed_inputs} non-empty texts or token lists.", param="input"
-            )
+            raise ApiError(f"'input' takes 1 to {limits.embed_inputs} non-empty texts or token lists.", param="input")
         return tuple(found)
 
 

@@ -29,12 +29,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(  # noqa: PLR0913 - a command line has as many options as it has
     model_folder: Annotated[Path, typer.Argument(help="Folder of a Hugging Face model in safetensors.")],
-    name: Annotated[
-        str | None, typer.Option(help="Model name for clients; the folder's name if not given.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")
-    ] = "127.0.0.1",
+    name: Annotated[str | None, typer.Option(help="Model name for clients; the folder's name if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     state: Annotated[Path, typer.Option(help="Folder for files, jobs and tuned models.")] = Path("semievol-server"),
     alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: another name of a model.")] = None,

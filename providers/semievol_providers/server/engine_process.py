@@ -92,9 +92,7 @@ class EngineService:
             future.add_done_callback(partial(self._tell_vectors, ask.id))
             return
         if isinstance(ask, ChatAsk):
-            prompt = tokens.encode_chat(
-                ask.messages, reply_follows=ask.reply_follows, continue_last=ask.continue_last
-            )
+            prompt = tokens.encode_chat(ask.messages, reply_follows=ask.reply_follows, continue_last=ask.continue_last)
         else:
             prompt = tokens.encode_text(ask.prompt) if isinstance(ask.prompt, str) else ask.prompt
         room = max(1, self._engine.facts.context_tokens - len(prompt))

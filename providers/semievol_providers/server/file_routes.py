@@ -78,9 +78,7 @@ def _keep(source: IO[bytes], target: Path) -> int:
 async def list_files(request: Request) -> Response:
     """GET /files"""
     cursor = cursor_of(request, _MAX_PAGE, _MAX_PAGE)
-    rows, has_more = services(request).state.list_files(
-        owner_of(request), request.query_params.get("purpose"), cursor
-    )
+    rows, has_more = services(request).state.list_files(owner_of(request), request.query_params.get("purpose"), cursor)
     return json_response(
         {
             "object": "list",

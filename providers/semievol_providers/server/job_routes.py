@@ -63,9 +63,7 @@ def _job_input(served: Services, owner: str, which: str, file_id: str) -> FileRo
     if row is None:
         raise ApiError(f"invalid {which}: {file_id}", param=which, code="file_not_found")
     if row.purpose != "fine-tune":
-        raise ApiError(
-            f"The file {file_id} has the purpose {row.purpose!r}; {which} needs 'fine-tune'.", param=which
-        )
+        raise ApiError(f"The file {file_id} has the purpose {row.purpose!r}; {which} needs 'fine-tune'.", param=which)
     return row
 
 
@@ -123,9 +121,7 @@ async def _change(request: Request, allowed: tuple[str, ...], status: str) -> Re
     job_id, was = str(record["id"]), record["status"]
     if was not in allowed:
         verb = request.url.path.rsplit("/", 1)[-1]
-        raise ApiError(
-            f"Job {job_id} has the status '{was}': it cannot be changed by '{verb}'.", code="invalid_state"
-        )
+        raise ApiError(f"Job {job_id} has the status '{was}': it cannot be changed by '{verb}'.", code="invalid_state")
     record = record | {"status": status, "estimated_finish": None}
     if status == "cancelled":
         record["finished_at"] = int(time.time())

@@ -67,8 +67,7 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """
         if self.method is not None and self.method.type != "supervised":
             raise ApiError(
-                f"Fine-tuning by the method {self.method.type!r} is not supported by this server; use "
-                "'supervised'.",
+                f"Fine-tuning by the method {self.method.type!r} is not supported by this server; use 'supervised'.",
                 param="method.type",
                 code="unsupported_parameter",
             )
@@ -152,6 +151,4 @@ def tuned_name(record: Record) -> str:
     return f"ft:{base}:local:{suffix}:{tail}"
 
 
-JobStatus: TypeAlias = Literal[
-    "validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"
-]
+JobStatus: TypeAlias = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]

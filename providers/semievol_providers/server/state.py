@@ -261,9 +261,7 @@ class State:
         rows = self._page(select, table, where, cursor)
         return Page([json.loads(str(row[0])) for row in rows[: cursor.limit]], len(rows) > cursor.limit)
 
-    def _page(
-        self, select: str, table: str, where: Mapping[str, object], cursor: Cursor
-    ) -> list[tuple[object, ...]]:
+    def _page(self, select: str, table: str, where: Mapping[str, object], cursor: Cursor) -> list[tuple[object, ...]]:
         """Up to limit + 1 rows behind the cursor; an unknown cursor gives none."""
         conditions = dict(where)
         if cursor.after is not None:
