@@ -89,10 +89,16 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > _MAX_STOPS or any(not stop for stop in stops):
             raise ApiError(f"'stop' takes at most {_MAX_STOPS} non-empty strings.", param="stop")
+        for param, asked, most in (
+            ("n", self.n, limits.samples),
+            ("max_tokens", max_tokens, limits.completion_tokens),
+        ):
+            if (asked or 0) > most:
+                raise ApiError(f"This server allows '{param}' up to {most:,}.", param=param, code="limit_exceeded")
         return Sampling(
             seed=self.seed if self.seed is not None else secrets.randbits(63),
             max_tokens=max_tokens,
-            token_limit=limits.completion_tokens,
+            token_limit=limits.default_completion_tokens,
             n=self.n or 1,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
