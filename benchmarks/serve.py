@@ -57,7 +57,8 @@ def make_model(folder: Path, layers: int, width: int) -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|eot|>", pad_token="<|pad|>")
+    kind: Any = PreTrainedTokenizerFast
+    fast = kind(tokenizer_object=tokenizer, eos_token="<|eot|>", pad_token="<|pad|>")
     fast.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
     fast.chat_template = TEMPLATE
     torch.manual_seed(0)
@@ -90,8 +91,9 @@ def plain_rates(folder: Path, shape: Shape, threads: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
     chats = prompts(shape)
 
     def rate(groups: Sequence[list[list[dict[str, str]]]], n: int = 1) -> float:
@@ -144,7 +146,8 @@ def semievol_server(folder: Path, work: Path, threads: int) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((work / "server.log").read_text())
             time.sleep(0.05)
-        yield json.loads(ready.read_text())["url"]
+        url: str = json.loads(ready.read_text())["url"]
+        yield url
 
 
 @contextlib.contextmanager

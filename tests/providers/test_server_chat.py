@@ -163,6 +163,14 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert body["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("tokens", [[10**30], [-1], [2**31], [5000], [[1], [10**30]], []])
+@pytest.mark.parametrize("path", ["/completions", "/embeddings"])
+def test_tokens_that_the_model_has_not_are_refused(client: openai.OpenAI, path: str, tokens: Any) -> None:
+    body = {"model": "tiny", "prompt" if path == "/completions" else "input": tokens}
+    with pytest.raises(openai.BadRequestError):
+        client.post(path, body=body, cast_to=object)
+
+
 def test_a_broken_body_and_an_unknown_path_are_refused_in_the_apis_shape(
     client: openai.OpenAI, conforms: Conforms
 ) -> None:

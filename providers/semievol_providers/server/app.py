@@ -29,6 +29,7 @@ from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.services import Services, owner_of, services
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import State
+from semievol_providers.server.sweep import sweep
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def build_app(settings: ServerSettings) -> Application:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         state = State(settings.state)
+        sweep(state)
         models = ModelTable(settings, state)
         engine, jobs = EngineClient(settings), JobRunner(settings, state, models)
         answers = Answers(engine, models, settings.limits)

@@ -307,6 +307,10 @@ class State:
         self._db.execute("DELETE FROM models WHERE id = ? AND owner = ?", (name, owner))
 
     # ---------------------------------------------------------------------------------------------- pages
+    def ids(self, table: Literal["files", "jobs", "batches"]) -> set[str]:
+        """The ids of everybody's objects of one kind."""
+        return {str(row[0]) for row in self._db.execute(f"SELECT id FROM {table}")}
+
     def count_by_status(self, table: Literal["jobs", "batches"]) -> dict[str, int]:
         """How many of everybody's jobs or batches have each status."""
         rows = self._db.execute(f"SELECT status, count(*) FROM {table} GROUP BY status ORDER BY status").fetchall()
