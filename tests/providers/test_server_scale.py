@@ -98,7 +98,7 @@ def test_after_kills_nothing_is_lost_doubled_or_torn(tiny_model: Path, tmp_path:
         sender = threading.Thread(target=upload)
         sender.start()
         try:
-            for pause_s in (0.5, 2.5, 4.0):
+            for pause_s in (0.5, 3.0):
                 time.sleep(pause_s)
                 server.kill()
                 server.__enter__()
