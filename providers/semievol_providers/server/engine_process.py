@@ -193,7 +193,3 @@ def main() -> None:
     while (ask := read_ask(sys.stdin.buffer, decoder)) is not None:
         service.take(ask)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
