@@ -24,14 +24,29 @@ AcceptChange = Annotated[
 ]
 
 
-def run(config: ConfigPath, as_json: AsJson = False, accept_config_change: AcceptChange = False) -> None:
+def run(
+    config: ConfigPath,
+    as_json: AsJson = False,
+    accept_config_change: AcceptChange = False,
+    cassette: Annotated[
+        Path | None, typer.Option(help="Record the run into this folder, or play it from there.", show_default=False)
+    ] = None,
+    cassette_mode: Annotated[
+        str | None, typer.Option(help="replay, record, record-missing or off.", show_default="replay")
+    ] = None,
+) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
     from semievol_api.run import run_async, run_blocking
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
 
-    settings = load_config(config)
+    changes: dict[str, object] = {}
+    if cassette is not None:
+        changes["cassette.path"] = str(cassette.resolve())
+    if cassette_mode is not None:
+        changes["cassette.mode"] = cassette_mode
+    settings = load_config(config, changes)
     with Bars(err()) as bars:
         result = run_blocking(run_async(settings, watcher=bars, accept_change=accept_config_change))
     show_result(result, as_json=as_json)
@@ -153,9 +168,13 @@ def build_app() -> typer.Typer:
 def main() -> None:
     """The entry point: a user's mistake prints one calm paragraph, a bug prints a traceback."""
     from semievol_api.errors import SemievolError, UserError
+    from semievol_api.transport.strict import CassetteMiss
 
     try:
         build_app()()
+    except CassetteMiss as miss:
+        _complain(miss)
+        sys.exit(1)
     except UserError as error:
         _complain(error)
         sys.exit(2)

@@ -30,6 +30,7 @@ from semievol_api.method_settings import SplitSettings as SplitSettings
 from semievol_api.method_settings import ThresholdPool as ThresholdPool
 from semievol_api.method_settings import TrainSettings as TrainSettings
 from semievol_api.modes import MODES, Mode
+from semievol_api.transport.strict import CassetteMode
 
 Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 
@@ -133,6 +134,13 @@ class Limits(Settings):
     batch_poll_s: float = Field(default=30.0, gt=0)
 
 
+class CassetteTable(Settings):
+    """`[cassette]`: record what goes over the wire, or run from a recording with no network and no key."""
+
+    path: Path
+    mode: CassetteMode = "replay"
+
+
 class Config(Settings):
     """The whole file."""
 
@@ -150,6 +158,7 @@ class Config(Settings):
     evolve: EvolveSettings = EvolveSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
+    cassette: CassetteTable | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -278,4 +287,7 @@ def _resolve(config: Config, folder: Path) -> Config:
             "task": str(folder / task) if task.endswith(".toml") else task,
         }
     )
-    return config.model_copy(update={"run": run, "data": data})
+    cassette = config.cassette
+    if cassette is not None:
+        cassette = cassette.model_copy(update={"path": folder / cassette.path})
+    return config.model_copy(update={"run": run, "data": data, "cassette": cassette})

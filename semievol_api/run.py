@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from semievol_api.artifacts import Verdict
-from semievol_api.capabilities import JobEvent, Provider, require
+from semievol_api.capabilities import JobEvent, Provider, Wire, require
 from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
-from semievol_api.errors import ConfigError, UserError
+from semievol_api.errors import ConfigError, RunFolderError, UserError
 from semievol_api.pipeline import semievol
 from semievol_api.registry import connect
 from semievol_api.run_store import RunStore
@@ -32,6 +33,9 @@ from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.tasks import Task, load_task
 from semievol_api.tools import Guest, Tools
 from semievol_api.transport.clock import Clock, RealClock
+
+if TYPE_CHECKING:
+    from semievol_api.transport.cassette import Cassette
 
 ResultT = TypeVar("ResultT")
 
@@ -111,8 +115,12 @@ def run(config: str | Path, *, watcher: Watcher | None = None, accept_change: bo
 
 async def run_async(config: Config, *, watcher: Watcher | None = None, accept_change: bool = False) -> RunResult:
     """See `run`."""
-    seen = watcher or Silent()
-    plan = check(config)
+    async with _cassette(config) as cassette:
+        return await _run(config, watcher or Silent(), accept_change, cassette)
+
+
+async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cassette | None) -> RunResult:
+    plan = check(config, wire=None if cassette is None else cassette.send)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
     with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
@@ -125,15 +133,41 @@ async def run_async(config: Config, *, watcher: Watcher | None = None, accept_ch
                 store.log_event(name, event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)}))
             seen.on_job(name, event)
 
-        async with _tools(plan, raw, seen, on_job) as tools:
+        clock = RealClock() if cassette is None else cassette.clock
+        async with _tools(plan, raw, seen, on_job, clock) as tools:
             verdict = await semievol(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
         return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
 
 
-def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
-    """Everything that can be known without the network: names, keys, abilities.
+def _cassette(config: Config) -> AbstractAsyncContextManager[Cassette | None]:
+    """The cassette of `[cassette]`, closed at the end of the block; None where there is none.
+
+    Raises:
+        RunFolderError: the run has begun already, so that it would not ask for what it knows.
+    """
+    table = config.cassette
+    if table is None:
+        return nullcontext()
+    from semievol_api.transport.cassette import CassetteSettings, open_cassette
+    from semievol_api.transport.scrub import secret_values
+
+    if table.mode in ("record", "replay"):
+        known = [config.run.journal or config.run.folder / "journal.sqlite", config.run.folder / "stamps.json"]
+        for path in known:
+            if path.exists():
+                raise RunFolderError(
+                    f"The cassette's mode is {table.mode!r}, and {str(path)!r} is there already: what it holds would "
+                    f"never be asked for. Name an empty folder in [run] folder, or delete this one."
+                )
+    return open_cassette(
+        table.path, table.mode, CassetteSettings(seed=config.run.seed, secrets=secret_values(os.environ))
+    )
+
+
+def check(config: Config, environ: Mapping[str, str] | None = None, wire: Wire | None = None) -> Plan:
+    """Everything that can be known without the network: names, keys, abilities. A replay needs no keys.
 
     Raises:
         UserError: a role names no provider, a provider refuses its settings, or lacks an ability.
@@ -146,7 +180,11 @@ def check(config: Config, environ: Mapping[str, str] | None = None) -> Plan:
         if name not in config.providers:
             raise ConfigError(f"[roles] names the provider {name!r}. {nearest(name, list(config.providers))}")
     base = str(config.run.folder.parent)
-    providers = {name: connect(name, config.providers[name], environ, base) for name in dict.fromkeys(names)}
+    replays = config.cassette is not None and config.cassette.mode == "replay"
+    providers = {
+        name: connect(name, config.providers[name], environ, base, wire=wire, planning=replays)
+        for name in dict.fromkeys(names)
+    }
     plan = Plan(config, task, providers)
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
@@ -185,7 +223,7 @@ def check_data(plan: Plan, raw: RawData) -> None:
 
 def config_key(config: Config) -> str:
     """What makes two configs the same run: everything but limits, pacing and the folder's own name."""
-    settings = config.model_dump(mode="json", exclude={"limits": True, "run": {"folder", "journal"}})
+    settings = config.model_dump(mode="json", exclude={"limits": True, "cassette": True, "run": {"folder", "journal"}})
     settings["train"].pop("poll_s")
     settings["providers"] = sorted(settings["providers"])
     return repr(sorted(settings.items()))
@@ -202,9 +240,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 
 @asynccontextmanager
-async def _tools(
-    plan: Plan, raw: RawData, watcher: Watcher, on_job: OnEvent, clock: Clock | None = None
-) -> AsyncGenerator[Tools]:
+async def _tools(plan: Plan, raw: RawData, watcher: Watcher, on_job: OnEvent, clock: Clock) -> AsyncGenerator[Tools]:
     config = plan.config
     roles = config.roles
     async with AsyncExitStack() as stack:
@@ -212,7 +248,9 @@ async def _tools(
             stack.push_async_callback(provider.aclose)
         journal = config.run.journal or config.run.folder / "journal.sqlite"
         engine = await stack.enter_async_context(
-            RequestEngine.open(journal, config.limits, run=str(config.run.folder), on_progress=watcher.on_row)
+            RequestEngine.open(
+                journal, config.limits, clock=clock, run=str(config.run.folder), on_progress=watcher.on_row
+            )
         )
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":
@@ -224,7 +262,7 @@ async def _tools(
             trainer=Trainer(
                 provider=plan.provider(plan.trainer_ref),
                 base=plan.trainer_ref.model,
-                clock=clock or RealClock(),
+                clock=clock,
                 seed=config.run.seed,
                 on_event=on_job,
             ),
