@@ -6,7 +6,8 @@ TORCH_INDEX ?=
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: install install-dev demo test check clean
+.PHONY: install install-dev demo test test-matrix cassettes check clean
+MATRIX := .venv-openai2 .venv-openai3 .venv-litellm
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -33,6 +34,28 @@ demo: install
 test: install-dev
 	$(BIN)/python -m pytest -q
 
+# Both majors of the SDK, and litellm with the one that it wants: each laid over the development environment.
+test-matrix: $(MATRIX:%=%/.installed)
+	for environment in $(MATRIX); do \
+		echo "== $$environment"; \
+		$$environment/bin/python -m pytest -q tests/providers tests/contract -k "not local and not server" || exit 1; \
+	done
+
+.venv-openai2/.installed: PACKAGE = openai>=2.50,<3
+.venv-openai3/.installed: PACKAGE = openai>=3,<4
+.venv-litellm/.installed: PACKAGE = litellm>=1.106
+$(MATRIX:%=%/.installed): %/.installed: | install-dev
+	$(BIN)/python -m venv $*
+	$*/bin/python -m pip install --quiet "$(PACKAGE)"
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth
+	touch $@
+
+# Record all committed cassettes anew, on this machine's own servers.
+cassettes: install-dev
+	$(BIN)/python -m tests.record_demo
+	$(BIN)/python -m pytest -q tests/providers/test_openai_cassettes.py --cassette-mode=record
+
 check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +65,4 @@ check: install-dev
 	$(BIN)/python -m pytest -q tests/core/test_house.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(MATRIX) build dist
