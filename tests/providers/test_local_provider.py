@@ -315,6 +315,6 @@ async def test_a_full_disk_is_told_before_an_export_starts(
     (adapter,) = (tmp_path / "semievol-local" / "jobs").glob("*/adapter")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=10))
-    with pytest.raises(UserError, match="0.0 GB free"):
+    with pytest.raises(UserError, match=r"0\.0 GB free"):
         merge(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged.partial").exists()
