@@ -19,11 +19,15 @@ import warnings
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.conformance import ConformanceError, validate_request
+
+VENDORS_OWN = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs")
 END = {"token": "<|eot_id|>", "logprob": -0.01, "bytes": None, "top_logprobs": []}
 
 
@@ -75,6 +79,8 @@ class LoopbackServer:
             {"id": "tiny", "object": "model", "created": 1, "owned_by": "me", "shutdown_date": "2027-01-14"}
         ]
         self.stall_s = 0.0
+        self.violations: list[str] = []
+        """Requests that the published specification does not allow; leaving the block fails on the first."""
         self.clients = AsyncExitStack()
         self._keep_metadata = keep_metadata
         self._headers = headers or {}
@@ -108,9 +114,11 @@ class LoopbackServer:
         await self._server.start_server()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.clients.aclose()
         await self._server.close()
+        if kind is None:
+            assert not self.violations, self.violations[0]
 
     @property
     def base_url(self) -> str:
@@ -142,6 +150,7 @@ class LoopbackServer:
                 {k.lower(): v for k, v in request.headers.items()},
             )
         )
+        await self._check(request)
         await asyncio.sleep(self.stall_s)
         if self.faults and self._meets(self.faults[0], request):
             fault = self.faults.pop(0)
@@ -154,6 +163,17 @@ class LoopbackServer:
         answer: web.StreamResponse = await handler(request)
         answer.headers.update(self._headers)
         return answer
+
+    async def _check(self, request: web.Request) -> None:
+        """Hold the request to the published specification, but for what vendors are known to add."""
+        body: Any = await request.read() if request.content_type == "application/json" else None
+        if request.content_type.startswith("multipart/"):
+            form = await request.post()
+            body = {name: value if isinstance(value, str) else value.filename for name, value in form.items()}
+        try:
+            validate_request(request.method, unquote(request.path_qs), body, extensions=VENDORS_OWN)
+        except ConformanceError as error:
+            self.violations.append(str(error))
 
     # ------------------------------------------------------------------------------------- inference
     async def _chat(self, request: web.Request) -> web.Response:

@@ -37,7 +37,7 @@ from tests.conformance import ConformingSend, validate_response
 from tests.providers.local_samples import training_lines
 from tests.providers.openai_loopback import Fault, LoopbackServer, error_body
 
-pytest_plugins = ("tests.providers.server_fixtures",)
+pytest_plugins = ("server_fixtures",)
 FOLDER = "../../cassettes/openai"
 ROOT = Path(__file__).resolve().parent / FOLDER
 OURS = ("continue_final_message", "add_generation_prompt")
