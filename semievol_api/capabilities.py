@@ -17,7 +17,6 @@ from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
 ModelName: TypeAlias = str
 
 
-# ------------------------------------------------------------------------------------------------ chat
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """One question to a chat model.
@@ -300,7 +299,6 @@ class Remote(Protocol):
         ...
 
 
-# ------------------------------------------------------------------------------------------------- table
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLimits:
     """Numbers about one model; None where they are not known. Prices are USD per million tokens."""
