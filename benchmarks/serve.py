@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,6 +95,8 @@ def plain_rates(folder: Path, shape: Shape, threads: int) -> dict[str, float]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()
     chats = prompts(shape)
+    eos: int | list[int] = model.generation_config.eos_token_id
+    ends = {eos} if isinstance(eos, int) else set(eos)
 
     def rate(groups: Sequence[list[list[dict[str, str]]]], n: int = 1) -> float:
         made, since = 0, time.perf_counter()
@@ -103,9 +105,8 @@ def plain_rates(folder: Path, shape: Shape, threads: int) -> dict[str, float]:
                 group, add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
             )
             sampling: Any = {"do_sample": True, "num_return_sequences": n} if n > 1 else {"do_sample": False}
-            limits = {"max_new_tokens": shape.tokens, "min_new_tokens": shape.tokens}
-            out = model.generate(**inputs, **limits, **sampling, pad_token_id=tokenizer.pad_token_id)
-            made += (out.shape[1] - inputs["input_ids"].shape[1]) * out.shape[0]
+            out = model.generate(**inputs, **sampling, max_new_tokens=shape.tokens, pad_token_id=tokenizer.pad_token_id)
+            made += sum(_length(row, ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist())
         return made / (time.perf_counter() - since)
 
     with torch.inference_mode():
@@ -114,9 +115,14 @@ def plain_rates(folder: Path, shape: Shape, threads: int) -> dict[str, float]:
         return {"one_by_one": rate(one_by_one), "static_batch": rate([chats]), "static_n4": rate(one_by_one, n=4)}
 
 
+def _length(tokens: list[int], ends: set[int]) -> int:
+    """Tokens of one answer, its end included: what a server counts too."""
+    return next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+
+
 # ---------------------------------------------------------------------------------------------------- servers
 @contextlib.contextmanager
-def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], log: Path, env: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
     """A server process that is ended with the block."""
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -134,7 +140,7 @@ def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[subp
 
 
 @contextlib.contextmanager
-def semievol_server(folder: Path, work: Path, threads: int) -> Iterator[str]:
+def semievol_server(folder: Path, work: Path, threads: int) -> Generator[str]:
     """Our server on a model folder; gives its URL."""
     ready = work / "ready.json"
     command = [sys.executable, "-m", "semievol_providers.server.command", str(folder), "--name", "m", "--port", "0"]
@@ -151,7 +157,7 @@ def semievol_server(folder: Path, work: Path, threads: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def transformers_server(folder: Path, work: Path, threads: int) -> Iterator[str]:
+def transformers_server(folder: Path, work: Path, threads: int) -> Generator[str]:
     """`transformers serve`, which knows models by their folder."""
     port = 18700 + os.getpid() % 1000
     command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1"]

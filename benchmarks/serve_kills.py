@@ -124,10 +124,10 @@ def _upload(client: openai.OpenAI, stop: threading.Event, done: list[str]) -> No
 
 def _verdict(client: openai.OpenAI, jobs: list[str], batch: str, uploads: list[str]) -> dict[str, Any]:
     deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
+    while True:
         states = [client.fine_tuning.jobs.retrieve(job).status for job in jobs]
         ended = client.batches.retrieve(batch)
-        if all(state in FINAL for state in [*states, ended.status]):
+        if all(state in FINAL for state in [*states, ended.status]) or time.monotonic() > deadline:
             break
         time.sleep(0.3)
     events = client.fine_tuning.jobs.list_events(jobs[0], limit=1000)

@@ -29,7 +29,8 @@ def operations() -> list[Any]:
 
     document = copy.deepcopy(json.loads(SPECIFICATION.read_text("utf-8")))
     document.pop("security", None)
-    return [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
+    everything: Any = schemathesis.openapi.from_dict(document).get_all_operations()
+    return [found.ok() for found in everything]
 
 
 def real_ids(url: str) -> dict[str, str]:
@@ -86,7 +87,7 @@ def send_some(url: str, operation: Any, count: int, seed: int, ids: Mapping[str,
             database=None,
             deadline=None,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck.__members__.values()],
         )
         @given(case=strategy)
         def ask(case: Any) -> None:
