@@ -13,10 +13,12 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
+from semievol_api.remote import Remote
 
 ModelName: TypeAlias = str
 
 
+# ------------------------------------------------------------------------------------------------ chat
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """One question to a chat model.
@@ -270,35 +272,7 @@ class BatchChat(Protocol):
         ...
 
 
-# ------------------------------------------------------------------------------------------------ remote
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteModel:
-    """What the vendor itself says of a model; `shutdown_date` (ISO) is None where it announces none."""
-
-    name: ModelName
-    shutdown_date: str | None = None
-
-
-class Remote(Protocol):
-    """What lies at the vendor: uploaded files and models, to be looked at and cleaned up."""
-
-    async def model(self, name: ModelName) -> RemoteModel:
-        """One model; `RefusedError` where there is none."""
-        ...
-
-    async def files_with(self, training_file: bytes) -> Sequence[str]:
-        """The ids of the uploaded files with this content that this project uploaded."""
-        ...
-
-    async def delete_file(self, file_id: str) -> None:
-        """Delete an uploaded file."""
-        ...
-
-    async def delete_model(self, name: ModelName) -> None:
-        """Delete a tuned model."""
-        ...
-
-
+# ------------------------------------------------------------------------------------------------- table
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLimits:
     """Numbers about one model; None where they are not known. Prices are USD per million tokens."""

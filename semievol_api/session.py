@@ -225,6 +225,13 @@ def check(
     plan = Plan(config, task, providers, catalogue)
     notices = check_ends(plan, today or datetime.datetime.now(datetime.UTC).date(), refuse=not (planning or replays))
     plan = replace(plan, notices=notices)
+    _check_abilities(plan)
+    return plan
+
+
+def _check_abilities(plan: Plan) -> None:
+    """Refuse a provider that cannot do what its role asks."""
+    config, roles = plan.config, plan.config.roles
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
     for guest in plan.guests:
@@ -241,7 +248,6 @@ def check(
             )
         embedder = plan.provider(roles.embedder)
         require(embedder.embedder, "embeddings", embedder)
-    return plan
 
 
 def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, ...]:
