@@ -7,6 +7,8 @@ a little less and a little more. Many failures at once bring it down. Knows noth
 from __future__ import annotations
 
 START = 64
+DOUBLE = 2.0
+STEP = 1.25
 FEWEST = 8
 """Nothing goes below, but a lower ceiling."""
 JUDGED = 50
@@ -18,7 +20,9 @@ GAIN = 1.05
 """Growth of the throughput that justifies a step up."""
 STEPS_AT_REST = 6
 """Epochs between trials."""
-EPOCH_S = 0.2
+FIRST_EPOCH_S = 0.2
+EPOCH_S = 1.0
+"""Throughput is measured over so long, at least; shorter while it still doubles."""
 
 
 class AdaptiveLimit:
@@ -29,7 +33,7 @@ class AdaptiveLimit:
         self.value = min(START, ceiling)
         self._base = 0
         self._base_rate = 0.0
-        self._growth = 2.0
+        self._growth = DOUBLE
         self._rest = 0
         self._try_less = False
         self._begin(0.0)
@@ -48,7 +52,8 @@ class AdaptiveLimit:
         self._failures += failed
         self._filled |= in_flight >= self.value
         count = self._replies + self._failures
-        if count > max(self.value, JUDGED) and now_s - self._since_s >= EPOCH_S:
+        epoch_s = FIRST_EPOCH_S if self._growth == DOUBLE else EPOCH_S
+        if count > max(self.value, JUDGED) and now_s - self._since_s >= epoch_s:
             self._judge(self._replies / (now_s - self._since_s), self._failures > TOO_MANY_FAILURES * count)
             self._begin(now_s)
 
@@ -69,7 +74,7 @@ class AdaptiveLimit:
             self.value = min(self.ceiling, max(self.value + 1, int(self.value * self._growth)))
         else:
             less_is_enough = self.value < self._base and rate >= ENOUGH * self._base_rate
-            self._growth = 1.25
+            self._growth = STEP
             self._settle(self.value if less_is_enough else self._base)
 
     def _step(self) -> int:

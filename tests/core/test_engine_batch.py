@@ -187,6 +187,21 @@ async def test_a_run_that_dies_while_waiting_finds_its_batch_again(tmp_path: Pat
     assert all(answer.cached for answer in everything.values())
 
 
+async def test_a_run_that_dies_before_it_closes_a_batch_counts_its_answers_once(tmp_path: Path) -> None:
+    batches = FakeBatches()
+    await collect(tmp_path, batches, list(asks(20)))
+    journal = Journal.create(tmp_path / "j")
+    journal.connection.execute("UPDATE batches SET open = 1")
+    journal.connection.execute("INSERT INTO batch_lines SELECT 1, key, sample, ask_id FROM samples")
+    journal.close()
+    answers, _ = await collect(tmp_path, batches, list(asks(25)))
+    assert len(answers) == 25 and len(batches.batches) == 2
+    journal = Journal.read_only(tmp_path / "j")
+    assert [(total.requests, total.samples) for total in journal.totals()] == [(25, 25)]
+    assert journal.connection.execute("SELECT count(*) FROM batches WHERE open").fetchone() == (0,)
+    journal.close()
+
+
 async def test_a_run_that_dies_while_submitting_submits_once(tmp_path: Path) -> None:
     class DiesAfterSubmission(FakeBatches):
         async def submit(self, requests: Mapping[str, ChatRequest], run_key: str) -> str:

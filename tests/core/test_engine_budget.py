@@ -114,7 +114,7 @@ async def test_a_model_without_a_price_is_refused_before_anything_is_sent(tmp_pa
 async def test_another_run_on_the_same_journal_has_its_own_budget(tmp_path: Path) -> None:
     server = FakeServer()
     for run in ("one", "two"):
-        async with RequestEngine.open(tmp_path / "j", Limits(max_tokens=200), run=run) as engine:
+        async with RequestEngine.open(tmp_path / "j", Limits(max_tokens=130), run=run) as engine:
             what = [chat_ask(f"{run}{i}") for i in range(10)]
             assert len([a async for a in engine.chat(provider(server, limits=PRICE), what, stage="s")]) == 10
 
