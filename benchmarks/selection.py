@@ -143,11 +143,7 @@ def measure(scenario: Scenario, splits: int, seed: int) -> list[Row]:
             for alpha in ALPHAS:
                 for selected in _all_rules(scores, calibration, alpha):
                     share = float(np.mean(wrong[selected.kept])) if selected.count else 0.0
-                    at = (
-                        len(ranked)
-                        if selected.threshold is None
-                        else int(np.searchsorted(ranked, selected.threshold))
-                    )
+                    at = len(ranked) if selected.threshold is None else int(np.searchsorted(ranked, selected.threshold))
                     error = float(false_above[at]) / max(len(ranked) - at, 1)
                     found.setdefault((selected.rule, alpha), []).append((share, selected.coverage, error))
         error = float(population.wrong.mean())
@@ -214,9 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row for seed, scenario in enumerate(SCENARIOS) for row in measure(scenario, splits, seed)]
     broken = broken_promises(rows, speed)
     if chosen.json:
-        print(
-            json.dumps({"rows": [asdict(row) for row in rows], "speed": asdict(speed), "broken": broken}, indent=1)
-        )
+        print(json.dumps({"rows": [asdict(row) for row in rows], "speed": asdict(speed), "broken": broken}, indent=1))
     else:
         _print_table(rows, speed, broken)
     return 1 if chosen.check and broken else 0

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
+from semievol_api.remote import Remote
 
 ModelName: TypeAlias = str
 
@@ -36,6 +37,8 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    first_sample: int = 0
+    """Where a request was split: the number of its first sample. No server sees it; a cassette tells parts apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,35 +272,6 @@ class BatchChat(Protocol):
         ...
 
 
-# ------------------------------------------------------------------------------------------------ remote
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteModel:
-    """What the vendor itself says of a model; `shutdown_date` (ISO) is None where it announces none."""
-
-    name: ModelName
-    shutdown_date: str | None = None
-
-
-class Remote(Protocol):
-    """What lies at the vendor: uploaded files and models, to be looked at and cleaned up."""
-
-    async def model(self, name: ModelName) -> RemoteModel:
-        """One model; `RefusedError` where there is none."""
-        ...
-
-    async def files_with(self, training_file: bytes) -> Sequence[str]:
-        """The ids of the uploaded files with this content that this project uploaded."""
-        ...
-
-    async def delete_file(self, file_id: str) -> None:
-        """Delete an uploaded file."""
-        ...
-
-    async def delete_model(self, name: ModelName) -> None:
-        """Delete a tuned model."""
-        ...
-
-
 # ------------------------------------------------------------------------------------------------- table
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLimits:
@@ -340,6 +314,10 @@ class Provider:
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
+Wire: TypeAlias = Callable[[str, str, bytes | None, Mapping[str, str], float], Awaitable[Any]]
+"""What takes the network's place, such as a cassette: an `HttpSend` of `transport/http.py`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSettings:
     """What `connect` is given: the provider's own table of the config, checked by the provider itself.
@@ -354,6 +332,8 @@ class ProviderSettings:
     base_folder: str = "."
     planning: bool = False
     """Nothing will be sent: a missing key is no fault."""
+    wire: Wire | None = None
+    """What everything goes through; a provider that cannot send through it refuses. None: the network."""
 
 
 @runtime_checkable

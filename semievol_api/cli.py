@@ -36,6 +36,12 @@ def run(
     as_json: AsJson = False,
     accept_config_change: AcceptChange = False,
     yes: Annotated[bool, typer.Option("--yes", help="Start whatever the plan says it costs.")] = False,
+    cassette: Annotated[
+        Path | None, typer.Option(help="Record the run into this folder, or play it from there.", show_default=False)
+    ] = None,
+    cassette_mode: Annotated[
+        str | None, typer.Option(help="replay, record, record-missing or off.", show_default="replay")
+    ] = None,
 ) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
@@ -43,7 +49,12 @@ def run(
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
 
-    settings = load_config(config)
+    changes: dict[str, object] = {}
+    if cassette is not None:
+        changes["cassette.path"] = str(cassette.resolve())
+    if cassette_mode is not None:
+        changes["cassette.mode"] = cassette_mode
+    settings = load_config(config, changes)
     if not yes:
         _agree_on_price(settings)
     with Bars(err()) as bars:
@@ -265,9 +276,13 @@ def build_app() -> typer.Typer:
 def main() -> None:
     """The entry point: a user's mistake prints one calm paragraph, a bug prints a traceback."""
     from semievol_api.errors import SemievolError, UserError
+    from semievol_api.transport.strict import CassetteMiss
 
     try:
         build_app()()
+    except CassetteMiss as miss:
+        _complain(miss)
+        sys.exit(1)
     except UserError as error:
         _complain(error)
         sys.exit(2)

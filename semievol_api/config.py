@@ -30,6 +30,7 @@ from semievol_api.method_settings import SplitSettings as SplitSettings
 from semievol_api.method_settings import ThresholdPool as ThresholdPool
 from semievol_api.method_settings import TrainSettings as TrainSettings
 from semievol_api.modes import MODES, Mode
+from semievol_api.transport.strict import CassetteMode
 
 Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 
@@ -47,6 +48,8 @@ class RunSettings(Settings):
     """A named set of defaults for all other settings, see `modes.py`; what the file says itself wins."""
     propagation: Propagation = "both"
     seed: int = 0
+    rounds: int = Field(default=1, ge=1, le=10)
+    """How often the method is walked: what a round keeps is labelled data in the next, with fresh folds."""
     ceiling: bool = False
     """Also train on the gold answers of the selected rows, where the unlabelled file has them."""
     max_failed_share: Share = 0.05
@@ -144,6 +147,13 @@ class CatalogueSettings(Settings):
     """Prices, limits and ends of your own, in the form of the package's catalogue.toml; they come first."""
 
 
+class CassetteTable(Settings):
+    """`[cassette]`: record what goes over the wire, or run from a recording with no network and no key."""
+
+    path: Path
+    mode: CassetteMode = "replay"
+
+
 class Config(Settings):
     """The whole file."""
 
@@ -162,6 +172,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
     catalogue: CatalogueSettings = CatalogueSettings()
+    cassette: CassetteTable | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -294,4 +305,9 @@ def _resolve(config: Config, folder: Path) -> Config:
     if roles.tokenizer is not None:
         roles = roles.model_copy(update={"tokenizer": folder / roles.tokenizer})
     catalogue = CatalogueSettings(file=folder / own if own else None)
-    return config.model_copy(update={"run": run, "data": data, "roles": roles, "catalogue": catalogue})
+    cassette = config.cassette
+    if cassette is not None:
+        cassette = cassette.model_copy(update={"path": folder / cassette.path})
+    return config.model_copy(
+        update={"run": run, "data": data, "roles": roles, "catalogue": catalogue, "cassette": cassette}
+    )

@@ -43,7 +43,7 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     once, seed, train = store.once, config.run.seed, config.train
     parts = (raw.labeled, raw.unlabeled, raw.test, raw.development)
     data = await once("prepare", Prepared, prepare, *parts, config.data.near_duplicates)
-    folds = await once("split", Folds, split_labels, data, raw.development, config.split, seed)
+    folds = await once("split", Folds, split_labels, data, raw.development, raw.taught, config.split, seed)
 
     # In-weight propagation: the model learns the labels. In-context: each question meets its nearest labels.
     models = {"base": tools.base}
@@ -55,7 +55,7 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     crew = call_crew(config, circumstances(task, data, "warm" in models, tools.embedder is not None))
     depth = max(config.retrieve.k, crew.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, tools.embedder, data, folds, config.retrieve, depth)
-    corpus = Corpus(task, data, folds, neighbours)
+    corpus = Corpus(task, data, folds, neighbours, raw.taught)
 
     # Collaborative learning: annotators answer, the warm model weighs their answers.
     student = tools.student({**models, "judge": models.get("warm", tools.base)})

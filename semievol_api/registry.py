@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 
-from semievol_api.capabilities import Connect, Provider, ProviderSettings
+from semievol_api.capabilities import Connect, Provider, ProviderSettings, Wire
 from semievol_api.config import ProviderTable, nearest
 from semievol_api.errors import ConfigError, MissingExtraError
 
@@ -36,9 +36,12 @@ def connect(
     environ: Mapping[str, str] | None = None,
     base_folder: str = ".",
     *,
+    wire: Wire | None = None,
     planning: bool = False,
 ) -> Provider:
     """Import a provider and hand it its settings; nothing is sent. `planning`: nothing ever will be, keys may miss.
+
+    `wire` takes the place of the network. `planning` says that no key will be needed.
 
     Raises:
         ConfigError: no provider of this kind is installed, or it refuses its settings.
@@ -58,6 +61,7 @@ def connect(
                 environ=os.environ if environ is None else environ,
                 base_folder=base_folder,
                 planning=planning,
+                wire=wire,
             )
         )
     except ModuleNotFoundError as error:

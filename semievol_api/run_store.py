@@ -140,6 +140,23 @@ class RunStore:
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
 
+    def load(self, name: str, kind: type[ArtifactT]) -> ArtifactT:
+        """A finished artifact of this store."""
+        return kind.unpack(_read(self.folder / name))
+
+    def room(self, name: str) -> RunStore:
+        """A store in a folder of its own within this one, under the same lock; what it makes is counted here."""
+        (self.folder / name).mkdir(exist_ok=True)
+        inner = RunStore(self.folder / name)
+
+        def tell(stage: str, state: str) -> None:
+            if state == "made":
+                self.computed.append(f"{name}/{stage}")
+            self.on_stage(f"{name}/{stage}", state)
+
+        inner.on_stage = tell
+        return inner
+
     def forget(self, name: str) -> None:
         """Drop an artifact, such as the ticket of a job that failed; it is made anew when next asked for."""
         self._stamps.pop(name, None)

@@ -11,31 +11,36 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import os
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from semievol_api.artifacts import Verdict
-from semievol_api.capabilities import JobEvent, Provider, require
+from semievol_api.capabilities import JobEvent, Provider, Wire, require
 from semievol_api.catalogue import Catalogue, availability, load_catalogue, refuse_ended, with_limits
 from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
-from semievol_api.errors import ConfigError, MissingAbilityError, UserError
-from semievol_api.pipeline import semievol
+from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
 from semievol_api.preflight import refuse_ended_models
 from semievol_api.registry import connect
+from semievol_api.rounds import all_rounds
 from semievol_api.run_store import RunStore
 from semievol_api.stages.annotators import guest_role
 from semievol_api.stages.fine_tune import OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
+from semievol_api.stages.warnings import slow_stage
 from semievol_api.tasks import Task, load_task
 from semievol_api.tools import Guest, Tools
 from semievol_api.training_file import MIN_EXAMPLES
 from semievol_api.transport.clock import Clock, RealClock
+
+if TYPE_CHECKING:
+    from semievol_api.transport.cassette import Cassette
 
 ResultT = TypeVar("ResultT")
 
@@ -79,6 +84,11 @@ class RunResult:
     computed: tuple[str, ...]
     ledger: Ledger
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def advice(self) -> str | None:
+        """What would make such a run shorter, where one stage took over half of its time."""
+        return slow_stage(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,12 @@ def run(config: str | Path, *, watcher: Watcher | None = None, accept_change: bo
 
 async def run_async(config: Config, *, watcher: Watcher | None = None, accept_change: bool = False) -> RunResult:
     """See `run`."""
-    seen = watcher or Silent()
-    plan = check(config)
+    async with _cassette(config) as cassette:
+        return await _run(config, watcher or Silent(), accept_change, cassette)
+
+
+async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cassette | None) -> RunResult:
+    plan = check(config, wire=None if cassette is None else cassette.send)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
     with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
@@ -138,18 +152,45 @@ async def run_async(config: Config, *, watcher: Watcher | None = None, accept_ch
                 store.log_event(name, event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)}))
             seen.on_job(name, event)
 
-        async with open_tools(plan, raw, seen, on_job) as tools:
+        clock = RealClock() if cassette is None else cassette.clock
+        async with open_tools(plan, raw, seen, on_job, clock) as tools:
             await refuse_ended_models(plan.catalogue, plan.role_models, datetime.datetime.now(datetime.UTC).date())
-            verdict = await semievol(tools, store, plan.task, raw, config)
+            verdict = await all_rounds(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
         return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
+
+
+def _cassette(config: Config) -> AbstractAsyncContextManager[Cassette | None]:
+    """The cassette of `[cassette]`, closed at the end of the block; None where there is none.
+
+    Raises:
+        RunFolderError: the run has begun already, so that it would not ask for what it knows.
+    """
+    table = config.cassette
+    if table is None:
+        return nullcontext()
+    from semievol_api.transport.cassette import CassetteSettings, open_cassette
+    from semievol_api.transport.scrub import secret_values
+
+    if table.mode in ("record", "replay"):
+        known = [config.run.journal or config.run.folder / "journal.sqlite", config.run.folder / "stamps.json"]
+        for path in known:
+            if path.exists():
+                raise RunFolderError(
+                    f"The cassette's mode is {table.mode!r}, and {str(path)!r} is there already: what it holds would "
+                    f"never be asked for. Name an empty folder in [run] folder, or delete this one."
+                )
+    return open_cassette(
+        table.path, table.mode, CassetteSettings(seed=config.run.seed, secrets=secret_values(os.environ))
+    )
 
 
 def check(
     config: Config,
     environ: Mapping[str, str] | None = None,
     *,
+    wire: Wire | None = None,
     planning: bool = False,
     today: datetime.date | None = None,
 ) -> Plan:
@@ -158,6 +199,7 @@ def check(
     Args:
         config: what is to be run.
         environ: where key variables are read; default: this process's.
+        wire: what takes the place of the network; a replay needs no keys.
         planning: nothing will be sent; keys may miss, and an ended model is a notice.
         today: the day that counts.
 
@@ -172,14 +214,24 @@ def check(
         if name not in config.providers:
             raise ConfigError(f"[roles] names the provider {name!r}. {nearest(name, list(config.providers))}")
     base = str(config.run.folder.parent)
+    replays = config.cassette is not None and config.cassette.mode == "replay"
     catalogue = load_catalogue(config.catalogue.file)
     providers = {
-        name: with_limits(connect(name, config.providers[name], environ, base, planning=planning), catalogue)
+        name: with_limits(
+            connect(name, config.providers[name], environ, base, wire=wire, planning=planning or replays), catalogue
+        )
         for name in dict.fromkeys(names)
     }
     plan = Plan(config, task, providers, catalogue)
-    notices = check_ends(plan, today or datetime.datetime.now(datetime.UTC).date(), refuse=not planning)
+    notices = check_ends(plan, today or datetime.datetime.now(datetime.UTC).date(), refuse=not (planning or replays))
     plan = replace(plan, notices=notices)
+    _check_abilities(plan)
+    return plan
+
+
+def _check_abilities(plan: Plan) -> None:
+    """Refuse a provider that cannot do what its role asks."""
+    config, roles = plan.config, plan.config.roles
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
     for guest in plan.guests:
@@ -196,7 +248,6 @@ def check(
             )
         embedder = plan.provider(roles.embedder)
         require(embedder.embedder, "embeddings", embedder)
-    return plan
 
 
 def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, ...]:
@@ -246,9 +297,9 @@ def check_data(plan: Plan, raw: RawData) -> None:
 
 def config_key(config: Config) -> str:
     """What makes two configs the same run: everything but limits, pacing and the folder's own name."""
-    settings = config.model_dump(
-        mode="json", exclude={"limits": True, "catalogue": True, "run": {"folder", "journal"}, "roles": {"tokenizer"}}
-    )
+    unshaping: Any = {"limits": True, "catalogue": True, "cassette": True, "run": {"folder", "journal"}}
+    settings = config.model_dump(mode="json", exclude=unshaping)
+    settings["roles"].pop("tokenizer")
     settings["train"].pop("poll_s")
     settings["providers"] = sorted(settings["providers"])
     return repr(sorted(settings.items()))
@@ -276,7 +327,9 @@ async def open_tools(
             stack.push_async_callback(provider.aclose)
         journal = config.run.journal or config.run.folder / "journal.sqlite"
         engine = await stack.enter_async_context(
-            RequestEngine.open(journal, config.limits, run=str(config.run.folder), on_progress=watcher.on_row)
+            RequestEngine.open(
+                journal, config.limits, clock=clock, run=str(config.run.folder), on_progress=watcher.on_row
+            )
         )
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":

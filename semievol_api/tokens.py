@@ -132,7 +132,8 @@ def _chat_template(folder: Path) -> RenderChat | None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(strftime_now=lambda form: form)
+    names: Any = environment.globals
+    names["strftime_now"] = str  # some templates show the day; any word of its length will do
     template = environment.from_string(source)
     special = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
 

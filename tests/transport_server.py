@@ -39,9 +39,7 @@ class SmallServer:
         if self.limited and request.method == "POST":
             self.limited -= 1
             error = {"message": "slow down", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
-            return web.json_response(
-                {"error": error}, status=429, headers={"retry-after": "20", **self.extra}
-            )
+            return web.json_response({"error": error}, status=429, headers={"retry-after": "20", **self.extra})
         await asyncio.sleep(self.delay_s)
         answer = web.json_response(self.content(request.path, number), headers=self.extra)
         if self.compress:

@@ -188,9 +188,7 @@ def _list_cell(table: Table, row: int, column: str) -> list[object]:
     if isinstance(value, str):
         value = _parsed(value)
     if isinstance(value, Mapping):
-        value = (
-            value["text"] if "text" in value else [value[key] for key in sorted(value) if value[key] is not None]
-        )
+        value = value["text"] if "text" in value else [value[key] for key in sorted(value) if value[key] is not None]
     if not isinstance(value, list | tuple):
         raise DataError(
             f"{table.where(row)}: the options (column {column!r}) are not a list but "

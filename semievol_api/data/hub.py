@@ -78,9 +78,7 @@ def read_address(address: HubAddress) -> Table:
     if address.split is None:
         raise DataError(f"The hub address of {address.dataset!r} names no split. Add one, such as ':train'.")
     try:
-        loaded = datasets.load_dataset(
-            address.dataset, address.config, revision=address.revision, split=address.split
-        )
+        loaded = datasets.load_dataset(address.dataset, address.config, revision=address.revision, split=address.split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"The dataset {address.dataset!r} cannot be loaded from the hub ({_first_line(error)}). "

@@ -33,6 +33,8 @@ class RawData:
     test: tuple[Example, ...]
     notes: tuple[Note, ...] = ()
     development: tuple[Example, ...] = ()
+    taught: tuple[Example, ...] = ()
+    """Pseudo-labelled examples of earlier rounds."""
     reviewed: Mapping[str, str] = field(default_factory=dict[str, str])
     """A person's answers by example id, in the task's canonical form."""
 

@@ -235,9 +235,7 @@ class BatchSender:
         if piece.owner.stopped:
             piece.owner.abandon(piece)
         elif self._rounds[name] > self._tools.limits.max_attempts:
-            piece.owner.fail(
-                piece, RefusedError(f"There was no answer in {self._tools.limits.max_attempts} batches.")
-            )
+            piece.owner.fail(piece, RefusedError(f"There was no answer in {self._tools.limits.max_attempts} batches."))
         else:
             self.submit(piece)
 

@@ -146,7 +146,7 @@ class ChatKind(Kind[ChatRequest, Reply]):
         request = requests[0]
         if first == 0 and n == request.n:
             return request
-        return replace(request, n=n, seed=_seed_of_part(request.seed, first))
+        return replace(request, n=n, seed=_seed_of_part(request.seed, first), first_sample=first)
 
     def size(self, request: ChatRequest) -> tuple[int, int]:
         return _prompt_bytes(request.prompt), request.max_tokens * request.n

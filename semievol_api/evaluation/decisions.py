@@ -45,8 +45,7 @@ def promotion_gate(
 def points(gain: Interval) -> str:
     """A gain in words: `+2.1 points (95 % interval -0.3 to +4.5)`."""
     return (
-        f"{100 * gain.estimate:+.1f} points ({gain.level:.0%} interval {100 * gain.low:+.1f} to "
-        f"{100 * gain.high:+.1f})"
+        f"{100 * gain.estimate:+.1f} points ({gain.level:.0%} interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     )
 
 

@@ -87,7 +87,5 @@ def _two_sided_coin(fewer: int, flips: int) -> float:
     """min(1, 2 P(X <= fewer)) for X ~ Binomial(flips, 1/2)."""
     if 2 * fewer >= flips:
         return 1.0
-    terms = [
-        exp(lgamma(flips + 1) - lgamma(i + 1) - lgamma(flips - i + 1) - flips * log(2)) for i in range(fewer + 1)
-    ]
+    terms = [exp(lgamma(flips + 1) - lgamma(i + 1) - lgamma(flips - i + 1) - flips * log(2)) for i in range(fewer + 1)]
     return min(1.0, 2.0 * sum(terms))

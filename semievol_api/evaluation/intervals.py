@@ -65,9 +65,7 @@ def accuracy(correct: BoolArray, level: float = 0.95) -> Interval:
     )
 
 
-def accuracy_by_category(
-    correct: BoolArray, categories: Sequence[str], level: float = 0.95
-) -> Mapping[str, Interval]:
+def accuracy_by_category(correct: BoolArray, categories: Sequence[str], level: float = 0.95) -> Mapping[str, Interval]:
     """The accuracy within each category, in alphabetical order; both have n entries."""
     names = np.array(categories, dtype=np.str_)
     return {str(name): accuracy(correct[names == name], level) for name in np.unique(names)}
@@ -113,9 +111,7 @@ def paired_bootstrap(
     differences = _resampled_differences(one, other, settings)
     tail = (1.0 - settings.level) / 2.0
     low, high = (float(value) for value in np.quantile(differences, [tail, 1.0 - tail]))
-    return Interval(
-        estimate=float(one.mean() - other.mean()), low=low, high=high, n=one.shape[1], level=settings.level
-    )
+    return Interval(estimate=float(one.mean() - other.mean()), low=low, high=high, n=one.shape[1], level=settings.level)
 
 
 def _resampled_differences(one: FloatArray, other: FloatArray, settings: BootstrapSettings) -> FloatArray:

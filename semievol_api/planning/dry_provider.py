@@ -186,6 +186,7 @@ def dry_provider(provider: Provider, settings: DrySettings) -> Provider:
         name=provider.name,
         identity=provider.identity,
         vendor=provider.vendor,
+        limits=provider.limits,
         chat=chat if provider.chat else None,
         scored=chat if provider.scored else None,
         option_reader=chat if provider.option_reader else None,

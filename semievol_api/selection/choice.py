@@ -67,9 +67,7 @@ class Abstentions:
         return self.truncated + self.refused + self.failed + self.no_answer + self.missing_logprobs
 
 
-def select(
-    scores: FloatArray, ids: Sequence[str], calibration: Calibration | None, settings: RuleSettings
-) -> Selected:
+def select(scores: FloatArray, ids: Sequence[str], calibration: Calibration | None, settings: RuleSettings) -> Selected:
     """The items that the chosen rule keeps, with everything that a user has to be told.
 
     With fewer than 30 calibration labels no guarantee is given: the percentile rule on the score takes over.

@@ -93,9 +93,7 @@ def alerts_of_selection(coverage: ClassCoverage, names: Sequence[str]) -> tuple[
         return ()
     share = coverage.predicted / total
     gone = [
-        name
-        for c, name in enumerate(names)
-        if coverage.kept[c] == 0 and (1 - share[c]) ** kept < _CHANCE / len(names)
+        name for c, name in enumerate(names) if coverage.kept[c] == 0 and (1 - share[c]) ** kept < _CHANCE / len(names)
     ]
     alerts: list[Alert] = []
     if gone:

@@ -76,9 +76,7 @@ def feasibility(n_calibration: int, error: float, alpha: float | Fraction = 0.1)
             f"{coverage:.1%} of the pool, or it is empty; at a calibration error of {error:.1%} any method that "
             f"keeps this budget must leave out at least {abstain:.1%}."
         )
-    return Feasibility(
-        smallest_coverage=coverage, abstain_share=abstain, needed_calibration=needed, message=message
-    )
+    return Feasibility(smallest_coverage=coverage, abstain_share=abstain, needed_calibration=needed, message=message)
 
 
 def error_above_cut(selected: Selected, calibration: Calibration, level: float = 0.95) -> Share:

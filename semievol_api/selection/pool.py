@@ -102,9 +102,7 @@ def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answ
     return Pooled(probs=probabilities, label=label, score=score, margin=margin, voices=voices, agreed=agreed)
 
 
-def _mean_of_logs(
-    probs: FloatArray, beyond: BoolArray, weights: FloatArray
-) -> tuple[FloatArray, IntArray, BoolArray]:
+def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> tuple[FloatArray, IntArray, BoolArray]:
     """Mean over annotators of log q (m, options), how many spoke (m,), whether their first choices agree (m,)."""
     m, annotators, width = probs.shape
     total = np.zeros((m, width))

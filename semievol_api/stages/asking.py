@@ -23,7 +23,8 @@ from semievol_api.tasks import Task
 class Corpus:
     """What is asked about: clean examples, each with its neighbours, and the task that words the questions.
 
-    `taught` are pseudo-labelled examples that are shown as demonstrations beside the labelled ones.
+    `taught` are pseudo-labelled examples that are shown as demonstrations beside the labelled ones: those of
+    earlier rounds.
     """
 
     task: Task

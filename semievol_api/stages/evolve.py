@@ -48,7 +48,7 @@ async def demonstrations(
     if not shows_examples(corpus, config):
         return {}
     unlabeled = {e.id: e for e in corpus.data.unlabeled}
-    taught = tuple(replace(unlabeled[p.example_id], answer=p.answer) for p in chosen.kept)
+    taught = (*corpus.taught, *(replace(unlabeled[p.example_id], answer=p.answer) for p in chosen.kept))
     shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
     if chosen.enough:
         shown["semievol"] = (*corpus.learned, *taught)
@@ -90,6 +90,6 @@ async def ceiling_file(
 
 def _with_labeled(corpus: Corpus, lines: list[TrainingExample], settings: TrainSettings) -> TrainingFile:
     if settings.data == "selected+labeled":
-        lines = [training_line(corpus.task, e, e.answer or "") for e in corpus.learned] + lines
+        lines = [training_line(corpus.task, e, e.answer or "") for e in (*corpus.learned, *corpus.taught)] + lines
     check_enough(lines, "The final training file")
     return chat_jsonl(lines)

@@ -20,8 +20,17 @@ GATE_FROM = 500
 LEAST_GATE = 50
 
 
-async def split_labels(data: Prepared, development: Sequence[Example], settings: SplitSettings, seed: int) -> Folds:
-    """D_lab as D_warm, D_cal and D_dev; `development` is the user's own D_dev, empty for none."""
+async def split_labels(
+    data: Prepared,
+    development: Sequence[Example],
+    taught: Sequence[Example],
+    settings: SplitSettings,
+    seed: int,
+) -> Folds:
+    """D_lab as D_warm, D_cal and D_dev; `development` is the user's own D_dev, empty for none.
+
+    What earlier rounds `taught` joins D_warm; only labels that people gave calibrate or gate.
+    """
     labeled = data.labeled
     gate = _gate_size(len(labeled), settings) if not development else 0
     rest, held = _apart(labeled, gate, seed + 1)
@@ -29,11 +38,11 @@ async def split_labels(data: Prepared, development: Sequence[Example], settings:
     size = calibration_size(len(rest)) if wanted == "auto" else min(wanted, len(rest) // 2)
     warm, calibration = _apart(rest, size, seed)
     return Folds(
-        warm=warm,
+        warm=(*warm, *taught),
         calibration=calibration,
         development=tuple(development) or held,
         tunable=settings.calibration == 0 or len(warm) >= MIN_EXAMPLES,
-        note=_note(len(warm), len(calibration), len(development) or len(held), settings),
+        note=_note(len(warm) + len(taught), len(calibration), len(development) or len(held), settings),
     )
 
 

@@ -6,7 +6,7 @@ Knows nothing of how the alerts are decided.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,35 @@ from semievol_api.stages.retrieve import EmbeddingTool, embedded
 
 DRIFT_ROWS = 500
 """Questions of each side that the drift test looks at."""
+
+
+LEAST_SECONDS = 60.0
+"""Shorter runs are not worth advice about time."""
+SETTING_TO_LOWER = {
+    "prepare": "[data] near_duplicates or max_unlabeled",
+    "retrieve": '[data] max_unlabeled, or set [retrieve] method = "bm25"',
+    "collaborate": "[annotate] n, max_shots or max_tokens",
+    "justify": "[justify] on or max_tokens",
+    "select": "[data] max_unlabeled",
+    "jobs": "[train] n_epochs or final_epochs",
+    "evaluate": "[data] max_test or [evaluate] max_tokens",
+}
+
+
+def slow_stage(seconds: Mapping[str, float]) -> str | None:
+    """A sentence about the stage that took over half of a run's time, with the setting to lower; None without one."""
+    spent: dict[str, float] = {}
+    for name, value in seconds.items():
+        stage = name.partition("/")[0]
+        spent[stage] = spent.get(stage, 0.0) + value
+    total = sum(spent.values())
+    slowest = max(spent, key=lambda stage: spent[stage], default="")
+    if total < LEAST_SECONDS or spent[slowest] <= total / 2 or slowest not in SETTING_TO_LOWER:
+        return None
+    return (
+        f"The stage {slowest!r} took {spent[slowest] / total:.0%} of the {total:.0f} s that this run needed; to make "
+        f"it shorter, lower {SETTING_TO_LOWER[slowest]}."
+    )
 
 
 class Vectors(Protocol):

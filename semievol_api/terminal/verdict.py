@@ -31,7 +31,7 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
     if document["n_test"]:
         console.print(_models(document, result.seconds))
         console.print(_differences(document["differences"]))
-    for line in (*document["notes"], document["sentence"]):
+    for line in (*document["notes"], *filter(None, [result.advice]), document["sentence"]):
         console.print(line, markup=False)
     console.print(
         f"This process asked {asked['requests']} requests and made {len(result.computed)} artifacts; the rest was "

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -38,8 +38,8 @@ from semievol_api.transport.nearest import describe_difference, nearest_exchange
 from semievol_api.transport.scrub import Scrubber
 from semievol_api.transport.sdk import sdk_transport
 from semievol_api.transport.store import Manifest, is_cassette, load, package_versions, save
-
-Mode: TypeAlias = Literal["replay", "record", "record-missing", "off"]
+from semievol_api.transport.strict import CassetteMiss as CassetteMiss
+from semievol_api.transport.strict import CassetteMode as Mode
 
 SHORTENED_S = 0.001
 """What a replay says instead of a recorded `retry-after`; clients ignore a zero and fall back to seconds."""
@@ -52,10 +52,6 @@ _SECRET_HEADERS = frozenset(
     ("authorization", "api-key", "x-api-key", "cookie", "openai-organization", "openai-project")
 )
 _LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
-
-
-class CassetteMiss(BaseException):
-    """A request that was never recorded. No `except Exception` can turn it into a failed row."""
 
 
 class CassetteUnplayed(UserError):

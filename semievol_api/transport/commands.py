@@ -19,11 +19,9 @@ import typer
 from semievol_api.errors import DataError
 
 if TYPE_CHECKING:
-    from semievol_api.transport.cassette import Mode
+    from semievol_api.transport.strict import CassetteMode as Mode
 
-app = typer.Typer(
-    name="cassette", no_args_is_help=True, help="Record what goes over the wire once, replay it offline."
-)
+app = typer.Typer(name="cassette", no_args_is_help=True, help="Record what goes over the wire once, replay it offline.")
 
 Folder = Annotated[Path, typer.Argument(help="The cassette's folder.", show_default=False)]
 Command = Annotated[

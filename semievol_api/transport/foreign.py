@@ -55,9 +55,7 @@ def read_foreign(path: Path) -> tuple[ForeignExchange, ...]:
         ) from error
 
 
-def import_recordings(
-    sources: Iterable[Path], into: Path, scrubber: Scrubber, *, slot_per_source: bool = False
-) -> int:
+def import_recordings(sources: Iterable[Path], into: Path, scrubber: Scrubber, *, slot_per_source: bool = False) -> int:
     """Write one cassette with the exchanges of all `sources`; returns how many there are.
 
     `slot_per_source` keeps the files apart: each exchange's slot is then its file's stem.
@@ -81,9 +79,7 @@ def import_recordings(
     return len(exchanges)
 
 
-def _convert(
-    foreign: ForeignExchange, slot: str, turns: Counter[tuple[str, str]], scrubber: Scrubber
-) -> Exchange:
+def _convert(foreign: ForeignExchange, slot: str, turns: Counter[tuple[str, str]], scrubber: Scrubber) -> Exchange:
     key, request = canonical_request(
         foreign.method, foreign.url, foreign.request_body, foreign.request_headers, scrubber
     )
@@ -139,9 +135,7 @@ def _session_body(body: Any, content_type: str) -> bytes:
     if body is None:
         return b""
     if isinstance(body, list) and "json" not in content_type:
-        return b"".join(
-            base64.b64decode(line[4:]) if line.startswith("b64:") else line.encode() for line in body
-        )
+        return b"".join(base64.b64decode(line[4:]) if line.startswith("b64:") else line.encode() for line in body)
     return body.encode() if isinstance(body, str) else orjson.dumps(body)
 
 

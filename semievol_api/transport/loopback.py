@@ -47,9 +47,7 @@ async def serve_loopback(
 
 
 async def _forward(cassette: Cassette, upstream: str, request: web.Request) -> web.StreamResponse:
-    headers = {
-        name.lower(): text for name, text in request.headers.items() if name.lower() not in _NOT_FORWARDED
-    }
+    headers = {name.lower(): text for name, text in request.headers.items() if name.lower() not in _NOT_FORWARDED}
     url = upstream + request.raw_path.removeprefix(PREFIX)
     body = await request.read() or None
     try:

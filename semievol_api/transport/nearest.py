@@ -56,9 +56,7 @@ def describe_content(recorded: Content, asked: Content) -> str:
 
 def _first(lines: list[str]) -> str:
     hidden = len(lines) - SHOWN_DIFFERENCES
-    return "\n".join(
-        [*lines[:SHOWN_DIFFERENCES], *([f"    ... and {hidden} more places"] if hidden > 0 else [])]
-    )
+    return "\n".join([*lines[:SHOWN_DIFFERENCES], *([f"    ... and {hidden} more places"] if hidden > 0 else [])])
 
 
 def _readable(content: Content) -> JsonValue:
@@ -99,9 +97,7 @@ def _text_difference(recorded: str, asked: str) -> Iterator[str]:
 
 
 def _first_difference(one: str, other: str) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _around(text: str, position: int) -> str:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 if TYPE_CHECKING:
-    from semievol_api.transport.cassette import Cassette, Mode
+    from semievol_api.transport.cassette import Cassette
+    from semievol_api.transport.strict import CassetteMode as Mode
 
 MODES = ("replay", "record", "record-missing", "off")
 _FAILED = pytest.StashKey[bool]()

@@ -70,6 +70,7 @@ async def litellm_on_loopback() -> AsyncIterator[Subject]:
 @asynccontextmanager
 async def local_in_process() -> AsyncIterator[Subject]:
     """Provider `local` on a tiny random Llama."""
+    pytest.importorskip("torch", reason="needs the extra local")
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_model(Path(folder) / "tiny")
         options = {"model": "tiny", "device": "cpu", "train": {"rank": 4, "alpha": 8}}

@@ -43,9 +43,7 @@ JOB: dict[str, Any] = {
     "metadata": {"run": "abc"},
     "method": {
         "type": "supervised",
-        "supervised": {
-            "hyperparameters": {"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 0.1}
-        },
+        "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 0.1}},
     },
 }
 BATCH = {

@@ -45,9 +45,7 @@ def test_the_order_of_options_does_not_matter() -> None:
 
 
 def test_an_unlabelled_item_that_matches_a_labelled_one_leaves_the_pool() -> None:
-    assert reasons([item("l", "What is red?", "A")], [item("u", "What is red?")], []) == [
-        "unlabeled u: in labeled l"
-    ]
+    assert reasons([item("l", "What is red?", "A")], [item("u", "What is red?")], []) == ["unlabeled u: in labeled l"]
 
 
 def test_repeats_inside_a_part_leave_and_the_first_stays() -> None:
@@ -85,16 +83,13 @@ def test_a_question_with_other_options_is_good_data_and_gets_one_group() -> None
 def test_a_group_of_the_datas_own_is_kept() -> None:
     mine = Example(id="l", question="Which is right?", options=OPTIONS, answer="A", group="article-7")
     assert (
-        clean([mine], [item("u", "Which is right?", None, ("x", "y"))], [], near=False).labeled[0].group
-        == "article-7"
+        clean([mine], [item("u", "Which is right?", None, ("x", "y"))], [], near=False).labeled[0].group == "article-7"
     )
 
 
 def test_hidden_answers_are_never_read() -> None:
     def with_gold(gold: str) -> list[Example]:
-        return [
-            Example(id=str(i), question="q?", options=OPTIONS, hidden_answer=gold if i else "A") for i in range(2)
-        ]
+        return [Example(id=str(i), question="q?", options=OPTIONS, hidden_answer=gold if i else "A") for i in range(2)]
 
     assert clean([], with_gold("A"), [], near=True) == clean([], with_gold("B"), [], near=True)
 

@@ -98,9 +98,7 @@ def test_a_dataset_on_disk_gives_the_same_examples_and_class_numbers_become_name
         options=datasets.Sequence(datasets.Value("string")),
         answer=datasets.ClassLabel(names=["A", "B"]),
     )
-    table = datasets.Dataset.from_list(
-        [{**row, "answer": "AB".index(str(row["answer"]))} for row in ROWS], features
-    )
+    table = datasets.Dataset.from_list([{**row, "answer": "AB".index(str(row["answer"]))} for row in ROWS], features)
     table.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "several"))
     assert read_examples(read_source(tmp_path / "one"), CHOICE, "labeled").examples == EXPECTED
@@ -109,9 +107,7 @@ def test_a_dataset_on_disk_gives_the_same_examples_and_class_numbers_become_name
         read_source(tmp_path / "several")
 
 
-def test_a_hub_address_is_read_through_the_datasets_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_address_is_read_through_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     seen: list[object] = []
@@ -296,9 +292,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD, ids=[f"{i}" for i in range(len(BAD))])
-def test_a_bad_file_gets_one_paragraph_with_its_place(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_a_bad_file_gets_one_paragraph_with_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:

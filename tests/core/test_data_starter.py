@@ -52,9 +52,7 @@ def test_options_in_several_columns_make_a_multiple_choice_task(tmp_path: Path) 
         ([None, None], "free_text", ()),
     ],
 )
-def test_the_answers_tell_the_kind(
-    tmp_path: Path, answers: list[object], kind: str, labels: tuple[str, ...]
-) -> None:
+def test_the_answers_tell_the_kind(tmp_path: Path, answers: list[object], kind: str, labels: tuple[str, ...]) -> None:
     rows = [{"text": f"t{i}", "label": answer} for i, answer in enumerate(answers)]
     found = understand(rows_file(tmp_path / "d.jsonl", rows))
     assert (found.kind, found.labels) == (kind, labels)

@@ -54,9 +54,7 @@ def test_every_fixed_phrase_is_one_token(encoder: PromptEncoder) -> None:
 
 
 def test_a_rendered_prompt_uses_the_phrases_tokens_and_reads_back(encoder: PromptEncoder) -> None:
-    item = wording.Item(
-        "Why is the sky blue?", FIELD_NAMES, (wording.Shot("What is light?", "B"),), ("B", "A")
-    )
+    item = wording.Item("Why is the sky blue?", FIELD_NAMES, (wording.Shot("What is light?", "B"),), ("B", "A"))
     (ids,) = encoder.prompts([item])
     phrases = {encoder.token_id(phrase) for phrase in wording.single_token_phrases()}
     # four headings and the two closing ones, five options, an example, two proposals, a reply
@@ -151,9 +149,7 @@ def _short_pretraining(encoder: PromptEncoder, seed: int) -> bytes:
     sentences = [f"the sentence of number {i} is short" for i in range(200)]
     maker = EpisodeMaker(sentences, [f"w{i}" for i in range(60)], topics, range(200), rng)
     shape = ModelShape(width=32, n_layers=2, reading_layer=1, mlp_width=32)
-    schedule = Schedule(
-        n_steps=6, options_batch=4, shots_batch=4, justify_batch=4, text_batch=8, report_every=100
-    )
+    schedule = Schedule(n_steps=6, options_batch=4, shots_batch=4, justify_batch=4, text_batch=8, report_every=100)
     model = new_model(shape, encoder, _NoPieces(), seed)
     closing = Pretraining(model, shape, schedule, Makers(maker, maker)).run(encoder)
     assert np.isfinite(list(closing.values())).all()

@@ -36,9 +36,7 @@ from semievol_api.evaluation import (
 
 NAN = float("nan")
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
-scored = st.lists(
-    st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.7, 0.9, 1.0]), st.booleans()), min_size=2, max_size=60
-)
+scored = st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.7, 0.9, 1.0]), st.booleans()), min_size=2, max_size=60)
 
 
 def columns(rows: list[tuple[bool, bool]]) -> tuple[np.ndarray, np.ndarray]:

@@ -60,9 +60,7 @@ def old_numbers(text: str) -> list[float]:
 
 def old_number_right(response: str, gold: str) -> bool:
     said = old_numbers(response)
-    return any(
-        math.isclose(a, b, rel_tol=0.01) for a in said or [math.inf] for b in old_numbers(gold) or [math.inf]
-    )
+    return any(math.isclose(a, b, rel_tol=0.01) for a in said or [math.inf] for b in old_numbers(gold) or [math.inf])
 
 
 def old_text_right(response: str, gold: str) -> bool:
@@ -104,9 +102,7 @@ FAULTS: dict[str, Callable[[Code], bool]] = {
     "a letter in bold is the letter": lambda c: c.choice("Answer: **B**") == "B",
     "a small letter is the letter": lambda c: c.choice("Answer: b") == "B",
     "a bold marker is a marker": lambda c: c.choice("**Answer:** B") == "B",
-    "differently dressed letters agree": lambda c: c.agree(
-        ["Answer: B.", "Answer: (B)", "answer: b", "**Answer:** B"]
-    ),
+    "differently dressed letters agree": lambda c: c.agree(["Answer: B.", "Answer: (B)", "answer: b", "**Answer:** B"]),
     "the last marker wins": lambda c: c.choice("Answer: A\nNo, that is wrong.\nAnswer: B") == "B",
     "an option's own words are the option": lambda c: c.choice("Answer: Paris") == "B",
     "a letter outside the options is no answer": lambda c: c.choice("Answer: F") is None,
@@ -198,9 +194,7 @@ def test_options_that_hold_code_are_refused_and_not_run(tmp_path: Path) -> None:
     from semievol_api.errors import DataError
 
     path = tmp_path / "d.jsonl"
-    path.write_text(
-        json.dumps({"question": "q", "options": "[print(1), 2]", "answer": "A"}) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps({"question": "q", "options": "[print(1), 2]", "answer": "A"}) + "\n", encoding="utf-8")
     task = Task(
         TaskDefinition.model_validate(
             {"name": "t", "kind": "multiple_choice", "instruction": "I.", "columns": {"options": "options"}}

@@ -79,9 +79,7 @@ def test_items_with_fewer_options_get_nothing_beyond_them() -> None:
 # ------------------------------------------------------------------------------------- reading tokens
 @pytest.mark.parametrize("token", ["B", " B", "b", "(B)", "**B**", "B.", "\u0120B", "\u2581B", "\uff22", ":B"])
 def test_many_spellings_mean_one_label(token: str) -> None:
-    reading = read_options(
-        ["Answer", ":", token], tops({"Answer": 1.0}, {":": 1.0}, {token: 0.8, " A": 0.1}), LETTERS
-    )
+    reading = read_options(["Answer", ":", token], tops({"Answer": 1.0}, {":": 1.0}, {token: 0.8, " A": 0.1}), LETTERS)
     assert reading is not None
     assert reading.probs[1] == pytest.approx(0.8 / 1.0, abs=1e-6)
     assert reading.missing == (2, 3)
@@ -169,9 +167,7 @@ def test_one_confidence_becomes_probabilities_over_the_items_own_labels() -> Non
 
 
 def test_mean_nll_is_nan_without_tokens_or_with_an_unranked_one() -> None:
-    values = mean_nll(
-        [np.array([-0.5, -1.5]), np.array([]), None, np.array([-0.1, -9999.0]), np.array([0.0, -0.0])]
-    )
+    values = mean_nll([np.array([-0.5, -1.5]), np.array([]), None, np.array([-0.1, -9999.0]), np.array([0.0, -0.0])])
     assert values[0] == 1.0
     assert np.isnan(values[1:4]).all()
     assert values[4] == 0.0

@@ -124,9 +124,7 @@ def test_a_quota_tops_up_what_the_rule_has_kept_of_a_class() -> None:
     scores = np.r_[np.full(50, 0.9), np.linspace(0.1, 0.6, 50)]
     labels = np.repeat([0, 1], 50)
     partial = Selected(rule="fdr", kept=scores > 0.55, abstained=0, threshold=0.55)
-    assert (
-        with_class_quota(partial, scores, labels, names(100), 0.4).kept[50:].tolist() == [False] * 30 + [True] * 20
-    )
+    assert with_class_quota(partial, scores, labels, names(100), 0.4).kept[50:].tolist() == [False] * 30 + [True] * 20
 
 
 def test_a_quota_that_is_already_met_changes_nothing() -> None:

@@ -37,7 +37,7 @@ async def test_a_prompt_that_does_not_fit_loses_its_farthest_demonstrations(
 ) -> None:
     config = load_config(project.config)
 
-    def narrow(name: str, table: ProviderTable, *rest: object) -> Provider:
+    def narrow(name: str, table: ProviderTable, *rest: object, **more: object) -> Provider:
         provider = connect(name, table, {}, str(project.folder))
         assert provider.chat is not None
         chat = Narrow(provider.chat)

@@ -31,12 +31,8 @@ TEXT = task_of("free_text")
 def test_the_labels_stand_in_the_prompt() -> None:
     shot = Example(id="s", question="Is water wet?", answer="yes")
     system, user = DECISION.prompt(ITEM, [shot]).messages
-    assert system.content == (
-        "You assign labels. Solved examples:\n\nExample 1\nQuestion: Is water wet?\nAnswer: yes"
-    )
-    assert user.content == (
-        "I.\n\nQuestion: Is it so?\n\nLabels: yes, no, maybe\n\nReply with one line: Answer: LABEL"
-    )
+    assert system.content == ("You assign labels. Solved examples:\n\nExample 1\nQuestion: Is water wet?\nAnswer: yes")
+    assert user.content == ("I.\n\nQuestion: Is it so?\n\nLabels: yes, no, maybe\n\nReply with one line: Answer: LABEL")
 
 
 @pytest.mark.parametrize(

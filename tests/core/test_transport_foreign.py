@@ -64,9 +64,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: s
         read_foreign(tmp_path / name)
 
 
-def test_the_shipped_cassette_is_what_the_import_makes_of_all_32_session_records(
-    tmp_path: Path, shared: Path
-) -> None:
+def test_the_shipped_cassette_is_what_the_import_makes_of_all_32_session_records(tmp_path: Path, shared: Path) -> None:
     sources = sorted((shared / "wire").glob("openai-dotnet__*.json"))
     assert len(sources) == 32
     import_recordings(sources, tmp_path / "c", Scrubber(), slot_per_source=True)
@@ -92,9 +90,7 @@ def test_session_records_keep_every_answer_and_every_request(shared: Path) -> No
 
 def test_an_upload_with_base64_lines_is_read_as_its_parts() -> None:
     exchange = next(
-        one
-        for one in load(WIRE).exchanges.values()
-        if "CreateGetAndCancelBatch" in one.slot and one.request.body.parts
+        one for one in load(WIRE).exchanges.values() if "CreateGetAndCancelBatch" in one.slot and one.request.body.parts
     )
     file, purpose = exchange.request.body.parts
     assert (file.name, file.filename, file.bytes) == ("file", "test-batch-file", 233)

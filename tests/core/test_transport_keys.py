@@ -55,9 +55,7 @@ def test_the_path_counts_from_behind_the_version_segment() -> None:
 
 
 def test_the_query_is_sorted_and_keys_in_it_are_left_out() -> None:
-    _, request = canonical_request(
-        "GET", "https://x/v1/files?limit=2&key=abc&after=f&limit=1", None, {}, Scrubber()
-    )
+    _, request = canonical_request("GET", "https://x/v1/files?limit=2&key=abc&after=f&limit=1", None, {}, Scrubber())
     assert request.query == (("after", "f"), ("limit", "1"), ("limit", "2"))
 
 
@@ -87,9 +85,7 @@ json_values = st.recursive(
 
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(), json_values, max_size=5), st.integers())
-def test_key_order_and_white_space_do_not_matter_and_every_value_does(
-    value: dict[str, object], seed: int
-) -> None:
+def test_key_order_and_white_space_do_not_matter_and_every_value_does(value: dict[str, object], seed: int) -> None:
     items = list(value.items())
     random.Random(seed).shuffle(items)
     key = key_of(json.dumps(value).encode(), JSON)

@@ -114,9 +114,7 @@ class TestCommands:
     def program(self, *texts: str) -> list[str]:
         return [sys.executable, "-c", PROGRAM, *texts]
 
-    def test_record_then_replay_gives_the_program_the_same_answers(
-        self, tmp_path: Path, printed: Path
-    ) -> None:
+    def test_record_then_replay_gives_the_program_the_same_answers(self, tmp_path: Path, printed: Path) -> None:
         recorded = self.with_server("record", tmp_path / "c", "--seed", "3", texts=("a", "b", "a"))
         assert recorded.exit_code == 0, recorded.output
         assert load(tmp_path / "c").manifest.seed == 3

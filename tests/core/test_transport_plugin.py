@@ -90,9 +90,7 @@ async def test_an_outside_project_records_once_and_then_passes_without_the_serve
     assert (exit_code, "1 of 2 exchanges of the cassette" in output) == (1, True), output
 
 
-async def test_a_failing_test_leaves_the_old_recording_alone(
-    project: Path, child_env: dict[str, str]
-) -> None:
+async def test_a_failing_test_leaves_the_old_recording_alone(project: Path, child_env: dict[str, str]) -> None:
     async with small_server() as server:
         environ = {**child_env, "SERVER": server.base_url, "FAIL": "yes"}
         exit_code, output = await outside(project, environ, "--cassette-mode=record", "-k", "marked")

@@ -257,6 +257,28 @@ def test_a_provider_that_cannot_train_gets_demonstrations_and_a_gate(labels: Pro
     assert any(d["of"] == "semievol" and d["against"] == "sft" for d in told["differences"])
 
 
+def test_a_second_round_learns_what_the_first_kept_and_calibrates_on_other_labels(labels: Project) -> None:
+    labels.change(
+        ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.5')
+    )
+    add(labels, '[select]\nalpha = 0.1\nrule = "top-n"\nn = 100')
+    result = run(labels.config)
+    first, second = result.folder, result.folder / "round-2"
+    kept = set(pq.read_table(first / "select/kept.parquet")["example_id"].to_pylist())
+    assert len(kept) == 100
+    assert kept <= ids(second, "warm")
+    assert not kept & set(pq.read_table(second / "select/scores.parquet")["example_id"].to_pylist())
+    people = {f"q{i}" for i in range(140)}
+    assert ids(second, "calibration") <= people, "only labels that people gave calibrate"
+    assert ids(second, "calibration") != ids(first, "calibration")
+    assert len(trained_on(second, "sft").splitlines()) == 140, "the baseline learns people's labels alone"
+    assert len(trained_on(second, "evolve").splitlines()) == 140 + 100 + 100
+    assert "round-2/verdict" in result.computed
+    again = run(labels.config)
+    assert again.computed == ()
+    assert again.verdict.document == result.verdict.document
+
+
 def test_the_official_mode_keeps_the_unanimous_and_says_what_it_is(labels: Project) -> None:
     labels.change(('folder = "out"', 'folder = "out"\nmode = "official-2025"'))
     result = run(labels.config)

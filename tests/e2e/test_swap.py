@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from semievol_api.run import run
 
 from semievol_api.demo.embedded_server import serving
+from semievol_api.session import run
 from tests.e2e.conftest import TASK, tree, write_rows
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "semievol_api" / "demo" / "model"

@@ -15,14 +15,19 @@ import asyncio
 import base64
 import itertools
 import json
+import warnings
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.conformance import ConformanceError, validate_request
+
+VENDORS_OWN = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs")
 END = {"token": "<|eot_id|>", "logprob": -0.01, "bytes": None, "top_logprobs": []}
 
 
@@ -41,6 +46,7 @@ class Cut:
     """The request is carried out, and its answer lost."""
 
     on: str = ""
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class LoopbackServer:
             {"id": "tiny", "object": "model", "created": 1, "owned_by": "me", "shutdown_date": "2027-01-14"}
         ]
         self.stall_s = 0.0
+        self.violations: list[str] = []
+        """Requests that the published specification does not allow; leaving the block fails on the first."""
         self.clients = AsyncExitStack()
         self._keep_metadata = keep_metadata
         self._headers = headers or {}
@@ -84,6 +92,8 @@ class LoopbackServer:
                 web.post("/v1/embeddings", self._embed),
                 web.get("/v1/models", self._list_models),
                 web.get("/v1/models/{id}", self._model),
+                web.delete("/v1/models/{id}", self._delete),
+                web.delete("/v1/files/{id}", self._delete),
                 web.post("/v1/files", self._upload),
                 web.get("/v1/files", self._list_files),
                 web.get("/v1/files/{id}/content", self._download),
@@ -104,9 +114,11 @@ class LoopbackServer:
         await self._server.start_server()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.clients.aclose()
         await self._server.close()
+        if kind is None:
+            assert not self.violations, self.violations[0]
 
     @property
     def base_url(self) -> str:
@@ -117,11 +129,18 @@ class LoopbackServer:
         """The requests to one path."""
         return [seen for seen in self.requests if seen.path == f"/v1{path}" and seen.method == method]
 
+    def asked_with(self, method: str) -> list[Seen]:
+        """The requests with one method."""
+        return [seen for seen in self.requests if seen.method == method]
+
+    @staticmethod
+    def _meets(fault: Fault | Cut, request: web.Request) -> bool:
+        wanted = fault.method if isinstance(fault, Cut) else ""
+        return fault.on in request.path and wanted in ("", request.method)
+
     @web.middleware
     async def _watch(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        body = (
-            await request.json() if request.content_type == "application/json" and request.can_read_body else None
-        )
+        body = await request.json() if request.content_type == "application/json" and request.can_read_body else None
         self.requests.append(
             Seen(
                 request.method,
@@ -131,8 +150,9 @@ class LoopbackServer:
                 {k.lower(): v for k, v in request.headers.items()},
             )
         )
+        await self._check(request)
         await asyncio.sleep(self.stall_s)
-        if self.faults and self.faults[0].on in request.path:
+        if self.faults and self._meets(self.faults[0], request):
             fault = self.faults.pop(0)
             if isinstance(fault, Fault):
                 return web.Response(status=fault.status, body=fault.body, headers=fault.headers)
@@ -143,6 +163,17 @@ class LoopbackServer:
         answer: web.StreamResponse = await handler(request)
         answer.headers.update(self._headers)
         return answer
+
+    async def _check(self, request: web.Request) -> None:
+        """Hold the request to the published specification, but for what vendors are known to add."""
+        body: Any = await request.read() if request.content_type == "application/json" else None
+        if request.content_type.startswith("multipart/"):
+            form = await request.post()
+            body = {name: value if isinstance(value, str) else value.filename for name, value in form.items()}
+        try:
+            validate_request(request.method, unquote(request.path_qs), body, extensions=VENDORS_OWN)
+        except ConformanceError as error:
+            self.violations.append(str(error))
 
     # ------------------------------------------------------------------------------------- inference
     async def _chat(self, request: web.Request) -> web.Response:
@@ -159,9 +190,7 @@ class LoopbackServer:
         choice: dict[str, Any] = {
             "message": {"role": "assistant", "content": text, "refusal": None},
             "finish_reason": finish,
-            "logprobs": {"content": entries + ([END] if finish == "stop" else [])}
-            if body.get("logprobs")
-            else None,
+            "logprobs": {"content": entries + ([END] if finish == "stop" else [])} if body.get("logprobs") else None,
         }
         n = body.get("n", 1)
         return {
@@ -180,9 +209,7 @@ class LoopbackServer:
 
     @staticmethod
     def _entry(token: str, logprob: float, top: int) -> dict[str, Any]:
-        others = (
-            [(token, logprob), (" A", -1.5), ("B", -3.0), (" C", -9999.0)] if token == " B" else [(token, logprob)]
-        )
+        others = [(token, logprob), (" A", -1.5), ("B", -3.0), (" C", -9999.0)] if token == " B" else [(token, logprob)]
         return {
             "token": token,
             "logprob": logprob,
@@ -214,9 +241,15 @@ class LoopbackServer:
             return _not_found("The model does not exist", "model_not_found")
         return web.json_response(found[0])
 
+    async def _delete(self, request: web.Request) -> web.Response:
+        self.files.pop(request.match_info["id"], None)
+        return web.json_response({"id": request.match_info["id"], "deleted": True})
+
     # ----------------------------------------------------------------------------------------- files
     async def _upload(self, request: web.Request) -> web.Response:
-        form = await request.post()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # aiohttp's own, where a chunk ends inside a boundary
+            form = await request.post()
         file = form["file"]
         assert isinstance(file, web.FileField)
         return web.json_response(self._keep_file(file.file.read(), file.filename, str(form["purpose"])))
@@ -269,9 +302,7 @@ class LoopbackServer:
 
     async def _list_jobs(self, request: web.Request) -> web.Response:
         wanted = {name[9:-1]: value for name, value in request.query.items() if name.startswith("metadata[")}
-        jobs = [
-            job for job in self.jobs.values() if not wanted or wanted.items() <= (job["metadata"] or {}).items()
-        ]
+        jobs = [job for job in self.jobs.values() if not wanted or wanted.items() <= (job["metadata"] or {}).items()]
         return _page(jobs[::-1], request)
 
     async def _job(self, request: web.Request) -> web.Response:

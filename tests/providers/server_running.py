@@ -80,6 +80,8 @@ class RunningServer:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def log(self) -> str:
         """What the server wrote."""

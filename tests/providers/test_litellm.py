@@ -72,6 +72,12 @@ async def test_a_setting_that_the_vendor_does_not_know_is_refused_with_the_way_o
     assert "seed" in str(caught.value)
 
 
+async def test_a_prefix_reaches_models_that_another_provider_named() -> None:
+    async with LoopbackServer() as server:
+        await _ask(_at(server, prefix="openai/"), model="ft:tiny:mine:semievol:x")
+        assert server.asked("/chat/completions")[0].body["model"] == "ft:tiny:mine:semievol:x"
+
+
 def test_fine_tuning_is_refused_with_the_reason() -> None:
     provider = _connect({"api_key_env": ""})
     with pytest.raises(MissingAbilityError, match="drops a job's method, metadata"):

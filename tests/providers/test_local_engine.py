@@ -90,9 +90,7 @@ def test_greedy_answers_equal_those_of_transformers_generate(tiny: Engine, tiny_
     for text in _texts(6):
         request = _ask(tiny, text, temperature=0.0, max_tokens=10)
         prompt = torch.tensor([request.prompt_ids])
-        reference = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=10
-        )
+        reference = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=10)
         tail = [t for t in reference[0, prompt.shape[1] :].tolist() if t != tiny.tokens.tokenizer.eos_token_id]
         assert list(tiny.generate(request).result().samples[0].token_ids) == tail
 

@@ -282,3 +282,39 @@ async def test_an_adapter_folder_can_be_asked_by_path_and_one_of_another_base_is
     save_file(wide, other / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"does not belong to the model.*takes 48 inputs.*32 inputs there"):
         await provider.option_reader.read(OptionRequest(model=str(other), prompt=PROMPT, labels=("A",)))
+
+
+# ------------------------------------------------------------------------------------------------- export
+async def test_an_exported_model_answers_as_base_and_adapter_do(
+    open_provider: Open, tiny_model: Path, tmp_path: Path
+) -> None:
+    from semievol_providers.local.export import merge
+
+    provider = open_provider()
+    assert provider.option_reader is not None
+    name = await _model(provider, _training("key-five"))
+    (adapter,) = (tmp_path / "semievol-local" / "jobs").glob("*/adapter")
+    assert "base_model:" in (adapter / "README.md").read_text(encoding="utf-8")
+    merged = merge(adapter, tmp_path / "merged")
+    with pytest.raises(UserError, match="exists already"):
+        merge(adapter, tmp_path / "merged")
+    alone = open_provider(model=str(merged), name="merged", state="other")
+    assert alone.option_reader is not None
+    labels = ("A", "B")
+    tuned = await provider.option_reader.read(OptionRequest(model=name, prompt=PROMPT, labels=labels))
+    whole = await alone.option_reader.read(OptionRequest(model="merged", prompt=PROMPT, labels=labels))
+    assert whole.logprobs == pytest.approx(tuned.logprobs, abs=1e-4)
+
+
+async def test_a_full_disk_is_told_before_an_export_starts(
+    open_provider: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from semievol_providers.local.export import merge
+
+    await _model(open_provider(), _training("key-six"))
+    (adapter,) = (tmp_path / "semievol-local" / "jobs").glob("*/adapter")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=10))
+    with pytest.raises(UserError, match=r"0\.0 GB free"):
+        merge(adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged.partial").exists()

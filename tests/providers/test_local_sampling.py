@@ -42,9 +42,7 @@ def test_penalties_count_generated_tokens() -> None:
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
     logits = torch.randn(8, 50)
-    rows = [
-        RowSampling(t, p) for t, p in ((0, 1), (1, 1), (0.7, 0.9), (1.3, 0.5), (0, 0.5), (2, 1), (1, 0.1), (1, 1))
-    ]
+    rows = [RowSampling(t, p) for t, p in ((0, 1), (1, 1), (0.7, 0.9), (1.3, 0.5), (0, 0.5), (2, 1), (1, 0.1), (1, 1))]
     draws = torch.rand(8, dtype=torch.float64)
     together = choose(logits, rows, draws, None).tolist()
     alone = [choose(logits[i : i + 1], rows[i : i + 1], draws[i : i + 1], None).item() for i in range(8)]

@@ -97,9 +97,7 @@ def test_a_turn_of_weight_zero_is_not_learnt(tiny_model: Path) -> None:
         Turn("user", "b", False),
         Turn("assistant", "yes", True),
     )
-    example = encode_example(
-        ChatExample(1, turns), ChatTokens(tokenizer), end_of_turn_ids(str(tiny_model), tokenizer)
-    )
+    example = encode_example(ChatExample(1, turns), ChatTokens(tokenizer), end_of_turn_ids(str(tiny_model), tokenizer))
     learnt = [i for i, flag in zip(example.ids, example.learnt, strict=True) if flag]
     assert tokenizer.decode(learnt) == "yes<|eot|>"
 

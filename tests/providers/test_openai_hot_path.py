@@ -46,9 +46,7 @@ async def _nothing() -> None:
     return None
 
 
-def _replaying(
-    answer: Any, answer_headers: dict[str, str] | None = None, dialect: Dialect | None = None
-) -> Provider:
+def _replaying(answer: Any, answer_headers: dict[str, str] | None = None, dialect: Dialect | None = None) -> Provider:
     """A provider whose every request is answered so."""
 
     async def send(
@@ -115,9 +113,7 @@ async def test_embedding_bodies_equal_the_sdks() -> None:
         sdks = await client.embeddings.create(model="tiny", input=["a", "bcd"])
         await provider.aclose()
     assert server.requests[0].body == server.requests[1].body
-    np.testing.assert_array_equal(
-        reply.vectors, [row.embedding for row in sorted(sdks.data, key=lambda r: r.index)]
-    )
+    np.testing.assert_array_equal(reply.vectors, [row.embedding for row in sorted(sdks.data, key=lambda r: r.index)])
 
 
 async def test_embeddings_as_numbers_read_the_same_as_base64() -> None:

@@ -84,9 +84,7 @@ def test_the_key_stands_in_no_repr_and_no_identity() -> None:
     assert "sk-planted" not in repr(connection)
     assert connection.identity == "https://x.test/v1"
     provider = connect(
-        ProviderSettings(
-            name="p", options={"base_url": "https://x.test/v1"}, environ={"OPENAI_API_KEY": "sk-planted"}
-        )
+        ProviderSettings(name="p", options={"base_url": "https://x.test/v1"}, environ={"OPENAI_API_KEY": "sk-planted"})
     )
     assert "sk-planted" not in repr(provider)
 

@@ -14,7 +14,8 @@ from server_running import RunningServer
 
 pytest_plugins = ("server_fixtures",)
 Conforms = Callable[[object, str], None]
-CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
+CHAT: Any = "/v1/chat/completions"
+EMBED: Any = "/v1/embeddings"
 
 
 def _chat_line(number: int, **body: Any) -> dict[str, Any]:
@@ -31,12 +32,12 @@ def _start(client: openai.OpenAI, lines: list[Any], endpoint: Any = CHAT, **sett
 
 def _wait(client: openai.OpenAI, batch_id: str, *statuses: str) -> Any:
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
+    while True:
         batch = client.batches.retrieve(batch_id)
         if batch.status in (statuses or ("completed", "failed", "expired", "cancelled")):
             return batch
+        assert time.monotonic() < deadline, f"the batch stayed {batch.status}"
         time.sleep(0.05)
-    raise AssertionError(f"the batch stayed {batch.status}")
 
 
 def _lines(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
@@ -134,7 +135,9 @@ def test_a_cancelled_batch_keeps_what_it_answered(client: openai.OpenAI) -> None
 
 
 def test_an_expired_batch_keeps_what_it_answered(tiny_model: Path, tmp_path: Path) -> None:
-    with RunningServer(tiny_model, tmp_path, ("--batch-window-s", "2")) as server:
+    limits = tmp_path / "limits.toml"
+    limits.write_text("batch_window_s = 2")
+    with RunningServer(tiny_model, tmp_path, ("--limits", str(limits))) as server:
         client = server.client()
         client.embeddings.create(model="tiny", input="wake up")
         ended = _wait(client, _start(client, [_chat_line(i, max_tokens=300, n=16) for i in range(400)]).id)

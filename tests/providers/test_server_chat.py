@@ -143,7 +143,8 @@ def test_models_are_listed_found_by_alias_and_unknown_ones_refused(client: opena
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 100000}, "messages"),
+        ({"max_tokens": 2000}, "messages"),
+        ({"max_tokens": 100000}, "max_tokens"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
@@ -160,6 +161,14 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     conforms(body, "ErrorResponse")
     assert body["error"]["param"] == param
     assert body["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("tokens", [[10**30], [-1], [2**31], [5000], [[1], [10**30]], []])
+@pytest.mark.parametrize("path", ["/completions", "/embeddings"])
+def test_tokens_that_the_model_has_not_are_refused(client: openai.OpenAI, path: str, tokens: Any) -> None:
+    body = {"model": "tiny", "prompt" if path == "/completions" else "input": tokens}
+    with pytest.raises(openai.BadRequestError):
+        client.post(path, body=body, cast_to=object)
 
 
 def test_a_broken_body_and_an_unknown_path_are_refused_in_the_apis_shape(

@@ -143,6 +143,20 @@ def test_a_stop_while_the_engine_loads_is_quick_and_refuses_who_waits(
             asked.result()
 
 
+def test_an_engine_that_still_loads_ends_with_a_killed_server(tiny_model: Path, tmp_path: Path) -> None:
+    with RunningServer(tiny_model, tmp_path) as server, ThreadPoolExecutor() as pool:
+        asked = pool.submit(_answer, server.client(), "tiny")
+        while (pid := _health(server)["engine_pid"]) is None:
+            time.sleep(0.01)
+        time.sleep(0.6)
+        server.kill()
+        since = time.monotonic()
+        _wait_gone(pid)
+        assert time.monotonic() - since < 2.5  # loading takes longer
+        with pytest.raises(openai.APIConnectionError):
+            asked.result()
+
+
 def test_keys_are_asked_for_and_owners_see_their_own_only(tiny_model: Path, tmp_path: Path) -> None:
     with RunningServer(tiny_model, tmp_path, ("--api-key-env", "KEYS"), {"KEYS": "alpha,beta"}) as server:
         alpha, beta, wrong = (server.client(api_key=key) for key in ("alpha", "beta", "gamma"))

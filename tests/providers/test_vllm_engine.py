@@ -15,13 +15,13 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from semievol_api.run import run_async
 from vllm_fixtures import DEMO_MODEL
 
 from semievol_api.capabilities import ChatRequest, FineTuneRequest, Hyperparameters, OptionRequest
 from semievol_api.config import load_config
 from semievol_api.errors import RefusedError
 from semievol_api.records import Message, Prompt
+from semievol_api.session import run_async
 from tests.contract.subjects import Subject
 
 pytest_plugins = ("vllm_fixtures",)

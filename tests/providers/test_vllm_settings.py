@@ -51,6 +51,8 @@ def test_the_engine_is_built_for_a_rank_that_holds_ours(rank: int, served: int) 
 def test_what_vllm_cannot_serve_is_not_trained() -> None:
     with pytest.raises(ConfigError, match="trained embeddings"):
         lora_rank(TrainDefaults(train_embeddings=True), "gpu")
+    with pytest.raises(ConfigError, match="DoRA"):
+        lora_rank(TrainDefaults(use_dora=True), "gpu")
     with pytest.raises(ConfigError, match="ranks up to 512, not 1024"):
         lora_rank(TrainDefaults(rank=1024), "gpu")
 

@@ -89,7 +89,7 @@ class LiteLLMEmbedder:
     async def embed(self, request: EmbedRequest) -> EmbedReply:
         """Embed one batch; row i belongs to text i."""
         access = self._access
-        arguments = _access_arguments(access, {"model": request.model, "input": list(request.texts)})
+        arguments = _access_arguments(access, {"model": access.prefix + request.model, "input": list(request.texts)})
         if access.api_base is not None:
             arguments["encoding_format"] = "float"
         if access.embedding_dimensions is not None:
@@ -104,7 +104,7 @@ class LiteLLMEmbedder:
 def chat_arguments(request: ChatRequest, access: Access) -> dict[str, Any]:
     """The arguments of `acompletion`; what the vendor does not know is left out, if the config says so."""
     arguments: dict[str, Any] = {
-        "model": request.model,
+        "model": access.prefix + request.model,
         "messages": [{"role": turn.role, "content": turn.content} for turn in request.prompt.messages],
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,

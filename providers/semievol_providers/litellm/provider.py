@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from semievol_api.capabilities import Provider, ProviderSettings
-from semievol_api.errors import MissingExtraError
+from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_providers.litellm.calls import LiteLLM, LiteLLMChat, LiteLLMEmbedder
 from semievol_providers.litellm.prices import LiteLLMPrices
 from semievol_providers.litellm.settings import read_access
@@ -23,6 +23,11 @@ def connect(settings: ProviderSettings) -> Provider:
     """
     if find_spec("litellm") is None:
         raise MissingExtraError("litellm", "litellm", "The provider 'litellm'")
+    if settings.wire is not None:
+        raise ConfigError(
+            f"The provider {settings.name!r} is of kind 'litellm', which cannot send through the cassette of "
+            f"[cassette]. Point its api_base at `semievol cassette record` or `replay`, or use kind 'openai'."
+        )
     access = read_access(settings)
     library = LiteLLM()
     chat = LiteLLMChat(access, library)

@@ -29,6 +29,8 @@ class LiteLLMOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     api_base: str | None = None
+    prefix: str = ""
+    """Stands before every model's name, such as `openai/`: for models that another provider tuned and named."""
     identity: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = None
     """Default: whichever variable litellm reads for the vendor; `""` for a server that needs none."""
@@ -45,6 +47,7 @@ class Access:
 
     provider: str
     api_base: str | None
+    prefix: str
     identity: str
     api_key: str | None = field(repr=False)
     timeout_s: float
@@ -64,6 +67,7 @@ def read_access(settings: ProviderSettings) -> Access:
     return Access(
         provider=settings.name,
         api_base=options.api_base,
+        prefix=options.prefix,
         identity=options.identity or f"litellm:{options.api_base or 'vendor'}",
         api_key=_key(options, settings, where),
         timeout_s=options.timeout_s,

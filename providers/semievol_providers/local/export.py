@@ -72,8 +72,9 @@ def _write(base: str, adapter: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from semievol_providers.local.model_card import merged_card
-    from semievol_providers.local.model_folder import load_tokenizer
+    from semievol_providers.local.model_folder import load_tokenizer, quiet_known_warnings
 
+    quiet_known_warnings()
     config: Any = transformers.AutoConfig.from_pretrained(base, local_files_only=True)
     dtype = config.dtype or torch.float32
     # In float32, since a small change added to a 16-bit weight is rounded away.

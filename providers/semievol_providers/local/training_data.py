@@ -16,6 +16,8 @@ from torch import Tensor
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.training_file import ChatExample, TrainingFileError, read_examples
 
+MAX_PADDING = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
@@ -111,13 +113,20 @@ def step_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]
 
 
 def split_by_tokens(examples: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
-    """The examples in passes of similar length, each at most `tokens_per_pass` padded tokens (or one row)."""
+    """The examples in passes of similar length, each at most `tokens_per_pass` padded tokens (or one row).
+
+    At most a tenth of a pass is padding, which costs as much as real tokens.
+    """
     passes: list[list[TokenExample]] = []
+    real = 0
     for example in sorted(examples, key=lambda e: -len(e.ids)):
-        if passes and len(passes[-1][0].ids) * (len(passes[-1]) + 1) <= tokens_per_pass:
+        padded = len(passes[-1][0].ids) * (len(passes[-1]) + 1) if passes else 0
+        real += len(example.ids)
+        if passes and padded <= tokens_per_pass and real >= (1 - MAX_PADDING) * padded:
             passes[-1].append(example)
         else:
             passes.append([example])
+            real = len(example.ids)
     return passes
 
 

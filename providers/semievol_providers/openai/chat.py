@@ -32,8 +32,9 @@ class OpenAIChat:
             MissingAbilityError: the prompt has a prefill and the server cannot go on from one.
         """
         connection = self._path.connection
+        slot = f"sample/{request.first_sample}" if request.first_sample else ""
         answer = await self._path.post(
-            "/chat/completions", encode(chat_body(request, connection.dialect)), request.model
+            "/chat/completions", encode(chat_body(request, connection.dialect)), request.model, slot
         )
         try:
             reply = self._decoder.reply(answer.body, pace_of(answer.headers), alternatives=request.top_logprobs > 0)

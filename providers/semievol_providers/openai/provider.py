@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from semievol_api.capabilities import Provider, ProviderSettings
+from semievol_api.capabilities import Provider, ProviderSettings, Wire
 from semievol_providers.openai.batches import OpenAIBatchChat
 from semievol_providers.openai.chat import OpenAIChat
 from semievol_providers.openai.embeddings import OpenAIEmbedder
@@ -18,7 +18,7 @@ from semievol_providers.openai.finetuner import OpenAIFineTuner
 from semievol_providers.openai.hot_path import HotPath
 from semievol_providers.openai.option_reader import OpenAIOptionReader
 from semievol_providers.openai.remote import OpenAIRemote
-from semievol_providers.openai.sdk import NewTransport, Sdk
+from semievol_providers.openai.sdk import NewTransport, Sdk, installed_major
 from semievol_providers.openai.settings import Connection, read_connection
 
 if TYPE_CHECKING:
@@ -44,12 +44,30 @@ def connect(settings: ProviderSettings) -> Provider:
         ConfigError: an unknown or wrong key, an unusable address, a missing key variable or key file.
     """
     connection = read_connection(settings)
+    if settings.wire is not None:
+        return provider_over(connection, _wires_over(settings.wire))
     from semievol_api.transport.http import AiohttpSend
 
     behind_proxy = any(settings.environ.get(variable) for variable in _PROXY_VARIABLES)
     nearby = urlsplit(connection.base_url).hostname in _THIS_MACHINE
     send = AiohttpSend(trust_env=behind_proxy and not nearby)
     return provider_over(connection, Wires(send=send, close_send=send.aclose))
+
+
+def _wires_over(wire: Wire) -> Wires:
+    """Both ways out through one wire, which whoever opened it closes."""
+
+    from semievol_api.transport.sdk import sdk_transport
+
+    send = cast("HttpSend", wire)
+
+    async def nothing_to_close() -> None:
+        return None
+
+    def transport() -> Any:
+        return sdk_transport("httpx2" if installed_major() >= 3 else "httpx", send)
+
+    return Wires(send=send, close_send=nothing_to_close, sdk_transport=transport)
 
 
 def provider_over(connection: Connection, wires: Wires) -> Provider:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from semievol_api.capabilities import ModelName, RemoteModel
+from semievol_api.capabilities import ModelName
+from semievol_api.remote import RemoteModel
 from semievol_providers.openai.files import Files, content_name
 from semievol_providers.openai.models import OpenAIModels
 from semievol_providers.openai.sdk import Sdk

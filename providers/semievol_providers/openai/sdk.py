@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
@@ -28,6 +29,11 @@ NewTransport: TypeAlias = Callable[[], Any]
 _PAGE = 100
 _NO_KEY = "none"
 """The SDK insists on a key; servers without keys don't read it."""
+
+
+def installed_major() -> int:
+    """The SDK's major version: 3 goes over httpx2, 2 over httpx."""
+    return int(version("openai").partition(".")[0])
 
 
 class RawAnswer(Protocol):

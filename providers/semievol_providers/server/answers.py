@@ -87,11 +87,9 @@ class Answers:
         """The whole chat completion."""
         tell = await self.engine.ask(ask)
         assert isinstance(tell, ChoicesTell)
-        return {
-            **head("chatcmpl-", "chat.completion", body.model),
-            "choices": [chat_choice(choice) for choice in tell.choices],
-            "usage": usage(tell.prompt_tokens, tell.choices),
-        }
+        choices: list[JsonValue] = [chat_choice(choice) for choice in tell.choices]
+        said: Record = {"choices": choices, "usage": usage(tell.prompt_tokens, tell.choices)}
+        return head("chatcmpl-", "chat.completion", body.model) | said
 
     # ----------------------------------------------------------------------------------------------- text
     def text_asks(self, body: TextBody, owner: str) -> list[TextAsk]:

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, key check, size limits, error shapes, start and stop of all parts.
+"""The ASGI application: routes, error shapes, start and stop of all parts.
 
 Knows nothing of what single routes do, nor of the command line.
 """
@@ -15,32 +15,61 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
 
-from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes
+from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes, pages
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.batch_runner import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
+from semievol_providers.server.gate import Gate
 from semievol_providers.server.job_runner import JobRunner
+from semievol_providers.server.meter import Meter
 from semievol_providers.server.models import ModelTable, model_object
-from semievol_providers.server.services import KeyRing, Services, owner_of, services
+from semievol_providers.server.rate_limits import RateLimits
+from semievol_providers.server.services import Services, owner_of, services
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import State
+from semievol_providers.server.sweep import sweep
 
 _log = logging.getLogger(__name__)
 
 
-def build_app(settings: ServerSettings) -> Gate:
+class Application(Gate):
     """The whole server as one ASGI application; its parts start with its lifespan."""
+
+    def __init__(self, app: Starlette, settings: ServerSettings, rates: RateLimits, meter: Meter) -> None:
+        super().__init__(app, settings, rates, meter)
+        self._starlette = app
+
+    def stop_soon(self) -> None:
+        """A stop was asked for: nobody shall wait for what will not come."""
+        parts = self._starlette.state.services
+        assert isinstance(parts, Services)
+        parts.engine.refuse_waiting()
+
+
+def build_app(settings: ServerSettings) -> Application:
+    """The server for these settings."""
+    rates, meter = RateLimits(settings.limits), Meter()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         state = State(settings.state)
+        sweep(state)
         models = ModelTable(settings, state)
         engine, jobs = EngineClient(settings), JobRunner(settings, state, models)
         answers = Answers(engine, models, settings.limits)
-        parts = Services(settings, state, models, engine, jobs, answers, BatchRunner(state, answers))
+        parts = Services(
+            settings=settings,
+            state=state,
+            models=models,
+            engine=engine,
+            jobs=jobs,
+            answers=answers,
+            batches=BatchRunner(state, answers),
+            rates=rates,
+            meter=meter,
+        )
         app.state.services = parts
         app.state.background = set()
         await parts.jobs.start()
@@ -58,13 +87,15 @@ def build_app(settings: ServerSettings) -> Gate:
         lifespan=lifespan,
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
     )
-    return Gate(app, KeyRing(settings.api_keys), settings)
+    return Application(app, settings, rates, meter)
 
 
 def _routes() -> list[Route]:
     jobs = "/v1/fine_tuning/jobs"
     return [
-        Route("/healthz", _health),
+        Route("/", pages.page),
+        Route("/healthz", pages.health),
+        Route("/metrics", pages.metrics),
         Route("/v1/models", _list_models),
         Route("/v1/models/{model:path}", _retrieve_model, methods=["GET"]),
         Route("/v1/models/{model:path}", _delete_model, methods=["DELETE"]),
@@ -90,21 +121,6 @@ def _routes() -> list[Route]:
         Route(jobs + "/{job_id}/events", job_routes.list_events, methods=["GET"]),
         Route(jobs + "/{job_id}/checkpoints", job_routes.list_checkpoints, methods=["GET"]),
     ]
-
-
-async def _health(request: Request) -> Response:
-    parts = services(request)
-    running = parts.jobs.running
-    return json_response(
-        {
-            "status": "ok",
-            "engine_ready": parts.engine.ready.is_set(),
-            "engine_pid": parts.engine.pid,
-            "engine_restarts": parts.engine.restarts,
-            "requests_in_flight": parts.engine.in_flight,
-            "training": {"job": running[0], "pid": running[1]} if running else None,
-        }
-    )
 
 
 async def _list_models(request: Request) -> Response:
@@ -137,55 +153,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _bug(_request: Request, error: Exception) -> Response:
     return ApiError(f"The server had an error: {type(error).__name__}.", status=500, code="internal").response()
-
-
-class Gate:
-    """What every request passes first: the key check and the limit on its body's size."""
-
-    def __init__(self, app: Starlette, keys: KeyRing, settings: ServerSettings) -> None:
-        self._app = app
-        self._keys = keys
-        self._limits = settings.limits
-
-    def stop_soon(self) -> None:
-        """A stop was asked for: nobody shall wait for what will not come."""
-        parts = self._app.state.services
-        assert isinstance(parts, Services)
-        parts.engine.refuse_waiting()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        uploads = scope["path"] == "/v1/files"
-        limit = self._limits.upload_bytes + 2**16 if uploads else self._limits.body_bytes
-        try:
-            open_path = scope["path"] == "/healthz"
-            owner = "" if open_path else self._keys.owner(request.headers.get("authorization"))
-            if int(request.headers.get("content-length", "0")) > limit:
-                raise _too_large(limit)
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-            return
-        scope.setdefault("state", {})["owner"] = owner
-        await self._app(scope, _counted(receive, limit), send)
-
-
-def _counted(receive: Receive, limit: int) -> Receive:
-    """The same body, refused as soon as it grows past the limit."""
-    seen = 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise _too_large(limit)
-        return message
-
-    return counted
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(f"The body is larger than {limit:,} bytes.", status=413, code="body_too_large")

@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -60,8 +61,8 @@ class BatchWork:
     @property
     def record(self) -> Record:
         """The batch object as it is now."""
-        total = _total(self._record)
-        counts: Record = {"total": total, **self._counts}
+        total: JsonValue = _total(self._record)
+        counts: dict[str, JsonValue] = {"total": total, **self._counts}
         return {**self._record, "request_counts": counts}
 
     def cancel(self) -> None:
@@ -84,7 +85,7 @@ class BatchWork:
         await self._finish(end)
 
     def _save(self, **changes: JsonValue) -> None:
-        self._record = self.record | changes
+        self._record = {**self.record, **changes}
         self._parts.state.save_batch(self._record)
 
     # ----------------------------------------------------------------------------------------- validation
@@ -237,7 +238,7 @@ class BatchWork:
         }
 
 
-def _total(record: Record) -> int:
+def _total(record: Mapping[str, JsonValue]) -> int:
     counts = record["request_counts"]
     assert isinstance(counts, dict)
     return int(str(counts["total"]))

@@ -23,9 +23,9 @@ from semievol_providers.server.chat_wire import (
     text_choice,
     usage,
 )
-from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
 from semievol_providers.server.services import owner_of, services
+from semievol_providers.server.state import Record
 
 
 async def create_chat(request: Request) -> Response:
@@ -34,10 +34,10 @@ async def create_chat(request: Request) -> Response:
     body = parse(await request.body(), ChatBody).checked()
     ask = answers.chat_ask(body, owner)
     if not body.stream:
-        return json_response(await answers.chat(body, ask))
+        return _charged(request, await answers.chat(body, ask))
     include = body.stream_options is not None and body.stream_options.include_usage
     stream = _ChatStream(head("chatcmpl-", "chat.completion.chunk", body.model), ask.sampling.n, include)
-    return await _streamed(stream, answers.engine, ask)
+    return await _streamed(stream, request, ask)
 
 
 async def list_chats(_request: Request) -> Response:
@@ -51,18 +51,23 @@ async def create_completion(request: Request) -> Response:
     body = parse(await request.body(), TextBody)
     asks = answers.text_asks(body, owner)
     if not body.stream:
-        return json_response(await answers.text(body, asks))
+        return _charged(request, await answers.text(body, asks))
     if len(asks) != 1:
         raise ApiError("Streaming takes one prompt at a time.", param="prompt")
     include = body.stream_options is not None and body.stream_options.include_usage
     stream = _TextStream(head("cmpl-", "text_completion", body.model), include)
-    return await _streamed(stream, answers.engine, asks[0])
+    return await _streamed(stream, request, asks[0])
 
 
 async def create_embedding(request: Request) -> Response:
     """POST /embeddings"""
     body = parse(await request.body(), EmbeddingBody)
-    return json_response(await services(request).answers.embedding(body, owner_of(request)))
+    return _charged(request, await services(request).answers.embedding(body, owner_of(request)))
+
+
+def _charged(request: Request, answer: Record) -> Response:
+    services(request).charge(owner_of(request), answer["usage"])
+    return json_response(answer)
 
 
 # ---------------------------------------------------------------------------------------------- streaming
@@ -116,9 +121,10 @@ class _TextStream(_ChatStream):
         return [{**self._head, "choices": [part], **self._usage}]
 
 
-async def _streamed(stream: _ChatStream, engine: EngineClient, ask: ChatAsk | TextAsk) -> Response:
+async def _streamed(stream: _ChatStream, request: Request, ask: ChatAsk | TextAsk) -> Response:
     """Server-sent events; waits for the first piece, so that a refusal still gets its own status."""
-    tells = engine.stream(ask)
+    served, owner = services(request), owner_of(request)
+    tells = served.engine.stream(ask)
     first = await anext(tells)
 
     async def events() -> AsyncIterator[bytes]:
@@ -130,6 +136,7 @@ async def _streamed(stream: _ChatStream, engine: EngineClient, ask: ChatAsk | Te
                 for chunk in stream.pieces(tell):
                     yield _event(chunk)
                 tell = await anext(tells)
+            served.charge(owner, usage(tell.prompt_tokens, tell.choices))
             for chunk in stream.closing(tell):
                 yield _event(chunk)
             yield b"data: [DONE]\n\n"

@@ -25,7 +25,10 @@ _Top: TypeAlias = Annotated[int, Meta(ge=0, le=20)]
 _Tokens: TypeAlias = Annotated[int, Meta(ge=1)]
 _Samples: TypeAlias = Annotated[int, Meta(ge=1, le=128)]
 _Seed: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Token: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_Texts: TypeAlias = str | list[str | _Token | list[_Token]]
 _MAX_STOPS = 4
+_WHY = {"response_format": "takes {'type': 'text'} only: this server cannot hold an answer to a grammar"}
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
@@ -89,10 +92,16 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > _MAX_STOPS or any(not stop for stop in stops):
             raise ApiError(f"'stop' takes at most {_MAX_STOPS} non-empty strings.", param="stop")
+        for param, asked, most in (
+            ("n", self.n, limits.samples),
+            ("max_tokens", max_tokens, limits.completion_tokens),
+        ):
+            if (asked or 0) > most:
+                raise ApiError(f"This server allows '{param}' up to {most:,}.", param=param, code="limit_exceeded")
         return Sampling(
             seed=self.seed if self.seed is not None else secrets.randbits(63),
             max_tokens=max_tokens,
-            token_limit=limits.completion_tokens,
+            token_limit=limits.default_completion_tokens,
             n=self.n or 1,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -151,7 +160,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         }  # fmt: skip
         for name, value in asked.items():
             if value:
-                raise unsupported(name)
+                raise unsupported(name, _WHY.get(name, "is not supported by this server"))
         if self.top_logprobs and not self.logprobs:
             raise ApiError("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
         if self.continue_final_message and self.messages[-1].role != "assistant":
@@ -171,7 +180,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /completions`."""
 
-    prompt: str | list[str | int | list[int]] | None = None
+    prompt: _Texts | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     best_of: int | None = None
     echo: bool | None = None
@@ -198,7 +207,7 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """`POST /embeddings`."""
 
     model: str
-    input: str | list[str | int | list[int]]
+    input: _Texts
     encoding_format: str = "float"
     dimensions: int | None = None
     user: str | None = None
@@ -219,7 +228,7 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return tuple(found)
 
 
-def texts_or_tokens(given: str | list[str | int | list[int]], param: str) -> list[str | tuple[int, ...]]:
+def texts_or_tokens(given: _Texts, param: str) -> list[str | tuple[int, ...]]:
     """One text, several texts, one token list or several, as a list of texts or token lists.
 
     Raises:

@@ -40,14 +40,15 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
-    batch_window_s: Annotated[int, typer.Option(min=1, help="Seconds after which a batch expires.")] = 86400,
+    limits: Annotated[Path | None, typer.Option(help="TOML file with limits: sizes, rates, times.")] = None,
+    log_requests: Annotated[bool, typer.Option(help="One JSON line per request on standard error.")] = False,
     ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
     stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
 ) -> None:
     """Serve a model with the OpenAI API, fine-tuning included."""
     from semievol_api.errors import ConfigError
     from semievol_providers.local.model_folder import read_facts
-    from semievol_providers.server.settings import Limits, ServerSettings, read_train_defaults
+    from semievol_providers.server.settings import ServerSettings, read_limits, read_train_defaults
 
     facts = read_facts(model_folder)
     keys = _read_keys(api_key_env)
@@ -66,7 +67,8 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         api_keys=keys,
         threads=threads,
         device=device,
-        limits=Limits(batch_window_s=batch_window_s),
+        limits=read_limits(limits),
+        log_requests=log_requests,
         train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
     )
     _run(settings, ready_file, stop_with_stdin)
@@ -102,6 +104,8 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
     import uvicorn
 
     from semievol_providers.server.app import build_app
+    from semievol_providers.server.connection import patient_http
+    from semievol_providers.server.gate import log_as_json
     from semievol_providers.server.state_lock import hold_state
 
     with hold_state(settings.state):
@@ -128,10 +132,13 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
                     app.stop_soon()
                 await super().shutdown(sockets)
 
+        log_as_json(("uvicorn", "uvicorn.error", "semievol_providers"), requests=settings.log_requests)
+        os.environ["TMPDIR"] = str(settings.state / "tmp")  # uploads on their way: not in a memory file system
         app = build_app(settings)
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_config=None,
+            http=patient_http(settings.limits.idle_connection_s),
             access_log=False,
             lifespan="on",
             timeout_graceful_shutdown=2,

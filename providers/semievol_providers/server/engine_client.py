@@ -176,8 +176,9 @@ class EngineClient:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "semievol_providers.server.engine_process",
+            "semievol_providers.server.engine_start",
             json.dumps(options),
+            str(os.getpid()),
             stdin=PIPE,
             stdout=PIPE,
             env={**os.environ, **worker_environment(settings.threads)},

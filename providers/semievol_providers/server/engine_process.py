@@ -87,20 +87,26 @@ class EngineService:
     def _start(self, ask: ChatAsk | TextAsk | EmbedAsk) -> None:
         tokens = self._engine.tokens
         if isinstance(ask, EmbedAsk):
-            inputs = tuple(tokens.encode_for_embedding(i) if isinstance(i, str) else i for i in ask.inputs)
+            inputs = tuple(tokens.encode_for_embedding(i) if isinstance(i, str) else self._known(i) for i in ask.inputs)
             future = self._engine.embed(EmbedRequest(inputs, ask.adapter))
             future.add_done_callback(partial(self._tell_vectors, ask.id))
             return
         if isinstance(ask, ChatAsk):
             prompt = tokens.encode_chat(ask.messages, reply_follows=ask.reply_follows, continue_last=ask.continue_last)
         else:
-            prompt = tokens.encode_text(ask.prompt) if isinstance(ask.prompt, str) else ask.prompt
+            prompt = tokens.encode_text(ask.prompt) if isinstance(ask.prompt, str) else self._known(ask.prompt)
         room = max(1, self._engine.facts.context_tokens - len(prompt))
         request = _request(prompt, ask.sampling, room, ask.adapter)
         sink = partial(self._tell_delta, ask.id) if ask.stream else None
         future_text = self._engine.generate(request, sink)
         self._waiting[ask.id] = future_text
         future_text.add_done_callback(partial(self._tell_choices, ask.id))
+
+    def _known(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        size = self._engine.facts.vocab_size
+        if any(token >= size for token in ids):
+            raise UserError(f"A token id is not in the model's vocabulary of {size:,}.")
+        return ids
 
     def _tell_vectors(self, number: int, future: Future[Embedded]) -> None:
         if not self._tell_failure(number, future):
@@ -187,7 +193,3 @@ def main() -> None:
     while (ask := read_ask(sys.stdin.buffer, decoder)) is not None:
         service.take(ask)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

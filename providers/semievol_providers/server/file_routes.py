@@ -6,6 +6,7 @@ A client's file name is kept as text and never used as a path. Knows nothing of 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ def _keep(source: IO[bytes], target: Path) -> int:
     with partial.open("wb") as out:
         shutil.copyfileobj(source, out, 2**20)
         out.flush()
+        os.fsync(out.fileno())
         size = out.tell()
     partial.replace(target)
     return size
@@ -98,7 +100,10 @@ async def retrieve_file(request: Request) -> Response:
 async def file_content(request: Request) -> Response:
     """GET /files/{file_id}/content"""
     row = _found(request)
-    return FileResponse(services(request).state.file_path(row.id), media_type="application/octet-stream")
+    path = services(request).state.file_path(row.id)
+    if path.is_symlink() or not path.is_file():  # somebody was in the state folder
+        raise ApiError(f"The content of {row.id} is gone.", status=404, param="id", code="file_content_gone")
+    return FileResponse(path, media_type="application/octet-stream", headers={"x-content-type-options": "nosniff"})
 
 
 async def delete_file(request: Request) -> Response:

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter
 from pathlib import Path
 from typing import cast
 
@@ -43,6 +44,7 @@ class JobRunner:
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._running: tuple[str, Process] | None = None
+        self._turns: Counter[str] = Counter()
         self._closing = False
 
     @property
@@ -87,11 +89,23 @@ class JobRunner:
     async def _run_all(self) -> None:
         while not self._closing:
             self._validated.clear()
-            waiting = self._state.jobs_with_status("running") or self._state.jobs_with_status("queued")
-            if waiting:
-                await self._run(waiting[0])
+            waiting = self._next()
+            if waiting is not None:
+                await self._run(waiting)
             else:
                 await self._validated.wait()
+
+    def _next(self) -> Record | None:
+        """What was running, else the oldest job of the key that has had the fewest turns."""
+        running = self._state.jobs_with_status("running")
+        if running:
+            return running[0]
+        waiting = self._state.jobs_with_status("queued")
+        owners = {str(job["id"]): self._state.job_owner(str(job["id"])) for job in waiting}
+        chosen = min(waiting, key=lambda job: self._turns[owners[str(job["id"])]], default=None)
+        if chosen is not None:
+            self._turns[owners[str(chosen["id"])]] += 1
+        return chosen
 
     def _job_file(self, record: Record, which: str) -> Path | None:
         """The job's own link to a file, which outlives the file's deletion."""

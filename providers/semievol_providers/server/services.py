@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from semievol_api.records import JsonValue
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.batch_runner import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.job_runner import JobRunner
+from semievol_providers.server.meter import Meter
 from semievol_providers.server.models import ModelTable
+from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import Cursor, State
 
@@ -32,6 +35,15 @@ class Services:
     jobs: JobRunner
     answers: Answers
     batches: BatchRunner
+    rates: RateLimits
+    meter: Meter
+
+    def charge(self, owner: str, usage: JsonValue) -> None:
+        """Count the tokens of one answer's `usage`."""
+        assert isinstance(usage, dict)
+        total, prompt = int(str(usage["total_tokens"])), int(str(usage["prompt_tokens"]))
+        self.rates.charge(owner, total)
+        self.meter.count_tokens(prompt, total - prompt)
 
 
 def services(request: Request) -> Services:

@@ -5,27 +5,40 @@ Knows nothing of HTTP or processes.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
+from semievol_api.errors import ConfigError
 from semievol_providers.local.training_defaults import Auto as Auto
 from semievol_providers.local.training_defaults import TrainDefaults as TrainDefaults
 from semievol_providers.local.training_defaults import read_train_defaults as read_train_defaults
 from semievol_providers.local.training_defaults import worker_environment as worker_environment
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The most that one request may ask for."""
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The most that one request, or one key, may ask for; a rate of 0 is no limit.
+
+    A body may pause for `body_pause_s`, and after that time must have come at `body_bytes_per_s` or more.
+    """
 
     body_bytes: int = 16 * 2**20
     upload_bytes: int = 512 * 2**20
+    body_pause_s: float = 30.0
+    body_bytes_per_s: int = 1024
+    idle_connection_s: float = 75.0
     samples: int = 128
-    completion_tokens: int = 4096
+    completion_tokens: int = 16384
+    default_completion_tokens: int = 4096
     embed_inputs: int = 2048
     prompts: int = 128
     requests_in_flight: int = 4096
+    requests_per_key: int = 2048
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
     queued_jobs: int = 1000
     unfinished_batches: int = 200
     batch_requests: int = 50_000
@@ -48,4 +61,20 @@ class ServerSettings:
     threads: int = 1
     device: str = "cpu"
     train: TrainDefaults = field(default_factory=TrainDefaults)
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
+    log_requests: bool = False
+
+
+def read_limits(toml_file: Path | None) -> Limits:
+    """The limits of a TOML file, or the usual ones.
+
+    Raises:
+        ConfigError: a key is unknown or a value has the wrong type.
+    """
+    if toml_file is None:
+        return Limits()
+    try:
+        return msgspec.convert(tomllib.loads(toml_file.read_text(encoding="utf-8")), Limits)
+    except (OSError, ValueError) as error:
+        known = ", ".join(Limits.__struct_fields__)
+        raise ConfigError(f"The limits in {str(toml_file)!r} cannot be used: {error}. Known keys: {known}.") from error

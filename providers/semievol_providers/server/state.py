@@ -17,6 +17,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from semievol_api.records import JsonValue
 
@@ -90,6 +91,7 @@ class State:
         (folder / "files").mkdir(parents=True, exist_ok=True)
         for name in ("jobs", "batches", "tmp"):
             (folder / name).mkdir(exist_ok=True)
+        folder.chmod(0o700)  # prompts and training data lie here
         self._db = sqlite3.connect(folder / "state.sqlite", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -305,6 +307,15 @@ class State:
         self._db.execute("DELETE FROM models WHERE id = ? AND owner = ?", (name, owner))
 
     # ---------------------------------------------------------------------------------------------- pages
+    def ids(self, table: Literal["files", "jobs", "batches"]) -> set[str]:
+        """The ids of everybody's objects of one kind."""
+        return {str(row[0]) for row in self._db.execute(f"SELECT id FROM {table}")}
+
+    def count_by_status(self, table: Literal["jobs", "batches"]) -> dict[str, int]:
+        """How many of everybody's jobs or batches have each status."""
+        rows = self._db.execute(f"SELECT status, count(*) FROM {table} GROUP BY status ORDER BY status").fetchall()
+        return {str(row[0]): int(row[1]) for row in rows}
+
     def _records(self, select: str, table: str, where: Mapping[str, object], cursor: Cursor) -> Page:
         rows = self._page(select, table, where, cursor)
         return Page([json.loads(str(row[0])) for row in rows[: cursor.limit]], len(rows) > cursor.limit)

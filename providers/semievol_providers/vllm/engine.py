@@ -57,7 +57,12 @@ class EngineArguments:
 
     def environment(self) -> dict[str, str]:
         """Variables that vLLM reads at its start; what the user has set stays."""
-        variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+        variables = {
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for results
+        }
         if not self.on_gpu:
             variables |= {
                 "VLLM_CPU_KVCACHE_SPACE": str(self.cpu_cache_gib),

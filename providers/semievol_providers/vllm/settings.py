@@ -80,6 +80,10 @@ def lora_rank(train: TrainDefaults, provider: str) -> int:
             f"[providers.{provider}.train]: vLLM cannot serve adapters with trained embeddings. Set "
             'train_embeddings = false, or kind = "local".'
         )
+    if train.use_dora:
+        raise ConfigError(
+            f'[providers.{provider}.train]: vLLM cannot serve DoRA adapters. Set use_dora = false, or kind = "local".'
+        )
     fitting = [rank for rank in LORA_RANKS if rank >= train.rank]
     if not fitting:
         raise ConfigError(f"[providers.{provider}.train]: vLLM serves ranks up to {LORA_RANKS[-1]}, not {train.rank}.")

@@ -66,9 +66,7 @@ class PromptBatcher:
         for i, (prompt, episode) in enumerate(zip(prompts, episodes, strict=True)):
             shot_ends, option_ends = self._shot_ends(prompt), self._option_ends(prompt)
             if len(shot_ends) != len(episode.shots) or len(option_ends) != len(episode.words):
-                raise ValueError(
-                    f"the prompt of {episode.kind!r} does not tokenize into its shots and options"
-                )
+                raise ValueError(f"the prompt of {episode.kind!r} does not tokenize into its shots and options")
             question_end = _last(prompt, {self._after_question})
             where += [(i, end) for end in (*shot_ends, question_end, *option_ends)]
             vectors += [self._topics.sentence_vectors[s] for s in (*episode.shots, episode.question)]

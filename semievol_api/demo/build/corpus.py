@@ -74,9 +74,7 @@ def option_words(sentences: Sequence[str], stop_words: frozenset[str]) -> tuple[
     """Frequent lower-case content words in alphabetical order, without the demo's own field names."""
     counts = Counter(word for text in sentences for word in set(text.split()))
     return tuple(
-        sorted(
-            word for word, n in counts.items() if n >= MIN_WORD_COUNT and _is_content_word(word, stop_words)
-        )
+        sorted(word for word, n in counts.items() if n >= MIN_WORD_COUNT and _is_content_word(word, stop_words))
     )
 
 

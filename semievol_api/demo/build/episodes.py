@@ -88,9 +88,7 @@ class EpisodeMaker:
         votes = VOTES[int(self.rng.choice(len(VOTES), p=VOTE_SHARES))][:n_options]
         tie = len(votes) > 1 and votes[0] == votes[1]
         # Where the votes are clear, options and shots may favour another letter, as annotators do.
-        supported = (
-            letters if tie or self.rng.random() < 0.7 else [int(i) for i in self.rng.permutation(n_options)]
-        )
+        supported = letters if tie or self.rng.random() < 0.7 else [int(i) for i in self.rng.permutation(n_options)]
         shown = NO_SHOTS
         if self.rng.random() < 0.5:
             shown, _ = self._draw_shots(question, supported, max(progress, EASY_UNTIL))

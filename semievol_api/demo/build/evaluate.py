@@ -144,15 +144,10 @@ class Experiment:
         questions = [row.question for row in (*self._task.labeled, *rows)]
         vectors = embed_texts(self._base, self._encoder, questions)
         n = len(self._task.labeled)
-        return Neighbours(
-            self._task.labeled, np.argsort(-(vectors[n:] @ vectors[:n].T), axis=1, kind="stable")
-        )
+        return Neighbours(self._task.labeled, np.argsort(-(vectors[n:] @ vectors[:n].T), axis=1, kind="stable"))
 
     def _items(self, rows: Sequence[Row], n_shots: int, neighbours: Neighbours) -> list[wording.Item]:
-        return [
-            wording.Item(row.question, FIELD_NAMES, neighbours.shots(i, n_shots))
-            for i, row in enumerate(rows)
-        ]
+        return [wording.Item(row.question, FIELD_NAMES, neighbours.shots(i, n_shots)) for i, row in enumerate(rows)]
 
     def _rows(self, rows: Sequence[Row]) -> list[TrainingRow]:
         return [TrainingRow(wording.Item(row.question, FIELD_NAMES), row.field) for row in rows]
@@ -186,9 +181,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     lines = []
     for seed in map(int, given.seeds.split(",")):
-        first = Recipe(
-            given.epochs, given.batch, given.lr, given.rank, given.alpha, given.train_embeddings, seed
-        )
+        first = Recipe(given.epochs, given.batch, given.lr, given.rank, given.alpha, given.train_embeddings, seed)
         task = read_task(given.folder / "data", given.split, seed)
         final = replace(first, n_epochs=given.final_epochs)
         lines.append(Experiment(given.folder / "model", task, first, final).run())

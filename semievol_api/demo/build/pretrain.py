@@ -114,9 +114,7 @@ def new_model(shape: ModelShape, encoder: PromptEncoder, pieces: PieceVectors, s
 class Pretraining:
     """One training run: a model, the heads that the teacher's vectors are read off, and the optimiser."""
 
-    def __init__(
-        self, model: LlamaForCausalLM, shape: ModelShape, schedule: Schedule, makers: Makers
-    ) -> None:
+    def __init__(self, model: LlamaForCausalLM, shape: ModelShape, schedule: Schedule, makers: Makers) -> None:
         self.model, self._shape, self._schedule = model, shape, schedule
         self._easy, self._maker = makers.easy, makers.full
         maker = makers.full
@@ -160,9 +158,7 @@ class Pretraining:
         torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimiser.step()
 
-    def _loss(
-        self, step: int, progress: float, encoder: PromptEncoder, batcher: PromptBatcher
-    ) -> torch.Tensor:
+    def _loss(self, step: int, progress: float, encoder: PromptEncoder, batcher: PromptBatcher) -> torch.Tensor:
         schedule = self._schedule
         maker = self._easy if progress < EASY_SHARE else self._maker
         cycle = FIRST_CYCLE if progress < EASY_SHARE else LATER_CYCLE
@@ -181,13 +177,9 @@ class Pretraining:
         halves = [episodes[:middle], episodes[middle:]]
         # Copying letters is learnt first: early on, the teacher's share of the gradient would drown it.
         meaning_weight = min(1.0, 0.3 + 4 * progress)
-        return torch.stack(
-            [self._prompt_loss(batcher.batch(half), half, meaning_weight) for half in halves]
-        ).mean()
+        return torch.stack([self._prompt_loss(batcher.batch(half), half, meaning_weight) for half in halves]).mean()
 
-    def _prompt_loss(
-        self, batch: PromptBatch, episodes: Sequence[Episode], meaning_weight: float
-    ) -> torch.Tensor:
+    def _prompt_loss(self, batch: PromptBatch, episodes: Sequence[Episode], meaning_weight: float) -> torch.Tensor:
         out = self.model.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
         rows = torch.arange(len(episodes))[:, None]
         columns = batch.reply_start[:, None] - 1 + torch.arange(REPLY_TOKENS)
@@ -202,9 +194,7 @@ class Pretraining:
             self._seen[episode.kind].append(float(hit))
         return nll.mean() + nll[:, 1].mean() + meaning_weight * (asked + SHOWN_SHARE * shown)
 
-    def _meaning_loss(
-        self, head: torch.nn.Linear, hidden: torch.Tensor, places: Places, name: str
-    ) -> torch.Tensor:
+    def _meaning_loss(self, head: torch.nn.Linear, hidden: torch.Tensor, places: Places, name: str) -> torch.Tensor:
         predicted = head(hidden[places.rows, places.columns])
         similarity = F.cosine_similarity(predicted, places.vectors)
         self._seen[name].append(similarity.mean().item())

@@ -108,9 +108,7 @@ def make_splits(data_folder: Path) -> Splits:
 
 def _fill(plan: SplitPlan, data_folder: Path, taken: list[Bigrams]) -> tuple[Row, ...]:
     subject_field = {subject: i for i, subjects in enumerate(FIELDS.values()) for subject in subjects}
-    rows = [
-        r for s in plan.sources for r in read_rows(data_folder, "mmlu", s) if r["Subject"] in subject_field
-    ]
+    rows = [r for s in plan.sources for r in read_rows(data_folder, "mmlu", s) if r["Subject"] in subject_field]
     random.Random(SPLIT_SEED).shuffle(rows)
     counts, kept = [0] * len(FIELD_NAMES), list[Row]()
     for row in rows:
@@ -174,6 +172,4 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
 def read_split(path: Path) -> tuple[Row, ...]:
     """The rows of a file that `write_splits` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Row(row["id"], row["question"], LETTERS.index(row["answer"])) for row in csv.DictReader(file)
-        )
+        return tuple(Row(row["id"], row["question"], LETTERS.index(row["answer"])) for row in csv.DictReader(file))

@@ -97,11 +97,7 @@ class PromptEncoder:
     def prompts(self, items: Sequence[wording.Item]) -> list[list[int]]:
         """The tokens up to where the assistant's reply starts."""
         rendered = [
-            str(
-                self.tokenizer.apply_chat_template(
-                    wording.messages(item), tokenize=False, add_generation_prompt=True
-                )
-            )
+            str(self.tokenizer.apply_chat_template(wording.messages(item), tokenize=False, add_generation_prompt=True))
             for item in items
         ]
         return self.texts(rendered)

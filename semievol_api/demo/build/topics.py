@@ -60,9 +60,7 @@ class TopicSpace:
         return [int(rng.choice(self.members[c])) for c in clusters]
 
 
-def build_topics(
-    sentence_vectors: Matrix, word_vectors: Matrix, usable: Sequence[int], seed: int
-) -> TopicSpace:
+def build_topics(sentence_vectors: Matrix, word_vectors: Matrix, usable: Sequence[int], seed: int) -> TopicSpace:
     """Cluster the usable sentences; the small clusters' sentences join the nearest large one."""
     from sklearn.cluster import MiniBatchKMeans
 

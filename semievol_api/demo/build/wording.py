@@ -69,8 +69,7 @@ def messages(item: Item) -> Messages:
     turns: Messages = []
     if item.shots:
         solved = "".join(
-            f"\n\nExample {n}\nQuestion: {shot.question}\nAnswer: {shot.letter}"
-            for n, shot in enumerate(item.shots, 1)
+            f"\n\nExample {n}\nQuestion: {shot.question}\nAnswer: {shot.letter}" for n, shot in enumerate(item.shots, 1)
         )
         turns.append({"role": "system", "content": SHOTS_INTRO + solved})
     options = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False))

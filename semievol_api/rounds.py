@@ -1,0 +1,48 @@
+"""Iterations: what one round keeps is labelled data in the next, which works on the rest (paper §3.5, method §1.7).
+
+A round is the whole pipeline in a folder of its own. Its calibration fold is drawn anew from the labels that people
+gave, so that the promise of its rule holds round by round. Knows nothing of what happens inside a round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from semievol_api.artifacts import Folds, Prepared, Selection, Verdict
+from semievol_api.config import Config
+from semievol_api.data import RawData
+from semievol_api.pipeline import semievol
+from semievol_api.run_store import RunStore
+from semievol_api.tasks import Task
+from semievol_api.tools import Tools
+
+
+async def all_rounds(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+    """The verdict of the last round; later rounds lie in `round-2`, `round-3` ...
+
+    It ends early where a round keeps nothing, or nothing is left to label.
+    """
+    verdict, room = await semievol(tools, store, task, raw, config), store
+    for turn in range(2, config.run.rounds + 1):
+        chosen = room.load("select", Selection)
+        if not chosen.kept or len(chosen.kept) == len(chosen.scores):
+            break
+        raw = after(raw, room.load("prepare", Prepared), room.load("split", Folds), chosen)
+        room = store.room(f"round-{turn}")
+        fresh = config.run.model_copy(update={"seed": config.run.seed + turn - 1})
+        verdict = await semievol(tools, room, task, raw, config.model_copy(update={"run": fresh}))
+    return verdict
+
+
+def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
+    """The data of the next round: kept pseudo-labels are taught, what gates stays held out."""
+    answers = {p.example_id: p.answer for p in chosen.kept}
+    gate = {e.id for e in folds.development}
+    return replace(
+        raw,
+        labeled=tuple(e for e in data.labeled if e.id not in gate),
+        unlabeled=tuple(e for e in data.unlabeled if e.id not in answers),
+        test=data.test,
+        development=folds.development,
+        taught=(*raw.taught, *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers)),
+    )

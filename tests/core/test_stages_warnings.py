@@ -1,0 +1,22 @@
+"""Advice about time: the stage that took over half of it, by name, with the setting to lower."""
+
+from __future__ import annotations
+
+import pytest
+
+from semievol_api.stages.warnings import SETTING_TO_LOWER, slow_stage
+
+
+@pytest.mark.parametrize("stage", sorted(SETTING_TO_LOWER))
+def test_a_stage_that_takes_over_half_of_the_time_is_named_with_its_setting(stage: str) -> None:
+    said = slow_stage({"split": 20.0, f"{stage}/part-1": 30.0, f"{stage}/part-2": 40.0})
+    assert said is not None
+    assert repr(stage) in said
+    assert SETTING_TO_LOWER[stage] in said
+
+
+@pytest.mark.parametrize(
+    "seconds", [{}, {"collaborate": 20.0}, {"collaborate": 50.0, "jobs/a": 30.0, "evaluate/b": 40.0}]
+)
+def test_short_or_even_runs_get_no_advice(seconds: dict[str, float]) -> None:
+    assert slow_stage(seconds) is None
