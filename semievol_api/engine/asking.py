@@ -18,6 +18,7 @@ from semievol_api.engine.retrying import after_failure
 from semievol_api.engine.work import AnyPiece
 from semievol_api.errors import RateLimitError, RefusedError, TransientError
 from semievol_api.transport.clock import Clock
+from semievol_api.transport.deadlines import Deadlines
 
 PATIENCE_S = 900.0
 """How long a server may answer nothing but 429 before the stage is stopped."""
@@ -25,18 +26,13 @@ _NEVER_SENT = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.
 
 
 class Load:
-    """What a carrier has in its hands.
+    """What a carrier has in its hands, and whether it is on the wire."""
 
-    `due_s` is when the reply must be here (event loop's clock), None while nothing is on the wire; whoever
-    cancels the carrier because that time has passed says so in `overdue`.
-    """
-
-    __slots__ = ("due_s", "overdue", "piece")
+    __slots__ = ("piece", "sent")
 
     def __init__(self) -> None:
         self.piece: AnyPiece | None = None
-        self.due_s: float | None = None
-        self.overdue = False
+        self.sent = False
 
 
 class Asker:
@@ -46,7 +42,11 @@ class Asker:
         self._limits = limits
         self._budget = budget
         self._clock = clock
-        self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines()
+
+    def close(self) -> None:
+        """No request is broken off any more."""
+        self._deadlines.close()
 
     async def send(self, gate: Gate, load: Load, piece: AnyPiece) -> None:
         """Come back when the piece has its reply. The first attempt goes without tenacity's overhead.
@@ -68,47 +68,36 @@ class Asker:
         while True:
             if self._budget.capped:
                 await self._budget.reserve(piece.need)
-            billed = False
+            passed: Pass | None = None
+            billed = True
             try:
                 passed = gate.enter_now(piece.tokens) or await gate.enter(piece.tokens)
-                billed = True
-                if await self._ask_unless_busy(gate, passed, load, piece):
-                    return
+                await self._ask(gate, passed, load, piece)
+                return
+            except RateLimitError as error:
                 billed = False
-            except RateLimitError:
-                billed = False
-                raise
+                piece.owner.tally.rate_limited += 1
+                if passed is None or gate.pause(passed, error.retry_after_s) > PATIENCE_S:
+                    raise
             except (TransientError, RefusedError) as error:
                 billed = _may_be_billed(error)
                 raise
             finally:
                 if piece.reply is None:
-                    self._charge(piece, lost=billed)
-
-    async def _ask_unless_busy(self, gate: Gate, passed: Pass, load: Load, piece: AnyPiece) -> bool:
-        """False where the server said 429: everyone waits then."""
-        try:
-            await self._ask(gate, passed, load, piece)
-        except RateLimitError as error:
-            piece.owner.tally.rate_limited += 1
-            if gate.pause(passed, error.retry_after_s) > PATIENCE_S:
-                raise
-            return False
-        return True
+                    self._charge(piece, lost=billed and passed is not None)
 
     async def _ask(self, gate: Gate, passed: Pass, load: Load, piece: AnyPiece) -> None:
         owner = piece.owner
         owner.tally.attempts += 1
-        load.due_s = self._loop.time() + self._limits.timeout_s
+        deadline = self._deadlines.begin(self._limits.timeout_s)
+        load.sent = True
         try:
             reply = await owner.kind.call(piece.request)
             piece.take(reply)
         except asyncio.CancelledError:
-            if not load.overdue:
+            if not self._deadlines.passed(deadline):
                 raise
-            load.overdue = False
             gate.failed()
-            _uncancel()
             raise TransientError(f"There was no answer within {self._limits.timeout_s:g} s.") from None
         except TransientError:
             gate.failed()
@@ -116,7 +105,8 @@ class Asker:
         else:
             gate.replied(passed, reply.pace)
         finally:
-            load.due_s = None
+            self._deadlines.end(deadline)
+            load.sent = False
             gate.leave()
         owner.arrived(piece, reply.usage)
 
@@ -133,12 +123,6 @@ class Asker:
             piece.owner.tally.lost_tokens += most.tokens
         if self._budget.capped:
             (self._budget.lose if lost else self._budget.release)(piece.need)
-
-
-def _uncancel() -> None:
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
 
 
 def _most(piece: AnyPiece) -> Spend:

@@ -53,7 +53,6 @@ class Dispatcher:
         self._stations: dict[tuple[str, str], Station] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling = limits.concurrency or _open_files()
-        self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
 
     def start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
@@ -70,7 +69,8 @@ class Dispatcher:
     def settle(self, piece: AnyPiece) -> None:
         """A piece is paid and stored."""
         self._asker.settle(piece)
-        self._station(piece.owner.provider.identity, piece.owner.kind.model(piece.request)).gate.saved()
+        if piece.on_stored is not None:
+            piece.on_stored()
 
     def no_more(self, customer: Customer[Any, Any]) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""
@@ -79,6 +79,7 @@ class Dispatcher:
         """Send a piece in its turn."""
         owner = piece.owner
         station = self._station(owner.provider.identity, owner.kind.model(piece.request))
+        piece.on_stored = station.gate.saved
         station.queue.append(piece)
         if len(station.carriers) < station.gate.room:
             self._add_carrier(station)
@@ -86,7 +87,7 @@ class Dispatcher:
     def recall(self, customer: Customer[Any, Any]) -> None:
         """Send nothing more for a customer; what is in flight may come home."""
         for task, load in self._loads(customer):
-            if load.due_s is None:
+            if not load.sent:
                 task.cancel()
 
     def cancel(self, customer: Customer[Any, Any]) -> None:
@@ -97,8 +98,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Break off everything that still runs."""
         self._closing = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._asker.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -123,8 +123,6 @@ class Dispatcher:
         task = self.start(self._carry(station, load))
         station.carriers[task] = load
         task.add_done_callback(lambda task: self._carrier_ended(station, task))
-        if self._sweeper is None:
-            self._sweep()
 
     def _carrier_ended(self, station: Station, task: asyncio.Task[None]) -> None:
         piece = station.carriers.pop(task).piece
@@ -167,19 +165,6 @@ class Dispatcher:
             station.refusals += 1
             if error.status == 401 or station.refusals >= REFUSALS_OF_ALL:
                 piece.owner.stop(error)
-
-    def _sweep(self) -> None:
-        """Break off what is overdue: one timer for all, since a timer per request would cost much more."""
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        for station in self._stations.values():
-            for task, load in station.carriers.items():
-                if load.due_s is not None and load.due_s <= now_s:
-                    load.due_s, load.overdue = None, True
-                    task.cancel()
-        carrying = any(station.carriers for station in self._stations.values())
-        wait_s = min(5.0, self._limits.timeout_s / 20)
-        self._sweeper = loop.call_later(wait_s, self._sweep) if carrying else None
 
 
 def _open_files() -> int:

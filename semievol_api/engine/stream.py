@@ -93,6 +93,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         self._open_asks = 0
         self._open_pieces = 0
         self._window = WINDOW
+        self._models: set[str] = set()
         self._fed = False
         self._error: BaseException | None = None
         self._wake = asyncio.Event()
@@ -181,6 +182,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             self._plan(key, ask, stored.get(key, []))
         if self._group:
             self._submit_group()
+        self._window = max(WINDOW, *(self._sender.window(identity, model) for model in self._models), 0)
 
     def _plan(self, key: bytes, ask: Ask[RequestT], stored: list[Found]) -> None:
         n = self.kind.samples(ask.request)
@@ -218,7 +220,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     def _submit(self, piece: Piece[RequestT, ReplyT]) -> None:
         self._open_pieces += 1
         model = self.kind.model(piece.request)
-        self._window = max(WINDOW, self._sender.window(self.provider.identity, model))
+        self._models.add(model)
         self._sender.submit(piece)
 
     # ------------------------------------------------------------------------------- what becomes of the pieces
@@ -228,7 +230,8 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         limits = self.provider.limits.get(model)
         usd = price(usage, limits, share=self._sender.price_share)
         self.tally.paid(usage, usd, priced=limits is not None and limits.input_usd is not None)
-        piece.actual = Spend(usd, usage.prompt + usage.completion)
+        if self._desk.budget.capped:
+            piece.actual = Spend(usd, usage.prompt + usage.completion)
         source = self._sources.get(model)
         if source is None:
             name = self.provider.identity
@@ -283,7 +286,8 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         if self._desk.on_progress is not None:
             self._desk.on_progress(Progress(self.stage, answer.id, answer.cached, answer.failure is not None))
         self._ready.append(answer)
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def admit_again(self, ask: Ask[RequestT]) -> None:
         """An ask that waited for somebody else's work is planned anew."""

@@ -6,7 +6,7 @@ grouped kind (embeddings) carries many works. Knows nothing of gates, retries, f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol
 
 from semievol_api.capabilities import Provider
@@ -100,6 +100,8 @@ class Work(Generic[RequestT, ReplyT]):
 
     def missing(self) -> list[tuple[int, int]]:
         """Runs of samples that are not there, as (first, count)."""
+        if not self.found:
+            return [(0, self.n)]
         have = {found.sample for found in self.found}
         runs: list[tuple[int, int]] = []
         for sample in range(self.n):
@@ -144,6 +146,7 @@ class Piece(Generic[RequestT, ReplyT]):
         "first",
         "n",
         "need",
+        "on_stored",
         "owner",
         "prompt_bytes",
         "reply",
@@ -167,6 +170,7 @@ class Piece(Generic[RequestT, ReplyT]):
         self.prompt_bytes, self.answer_tokens = owner.kind.size(self.request)
         self.need = NOTHING
         self.actual = NOTHING
+        self.on_stored: Callable[[], None] | None = None
         self.reply: ReplyT | None = None
         self.contents: Sequence[Content] = ()
         self.rows: Sequence[Row] = ()

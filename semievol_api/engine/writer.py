@@ -17,7 +17,7 @@ from semievol_api.engine.journal import Journal, explain
 from semievol_api.engine.rows import Row
 from semievol_api.errors import JournalError
 
-LINGER_S = 0.01
+LINGER_S = 0.02
 """How long the first entry of a group waits for company."""
 
 

@@ -12,18 +12,19 @@ Knows nothing of JSON, vendors, retrying, pacing or cassettes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
 
 from semievol_api.errors import ConfigError, TransientError
+from semievol_api.transport.deadlines import Deadlines
 
 SLOT_HEADER = "x-semievol-slot"
 """Names the piece of work that a request belongs to, so that a cassette tells identical requests apart. It is
 read by cassettes and never leaves this machine."""
+_NO_TIMER = aiohttp.ClientTimeout(total=None, sock_connect=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class AiohttpSend:
         self._trust_env = trust_env
         self._keep_alive = keep_alive
         self._session: aiohttp.ClientSession | None = None
-        self._timeout: aiohttp.ClientTimeout | None = None
+        self._deadlines = Deadlines()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(
@@ -73,20 +74,17 @@ class AiohttpSend:
         Raises:
             ConfigError: `url` is not an http address.
         """
-        sent = headers
         if SLOT_HEADER in headers:
-            sent = {name: value for name, value in headers.items() if name != SLOT_HEADER}
-        timeout = self._timeout
-        if timeout is None or timeout.total != timeout_s:
-            timeout = self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+            headers = {name: value for name, value in headers.items() if name != SLOT_HEADER}
+        session = self._open()
+        deadline = self._deadlines.begin(timeout_s)
         try:
-            async with (
-                self._session_of_loop() as session,
-                session.request(method, url, data=body, headers=sent, timeout=timeout) as answer,
-            ):
+            async with session.request(method, url, data=body, headers=headers, timeout=_NO_TIMER) as answer:
                 content = await answer.read()
-        except TimeoutError as error:
-            raise TransientError(f"{_where(method, url)} gave no answer within {timeout_s:g} s.") from error
+        except asyncio.CancelledError:
+            if not self._deadlines.passed(deadline):
+                raise
+            raise TransientError(f"{_where(method, url)} gave no answer within {timeout_s:g} s.") from None
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise ConfigError(
                 f"{url!r} is not an address that can be asked. Check base_url: it begins with "
@@ -96,24 +94,28 @@ class AiohttpSend:
             raise TransientError(
                 f"{_where(method, url)} failed on the way: {str(error) or type(error).__name__}."
             ) from error
+        finally:
+            self._deadlines.end(deadline)
+            if not self._keep_alive:
+                await session.close()
         return HttpResponse(answer.status, {name.lower(): value for name, value in answer.headers.items()}, content)
 
     async def aclose(self) -> None:
         """Close the pooled connections; a later request opens new ones."""
         session, self._session, self._loop = self._session, None, None
+        self._deadlines.close()
         if session is not None:
             await session.close()
 
-    @asynccontextmanager
-    async def _session_of_loop(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
-        if not self._keep_alive:
-            async with self._new_session() as session:
-                yield session
-            return
+    def _open(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
-        if self._session is None or self._loop is not loop:  # connections die with the loop that made them
-            self._session, self._loop = self._new_session(), loop
-        yield self._session
+        if self._loop is not loop:  # connections and timers die with the loop that made them
+            self._session, self._loop, self._deadlines = None, loop, Deadlines()
+        if not self._keep_alive:
+            return self._new_session()
+        if self._session is None:
+            self._session = self._new_session()
+        return self._session
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

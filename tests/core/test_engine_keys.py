@@ -29,13 +29,13 @@ CHANGES: dict[str, object] = {
 }
 
 
-def test_every_field_of_a_chat_request_but_n_changes_the_key() -> None:
+def test_every_field_of_a_chat_request_but_its_place_changes_the_key() -> None:
     fields = {field.name for field in dataclasses.fields(ChatRequest)}
-    assert fields == {*CHANGES, "n"}, "a new field must enter the key"
+    assert fields == {*CHANGES, "n", "first_sample"}, "a new field must enter the key"
     changed = {name: CHAT.key("e", dataclasses.replace(BASE, **{name: value})) for name, value in CHANGES.items()}  # type: ignore[arg-type]
     keys = [CHAT.key("e", BASE), CHAT.key("elsewhere", BASE), *changed.values()]
     assert len(set(keys)) == len(keys)
-    assert CHAT.key("e", dataclasses.replace(BASE, n=9)) == CHAT.key("e", BASE)
+    assert CHAT.key("e", dataclasses.replace(BASE, n=9, first_sample=3)) == CHAT.key("e", BASE)
 
 
 def test_prefill_and_roles_are_part_of_the_key() -> None:
