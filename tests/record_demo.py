@@ -48,7 +48,7 @@ def _content_hash(path: Path) -> str:
 
 def record(into: Path, folder: Path, *, quick: bool = False) -> None:
     """Run the demo in `folder` and keep its exchanges and hashes in `into`."""
-    from semievol_api.run import run_async, run_blocking
+    from semievol_api.session import run_async, run_blocking
 
     from semievol_api.config import load_config
     from semievol_api.demo.command import HERE, QUICK
