@@ -31,7 +31,7 @@ CHANGES: dict[str, object] = {
 
 def test_every_field_of_a_chat_request_but_n_changes_the_key() -> None:
     fields = {field.name for field in dataclasses.fields(ChatRequest)}
-    assert fields == {*CHANGES, "n"}, "a new field must enter the key"
+    assert fields == {*CHANGES, "n", "first_sample"}, "a new field must enter the key"
     changed = {name: CHAT.key("e", dataclasses.replace(BASE, **{name: value})) for name, value in CHANGES.items()}  # type: ignore[arg-type]
     keys = [CHAT.key("e", BASE), CHAT.key("elsewhere", BASE), *changed.values()]
     assert len(set(keys)) == len(keys)
