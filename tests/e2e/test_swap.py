@@ -21,6 +21,7 @@ MODEL = Path(__file__).resolve().parent.parent.parent / "semievol_api" / "demo" 
 NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock")
 CONFIG = """
 [run]
+mode = "paper"
 folder = "out"
 
 [data]
@@ -93,5 +94,5 @@ def test_roles_are_all_that_a_swap_changes(tmp_path: Path) -> None:
     at_home = _run(tmp_path / "at_home", "home", url)
     scripted = _run(tmp_path / "scripted", "script", url)
     assert any(name.endswith(".parquet") for name in served[1])
-    assert any("semievol-model" in name for name in served[1])
+    assert any("semievol-model" in name for name in served[0])
     assert served == at_home == scripted

@@ -114,7 +114,7 @@ class LoopbackServer:
         await self._server.start_server()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         await self.clients.aclose()
         await self._server.close()
         if kind is None:
