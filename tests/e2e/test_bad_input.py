@@ -112,11 +112,14 @@ def test_a_run_folder_of_another_config_is_refused(project: Project, semievol: S
 def test_a_missing_extra_names_the_pip_line(
     project: Project, semievol: Semievol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "semievol_providers.scripted", None)
-    project.change(('kind = "scripted"', 'kind = "litellm"'))
-    monkeypatch.setitem(sys.modules, "litellm", None)
+    class WithoutTorch:
+        def load(self) -> object:
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("semievol_api.registry.provider_kinds", lambda: {"scripted": WithoutTorch()})
     done = semievol("check", project.config)
     assert done.code == 2
+    assert 'pip install "semievol-api[local]"' in done.err
 
 
 def test_a_missing_config_says_how_to_make_one(tmp_path: Path, semievol: Semievol) -> None:
