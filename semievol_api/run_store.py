@@ -134,7 +134,7 @@ class RunStore:
         """Append a job's event, once; a run that waits again is told of old events again."""
         path = self.folder / "jobs" / f"{name}-events.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = path.read_text("utf-8").splitlines() if path.is_file() else []
+        known = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
         if any(json.loads(old)["id"] == event_id for old in known):
             return
         with path.open("a", encoding="utf-8") as file:

@@ -21,7 +21,7 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
         DataError: the file cannot be read, or a line is no object, names no unlabelled example or no possible answer.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The reviewed file {str(path)!r} cannot be read: {error}.") from None
     known = {e.id: e for e in unlabeled}

@@ -274,7 +274,7 @@ def _confusion(data: Prepared, answers: Answers) -> Confusion | None:
 def _job_curves(run_folder: Path) -> Iterator[JobCurve]:
     for path in sorted((run_folder / "jobs").glob("*-events.jsonl")):
         points: dict[str, list[tuple[float, float]]] = {}
-        for line in path.read_text("utf-8").splitlines():
+        for line in filter(None, path.read_text("utf-8").split("\n")):
             metrics = msgspec.json.decode(line, type=_Event).metrics
             for name, value in metrics.items():
                 if "step" in metrics and name not in ("step", "total_steps", "epoch"):

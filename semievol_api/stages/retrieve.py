@@ -19,6 +19,9 @@ from semievol_api.config import RetrieveSettings
 from semievol_api.engine import RequestEngine
 from semievol_api.records import Example, FloatMatrix
 
+RESCORED_ROWS = 2048
+"""Queries scored again at a time: bounds the memory at rows x depth x d float64."""
+
 
 @dataclass(frozen=True)
 class EmbeddingTool:
@@ -84,18 +87,36 @@ async def embedded(embedder: EmbeddingTool, examples: Sequence[Example], setting
 
 
 def nearest_vectors(candidates: FloatMatrix, queries: FloatMatrix, depth: int) -> Ranking:
-    """Exact cosine search: candidates (n, d), queries (q, d) to a ranking (q, depth)."""
+    """Exact cosine search: candidates (n, d), queries (q, d) to a ranking (q, depth); equal scores by index.
+
+    faiss finds the candidates in float32, whose last bits differ from processor to processor. What it found is
+    scored again in float64 and rounded, so that a run's artifacts have the same bytes on every machine.
+    """
     import faiss
 
     index = faiss.IndexFlatIP(candidates.shape[1])
     index.add(_unit(candidates))
-    scores, indices = index.search(_unit(queries), depth)
-    return Ranking(indices.astype(np.int64), scores.astype(np.float32))
+    found = index.search(_unit(queries), min(depth, len(candidates)))[1].astype(np.int64)
+    scores = np.concatenate(
+        [
+            _cosines(candidates, queries[at : at + RESCORED_ROWS], found[at : at + RESCORED_ROWS])
+            for at in range(0, len(queries), RESCORED_ROWS)
+        ]
+    )
+    order = np.lexsort((found, -scores), axis=1)
+    return Ranking(np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
 
 def _unit(vectors: FloatMatrix) -> FloatMatrix:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def _cosines(candidates: FloatMatrix, queries: FloatMatrix, found: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The cosine of every query (q, d) with the candidates at `found` (q, depth): float32 out of float64."""
+    near, asked = candidates[found].astype(np.float64), queries.astype(np.float64)[:, :, None]
+    lengths = np.linalg.norm(near, axis=2) * np.linalg.norm(asked, axis=1)
+    return ((near @ asked)[:, :, 0] / np.maximum(lengths, 1e-24)).astype(np.float32)
 
 
 def _bm25(candidates: Sequence[Example], queries: Sequence[Example], depth: int, settings: RetrieveSettings) -> Ranking:

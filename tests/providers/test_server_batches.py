@@ -12,6 +12,8 @@ import openai
 import pytest
 from server_running import RunningServer
 
+from semievol_providers.server.batch_wire import answered_line
+
 pytest_plugins = ("server_fixtures",)
 Conforms = Callable[[object, str], None]
 CHAT: Any = "/v1/chat/completions"
@@ -167,3 +169,10 @@ def test_a_killed_server_goes_on_with_its_batch_and_asks_nothing_twice(tiny_mode
         assert after[: len(before)] == before
         assert sorted(_lines(client, done.output_file_id)) == sorted(line["custom_id"] for line in lines)
         assert not folder.exists()
+
+
+def test_a_line_of_an_answer_is_one_line_for_every_reader() -> None:
+    said = "before\u2028after\x85end"
+    line = answered_line("row-0", 200, {"text": said}).decode()
+    assert line.splitlines() == [line]
+    assert json.loads(line)["response"]["body"]["text"] == said

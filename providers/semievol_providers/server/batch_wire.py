@@ -5,6 +5,7 @@ Knows nothing of how batches are stored or run.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-import orjson
 from msgspec import Meta
 
 from semievol_api.records import JsonValue
@@ -188,7 +188,7 @@ def tokens_of(line: AnswerLine) -> Tokens:
 def answered_line(custom_id: str, status: int, body: Record) -> bytes:
     """A line with an answer, good or bad."""
     response: Record = {"status_code": status, "request_id": new_id("req_"), "body": body}
-    return orjson.dumps({"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": None})
+    return _line({"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": None})
 
 
 def unanswered_line(custom_id: str, status: str) -> bytes:
@@ -198,4 +198,9 @@ def unanswered_line(custom_id: str, status: str) -> bytes:
         "cancelled": "This request was not executed because its batch was cancelled.",
     }
     error: Record = {"code": f"batch_{status}", "message": why[status]}
-    return orjson.dumps({"id": new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": error})
+    return _line({"id": new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": error})
+
+
+def _line(record: Record) -> bytes:
+    """ASCII only: `str.splitlines` in a user's script breaks a line at U+2028 and others of its kind."""
+    return json.dumps(record, separators=(",", ":")).encode("ascii")
