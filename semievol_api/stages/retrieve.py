@@ -116,7 +116,8 @@ def _cosines(candidates: FloatMatrix, queries: FloatMatrix, found: NDArray[np.in
     """The cosine of every query (q, d) with the candidates at `found` (q, depth): float32 out of float64."""
     near, asked = candidates[found].astype(np.float64), queries.astype(np.float64)[:, :, None]
     lengths = np.linalg.norm(near, axis=2) * np.linalg.norm(asked, axis=1)
-    return ((near @ asked)[:, :, 0] / np.maximum(lengths, 1e-24)).astype(np.float32)
+    cosines: NDArray[np.float32] = ((near @ asked)[:, :, 0] / np.maximum(lengths, 1e-24)).astype(np.float32)
+    return cosines
 
 
 def _bm25(candidates: Sequence[Example], queries: Sequence[Example], depth: int, settings: RetrieveSettings) -> Ranking:
