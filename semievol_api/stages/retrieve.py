@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,14 @@ from semievol_api.config import RetrieveSettings
 from semievol_api.engine import RequestEngine
 from semievol_api.records import Example, FloatMatrix
 
-RESCORED_ROWS = 2048
-"""Queries scored again at a time: bounds the memory at rows x depth x d float64."""
+CACHED_ROWS = 256
+"""Vectors worked on at a time: what stays in the processor's cache is several times faster."""
+SPARE = 1
+"""Candidates found beyond those that are wanted: they show whether the last wanted one was a near-tie."""
+NEAR_TIE = 1e-5
+"""Cosines nearer than this may change places in float32."""
+MOST_TWINS = 64
+"""Copies of a question among the candidates that are looked past."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +76,11 @@ async def nearest_among(
     """The `k` nearest candidates of every query, nearest first."""
     if not candidates or not queries or k == 0:
         return Neighbours(ids={q.id: () for q in queries}, similarities={q.id: () for q in queries})
-    depth = min(len(candidates), k + 8)
     if settings.method == "bm25" or embedder is None:
-        ranking = _bm25(candidates, queries, depth, settings)
-    else:
-        vectors = await embedded(embedder, (*candidates, *queries), settings)
-        ranking = nearest_vectors(vectors[: len(candidates)], vectors[len(candidates) :], depth)
-    return _without_twins(candidates, queries, ranking, k)
+        twins = Twins.among(candidates, queries)
+        return named(candidates, queries, _bm25(candidates, queries, twins.depth(k), settings), twins, k)
+    vectors = await embedded(embedder, (*candidates, *queries), settings)
+    return nearest_texts(candidates, queries, vectors[: len(candidates)], vectors[len(candidates) :], k)
 
 
 async def embedded(embedder: EmbeddingTool, examples: Sequence[Example], settings: RetrieveSettings) -> FloatMatrix:
@@ -86,38 +91,73 @@ async def embedded(embedder: EmbeddingTool, examples: Sequence[Example], setting
     )
 
 
+def nearest_texts(
+    candidates: Sequence[Example], queries: Sequence[Example], near: FloatMatrix, asked: FloatMatrix, k: int
+) -> Neighbours:
+    """The `k` nearest candidates of every query by their vectors (candidates, d) and (queries, d), twins left out."""
+    twins = Twins.among(candidates, queries)
+    return named(candidates, queries, nearest_vectors(near, asked, twins.depth(k)), twins, k)
+
+
 def nearest_vectors(candidates: FloatMatrix, queries: FloatMatrix, depth: int) -> Ranking:
     """Exact cosine search: candidates (n, d), queries (q, d) to a ranking (q, depth); equal scores by index.
 
     faiss finds the candidates in float32, whose last bits differ from processor to processor. What it found is
-    scored again in float64 and rounded, so that a run's artifacts have the same bytes on every machine.
+    scored again in float64 and rounded, and a query whose last candidates nearly tie is searched deeper, so that a
+    run's artifacts have the same bytes on every machine.
     """
     import faiss
 
-    index = faiss.IndexFlatIP(candidates.shape[1])
-    index.add(_unit(candidates))
-    found = index.search(_unit(queries), min(depth, len(candidates)))[1].astype(np.int64)
-    scores = np.concatenate(
-        [
-            _cosines(candidates, queries[at : at + RESCORED_ROWS], found[at : at + RESCORED_ROWS])
-            for at in range(0, len(queries), RESCORED_ROWS)
-        ]
-    )
-    order = np.lexsort((found, -scores), axis=1)
-    return Ranking(np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1))
+    near, asked = unit(candidates), unit(queries)
+    index = faiss.IndexFlatIP(near.shape[1])
+    index.add(near)
+    wide = depth = min(depth, len(near))
+    found = index.search(asked, depth)[1].astype(np.int64)
+    scores = _cosines(near, asked, found)
+    close = np.flatnonzero(_nearly_ties(scores)) if depth < len(near) else np.empty(0, dtype=np.int64)
+    while close.size:
+        wide = min(4 * wide, len(near))
+        deeper = index.search(asked[close], wide)[1].astype(np.int64)
+        again = _sorted(deeper, _cosines(near, asked[close], deeper))
+        found[close], scores[close] = again.indices[:, :depth], again.scores[:, :depth]
+        unclear = again.scores[:, depth - 1] - again.scores[:, -1] < NEAR_TIE
+        close = close[unclear] if wide < len(near) else close[:0]
+    return _sorted(found, scores)
 
 
-def _unit(vectors: FloatMatrix) -> FloatMatrix:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+def unit(vectors: FloatMatrix) -> FloatMatrix:
+    """Vectors of length one, shape (n, d); lengths are summed in float64, so that all machines get the same bytes."""
+    result = np.empty(vectors.shape, dtype=np.float32)
+    for at in range(0, len(vectors), CACHED_ROWS):
+        rows = vectors[at : at + CACHED_ROWS]
+        lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)).astype(np.float32)
+        np.divide(rows, np.maximum(lengths, np.float32(1e-12))[:, None], out=result[at : at + CACHED_ROWS])
+    return result
 
 
-def _cosines(candidates: FloatMatrix, queries: FloatMatrix, found: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The cosine of every query (q, d) with the candidates at `found` (q, depth): float32 out of float64."""
-    near, asked = candidates[found].astype(np.float64), queries.astype(np.float64)[:, :, None]
-    lengths = np.linalg.norm(near, axis=2) * np.linalg.norm(asked, axis=1)
-    cosines: NDArray[np.float32] = ((near @ asked)[:, :, 0] / np.maximum(lengths, 1e-24)).astype(np.float32)
-    return cosines
+def _cosines(near: FloatMatrix, asked: FloatMatrix, found: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The products of unit queries (q, d) with the unit candidates at `found` (q, depth): float32 out of float64."""
+    scores = np.empty(found.shape, dtype=np.float32)
+    for at in range(0, len(asked), CACHED_ROWS):
+        rows = slice(at, at + CACHED_ROWS)
+        scores[rows] = np.vecdot(near[found[rows]].astype(np.float64), asked[rows, None].astype(np.float64))
+    return scores
+
+
+def _nearly_ties(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Rows (q, depth) in which float32 may have left out one that belongs among all but the last `SPARE`."""
+    last = max(0, scores.shape[1] - 1 - SPARE)
+    return np.asarray(scores[:, last] - scores.min(axis=1) < NEAR_TIE, dtype=np.bool_)
+
+
+def _sorted(found: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
+    """Every row by falling score, equal scores by index; most rows are already."""
+    step = np.diff(scores, axis=1)
+    rows = np.flatnonzero(((step > 0) | ((step == 0) & (np.diff(found, axis=1) < 0))).any(axis=1))
+    order = np.lexsort((found[rows], -scores[rows]), axis=1)
+    found[rows] = np.take_along_axis(found[rows], order, axis=1)
+    scores[rows] = np.take_along_axis(scores[rows], order, axis=1)
+    return Ranking(found, scores)
 
 
 def _bm25(candidates: Sequence[Example], queries: Sequence[Example], depth: int, settings: RetrieveSettings) -> Ranking:
@@ -139,15 +179,57 @@ def _text(example: Example, settings: RetrieveSettings) -> str:
     return "\n".join((example.question, *example.options))
 
 
-def _without_twins(labeled: Sequence[Example], queries: Sequence[Example], ranking: Ranking, k: int) -> Neighbours:
-    ids: dict[str, tuple[str, ...]] = {}
-    similarities: dict[str, tuple[float, ...]] = {}
-    for row, query in enumerate(queries):
-        kept = [
-            (labeled[i].id, float(score))
-            for i, score in zip(ranking.indices[row], ranking.scores[row], strict=True)
-            if i >= 0 and labeled[i].id != query.id and labeled[i].question != query.question
-        ][:k]
-        ids[query.id] = tuple(name for name, _ in kept)
-        similarities[query.id] = tuple(score for _, score in kept)
-    return Neighbours(ids=ids, similarities=similarities)
+@dataclass(frozen=True, eq=False)
+class Twins:
+    """Which candidates are the query itself or have its text.
+
+    `texts` int64 (candidates,) numbers their texts; `text` and `itself` int64 (queries,): the number of a query's
+    text and its own place among the candidates, -1 = not there. `most` is the largest number of copies.
+    """
+
+    texts: NDArray[np.int64]
+    text: NDArray[np.int64]
+    itself: NDArray[np.int64]
+    most: int
+
+    @classmethod
+    def among(cls, candidates: Sequence[Example], queries: Sequence[Example]) -> Twins:
+        """Look every query up among the candidates."""
+        numbers: dict[str, int] = {}
+        texts = np.array([numbers.setdefault(e.question, len(numbers)) for e in candidates], dtype=np.int64)
+        places = {e.id: place for place, e in enumerate(candidates)}
+        text = np.array([numbers.get(q.question, -1) for q in queries], dtype=np.int64)
+        itself = np.array([places.get(q.id, -1) for q in queries], dtype=np.int64)
+        copies = np.append(np.bincount(texts), 0)[text]
+        return cls(texts, text, itself, int(copies.max(initial=0)))
+
+    def depth(self, k: int) -> int:
+        """How many candidates to look at, so that `k` are left without the twins."""
+        return min(self.texts.size, k + SPARE + min(MOST_TWINS, self.most))
+
+    def at(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each candidate of a ranking, shape (queries, candidates), is a twin or no candidate at all."""
+        same = (self.texts[indices] == self.text[:, None]) | (indices == self.itself[:, None])
+        return np.asarray(same | (indices < 0), dtype=np.bool_)
+
+
+def named(
+    candidates: Sequence[Example], queries: Sequence[Example], ranking: Ranking, twins: Twins, k: int
+) -> Neighbours:
+    """The first `k` of every row of the ranking that are no twins, by their ids."""
+    skipped = twins.at(ranking.indices)
+    order = np.argsort(skipped, axis=1, kind="stable")[:, :k]
+    counts = np.minimum(np.count_nonzero(~skipped, axis=1), k)
+    names = np.array([e.id for e in candidates], dtype=np.object_)
+    near = _rows(names[np.take_along_axis(ranking.indices, order, axis=1)], counts)
+    scores = _rows(np.take_along_axis(ranking.scores, order, axis=1), counts)
+    asked = [q.id for q in queries]
+    return Neighbours(ids=dict(zip(asked, near, strict=True)), similarities=dict(zip(asked, scores, strict=True)))
+
+
+def _rows(table: NDArray[Any], counts: NDArray[np.intp]) -> list[tuple[Any, ...]]:
+    """The first `counts[i]` entries of each row i."""
+    rows = list(zip(*(column.tolist() for column in table.T), strict=True))
+    for place in np.flatnonzero(counts < table.shape[1]).tolist():
+        rows[place] = rows[place][: counts[place]]
+    return rows
