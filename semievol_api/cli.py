@@ -243,6 +243,27 @@ def demo(
     run_demo(folder, quick=quick, as_json=as_json)
 
 
+def experiment(
+    path: Annotated[Path, typer.Argument(help="An experiment, such as examples/ablations.toml.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes and one seed: to see that all of it works.")
+    ] = False,
+    folder: Annotated[Path | None, typer.Option(help="Where it lies; default: as the file says.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of arms and seeds over one pipeline; run it again to go on where it stopped."""
+    from semievol_api.demo.experiment import run_grid
+    from semievol_api.terminal.bars import err, out
+    from semievol_api.terminal.experiment import results_as_json, show_results
+
+    lines = err()
+    found = run_grid(path, lambda line: lines.print(line, markup=False), quick=quick, folder=folder)
+    if as_json:
+        print_json(results_as_json(found))
+    else:
+        show_results(out(), found)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
@@ -257,7 +278,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (init, check, preview, plan, run, status, report, review, export, jobs, clean, demo):
+    for command in (init, check, preview, plan, run, status, report, review, export, jobs, clean, experiment, demo):
         app.command()(command)
     app.add_typer(journal, name="journal")
     group = typer.Typer(invoke_without_command=True)
