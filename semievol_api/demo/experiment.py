@@ -51,7 +51,7 @@ def run_grid(
         UserError: the experiment, a config or the data needs mending.
     """
     experiment = load_experiment(path, quick=quick, folder=folder)
-    place = experiment.experiment.folder
+    place = experiment.experiment.folder / experiment.experiment.name
     place.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.monotonic(), tree_cpu_s()
     watcher = CellLines(say, Silent())

@@ -1,4 +1,4 @@
-"""An experiment's results as files: one tidy table of runs, one of answers, a table for papers, the counters.
+"""An experiment's results as files, in a folder of its name.
 
     cells.csv, cells.parquet     a row a run
     answers.parquet              a row a run and test question: was it right
@@ -31,21 +31,23 @@ NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What was written, and what it says."""
+    """What was written where, and what it says."""
 
     folder: Path
+    done: tuple[DoneCell, ...]
     summary: tuple[ArmSummary, ...]
     counters: Counters
     text: str
 
 
 def write_results(experiment: Experiment, done: Sequence[DoneCell], task: str) -> Results:
-    """Write all files into the experiment's folder.
+    """Write all files into a folder of the experiment's name beside its runs; other experiments may share those.
 
     Raises:
         DataError: two arms were measured on different questions.
     """
-    folder = experiment.experiment.folder
+    folder = experiment.experiment.folder / experiment.experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
     summary, counters = summarise(experiment, done), count(experiment, done)
     table = result_table(experiment, summary, task)
     title = experiment.experiment.title or experiment.experiment.name
@@ -60,7 +62,7 @@ def write_results(experiment: Experiment, done: Sequence[DoneCell], task: str) -
     (folder / "results.md").write_text(f"# {title}\n\n{text}", "utf-8")
     (folder / "results.tex").write_text(latex(table, f"{title}. {note}") + "\n", "utf-8")
     (folder / "counters.json").write_text(json.dumps(asdict(counters), indent=2) + "\n", "utf-8")
-    return Results(folder, summary, counters, text)
+    return Results(folder, tuple(done), summary, counters, text)
 
 
 def _write_cells(folder: Path, done: Sequence[DoneCell]) -> None:

@@ -119,7 +119,7 @@ def test_no_question_and_no_training_is_paid_for_twice_across_arms(grid: Path) -
     assert counted.trainings_needed == 18
     server = json.loads((grid.parent / "grid/runs/server/jobs.json").read_text())
     assert len(server) == 12
-    assert json.loads((grid.parent / "grid/counters.json").read_text())["jobs_repeated"] == 0
+    assert json.loads((grid.parent / "grid/arms/counters.json").read_text())["jobs_repeated"] == 0
 
 
 def test_the_tables_hold_every_run_and_every_answer(grid: Path) -> None:
@@ -181,11 +181,11 @@ def test_an_axis_runs_every_arm_at_every_value_and_seeds_draw_their_own_rows(pro
     assert [(arm.arm, arm.value) for arm in found.summary] == [
         ("vanilla", 12), ("SFT", 12), ("vanilla", 40), ("SFT", 40)
     ]  # fmt: skip
-    draws = [ids(found.folder / f"draws/seed-{seed}/labeled-40.jsonl") for seed in (0, 1)]
+    draws = [ids(found.folder.parent / f"draws/seed-{seed}/labeled-40.jsonl") for seed in (0, 1)]
     assert len(draws[0]) == len(draws[1]) == 40 and draws[0] != draws[1]
-    pool = ids(found.folder / "draws/seed-0/unlabeled-60.jsonl")
+    pool = ids(found.folder.parent / "draws/seed-0/unlabeled-60.jsonl")
     assert len(pool) == 60 and not pool & draws[0]
-    trained = found.folder / "runs/sft-at-12-seed-0/sft/train.jsonl"
+    trained = found.folder.parent / "runs/sft-at-12-seed-0/sft/train.jsonl"
     assert len(trained.read_text().splitlines()) == 12
 
 
