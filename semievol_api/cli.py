@@ -243,6 +243,71 @@ def demo(
     run_demo(folder, quick=quick, as_json=as_json)
 
 
+def experiment(
+    path: Annotated[Path, typer.Argument(help="An experiment, such as examples/ablations.toml.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes and one seed: to see that all of it works.")
+    ] = False,
+    folder: Annotated[Path | None, typer.Option(help="Where it lies; default: as the file says.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the demo's server.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of arms and seeds over one pipeline; run it again to go on where it stopped."""
+    from semievol_api.demo.experiment import run_grid
+    from semievol_api.terminal.bars import err, out
+    from semievol_api.terminal.experiment import results_as_json, show_results
+
+    lines = err()
+    found = run_grid(path, lambda line: lines.print(line, markup=False), quick=quick, folder=folder, threads=threads)
+    if as_json:
+        print_json(results_as_json(found))
+    else:
+        show_results(out(), found)
+
+
+def evaluate(
+    sides: Annotated[list[str], typer.Argument(help="Runs' folders, or folder:model, in pairs; one pair per task.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models or runs on the same test questions; several pairs are tested together (Holm)."""
+    from semievol_api.comparison import compare_pairs
+    from semievol_api.errors import UserError
+    from semievol_api.terminal.bars import out
+    from semievol_api.terminal.comparison import contests_as_json, show_contests
+
+    if len(sides) % 2:
+        raise UserError(f"Sides come in pairs, and there are {len(sides)}: semievol evaluate RUN_A RUN_B [RUN_C RUN_D]")
+    contests = compare_pairs(list(zip(sides[::2], sides[1::2], strict=True)))
+    if as_json:
+        print_json(contests_as_json(contests))
+    else:
+        show_contests(out(), contests)
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="semievol, sft, warm or base of the run, or a model of its provider.")],
+    data: Annotated[Path, typer.Argument(help="The rows to label: CSV, JSONL or Parquet, with the run's columns.")],
+    run_config: Annotated[Path, typer.Option("--run", help="The run's config.")] = Path("semievol.toml"),
+    alpha: Annotated[float | None, typer.Option(min=0.001, max=0.999, help="Tolerated share of wrong answers.")] = None,
+    written: Annotated[Path | None, typer.Option("--out", help="The CSV to write; default: beside the data.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label new rows, each with a confidence; rows below the run's calibrated cut are left to a person."""
+    from semievol_api.config import load_config
+    from semievol_api.predict import predict as label
+    from semievol_api.session import run_blocking
+    from semievol_api.terminal.bars import Bars, err, out
+    from semievol_api.terminal.predictions import predictions_as_json, show_predictions, write_predictions
+
+    with Bars(err()) as bars:
+        found = run_blocking(label(load_config(run_config), model, data, alpha=alpha, watcher=bars))
+    path = write_predictions(found, written or data.with_name(f"{data.stem}.predicted.csv"))
+    if as_json:
+        print_json(predictions_as_json(found, path))
+    else:
+        show_predictions(out(), found, path)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
@@ -257,7 +322,23 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (init, check, preview, plan, run, status, report, review, export, jobs, clean, demo):
+    for command in (
+        init,
+        check,
+        preview,
+        plan,
+        run,
+        status,
+        report,
+        review,
+        export,
+        evaluate,
+        predict,
+        jobs,
+        clean,
+        experiment,
+        demo,
+    ):
         app.command()(command)
     app.add_typer(journal, name="journal")
     group = typer.Typer(invoke_without_command=True)

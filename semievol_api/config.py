@@ -186,7 +186,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        calibrates = self.select.rule not in ("percentile", "official-2025")
+        calibrates = self.select.rule not in ("percentile", "random", "official-2025")
         if calibrates and self.select.score != "pooled":
             raise ValueError(
                 f'[select] rule {self.select.rule!r} ranks by the pooled probability; set [select] score = "pooled" '

@@ -78,6 +78,8 @@ class JustifySettings(Settings):
     score: Literal["justified", "first-annotator"] = "justified"
     """Ambiguity 8: whose log-probabilities score an item that was not justified falls back to the first
     annotator; "first-annotator" takes them always."""
+    unjustified: Literal["first-annotator", "majority"] = "first-annotator"
+    """Whose answer an item gets that was not justified; the majority's score is the mean over its voters."""
     show: Literal["response", "answer"] = "response"
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
@@ -86,7 +88,10 @@ class JustifySettings(Settings):
 class SelectSettings(Settings):
     """`[select]`: which pseudo-labels are kept (paper §3.4)."""
 
-    rule: Literal["percentile", "fdr", "high-probability", "top-n", "human-budget", "official-2025"] = "percentile"
+    rule: Literal["percentile", "fdr", "high-probability", "top-n", "human-budget", "random", "official-2025"] = (
+        "percentile"
+    )
+    """`random` keeps a random `share`: the control of all others."""
     score: Literal["mean_nll", "pooled"] = "mean_nll"
     """What is ranked: the justified answer's mean negative log-probability, or the crew's pooled probability."""
     alpha: float = Field(default=0.1, gt=0, lt=1)

@@ -12,12 +12,12 @@ import asyncio
 import datetime
 import json
 import os
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from semievol_api.artifacts import Verdict
 from semievol_api.capabilities import JobEvent, Provider, Wire, require
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from semievol_api.transport.cassette import Cassette
 
 ResultT = TypeVar("ResultT")
+Walk: TypeAlias = Callable[[Tools, RunStore, Task, RawData, Config], Awaitable[Verdict]]
+"""What is done between the open tools and the verdict: the pipeline, or an experiment's baseline."""
 
 
 class Watcher(Protocol):
@@ -132,13 +134,15 @@ def run(config: str | Path, *, watcher: Watcher | None = None, accept_change: bo
     return run_blocking(run_async(load_config(Path(config)), watcher=watcher, accept_change=accept_change))
 
 
-async def run_async(config: Config, *, watcher: Watcher | None = None, accept_change: bool = False) -> RunResult:
-    """See `run`."""
+async def run_async(
+    config: Config, *, watcher: Watcher | None = None, accept_change: bool = False, walk: Walk = all_rounds
+) -> RunResult:
+    """See `run`; `walk` stands in for the pipeline."""
     async with _cassette(config) as cassette:
-        return await _run(config, watcher or Silent(), accept_change, cassette)
+        return await _run(config, watcher or Silent(), accept_change, cassette, walk)
 
 
-async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cassette | None) -> RunResult:
+async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cassette | None, walk: Walk) -> RunResult:
     plan = check(config, wire=None if cassette is None else cassette.send)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
@@ -155,7 +159,7 @@ async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cas
         clock = RealClock() if cassette is None else cassette.clock
         async with open_tools(plan, raw, seen, on_job, clock) as tools:
             await refuse_ended_models(plan.catalogue, plan.role_models, datetime.datetime.now(datetime.UTC).date())
-            verdict = await all_rounds(tools, store, plan.task, raw, config)
+            verdict = await walk(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
         return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)

@@ -20,7 +20,7 @@ QUICK: dict[str, object] = {"data.max_unlabeled": 60, "data.max_test": 60, "trai
 
 def run_demo(folder: Path, *, quick: bool, as_json: bool) -> None:
     """Run the demo in `folder` and print its table; a second run finds everything done."""
-    _need_local_packages()
+    need_local_packages()
     with serving(HERE / "model", "demo-llama", folder / "server") as base_url:
         result = _run(folder, base_url, quick)
     show_result(result, as_json=as_json)
@@ -33,7 +33,12 @@ def _run(folder: Path, base_url: str, quick: bool) -> RunResult:
         return run_blocking(run_async(config, watcher=bars))
 
 
-def _need_local_packages() -> None:
+def need_local_packages() -> None:
+    """Refuse to start without what the demo's server is made of.
+
+    Raises:
+        MissingExtraError: a package of the extra `serve` is not installed.
+    """
     from importlib.util import find_spec
 
     for package in ("torch", "transformers", "peft", "starlette", "uvicorn"):

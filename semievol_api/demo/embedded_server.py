@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from semievol_api.errors import SemievolError
@@ -26,13 +26,13 @@ MAX_RESTARTS = 5
 
 
 @contextlib.contextmanager
-def serving(model: Path, name: str, state: Path) -> Generator[str]:
-    """A running server and its base URL.
+def serving(model: Path, name: str, state: Path, options: Sequence[str] = ()) -> Generator[str]:
+    """A running server and its base URL; `options` are more of `semievol serve`.
 
     Raises:
         SemievolError: it ended before it was ready; the message holds its last words.
     """
-    server = EmbeddedServer(model, name, state)
+    server = EmbeddedServer(model, name, state, options)
     url = server.start()
     stop = threading.Event()
     watcher = threading.Thread(target=server.watch, args=(stop,), name="semievol-server-watch", daemon=True)
@@ -48,8 +48,8 @@ def serving(model: Path, name: str, state: Path) -> Generator[str]:
 class EmbeddedServer:
     """One server process after another, all on one port and one state folder."""
 
-    def __init__(self, model: Path, name: str, state: Path) -> None:
-        self._model, self._name, self._state = model, name, state
+    def __init__(self, model: Path, name: str, state: Path, options: Sequence[str] = ()) -> None:
+        self._model, self._name, self._state, self._options = model, name, state, tuple(options)
         self._ready = state / "ready.json"
         self._log = state / "server.log"
         self._port = 0
@@ -63,7 +63,7 @@ class EmbeddedServer:
         command += ["--port", str(self._port), "--state", str(self._state), "--ready-file", str(self._ready)]
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*command, "--stop-with-stdin"], stdin=subprocess.PIPE, stdout=output, stderr=output
+                [*command, *self._options, "--stop-with-stdin"], stdin=subprocess.PIPE, stdout=output, stderr=output
             )
         url = self._wait_until_ready(self._process)
         self._port = int(url.rpartition(":")[2].partition("/")[0])

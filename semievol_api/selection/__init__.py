@@ -59,6 +59,7 @@ from semievol_api.selection.pool import Pooled as Pooled
 from semievol_api.selection.pool import pool as pool
 from semievol_api.selection.pool import worth_justifying as worth_justifying
 from semievol_api.selection.ranking import HumanQueue as HumanQueue
+from semievol_api.selection.ranking import at_random as at_random
 from semievol_api.selection.ranking import human_budget as human_budget
 from semievol_api.selection.ranking import top_n as top_n
 from semievol_api.selection.ranking import with_class_quota as with_class_quota

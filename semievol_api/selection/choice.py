@@ -18,7 +18,7 @@ from semievol_api.selection.expectations import feasibility
 from semievol_api.selection.fdr import exact_alpha, fdr
 from semievol_api.selection.high_probability import high_probability
 from semievol_api.selection.percentile import percentile_of_score
-from semievol_api.selection.ranking import top_n
+from semievol_api.selection.ranking import at_random, top_n
 from semievol_api.selection.values import (
     ENOUGH_CALIBRATION,
     ENOUGH_KEPT,
@@ -28,14 +28,14 @@ from semievol_api.selection.values import (
     Selected,
 )
 
-RuleName: TypeAlias = Literal["fdr", "high-probability", "percentile", "top-n"]
+RuleName: TypeAlias = Literal["fdr", "high-probability", "percentile", "random", "top-n"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSettings:
     """Which rule, and its numbers.
 
-    `alpha` and `delta` belong to the rules with a budget, `share` (theta) to `percentile` and to the fallback,
+    `alpha` and `delta` belong to the rules with a budget, `share` (theta) to `percentile`, `random` and the fallback,
     `n` to `top-n`. Over `rounds` iterations the budget is shared out unless every round has a calibration fold
     of its own.
     """
@@ -74,7 +74,7 @@ def select(scores: FloatArray, ids: Sequence[str], calibration: Calibration | No
 
     Args:
         scores: float64, shape (m,), higher is better, NaN = abstain.
-        ids: m example ids, used to break ties in `top-n` only.
+        ids: m example ids, used to break ties in `top-n` and to draw by `random` only.
         calibration: the calibration slice, None where the labels were too few to split.
         settings: the rule.
 
@@ -83,6 +83,8 @@ def select(scores: FloatArray, ids: Sequence[str], calibration: Calibration | No
     """
     if settings.rule == "percentile":
         selected = percentile_of_score(scores, settings.share)
+    elif settings.rule == "random":
+        selected = at_random(scores, ids, settings.share, settings.seed)
     elif settings.rule == "top-n":
         selected = top_n(scores, ids, settings.n, settings.seed)
     elif calibration is None or calibration.size < ENOUGH_CALIBRATION:

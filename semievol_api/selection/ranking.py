@@ -50,6 +50,19 @@ def top_n(scores: FloatArray, ids: Sequence[str], n: int, seed: int = 0) -> Sele
     )
 
 
+def at_random(scores: FloatArray, ids: Sequence[str], share: float, seed: int = 0) -> Selected:
+    """Keep a random `share` of the items that have a score: the control of every rule that looks at scores.
+
+    Raises:
+        ConfigError: `share` is not a share.
+        DataError: ids and scores differ in length.
+    """
+    share_in_unit_interval(share, "share")
+    equal = np.where(np.isnan(scores), np.nan, 0.0)
+    chosen = top_n(equal, ids, round(share * int(np.count_nonzero(~np.isnan(scores)))), seed)
+    return replace(chosen, rule="random", threshold=None)
+
+
 def human_budget(
     scores: FloatArray, ids: Sequence[str], budget: int, audit_share: float = 0.15, seed: int = 0
 ) -> HumanQueue:

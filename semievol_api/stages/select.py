@@ -15,13 +15,14 @@ from semievol_api.artifacts import EvidenceTable, Selection
 from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, PseudoLabel
-from semievol_api.selection import Selected, percentile
+from semievol_api.selection import Selected, at_random, percentile
 from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.stages.annotators import Crew
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.stages.select_official import official
 from semievol_api.stages.select_pooled import Beside, by_pool
+from semievol_api.tasks import Task
 
 MAX_MISSING_SHARE = 0.05
 """Above this share of answers without log-probabilities the percentile rule would rank noise (method §3)."""
@@ -67,7 +68,7 @@ async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSett
     if settings.rule == "official-2025":
         return official(corpus, crew, heard.said, heard.final, settings)
     if settings.score == "mean_nll":
-        return by_mean_nll(corpus, heard, settings)
+        return by_mean_nll(corpus, heard, settings, seed)
     rows = heard.said.by_example()
     for name, final in heard.final.by_example().items():
         rows.setdefault(name, []).extend(final)
@@ -75,18 +76,22 @@ async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSett
     return await by_pool(corpus, crew, rows, settings, beside)
 
 
-def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings) -> Selection:
-    """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4)."""
+def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings, seed: int = 0) -> Selection:
+    """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4), or as many at random."""
     task, data = corpus.task, corpus.data
     said, final = heard.said.by_example(), heard.final.by_example()
 
     def candidates_for(examples: Sequence[Example]) -> list[Candidate]:
-        return [_candidate(e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
+        return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
 
     candidates = candidates_for(data.unlabeled)
     _refuse_missing_logprobs(candidates)
     scores = _scores(candidates)
-    chosen = _rule(scores, scores if settings.pool == "unlabeled" else _scores(candidates_for(data.labeled)), settings)
+    if settings.rule == "random":
+        chosen = at_random(scores, [c.example.id for c in candidates], settings.share, seed)
+    else:
+        pool = scores if settings.pool == "unlabeled" else _scores(candidates_for(data.labeled))
+        chosen = _rule(scores, pool, settings)
     kept = tuple(
         PseudoLabel(example_id=c.example.id, answer=c.answer, text=task.target(c.example, c.answer), score=float(score))
         for c, score, keep in zip(candidates, scores, chosen.kept, strict=True)
@@ -135,8 +140,12 @@ def _table(candidates: Sequence[Candidate], scores: FloatArray, kept: BoolArray)
     )
 
 
-def _candidate(example: Example, said: list[Evidence], final: list[Evidence], settings: JustifySettings) -> Candidate:
-    """The justified answer, else the first annotator's that answered; its own log-probabilities score it."""
+def _candidate(
+    task: Task, example: Example, said: list[Evidence], final: list[Evidence], settings: JustifySettings
+) -> Candidate:
+    """The justified answer, else the first annotator's or the majority's; its own log-probabilities score it."""
+    if not final and settings.unjustified == "majority":
+        return _majority(task, example, said)
     first = next((row for row in said if row.answer is not None), None)
     chosen = final[0] if final else first
     if chosen is None or chosen.answer is None:
@@ -146,6 +155,24 @@ def _candidate(example: Example, said: list[Evidence], final: list[Evidence], se
     if scored.mean_nll is None:
         return Candidate(example, chosen.answer, None, "no log-probabilities")
     return Candidate(example, chosen.answer, scored.mean_nll, "above the threshold")
+
+
+def _majority(task: Task, example: Example, said: list[Evidence]) -> Candidate:
+    """The answer that most annotators gave, the surest of equally frequent ones."""
+    groups: list[list[Evidence]] = []
+    for row in (row for row in said if row.answer is not None):
+        same = next((group for group in groups if task.equal(group[0].answer or "", row.answer or "")), None)
+        if same is None:
+            groups.append([row])
+        else:
+            same.append(row)
+    if not groups:
+        return Candidate(example, None, None, "no annotator answered")
+    scored = [(group, [row.mean_nll for row in group if row.mean_nll is not None]) for group in groups]
+    means = [(group, float(np.mean(nlls)) if nlls else None) for group, nlls in scored]
+    voters, mean = min(means, key=lambda pair: (-len(pair[0]), np.inf if pair[1] is None else pair[1]))
+    reason = "no log-probabilities" if mean is None else "above the threshold"
+    return Candidate(example, voters[0].answer, mean, reason)
 
 
 def _refuse_missing_logprobs(candidates: list[Candidate]) -> None:

@@ -1,0 +1,94 @@
+"""`semievol experiment`: a grid over a config of the user's, or over the demo's with one server for all of its runs.
+
+Knows nothing of arms or tables; the server is asked over HTTP, as any other would be.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from semievol_api.config import load_config
+from semievol_api.demo.command import HERE, need_local_packages
+from semievol_api.demo.embedded_server import serving
+from semievol_api.experiments.cell import DoneCell
+from semievol_api.experiments.cpu import tree_cpu_s
+from semievol_api.experiments.grid import DEMO, Cell, Experiment, load_experiment
+from semievol_api.experiments.results import Results, write_results
+from semievol_api.experiments.runner import Ground, run_experiment
+from semievol_api.session import Silent, Watcher, run_blocking
+
+PROCESSES = "processes.jsonl"
+_SERVED = re.compile(r'semievol_requests_total\{route="([a-z_]+)",method="POST",status="200"\} (\d+)')
+
+
+@dataclass(frozen=True)
+class CellLines:
+    """Says one line per cell; `run` hears the stages within."""
+
+    say: Callable[[str], None]
+    run: Watcher
+
+    def on_cell(self, cell: Cell, number: int, of: int, done: DoneCell | None) -> None:
+        """See `CellWatcher`."""
+        at = "" if cell.value is None else f" at {cell.value}"
+        state = "..." if done is None else f"{100 * done.row.accuracy:.1f} % in {done.row.seconds:.0f} s"
+        self.say(f"[{number}/{of}] {cell.arm.name}{at}, seed {cell.seed}: {state}")
+
+
+def run_grid(
+    path: Path, say: Callable[[str], None], *, quick: bool = False, folder: Path | None = None, threads: int = 1
+) -> Results:
+    """Run what is not done yet of an experiment and write its results.
+
+    Raises:
+        UserError: the experiment, a config or the data needs mending.
+    """
+    experiment = load_experiment(path, quick=quick, folder=folder)
+    place = experiment.experiment.folder / experiment.experiment.name
+    place.mkdir(parents=True, exist_ok=True)
+    wall, cpu = time.monotonic(), tree_cpu_s()
+    watcher = CellLines(say, Silent())
+    with _ground(experiment, threads) as ground:
+        done = run_blocking(run_experiment(experiment, ground, watcher))
+        spent = {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(tree_cpu_s() - cpu, 1)}
+        with (place / PROCESSES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**spent, "served": _served(ground)}) + "\n")
+    return write_results(experiment, done, load_config(ground.base).data.task)
+
+
+@contextmanager
+def _ground(experiment: Experiment, threads: int) -> Generator[Ground]:
+    """The base config; for the demo's with a server of its own, whose state lies with the experiment."""
+    head = experiment.experiment
+    if head.base != DEMO:
+        yield Ground(Path(head.base))
+        return
+    need_local_packages()
+    with serving(HERE / "model", "demo-llama", head.folder / "server", _threaded(head.folder, threads)) as url:
+        yield Ground(HERE / "demo.toml", {"providers.server.base_url": url})
+
+
+def _threaded(folder: Path, threads: int) -> list[str]:
+    """Options of a server whose engine and trainings take so many threads; none for its own default."""
+    if threads == 1:
+        return []
+    own: dict[str, object] = json.loads((HERE / "model/semievol_train.json").read_text("utf-8"))
+    settings = folder / "train.toml"
+    settings.write_text("".join(f"{name} = {value}\n" for name, value in {**own, "threads": threads}.items()), "utf-8")
+    return ["--threads", str(threads), "--train-config", str(settings)]
+
+
+def _served(ground: Ground) -> dict[str, int]:
+    """What the demo's server says that it answered since it started, by route; nothing for another's server."""
+    url = ground.changes.get("providers.server.base_url")
+    if not isinstance(url, str):
+        return {}
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics", timeout=30) as reply:
+        return {route: int(count) for route, count in _SERVED.findall(reply.read().decode())}

@@ -1,0 +1,139 @@
+"""What users do the day after: compare two runs or models, and label new rows with abstention."""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from semievol_api.artifacts import Answers
+from semievol_api.comparison import compare_pairs, read_side
+from semievol_api.engine.journal import Journal
+from semievol_api.run_store import load_artifact
+from semievol_api.session import run
+from tests.e2e.conftest import Project, Semievol, write_rows
+
+
+@pytest.fixture
+def done(project: Project) -> Project:
+    """A finished run with 240 test questions."""
+    write_rows(project.folder / "test.csv", 240, start=100)
+    run(project.config)
+    return project
+
+
+def labelled(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_models_of_a_run_are_compared_as_scipy_would(done: Project) -> None:
+    folder = done.folder / "out"
+    (contest,) = compare_pairs([(f"{folder}:semievol", f"{folder}:base")])
+    ours, theirs = (load_artifact(folder, f"evaluate/{name}", Answers) for name in ("semievol", "base"))
+    assert ours is not None and theirs is not None
+    a, b = (np.array([side.correct[i] for i in sorted(side.correct)]) for side in (ours, theirs))
+    assert contest.ours.accuracy.estimate == pytest.approx(a.mean())
+    assert contest.gain.estimate == pytest.approx(a.mean() - b.mean())
+    expected = stats.binomtest(int((a & ~b).sum()), int((a ^ b).sum()), 0.5).pvalue
+    assert contest.test.p_value == pytest.approx(expected, abs=1e-9)
+    assert contest.gain.low > 0 and "is better than" in contest.sentence
+    assert sum(c.gain.n for c in contest.categories) == 240
+    assert 0 <= contest.ours.ece <= 1 and 0 <= contest.ours.brier <= 1
+
+
+def test_several_tasks_are_tested_together(done: Project) -> None:
+    folder = done.folder / "out"
+    pairs = [(f"{folder}:semievol", f"{folder}:base"), (f"{folder}:semievol", f"{folder}:warm")]
+    contests = compare_pairs(pairs)
+    expected = multipletests([c.test.p_value for c in contests], method="holm")[1]
+    assert [c.holm_p for c in contests] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_model_against_itself_shows_nothing_and_says_what_could_be_shown(done: Project) -> None:
+    (contest,) = compare_pairs([(str(done.folder / "out"), f"{done.folder / 'out'}:semievol")])
+    assert contest.gain.estimate == 0 and contest.test.p_value == 1
+    assert "No difference" in contest.sentence and "the smallest one" in contest.sentence
+
+
+def test_a_runs_result_is_what_a_folder_alone_stands_for(done: Project) -> None:
+    assert read_side(str(done.folder / "out")).name == "out:semievol"
+
+
+def test_the_evaluate_command_shows_pairs_and_refuses_an_odd_one(done: Project, semievol: Semievol) -> None:
+    folder = done.folder / "out"
+    shown = semievol("evaluate", folder, f"{folder}:base")
+    assert shown.code == 0 and "McNemar p" in shown.out and "Holm p" in shown.out and "category" in shown.out
+    (told,) = json.loads(semievol("evaluate", folder, f"{folder}:base", "--json").out)
+    assert told["gain"]["n"] == 240
+    odd = semievol("evaluate", folder)
+    assert odd.code == 2 and "in pairs" in odd.err
+    nowhere = semievol("evaluate", done.folder / "nowhere", folder)
+    assert nowhere.code == 2 and "is no run that was evaluated" in nowhere.err
+    wrong = semievol("evaluate", folder, f"{folder}:semivol")
+    assert wrong.code == 2 and "Did you mean 'semievol'?" in wrong.err
+
+
+def test_new_rows_are_labelled_with_a_confidence_and_a_cut_that_keeps_its_promise(
+    done: Project, semievol: Semievol
+) -> None:
+    write_rows(done.folder / "new.csv", 200, start=5000)
+    gold = {row["id"]: row["answer"] for row in labelled(done.folder / "new.csv")}
+    shown = semievol("predict", "semievol", done.folder / "new.csv", "--run", done.config, "--alpha", "0.2", "--json")
+    assert shown.code == 0, shown.err
+    told = json.loads(shown.out)
+    assert told["rows"] == 200 and told["calibration"] == 240 and 0 < told["accepted"] <= 200
+    rows = labelled(done.folder / "new.predicted.csv")
+    assert [row["id"] for row in rows] == list(gold)
+    accepted = [row for row in rows if row["accepted"] == "True"]
+    assert len(accepted) == told["accepted"]
+    wrong = np.mean([row["prediction"] != gold[row["id"]] for row in accepted])
+    assert wrong <= 0.3, "alpha 0.2 on average; a single file of 200 rows strays by a few points"
+    assert all(float(row["confidence"]) >= told["cut"] - 1e-6 for row in accepted)
+    assert {row["prediction_text"] for row in accepted} <= {"red", "green", "blue", "gold"}
+
+
+def test_a_cut_for_fewer_errors_accepts_fewer_rows(done: Project, semievol: Semievol) -> None:
+    write_rows(done.folder / "new.csv", 200, start=5000)
+    counts = []
+    for alpha in ("0.05", "0.5"):
+        shown = semievol("predict", "warm", done.folder / "new.csv", "--run", done.config, "--alpha", alpha, "--json")
+        counts.append(json.loads(shown.out)["accepted"])
+    assert counts[0] < counts[1]
+
+
+def test_rows_are_asked_once(done: Project, semievol: Semievol) -> None:
+    write_rows(done.folder / "new.csv", 30, start=5000)
+
+    def paid() -> int:
+        with closing(Journal.read_only(done.folder / "out/journal.sqlite")) as journal:
+            return sum(total.samples for total in journal.totals())
+
+    before = paid()
+    semievol("predict", "semievol", done.folder / "new.csv", "--run", done.config)
+    first = (done.folder / "new.predicted.csv").read_bytes()
+    assert paid() == before + 30
+    semievol("predict", "semievol", done.folder / "new.csv", "--run", done.config)
+    assert paid() == before + 30
+    assert (done.folder / "new.predicted.csv").read_bytes() == first
+
+
+def test_without_held_out_answers_every_answer_counts_and_that_is_said(project: Project, semievol: Semievol) -> None:
+    project.change(('test = "test.csv"\n', ""))
+    run(project.config)
+    write_rows(project.folder / "new.csv", 20, start=5000)
+    shown = semievol("predict", "semievol", project.folder / "new.csv", "--run", project.config)
+    assert shown.code == 0 and "nothing is promised" in shown.out
+    assert all(row["accepted"] == "True" for row in labelled(project.folder / "new.predicted.csv"))
+
+
+def test_a_model_that_the_run_has_not_made_is_refused_with_those_that_it_has(done: Project, semievol: Semievol) -> None:
+    write_rows(done.folder / "new.csv", 20, start=5000)
+    shown = semievol("predict", "sft", done.folder / "new.csv", "--run", done.config)
+    assert shown.code == 2 and "It has: base, ceiling, semievol, warm" in shown.err
