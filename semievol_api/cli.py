@@ -116,10 +116,10 @@ def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None
         "trainer": f"{plan.trainer_ref.model} at {plan.trainer_ref.provider}",
     }
     if as_json:
-        print_json({"ok": True, **facts, "notices": list(plan.notices)})
+        print_json({"ok": True, **facts, "notices": [*plan.notices, *raw.remarks]})
         return
     pairs(out(), f"{config.name} is good", facts)
-    for notice in plan.notices:
+    for notice in (*plan.notices, *raw.remarks):
         out().print(f"! {notice}", markup=False)
 
 

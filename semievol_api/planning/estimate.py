@@ -76,7 +76,12 @@ async def estimate(config: Config, *, today: datetime.date | None = None, vendor
         usd=usd,
         batch_usd=total([row.batch_usd for row in rows_of_bill]),
         minutes=_minutes(config, rows_of_bill),
-        notices=(*plan.notices, *_price_notices(plan, rows_of_bill, day), *budget_notices(config, usd, rows_of_bill)),
+        notices=(
+            *plan.notices,
+            *raw.remarks,
+            *_price_notices(plan, rows_of_bill, day),
+            *budget_notices(config, usd, rows_of_bill),
+        ),
         offers=tuple(compare(rows_of_bill, plan.catalogue, vendors, day)),
     )
 

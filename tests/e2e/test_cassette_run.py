@@ -179,20 +179,26 @@ def test_a_mode_without_a_cassette_or_an_unknown_one_is_refused(hosted: Project,
     assert done.code == 2 and "cassette.mode" in done.err
 
 
-async def test_planted_secrets_reach_no_file_of_cassette_journal_run_folder_or_log(
+async def test_planted_secrets_reach_no_vendor_and_no_file_of_cassette_journal_run_folder_report_or_log(
     hosted: Project, semievol: Semievol, keys: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    hosted.change(("Which colour?", f"Which colour? (My key is {KEY}.)"), file="task.toml")
+    for name in ("labeled", "unlabeled", "test"):
+        hosted.change(("the survey has cue", f"the survey of {KEY} has cue"), file=f"{name}.csv")
+    said = await asyncio.to_thread(semievol, "check", hosted.config)
+    assert "looks like an API key" in said.out and "labeled.csv, line 2" in " ".join(said.out.split())
     server = await record(hosted, semievol, "--cassette-mode", "record")
-    assert any(KEY in json.dumps(seen.body) for seen in server.requests), "the wire gets what was meant for it"
+    assert not any(KEY in json.dumps(seen.body) for seen in server.requests), "no key of the data goes to the vendor"
     assert server.requests[-1].headers["openai-organization"] == ORGANISATION
-    theirs = ("train.jsonl",)  # what the user teaches is the user's own, word for word
+    told = await asyncio.to_thread(semievol, "report", hosted.folder / "out")
+    assert told.code == 0
+    page = (hosted.folder / "out" / "report.html").read_text("utf-8")
+    assert "looks like an API key" in page and "unlabeled.csv, line 2" in page
     found = [
         str(path.relative_to(hosted.folder))
         for folder in (tape(hosted), hosted.folder / "out")
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in theirs and _secrets_in(path)
+        if path.is_file() and _secrets_in(path)
     ]
     assert found == []
     assert KEY not in caplog.text and ORGANISATION not in caplog.text
