@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -37,7 +38,7 @@ def no_network() -> Iterator[None]:
 def demo(tmp_path: Path) -> Path:
     """The demo's config as a user's: another address, another key, its data where it lies."""
     text = (DEMO / "demo.toml").read_text("utf-8")
-    for name in ("task.toml", "data/labeled.csv", "data/unlabeled.csv", "data/test.csv"):
+    for name in ("model", "task.toml", "data/labeled.csv", "data/unlabeled.csv", "data/test.csv"):
         assert f'"{name}"' in text
         text = text.replace(f'"{name}"', f'"{DEMO / name}"')
     text = text.replace("http://127.0.0.1:8000/v1", NOBODY).replace('api_key_env = ""', 'api_key_env = "ANOTHER_KEY"')
@@ -61,6 +62,29 @@ def test_the_demo_is_replayed_whole_with_nobody_there_and_makes_the_same_bytes(
         assert artifact_hashes(made) == told["bytes"]
     assert "verdict/verdict.json" in told["bytes"]
     assert seconds <= 30, f"the replay took {seconds:.0f} s"
+
+
+def test_the_demos_plan_is_within_a_tenth_of_its_ledger_and_its_ranges_hold(
+    demo: Path, semievol: Semievol, no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANOTHER_KEY", KEY)
+    assert semievol("run", demo, "--cassette", FULL).code == 0
+    document: dict[str, Any] = json.loads(semievol("plan", demo, "--json").out)
+    spent = document["spent"]
+    assert set(spent["stages"]) == {"retrieve", "collaborate", "justify", "evaluate"}
+    for stage, billed in spent["stages"].items():
+        rows = [row for row in document["rows"] if row["stage"].split("/")[0] == stage]
+        prompt = {end: sum(row["prompt"][end] for row in rows) for end in ("low", "expected", "high")}
+        if stage == "justify":
+            assert 0.9 * prompt["low"] <= billed["prompt"] <= 1.1 * prompt["high"]
+        else:
+            assert prompt["expected"] == pytest.approx(billed["prompt"], rel=0.1), stage
+        low, high = (sum(row["completion"][end] for row in rows) for end in ("low", "high"))
+        assert low <= billed["completion"] <= high, stage
+    planned = {row["stage"]: row["training"]["expected"] for row in document["rows"]}
+    assert set(spent["trained_tokens"]) == {"warm_up", "semievol", "ceiling"}
+    for job, tokens in spent["trained_tokens"].items():
+        assert planned[f"jobs/{job}"] == pytest.approx(tokens, rel=0.1), job
 
 
 def test_the_demos_cassette_is_small_and_says_where_it_is_from() -> None:
