@@ -158,6 +158,24 @@ def test_quotas_say_how_long_it_takes(project: Project, semievol: Semievol) -> N
     document = plan(semievol, config)
     requests = sum(row["requests"]["expected"] for row in document["rows"] if row["kind"] != "train")
     assert document["minutes"]["expected"] == pytest.approx(requests / 60, rel=0.02)
+    assert document["minutes_by"] == ["the quotas of [limits]"]
+    config = project.change(("rpm = 60", "max_attempts = 6"))
+    document = plan(semievol, config)
+    assert any("smallest paying customers" in by for by in document["minutes_by"])
+    assert document["minutes"]["expected"] > 0
+    assert "Trainings come besides" in " ".join(semievol("plan", config).out.split())
+
+
+def test_questions_on_one_long_passage_are_partly_cached(project: Project, semievol: Semievol) -> None:
+    passage = "The survey was taken in a long and wordy year. " * 120
+    for name in ("labeled", "unlabeled", "test"):
+        text = (project.folder / f"{name}.csv").read_text().replace("Item number", f"{passage}Item number")
+        (project.folder / f"{name}.csv").write_text(text)
+    document = plan(semievol, hosted(project))
+    (row,) = [row for row in document["rows"] if row["stage"] == "evaluate/base"]
+    assert 0.5 * row["prompt"]["expected"] < row["cached"]["high"] < row["prompt"]["expected"]
+    assert row["cached"]["low"] == 0 < row["cached"]["expected"] < row["cached"]["high"]
+    assert row["usd"]["low"] < row["usd"]["expected"] < row["usd"]["high"]
 
 
 def test_a_price_that_nobody_knows_is_no_zero(project: Project, semievol: Semievol) -> None:
