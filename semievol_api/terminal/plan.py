@@ -87,6 +87,7 @@ def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
         else {
             "requests": spent.requests,
             "usd": spent.usd,
+            "trainings_usd": spent.trainings_usd,
             "stages": {
                 s: {"prompt": u.prompt, "cached": u.cached, "completion": u.completion} for s, u in spent.stages.items()
             },
@@ -115,7 +116,9 @@ def _beside(planned: Estimate, spent: Spent) -> object:
         expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{job}")
         rows.append([f"training {job}", f"{expected:,.0f}", f"{tokens:,}", "", ""])
     columns = ["stage", "planned prompt", "billed prompt", "planned completion", "billed completion"]
-    return table(f"Billed so far: {spent.requests:,} requests, {spent.usd:.4f} USD", columns, rows)
+    trainings = "an unknown price" if spent.trainings_usd is None else f"{spent.trainings_usd:.4f} USD"
+    title = f"Billed so far: {spent.requests:,} requests, {spent.usd:.4f} USD, and trainings, {trainings}"
+    return table(title, columns, rows)
 
 
 def _plain(value: Range | None) -> dict[str, float] | None:
