@@ -55,7 +55,8 @@ test-vllm: $(VLLM_VENV)/.installed
 test-matrix: $(MATRIX:%=%/.installed)
 	for environment in $(MATRIX); do \
 		echo "== $$environment"; \
-		$$environment/bin/python -m pytest -q tests/contract tests/providers --ignore-glob='*/test_local_*' --ignore-glob='*/test_server_*' \
+		$$environment/bin/python -m pytest -q tests/contract tests/providers tests/e2e/test_roles_of_several_vendors.py \
+			--ignore-glob='*/test_local_*' --ignore-glob='*/test_server_*' \
 			|| exit 1; \
 	done
 

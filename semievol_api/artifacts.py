@@ -10,7 +10,7 @@ Knows nothing of how an artifact is made; holds no clock, host or secret.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Self, TypeAlias, cast
 
 import pyarrow as pa
@@ -287,6 +287,9 @@ class TunedModel:
     base: str
     run_key: str | None = None
     trained_tokens: int | None = None
+    data_sha256: str | None = field(default=None, compare=False)
+    training_usd: float | None = field(default=None, compare=False)
+    """What the training cost when it ended, where its tokens and price were known."""
 
     @property
     def identity(self) -> str:

@@ -116,10 +116,10 @@ def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None
         "trainer": f"{plan.trainer_ref.model} at {plan.trainer_ref.provider}",
     }
     if as_json:
-        print_json({"ok": True, **facts, "notices": list(plan.notices)})
+        print_json({"ok": True, **facts, "notices": [*plan.notices, *raw.remarks]})
         return
     pairs(out(), f"{config.name} is good", facts)
-    for notice in plan.notices:
+    for notice in (*plan.notices, *raw.remarks):
         out().print(f"! {notice}", markup=False)
 
 
@@ -199,20 +199,27 @@ def clean(
         show_clean(result)
 
 
-def providers(context: typer.Context, as_json: AsJson = False) -> None:
+def providers(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own [catalogue] file.")] = None,
+    as_json: AsJson = False,
+    on: OnDay = None,
+) -> None:
     """List the installed providers and what is known of vendors' models; `probe` asks one what it really does."""
-    from semievol_api.catalogue import load_catalogue
     from semievol_api.registry import provider_kinds
     from semievol_api.terminal.bars import out, pairs
-    from semievol_api.terminal.hosted import catalogue_table, providers_as_json
+    from semievol_api.terminal.hosted import catalogue_of, catalogue_table, providers_as_json, remarks_on
 
     if context.invoked_subcommand is not None:
         return
+    catalogue, today = catalogue_of(config), (on or datetime.datetime.now(datetime.UTC)).date()
     if as_json:
-        print_json(providers_as_json())
+        print_json(providers_as_json(catalogue, today))
         return
     pairs(out(), "Providers", {name: point.value for name, point in provider_kinds().items()})
-    out().print(catalogue_table(load_catalogue()))
+    out().print(catalogue_table(catalogue))
+    for remark in remarks_on(catalogue, today):
+        out().print(f"! {remark}", markup=False)
 
 
 def probe(

@@ -35,6 +35,8 @@ class Job:
     model: str | None = None
     base: str | None = None
     trained_tokens: int | None = None
+    data_sha256: str | None = None
+    training_usd: float | None = None
 
     @property
     def ticket(self) -> JobTicket:
@@ -48,7 +50,9 @@ class Job:
         return path.read_bytes() if path.is_file() else None
 
     def cost_usd(self, provider: Provider) -> float | None:
-        """What the training cost, as far as its tokens and price are known."""
+        """What the training cost: as noted when it ended, else by today's price, as far as that is known."""
+        if self.training_usd is not None:
+            return self.training_usd
         limits = provider.limits.get(self.base or "")
         if limits is None or limits.training_usd is None or self.trained_tokens is None:
             return None
@@ -139,4 +143,6 @@ def _job(ticket_path: Path) -> Job:
         model=model.get("model"),
         base=model.get("base"),
         trained_tokens=model.get("trained_tokens"),
+        data_sha256=model.get("data_sha256"),
+        training_usd=model.get("training_usd"),
     )

@@ -35,6 +35,7 @@ from semievol_api.stages.fine_tune import OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.stages.warnings import slow_stage
 from semievol_api.tasks import Task, load_task
+from semievol_api.tokens import token_counter
 from semievol_api.tools import Guest, Tools
 from semievol_api.training_file import MIN_EXAMPLES
 from semievol_api.transport.clock import Clock, RealClock
@@ -348,6 +349,7 @@ async def open_tools(
                 clock=clock or RealClock(),
                 seed=config.run.seed,
                 on_event=on_job or watcher.on_job,
+                count=lambda: token_counter(plan.trainer_ref.model, roles.tokenizer).count_training,
             ),
             embedder=embedder,
             gold=raw.gold,

@@ -41,6 +41,8 @@ class ModelFacts(Prices):
     tuned: Prices | None = None
     training_usd: Usd | None = Field(default=None, ge=0)
     batch_share: float = Field(default=1.0, ge=0, le=1)
+    requests_per_minute: int | None = Field(default=None, gt=0)
+    tokens_per_minute: int | None = Field(default=None, gt=0)
     last_training_date: datetime.date | None = None
     shutdown_date: datetime.date | None = None
 
@@ -61,6 +63,8 @@ class VendorFacts(Settings):
     checked: datetime.date
     source: str = "the user's own file"
     note: str = ""
+    cache_from_tokens: int | None = Field(default=None, gt=0)
+    cache_step_tokens: int = Field(default=128, gt=0)
 
 
 class Catalogue(Settings):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from semievol_api.config import parse_settings
+from semievol_api.data.leaked_keys import KEYS_REMOVED
 from semievol_api.data.table import Table
 from semievol_api.errors import DataError
 from semievol_api.records import Example
@@ -26,11 +27,21 @@ DataRole: TypeAlias = Literal["labeled", "unlabeled", "test"]
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something about a file that was put right and that its owner should know."""
+    """Something about a file that was put right and that its owner should know; `rows` says where it stood."""
 
     source: str
     what: str
     example_ids: tuple[str, ...]
+    rows: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        return f"{self.source}{', ' if self.rows else ''}{self.rows}: {self.what}."
+
+    def as_json(self) -> dict[str, object]:
+        """JSON values for the report."""
+        return {"source": self.source, "what": self.what, "example_ids": list(self.example_ids), "rows": self.rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,7 @@ class _Draft:
 DIGIT_ANSWER = "answers given by position were read as letters"
 NULL_OPTION = "empty options were read as the word None, which some libraries write as NaN"
 SAME_OPTIONS = "two options have the same text"
+MOST_ROWS_NAMED = 8
 HIDDEN_UNREADABLE = "answers of the unlabelled file are no possible answers and were ignored"
 
 
@@ -71,7 +83,7 @@ def read_examples(table: Table, task: Task, role: DataRole, columns: Columns | N
     _require_columns(table, task, role, columns)
     drafts = [_draft(table, row, task, role, columns) for row in range(len(table.rows))]
     examples = _with_ids(table, drafts, from_column=columns.id is not None)
-    return Reading(examples, _notes(table.source, examples, drafts))
+    return Reading(examples, _notes(table, examples, drafts))
 
 
 def content_id(question: str, options: Sequence[str]) -> str:
@@ -127,7 +139,8 @@ def _draft(table: Table, row: int, task: Task, role: DataRole, columns: Columns)
     if columns.id and not bare.id:
         raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
     answered, remark = _with_answer(table, row, bare, task, (role, columns.answer))
-    return _Draft(answered, table.lines[row], (*remarks, *remark))
+    held_key = [KEYS_REMOVED] if row in table.held_keys else []
+    return _Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
 
 
 def _with_answer(
@@ -228,12 +241,15 @@ def _with_ids(table: Table, drafts: Sequence[_Draft], *, from_column: bool) -> t
     return tuple(examples)
 
 
-def _notes(source: str, examples: Sequence[Example], drafts: Sequence[_Draft]) -> tuple[Note, ...]:
+def _notes(table: Table, examples: Sequence[Example], drafts: Sequence[_Draft]) -> tuple[Note, ...]:
     kinds = dict.fromkeys(remark for draft in drafts for remark in draft.remarks)
-    return tuple(
-        Note(source, kind, tuple(e.id for e, d in zip(examples, drafts, strict=True) if kind in d.remarks))
-        for kind in kinds
-    )
+    notes: list[Note] = []
+    for kind in kinds:
+        concerned = [(e.id, d.line) for e, d in zip(examples, drafts, strict=True) if kind in d.remarks]
+        lines = ", ".join(str(line) for _, line in concerned[:MOST_ROWS_NAMED])
+        more = f" and {len(concerned) - MOST_ROWS_NAMED} more" if len(concerned) > MOST_ROWS_NAMED else ""
+        notes.append(Note(table.source, kind, tuple(i for i, _ in concerned), f"{table.unit} {lines}{more}"))
+    return tuple(notes)
 
 
 def _is_null(value: object) -> bool:

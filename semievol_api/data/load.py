@@ -14,6 +14,7 @@ from pathlib import Path
 from semievol_api.config import DataSettings
 from semievol_api.data.examples import DataRole, Note, Reading, columns_of, read_examples
 from semievol_api.data.hub import hub_address, read_address, read_folder, read_task_dataset
+from semievol_api.data.leaked_keys import without_keys
 from semievol_api.data.reviewed import read_reviewed
 from semievol_api.data.splits import split, subsample
 from semievol_api.data.table import Table, read_table
@@ -43,18 +44,24 @@ class RawData:
         """The hidden answers of the unlabelled part by example id: for the oracle report alone."""
         return {e.id: e.hidden_answer for e in self.unlabeled if e.hidden_answer is not None}
 
-    def notes_as_json(self) -> list[dict[str, object]]:
-        """What was put right while reading, as JSON values for the report."""
-        return [{"source": n.source, "what": n.what, "example_ids": list(n.example_ids)} for n in self.notes]
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was put right while reading, as sentences."""
+        return tuple(note.sentence for note in self.notes)
 
 
 def read_source(source: str | Path) -> Table:
     """The rows of a file, a saved dataset's folder (`folder` or `folder:split`) or a hub address (`hf:...`).
 
+    What looks like an API key is taken out of them: nothing behind this door ever sees it.
+
     Raises:
         DataError: the source is missing, unreadable, empty or malformed.
     """
-    text = str(source)
+    return without_keys(_read_as_it_is(str(source)))
+
+
+def _read_as_it_is(text: str) -> Table:
     address = hub_address(text)
     if address is not None:
         return read_address(address)
@@ -98,7 +105,7 @@ def read_task_data(task: Task) -> RawData:
     hub = task.definition.hub
     if hub is None:
         raise DataError(f"The task {task.name!r} names no public dataset: its file has no [hub] section.")
-    reading = read_examples(read_task_dataset(hub), task, "test", hub.columns)
+    reading = read_examples(without_keys(read_task_dataset(hub)), task, "test", hub.columns)
     labeled, unlabeled, test = split(reading.examples, hub.ratio, hub.seed)
     hidden = tuple(replace(e, answer=None, hidden_answer=e.answer) for e in unlabeled)
     return RawData(labeled, hidden, test, reading.notes)

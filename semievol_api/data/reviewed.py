@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from semievol_api.data.leaked_keys import mask_keys
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task
@@ -29,7 +30,7 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, cell = _row(path, number, line)
+        name, cell = _row(path, number, mask_keys(line))
         if not cell:
             continue
         answer = task.read_gold(cell, known[name]) if name in known else None

@@ -28,6 +28,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     lines: tuple[int, ...]
+    held_keys: frozenset[int] = frozenset()
+    """The rows from which `leaked_keys.py` took something."""
 
     def where(self, row: int) -> str:
         """Names a row for a message."""

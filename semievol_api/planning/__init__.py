@@ -3,8 +3,10 @@
     demand.py       what was asked and trained, counted row by row
     answer_key.py   what a made-up model answers
     dry_provider.py a provider that answers out of thin air and counts
+    prefix_cache.py which prompts begin as an earlier one did
     dry_run.py      the pipeline itself on a sample of the data, over dry providers
     bill.py         demand times prices: low, expected, high
+    duration.py     how long the requests take
     compare.py      the same demand at other vendors
     estimate.py     all of it: a config in, an `Estimate` out
     spent.py        what a run has paid, from its journal and its models, beside the plan

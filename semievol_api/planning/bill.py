@@ -37,6 +37,18 @@ class Range:
 
 
 NOTHING = Range(0.0, 0.0, 0.0)
+CACHE_HITS = 0.5
+"""The expected share of repeated beginnings that a vendor still has at hand: a guess."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is paid for; `cached` is a part of `prompt`."""
+
+    prompt: Range
+    cached: Range
+    completion: Range
+    training: Range
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,11 @@ class BillRow:
     training: Range
     usd: Range | None
     batch_usd: Range | None
+
+    @property
+    def tokens(self) -> Tokens:
+        """What is paid for."""
+        return Tokens(self.prompt, self.cached, self.completion, self.training)
 
     def as_json(self) -> dict[str, object]:
         """Plain values, tokens and requests as whole numbers."""
@@ -78,7 +95,8 @@ def bill(demands: Mapping[str, Demand], price: Price, batch_share: Callable[[Lin
         prompt = Range.around(low.prompt, expected.prompt, high.prompt)
         completion = Range.around(low.completion, expected.completion, high.completion)
         training = Range.around(low.training, expected.training, high.training)
-        usd = cost(prompt, completion, training, price(line))
+        cached = cached_tokens(expected.cached, prompt)
+        usd = cost(Tokens(prompt, cached, completion, training), price(line))
         share = batch_share(line)
         rows.append(
             BillRow(
@@ -88,7 +106,7 @@ def bill(demands: Mapping[str, Demand], price: Price, batch_share: Callable[[Lin
                 kind=line.kind,
                 requests=Range.around(low.requests, expected.requests, high.requests),
                 prompt=prompt,
-                cached=NOTHING,
+                cached=cached,
                 completion=completion,
                 training=training,
                 usd=usd,
@@ -98,18 +116,29 @@ def bill(demands: Mapping[str, Demand], price: Price, batch_share: Callable[[Lin
     return rows
 
 
-def cost(prompt: Range, completion: Range, training: Range, limits: ModelLimits | None) -> Range | None:
-    """USD, no cache hits assumed; None where a price is missing for tokens that there are."""
+def cached_tokens(most: float, prompt: Range) -> Range:
+    """What of the prompts is read from a cache: nothing, half of what repeats, all of it (never more than is sent)."""
+    return Range(0.0, min(CACHE_HITS * most, prompt.expected), min(most, prompt.high))
+
+
+def cost(tokens: Tokens, limits: ModelLimits | None) -> Range | None:
+    """USD; None where a price is missing for tokens that there are. Many cache hits make the low end."""
     if limits is None:
         return None
+    kinds = ((tokens.prompt, limits.input_usd), (tokens.completion, limits.output_usd))
     total = NOTHING
-    for tokens, usd in ((prompt, limits.input_usd), (completion, limits.output_usd), (training, limits.training_usd)):
-        if tokens.high == 0:
+    for amount, usd in (*kinds, (tokens.training, limits.training_usd)):
+        if amount.high == 0:
             continue
         if usd is None:
             return None
-        total += tokens.times(usd / 1e6)
-    return total
+        total += amount.times(usd / 1e6)
+    if limits.input_usd is None or limits.cached_input_usd is None:
+        return total
+    saved, cached = (limits.input_usd - limits.cached_input_usd) / 1e6, tokens.cached
+    return Range(
+        total.low - saved * min(cached.high, tokens.prompt.low), total.expected - saved * cached.expected, total.high
+    )
 
 
 def total(ranges: Iterable[Range | None]) -> Range | None:

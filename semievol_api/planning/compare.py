@@ -69,8 +69,13 @@ def _priced(row: BillRow, facts: ModelFacts, share: float = 1.0) -> Range | None
         return row.usd
     tuned = row.model.startswith(("ft:", "tuned "))
     prices = facts.tuned if tuned and facts.tuned else facts
-    limits = ModelLimits(input_usd=prices.input_usd, output_usd=prices.output_usd, training_usd=facts.training_usd)
-    usd = cost(row.prompt, row.completion, row.training, limits)
+    limits = ModelLimits(
+        input_usd=prices.input_usd,
+        cached_input_usd=prices.cached_input_usd,
+        output_usd=prices.output_usd,
+        training_usd=facts.training_usd,
+    )
+    usd = cost(row.tokens, limits)
     return usd if usd is None or row.kind == "train" else usd.times(share)
 
 

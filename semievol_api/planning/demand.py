@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from semievol_api.records import Usage
+
 PROBE = "probe"
 """The stage that asks a fixed number of questions, however many there are."""
 
@@ -29,6 +31,8 @@ class Amounts:
 
     requests: float = 0.0
     prompt: float = 0.0
+    cached: float = 0.0
+    """The part of `prompt` that repeats an earlier prompt's beginning, by the vendor's rule."""
     completion: float = 0.0
     training: float = 0.0
 
@@ -93,9 +97,10 @@ class Demand:
         """The running sums of the stage's line."""
         return self.lines.setdefault(Line(self.stage, provider, model, kind), Amounts())
 
-    def asked(self, line: tuple[str, str, str], prompt: int, completion: float, weight: float) -> None:
+    def asked(self, line: tuple[str, str, str], usage: Usage, weight: float) -> None:
         """One request of `weight` real ones; `line` is provider, model and kind."""
         amounts = self.at(*line)
         amounts.requests += weight
-        amounts.prompt += weight * prompt
-        amounts.completion += weight * completion
+        amounts.prompt += weight * usage.prompt
+        amounts.cached += weight * usage.cached
+        amounts.completion += weight * usage.completion

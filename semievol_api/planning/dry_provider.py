@@ -29,6 +29,7 @@ from semievol_api.capabilities import (
 )
 from semievol_api.planning.answer_key import AnswerKey
 from semievol_api.planning.demand import Demand, TrainingReport
+from semievol_api.planning.prefix_cache import PrefixCache
 from semievol_api.records import Completion, Message, Prompt, Usage
 from semievol_api.tokens import TokenCounter
 
@@ -71,6 +72,7 @@ class DrySettings:
     counter: DryCounter
     demand: Demand
     key: AnswerKey
+    cache: PrefixCache
     embeds_as_turn: bool = False
     """Our own server embeds a text as a user's turn, other servers as it is."""
 
@@ -87,25 +89,25 @@ class DryChat:
         turn = request.prompt.messages[-1].content
         answer, surety = dry.key.choose(turn, f"{request.model}/{request.seed}/{len(request.prompt.messages)}")
         text = f"Answer: {answer}"
-        prompt, completion = dry.counter.prompt(request.prompt), self._length(request, text) * request.n
-        line = (dry.provider, request.model, "chat")
-        dry.demand.asked(line, prompt, completion, dry.demand.shares.of(turn, dry.demand.stage))
+        prompt = dry.counter.prompt(request.prompt)
+        cached = dry.cache.repeated(request.model, request.prompt, prompt)
+        usage = Usage(prompt, self._length(request, text) * request.n, cached)
+        dry.demand.asked((dry.provider, request.model, "chat"), usage, dry.demand.shares.of(turn, dry.demand.stage))
         if dry.key.guess.length == "limit":
             text = f"{FILLER * request.max_tokens}\n{text}"
         completions = tuple(_completion(request, text, surety) for _ in range(request.n))
-        return Reply(completions=completions, usage=Usage(prompt, completion))
+        return Reply(completions=completions, usage=usage)
 
     async def read(self, request: OptionRequest) -> OptionReply:
         """A random distribution."""
         dry = self._dry
         turn = request.prompt.messages[-1].content
-        prompt = dry.counter.prompt(request.prompt)
-        line = (dry.provider, request.model, "options")
-        dry.demand.asked(line, prompt, 1, dry.demand.shares.of(turn, dry.demand.stage))
+        usage = Usage(prompt=dry.counter.prompt(request.prompt), completion=1)
+        dry.demand.asked((dry.provider, request.model, "options"), usage, dry.demand.shares.of(turn, dry.demand.stage))
         answer, surety = dry.key.choose(turn, request.model)
         rest = (1 - surety) / max(1, len(request.labels) - 1)
         masses = [surety if label.strip() == answer else rest for label in request.labels]
-        return OptionReply(logprobs=tuple(math.log(mass) for mass in masses), usage=Usage(prompt=prompt, completion=1))
+        return OptionReply(logprobs=tuple(math.log(mass) for mass in masses), usage=usage)
 
     def _length(self, request: ChatRequest, line: str) -> int:
         """Completion tokens; never more than max_tokens."""
@@ -137,8 +139,9 @@ class DryEmbedder:
             tokens = sum(dry.counter.prompt(Prompt((Message("user", text),))) for text in request.texts)
         else:
             tokens = sum(dry.counter.text(text) for text in request.texts)
-        dry.demand.asked((dry.provider, request.model, "embed"), tokens, 0, dry.demand.shares.mean)
-        return EmbedReply(vectors=vectors, usage=Usage(prompt=tokens))
+        usage = Usage(prompt=tokens)
+        dry.demand.asked((dry.provider, request.model, "embed"), usage, dry.demand.shares.mean)
+        return EmbedReply(vectors=vectors, usage=usage)
 
 
 class DryFineTuner:

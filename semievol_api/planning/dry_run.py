@@ -16,6 +16,7 @@ from semievol_api.pipeline import semievol
 from semievol_api.planning.answer_key import AnswerKey, Guess
 from semievol_api.planning.demand import Demand, Shares
 from semievol_api.planning.dry_provider import DryCounter, DrySettings, dry_provider
+from semievol_api.planning.prefix_cache import PrefixCache
 from semievol_api.records import Example
 from semievol_api.run_store import RunStore
 from semievol_api.session import Plan, Silent, open_tools
@@ -39,7 +40,17 @@ async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, r
     with tempfile.TemporaryDirectory(prefix="semievol-plan-") as folder:
         config = _dry_config(plan.config, Path(folder))
         providers = {
-            name: dry_provider(provider, DrySettings(name, counter, demand, key, provider.vendor == OWN_SERVER))
+            name: dry_provider(
+                provider,
+                DrySettings(
+                    provider=name,
+                    counter=counter,
+                    demand=demand,
+                    key=key,
+                    cache=PrefixCache.of_vendor(plan.catalogue, provider.vendor),
+                    embeds_as_turn=provider.vendor == OWN_SERVER,
+                ),
+            )
             for name, provider in plan.providers.items()
         }
         dry = replace(plan, config=config, providers=providers)

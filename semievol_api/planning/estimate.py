@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from semievol_api.capabilities import ModelLimits
+from semievol_api.catalogue import ModelFacts
 from semievol_api.config import Config
 from semievol_api.data import read_data
 from semievol_api.errors import BudgetError, ConfigError
@@ -19,6 +20,7 @@ from semievol_api.planning.compare import Offer, compare
 from semievol_api.planning.demand import Demand, Line, TrainingReport
 from semievol_api.planning.dry_provider import DryCounter, is_dry_tuned
 from semievol_api.planning.dry_run import dry_run
+from semievol_api.planning.duration import Duration, duration
 from semievol_api.session import Plan, check, check_data
 from semievol_api.tokens import token_counter
 
@@ -32,7 +34,7 @@ TUNED = "tuned "
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will ask, train and cost. `minutes` is None where [limits] names no quota."""
+    """What a run will ask, train and cost, and how long its requests take."""
 
     tokens_by: str
     as_of: datetime.date
@@ -40,7 +42,7 @@ class Estimate:
     trainings: tuple[TrainingReport, ...]
     usd: Range | None
     batch_usd: Range | None
-    minutes: Range | None
+    duration: Duration
     notices: tuple[str, ...]
     offers: tuple[Offer, ...] = ()
 
@@ -75,8 +77,13 @@ async def estimate(config: Config, *, today: datetime.date | None = None, vendor
         trainings=tuple(demands["expected"].trainings),
         usd=usd,
         batch_usd=total([row.batch_usd for row in rows_of_bill]),
-        minutes=_minutes(config, rows_of_bill),
-        notices=(*plan.notices, *_price_notices(plan, rows_of_bill, day), *budget_notices(config, usd, rows_of_bill)),
+        duration=duration(config.limits, rows_of_bill, _facts_of(plan)),
+        notices=(
+            *plan.notices,
+            *raw.remarks,
+            *_price_notices(plan, rows_of_bill, day),
+            *budget_notices(config, usd, rows_of_bill),
+        ),
         offers=tuple(compare(rows_of_bill, plan.catalogue, vendors, day)),
     )
 
@@ -145,6 +152,7 @@ def _named(demand: Demand, plan: Plan) -> Demand:
         target = renamed.at(line.provider, model, line.kind)
         target.requests += amounts.requests
         target.prompt += amounts.prompt
+        target.cached += amounts.cached
         target.completion += amounts.completion
         target.training += amounts.training
     return renamed
@@ -169,21 +177,11 @@ def _batch_share(plan: Plan) -> Callable[[Line], float | None]:
     return share
 
 
-def _minutes(config: Config, rows: Sequence[BillRow]) -> Range | None:
-    """How long the quotas of [limits] let the requests take; trainings wait in the vendor's queue besides."""
-    per_minute = {"requests": config.limits.rpm, "tokens": config.limits.tpm}
-    waits: list[Range] = []
-    requests = total([row.requests for row in rows if row.kind != "train"])
-    tokens = total([r for row in rows for r in (row.prompt, row.completion)])
-    for amount, quota in ((requests, per_minute["requests"]), (tokens, per_minute["tokens"])):
-        if amount is not None and quota:
-            waits.append(amount.times(1 / quota))
-    if not waits:
-        return None
-    return Range(*(max(getter(w) for w in waits) for getter in _ENDS))
+def _facts_of(plan: Plan) -> Callable[[BillRow], ModelFacts | None]:
+    def facts(row: BillRow) -> ModelFacts | None:
+        return plan.catalogue.facts(plan.providers[row.provider].vendor, row.model.removeprefix(TUNED))
 
-
-_ENDS: tuple[Callable[[Range], float], ...] = (lambda r: r.low, lambda r: r.expected, lambda r: r.high)
+    return facts
 
 
 def _price_notices(plan: Plan, rows: Sequence[BillRow], today: datetime.date) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import numpy as np
 
 from semievol_api.artifacts import Prepared
@@ -19,11 +20,32 @@ FEW_LABELS = 60
 SMALL_TEST = 200
 LOW_AGREEMENT = 0.6
 DOMINANT_SHARE = 0.8
+MOST_IDS_NAMED = 5
+
+
+class _Note(msgspec.Struct):
+    source: str
+    what: str
+    rows: str = ""
+    example_ids: list[str] = []
 
 
 def warnings_of(data: Prepared, labels: LabelTable, differences: Sequence[Difference]) -> list[str]:
     """The warnings, each one sentence that says what it means for the reader."""
-    return [*_size_warnings(data), *_measurement_warnings(differences), *_label_warnings(data, labels)]
+    return [
+        *_reading_notes(data),
+        *_size_warnings(data),
+        *_measurement_warnings(differences),
+        *_label_warnings(data, labels),
+    ]
+
+
+def _reading_notes(data: Prepared) -> Iterator[str]:
+    """What was put right while the files were read, with the first rows that it concerns."""
+    for note in msgspec.convert(data.report.get("notes", []), list[_Note]):
+        ids = ", ".join(note.example_ids[:MOST_IDS_NAMED])
+        more = "" if len(note.example_ids) <= MOST_IDS_NAMED else " ..."
+        yield f"{note.source}{', ' if note.rows else ''}{note.rows}: {note.what} (examples {ids}{more})."
 
 
 def _size_warnings(data: Prepared) -> Iterator[str]:

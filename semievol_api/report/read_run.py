@@ -296,7 +296,7 @@ def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]
     stages: list[StageCost] = []
     for name, seconds in sorted(merged.items(), key=lambda item: (_rank(item[0]), item[0])):
         table = tables.get(name)
-        dollars = spend.get(name)
+        dollars = spend.get(name) if name in spend else _training_usd(run_folder, name)
         stages.append(
             StageCost(
                 name=name,
@@ -308,6 +308,11 @@ def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]
             )
         )
     return stages
+
+
+def _training_usd(run_folder: Path, name: str) -> object:
+    """What the model of a job cost, where the run noted it."""
+    return _read_json(run_folder / f"{name}-model" / "model.json").get("training_usd")
 
 
 def _rank(name: str) -> int:

@@ -20,6 +20,7 @@ from semievol_api.capabilities import (
     JobEvent,
     JobState,
     JobTicket,
+    ModelLimits,
     Provider,
     require,
 )
@@ -28,7 +29,7 @@ from semievol_api.errors import JobFailedError, TransientError, UserError
 from semievol_api.records import Example, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.training_file import MIN_EXAMPLES, check_training_file
+from semievol_api.training_file import MIN_EXAMPLES, CountTokens, check_training_file
 from semievol_api.transport.clock import Clock
 
 LOOKS_AFTER_A_LOST_REPLY = 5
@@ -49,6 +50,19 @@ class Trainer:
     on_event: OnEvent = lambda _name, _event: None
     base_identity: str | None = None
     """What the base is, where its name is a job's and so another one elsewhere."""
+
+    count: Callable[[], CountTokens | None] = lambda: None
+    """Makes what counts the tokens of a training example, when it is first needed."""
+
+    @property
+    def limits(self) -> ModelLimits:
+        """What is known of the base."""
+        return self.provider.limits.get(self.base) or ModelLimits()
+
+    def price_usd(self, trained_tokens: int | None) -> float | None:
+        """USD of a training; None where its tokens or its price are not known."""
+        price = self.limits.training_usd
+        return None if trained_tokens is None or price is None else trained_tokens * price / 1e6
 
     @property
     def finetuner(self) -> FineTuner:
@@ -93,7 +107,8 @@ async def fine_tune(
     request = _request(trainer, file, settings)
 
     async def submit(run_key: str) -> Ticket:
-        trainer.on_event(name, JobEvent(id="", message=check_training_file(file.content).sentence))
+        looked_at = check_training_file(file.content, trainer.count(), trainer.limits.context_tokens)
+        trainer.on_event(name, JobEvent(id="", message=looked_at.sentence))
         ticket = await _find_or_submit(trainer, request)
         return Ticket(job_id=ticket.job_id, run_key=run_key, training_file_id=ticket.training_file_id)
 
@@ -104,7 +119,14 @@ async def fine_tune(
                 f"The {name} job {ticket.job_id} ended as {state.raw_status!r} without a model"
                 f"{': ' + state.reason if state.reason else ''}. Mend the cause and run again."
             )
-        return TunedModel(state.model, trainer.base, run_key, state.trained_tokens)
+        return TunedModel(
+            model=state.model,
+            base=trainer.base,
+            run_key=run_key,
+            trained_tokens=state.trained_tokens,
+            data_sha256=hashlib.sha256(file.content).hexdigest(),
+            training_usd=trainer.price_usd(state.trained_tokens),
+        )
 
     ticket = await store.once(f"jobs/{name}-ticket", Ticket, submit, request.run_key)
     try:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from semievol_api.config import Settings
+from semievol_api.transport.scrub import find_key_shapes
 
 Kind: TypeAlias = Literal["multiple_choice", "labels", "number", "free_text"]
 
@@ -106,6 +107,16 @@ class TaskDefinition(Settings):
     @classmethod
     def _no_outer_space(cls, text: str | None) -> str | None:
         return text.strip() if text else text
+
+    @field_validator("instruction", "system")
+    @classmethod
+    def _no_keys(cls, text: str | None) -> str | None:
+        if text and find_key_shapes(text.encode()):
+            raise ValueError(
+                "it holds what looks like an API key, and every prompt would carry it to the vendor; take it out, and "
+                "revoke it if it is one"
+            )
+        return text
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> TaskDefinition:

@@ -6,6 +6,7 @@ Knows nothing of the vendors' wire.
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -52,13 +53,14 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     if not jobs:
         out().print("No run here has started a training.", markup=False)
         return
-    columns = ["run", "job", "id", "state", "model", "tokens", "USD"]
+    columns = ["run", "job", "id", "state", "base", "model", "tokens", "USD"]
     rows = [
         [
             str(job["run"]),
             job["name"],
             job["job_id"],
             job["state"],
+            job["base"] or "-",
             job["model"] or "-",
             f"{job['trained_tokens']:,}" if job["trained_tokens"] else "-",
             "-" if job["usd"] is None else f"{job['usd']:.2f}",
@@ -115,10 +117,22 @@ def show_findings(findings: Sequence[Finding], path: Path) -> None:
     out().print(f"Kept in {path}", markup=False)
 
 
-def providers_as_json() -> dict[str, Any]:
+def catalogue_of(config: Path | None) -> Catalogue:
+    """The package's catalogue, with the own file on top that a config names."""
+    return load_catalogue(None if config is None else load_config(config).catalogue.file)
+
+
+def remarks_on(catalogue: Catalogue, today: datetime.date) -> list[str]:
+    """The vendors' notes, and every entry that nobody has looked at for long."""
+    notes = [f"{name}: {facts.note}" for name, facts in catalogue.vendors.items() if facts.note]
+    stale = [catalogue.stale(facts, today) for facts in catalogue.models]
+    return [*notes, *dict.fromkeys(remark for remark in stale if remark)]
+
+
+def providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, Any]:
     """The installed providers and the catalogue."""
-    catalogue = load_catalogue()
     return {
+        "remarks": remarks_on(catalogue, today),
         "kinds": {name: point.value for name, point in provider_kinds().items()},
         "models": [facts.model_dump(mode="json") for facts in catalogue.models],
         "vendors": {name: facts.model_dump(mode="json") for name, facts in catalogue.vendors.items()},
@@ -180,7 +194,8 @@ def _plain_job(job: Job, provider: Provider | None, state: Any) -> dict[str, Any
         "reason": state.reason if state else None,
         "training_file_id": job.training_file_id,
         "trained_tokens": job.trained_tokens,
-        "usd": job.cost_usd(provider) if provider else None,
+        "usd": job.cost_usd(provider) if provider else job.training_usd,
+        "data_sha256": job.data_sha256,
     }
 
 

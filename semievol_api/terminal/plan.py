@@ -14,7 +14,8 @@ from semievol_api.planning import Estimate, Spent
 from semievol_api.planning.bill import Range
 from semievol_api.terminal.bars import table
 
-COLUMNS = ["stage", "model", "requests", "prompt", "completion", "training", "USD", "low to high", "in batches"]
+TOKENS = ["prompt", "cached", "completion", "training"]
+COLUMNS = ["stage", "model", "requests", *TOKENS, "USD", "low to high", "in batches"]
 
 
 def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
@@ -25,6 +26,7 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
             row.model,
             _count(row.requests),
             _count(row.prompt),
+            _upto(row.cached),
             _span(row.completion),
             _count(row.training),
             _usd(row.usd),
@@ -33,14 +35,14 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
         ]
         for row in planned.rows
     ]
-    rows.append(["total", "", "", "", "", "", _usd(planned.usd), _usd_span(planned.usd), _usd(planned.batch_usd)])
+    rows.append(["total", "", "", "", "", "", "", _usd(planned.usd), _usd_span(planned.usd), _usd(planned.batch_usd)])
     console.print(table(f"Plan as of {planned.as_of}; tokens by {planned.tokens_by}", COLUMNS, rows))
-    if planned.minutes is not None:
-        console.print(
-            f"Under the quotas of [limits] the requests take {_minutes(planned.minutes.expected)} "
-            f"({_minutes(planned.minutes.low)} to {_minutes(planned.minutes.high)}); trainings come besides.",
-            markup=False,
-        )
+    minutes = planned.duration.minutes
+    console.print(
+        f"The requests take {_minutes(minutes.expected)} ({_minutes(minutes.low)} to {_minutes(minutes.high)}), by "
+        f"{'; '.join(planned.duration.by)}. Trainings come besides.",
+        markup=False,
+    )
     for file in planned.trainings:
         console.print(
             f"Training file {file.name}: {file.examples} examples, {file.tokens:,} tokens, the longest {file.longest}, "
@@ -66,7 +68,8 @@ def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
         "rows": [row.as_json() for row in planned.rows],
         "usd": _plain(planned.usd),
         "batch_usd": _plain(planned.batch_usd),
-        "minutes": _plain(planned.minutes),
+        "minutes": _plain(planned.duration.minutes),
+        "minutes_by": list(planned.duration.by),
         "training_files": [asdict(file) for file in planned.trainings],
         "notices": list(planned.notices),
         "compare": [
@@ -84,6 +87,7 @@ def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
         else {
             "requests": spent.requests,
             "usd": spent.usd,
+            "trainings_usd": spent.trainings_usd,
             "stages": {
                 s: {"prompt": u.prompt, "cached": u.cached, "completion": u.completion} for s, u in spent.stages.items()
             },
@@ -112,7 +116,9 @@ def _beside(planned: Estimate, spent: Spent) -> object:
         expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{job}")
         rows.append([f"training {job}", f"{expected:,.0f}", f"{tokens:,}", "", ""])
     columns = ["stage", "planned prompt", "billed prompt", "planned completion", "billed completion"]
-    return table(f"Billed so far: {spent.requests:,} requests, {spent.usd:.4f} USD", columns, rows)
+    trainings = "an unknown price" if spent.trainings_usd is None else f"{spent.trainings_usd:.4f} USD"
+    title = f"Billed so far: {spent.requests:,} requests, {spent.usd:.4f} USD, and trainings, {trainings}"
+    return table(title, columns, rows)
 
 
 def _plain(value: Range | None) -> dict[str, float] | None:
@@ -121,6 +127,10 @@ def _plain(value: Range | None) -> dict[str, float] | None:
 
 def _count(value: Range) -> str:
     return f"{value.expected:,.0f}" if value.high else "-"
+
+
+def _upto(value: Range) -> str:
+    return f"≤ {value.high:,.0f}" if value.high else "-"
 
 
 def _span(value: Range) -> str:
@@ -136,4 +146,6 @@ def _usd_span(value: Range | None) -> str:
 
 
 def _minutes(value: float) -> str:
+    if value < 1:
+        return f"{60 * value:.0f} s"
     return f"{value:.0f} min" if value < 120 else f"{value / 60:.1f} h"

@@ -8,7 +8,7 @@ reach this module. Knows nothing of exchanges, files or keys of cassettes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import orjson
 
@@ -81,6 +81,14 @@ class Scrubber:
         return tuple(
             sorted((name, self.clean_text(value)) for name, value in pairs if name.lower() not in _SECRET_PARAMETERS)
         )
+
+
+def replace_key_shapes(content: bytes, instead: Callable[[bytes], bytes]) -> bytes:
+    """`content` with `instead` of every substring that looks like a secret."""
+    for marker, shape, _ in _SHAPES:
+        if marker in content:
+            content = shape.sub(lambda found: instead(found[0]), content)
+    return content
 
 
 def find_key_shapes(content: bytes) -> list[str]:

@@ -20,6 +20,7 @@ from semievol_providers.local.provider import connect as connect_local
 from semievol_providers.openai import connect
 from tests.providers.local_samples import make_tiny_model
 from tests.providers.openai_loopback import LoopbackServer
+from tests.providers.vendor_servers import AzureServer, IgnorantServer, azure_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,25 @@ async def litellm_on_loopback() -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
+async def azure_on_loopback() -> AsyncIterator[Subject]:
+    """Provider `openai` with the preset `azure` against Azure-shaped answers."""
+    async with AzureServer() as server:
+        provider = connect(azure_settings(server))
+        yield Subject(provider=provider, chat_model="tiny", embedding_model="tiny", base_model="tiny")
+        await provider.aclose()
+
+
+@asynccontextmanager
+async def votes_only() -> AsyncIterator[Subject]:
+    """Provider `openai` with a preset that says of log-probabilities that there are none."""
+    async with IgnorantServer() as server:
+        options = {"vendor": "together", "base_url": server.base_url, "api_key_env": ""}
+        provider = connect(ProviderSettings(name="together", options=options, environ={}))
+        yield Subject(provider=provider, chat_model="tiny", embedding_model="tiny", base_model="tiny")
+        await provider.aclose()
+
+
+@asynccontextmanager
 async def local_in_process() -> AsyncIterator[Subject]:
     """Provider `local` on a tiny random Llama."""
     pytest.importorskip("torch", reason="needs the extra local")
@@ -85,6 +105,8 @@ def _settings(base_url: str) -> ProviderSettings:
 
 SUBJECTS: Mapping[str, OpenSubject] = {
     "openai": openai_on_loopback,
+    "azure": azure_on_loopback,
+    "votes": votes_only,
     "litellm": litellm_on_loopback,
     "local": local_in_process,
     **({"address": openai_at_address} if "SEMIEVOL_CONTRACT_URL" in os.environ else {}),

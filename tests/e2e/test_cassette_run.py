@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -37,7 +38,7 @@ def no_network() -> Iterator[None]:
 def demo(tmp_path: Path) -> Path:
     """The demo's config as a user's: another address, another key, its data where it lies."""
     text = (DEMO / "demo.toml").read_text("utf-8")
-    for name in ("task.toml", "data/labeled.csv", "data/unlabeled.csv", "data/test.csv"):
+    for name in ("model", "task.toml", "data/labeled.csv", "data/unlabeled.csv", "data/test.csv"):
         assert f'"{name}"' in text
         text = text.replace(f'"{name}"', f'"{DEMO / name}"')
     text = text.replace("http://127.0.0.1:8000/v1", NOBODY).replace('api_key_env = ""', 'api_key_env = "ANOTHER_KEY"')
@@ -61,6 +62,29 @@ def test_the_demo_is_replayed_whole_with_nobody_there_and_makes_the_same_bytes(
         assert artifact_hashes(made) == told["bytes"]
     assert "verdict/verdict.json" in told["bytes"]
     assert seconds <= 30, f"the replay took {seconds:.0f} s"
+
+
+def test_the_demos_plan_is_within_a_tenth_of_its_ledger_and_its_ranges_hold(
+    demo: Path, semievol: Semievol, no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANOTHER_KEY", KEY)
+    assert semievol("run", demo, "--cassette", FULL).code == 0
+    document: dict[str, Any] = json.loads(semievol("plan", demo, "--json").out)
+    spent = document["spent"]
+    assert set(spent["stages"]) == {"retrieve", "collaborate", "justify", "evaluate"}
+    for stage, billed in spent["stages"].items():
+        rows = [row for row in document["rows"] if row["stage"].split("/")[0] == stage]
+        prompt = {end: sum(row["prompt"][end] for row in rows) for end in ("low", "expected", "high")}
+        if stage == "justify":
+            assert 0.9 * prompt["low"] <= billed["prompt"] <= 1.1 * prompt["high"]
+        else:
+            assert prompt["expected"] == pytest.approx(billed["prompt"], rel=0.1), stage
+        low, high = (sum(row["completion"][end] for row in rows) for end in ("low", "high"))
+        assert low <= billed["completion"] <= high, stage
+    planned = {row["stage"]: row["training"]["expected"] for row in document["rows"]}
+    assert set(spent["trained_tokens"]) == {"warm_up", "semievol", "ceiling"}
+    for job, tokens in spent["trained_tokens"].items():
+        assert planned[f"jobs/{job}"] == pytest.approx(tokens, rel=0.1), job
 
 
 def test_the_demos_cassette_is_small_and_says_where_it_is_from() -> None:
@@ -179,20 +203,26 @@ def test_a_mode_without_a_cassette_or_an_unknown_one_is_refused(hosted: Project,
     assert done.code == 2 and "cassette.mode" in done.err
 
 
-async def test_planted_secrets_reach_no_file_of_cassette_journal_run_folder_or_log(
+async def test_planted_secrets_reach_no_vendor_and_no_file_of_cassette_journal_run_folder_report_or_log(
     hosted: Project, semievol: Semievol, keys: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    hosted.change(("Which colour?", f"Which colour? (My key is {KEY}.)"), file="task.toml")
+    for name in ("labeled", "unlabeled", "test"):
+        hosted.change(("the survey has cue", f"the survey of {KEY} has cue"), file=f"{name}.csv")
+    said = await asyncio.to_thread(semievol, "check", hosted.config)
+    assert "looks like an API key" in said.out and "labeled.csv, line 2" in " ".join(said.out.split())
     server = await record(hosted, semievol, "--cassette-mode", "record")
-    assert any(KEY in json.dumps(seen.body) for seen in server.requests), "the wire gets what was meant for it"
+    assert not any(KEY in json.dumps(seen.body) for seen in server.requests), "no key of the data goes to the vendor"
     assert server.requests[-1].headers["openai-organization"] == ORGANISATION
-    theirs = ("train.jsonl",)  # what the user teaches is the user's own, word for word
+    told = await asyncio.to_thread(semievol, "report", hosted.folder / "out")
+    assert told.code == 0
+    page = (hosted.folder / "out" / "report.html").read_text("utf-8")
+    assert "looks like an API key" in page and "unlabeled.csv, line 2" in page
     found = [
         str(path.relative_to(hosted.folder))
         for folder in (tape(hosted), hosted.folder / "out")
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in theirs and _secrets_in(path)
+        if path.is_file() and _secrets_in(path)
     ]
     assert found == []
     assert KEY not in caplog.text and ORGANISATION not in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -64,6 +65,10 @@ def test_jobs_are_listed_over_all_runs_and_asked_about(
         ("out", "warm_up"),
     ]
     assert all(job["model"] and job["base"] == "tiny" and job["trained_tokens"] == 99 for job in listed)
+    for job in listed:
+        name = "evolve" if job["name"] == "semievol" else job["name"]
+        uploaded = (Path(str(job["run"])) / str(name) / "train.jsonl").read_bytes()
+        assert job["data_sha256"] == hashlib.sha256(uploaded).hexdigest()
     asked = _jobs(semievol, at_server.config, "--poll")
     assert {job["state"] for job in asked} == {"succeeded"} and len(asked) == 2
     assert "warm_up" in semievol("jobs", at_server.folder).out
@@ -187,6 +192,16 @@ def test_providers_alone_lists_kinds_and_the_catalogue(semievol: Semievol) -> No
     assert "openai" in done.out and "2027-01-14" in done.out
     listed = json.loads(semievol("providers", "--json").out)
     assert {"openai", "scripted"} <= set(listed["kinds"])
+
+
+def test_providers_says_what_is_stale_and_puts_the_users_own_facts_on_top(project: Project, semievol: Semievol) -> None:
+    own = '[[models]]\nvendor = "openai"\nmodel = "gpt-4o-mini"\nchecked = 2026-11-01\ninput_usd = 7.25\noutput_usd = 9'
+    (project.folder / "own.toml").write_text(own)
+    project.change(("[train]", '[catalogue]\nfile = "own.toml"\n\n[train]'))
+    shown = semievol("providers", "--config", project.config, "--on", "2026-11-30")
+    assert "7.25" in shown.out and "was checked" not in shown.out
+    late = json.loads(semievol("providers", "--config", project.config, "--on", "2027-06-01", "--json").out)
+    assert any("gpt-4o-mini at openai was checked 212 days ago" in remark for remark in late["remarks"])
 
 
 def test_no_file_and_no_output_of_a_run_holds_the_key(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
 
 from semievol_api import run
 from semievol_api.config import load_config
 from semievol_api.planning import spent_by
 from semievol_api.planning.answer_key import EXPECTED, AnswerKey
 from semievol_api.tasks import load_task
+from semievol_api.tokens import WORDS_OF_O200K
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 HOSTED = """kind = "openai"
@@ -158,6 +161,24 @@ def test_quotas_say_how_long_it_takes(project: Project, semievol: Semievol) -> N
     document = plan(semievol, config)
     requests = sum(row["requests"]["expected"] for row in document["rows"] if row["kind"] != "train")
     assert document["minutes"]["expected"] == pytest.approx(requests / 60, rel=0.02)
+    assert document["minutes_by"] == ["the quotas of [limits]"]
+    config = project.change(("rpm = 60", "max_attempts = 6"))
+    document = plan(semievol, config)
+    assert any("smallest paying customers" in by for by in document["minutes_by"])
+    assert document["minutes"]["expected"] > 0
+    assert "Trainings come besides" in " ".join(semievol("plan", config).out.split())
+
+
+def test_questions_on_one_long_passage_are_partly_cached(project: Project, semievol: Semievol) -> None:
+    passage = "The survey was taken in a long and wordy year. " * 120
+    for name in ("labeled", "unlabeled", "test"):
+        text = (project.folder / f"{name}.csv").read_text().replace("Item number", f"{passage}Item number")
+        (project.folder / f"{name}.csv").write_text(text)
+    document = plan(semievol, hosted(project))
+    (row,) = [row for row in document["rows"] if row["stage"] == "evaluate/base"]
+    assert 0.5 * row["prompt"]["expected"] < row["cached"]["high"] < row["prompt"]["expected"]
+    assert row["cached"]["low"] == 0 < row["cached"]["expected"] < row["cached"]["high"]
+    assert row["usd"]["low"] < row["usd"]["expected"] < row["usd"]["high"]
 
 
 def test_a_price_that_nobody_knows_is_no_zero(project: Project, semievol: Semievol) -> None:
@@ -170,6 +191,37 @@ def test_a_price_that_nobody_knows_is_no_zero(project: Project, semievol: Semiev
     (project.folder / "own.toml").write_text(prices)
     project.change(("[train]", '[catalogue]\nfile = "own.toml"\n\n[train]'))
     assert plan(semievol, project.config)["usd"]["expected"] > 0
+
+
+def test_tokens_of_prompts_and_training_files_are_tiktokens_own(project: Project, semievol: Semievol) -> None:
+    ranks = {bytes([i]): i for i in range(256)}
+    ranks |= {
+        word: 256 + i for i, word in enumerate((b"th", b"the", b" the", b"It", b"em", b"Item", b"er", b" s", b"ur"))
+    }
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items()]
+    (project.folder / "small.tiktoken").write_text("\n".join(lines) + "\n")
+    encoding = tiktoken.Encoding("small", pat_str=WORDS_OF_O200K, mergeable_ranks=ranks, special_tokens={})
+    document = plan(
+        semievol,
+        project.change(("[train]", "[train]\nn_epochs = 2"), ("[roles]", '[roles]\ntokenizer = "small.tiktoken"')),
+    )
+    assert document["tokens_by"] == "tiktoken small"
+    run(project.config)
+
+    def counted(messages: list[dict[str, str]]) -> int:
+        """As OpenAI's cookbook counts: three tokens a turn, its role, its words; three more for the whole."""
+        return 3 + sum(4 + len(encoding.encode(turn["content"])) for turn in messages)
+
+    taught = [
+        json.loads(line)["messages"] for line in (project.folder / "out/warm_up/train.jsonl").read_text().splitlines()
+    ]
+    (file,) = [file for file in document["training_files"] if file["name"] == "warm_up"]
+    assert file["tokens"] == sum(map(counted, taught)) and file["longest"] == max(map(counted, taught))
+    assert [row["training"]["expected"] for row in document["rows"] if row["stage"] == "jobs/warm_up"] == [
+        2 * file["tokens"]
+    ]
+    shown = json.loads(semievol("preview", project.config, "--rows", "1", "--json").out)["prompts"][0]
+    assert shown["tokens"] == counted(shown["messages"])
 
 
 def test_planning_a_hundred_thousand_examples_is_quick(project: Project, semievol: Semievol) -> None:

@@ -1,14 +1,96 @@
-"""Student here, trainer there, embeddings elsewhere: only `[roles]` and `[providers]` lines differ."""
+"""One config, five crews of vendors: only `[roles]` and `[providers]` lines differ, and every one runs whole.
+
+`make test-matrix` runs this with openai 2.x, openai 3.x and litellm installed.
+"""
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.conftest import Project, Semievol
 from tests.e2e.threaded import serving
+from tests.providers.local_samples import make_tiny_model
 from tests.providers.openai_loopback import LoopbackServer
+from tests.providers.vendor_servers import AZURE_KEY, AzureServer, IgnorantServer
+
+CONFIG = """
+[run]
+folder = "out"
+mode = "calibrated"
+
+[data]
+task = "task.toml"
+labeled = "labeled.csv"
+unlabeled = "unlabeled.csv"
+test = "test.csv"
+near_duplicates = false
+max_unlabeled = 30
+max_test = 4
+
+{providers}
+
+[roles]
+student = {{ provider = "asked", model = "tiny" }}
+trainer = {{ provider = "trained", model = "tiny" }}
+embedder = {{ provider = "embeds", model = "tiny" }}
+
+[[annotators]]
+id = "zero"
+model = "warm"
+
+[[annotators]]
+id = "three"
+model = "base"
+shots = 3
+permute = true
+
+[[annotators]]
+id = "guest"
+model = {{ provider = "second", model = "tiny" }}
+n = 2
+estimator = "votes"
+
+[split]
+calibration = 16
+development = 0
+
+[select]
+rule = "top-n"
+n = 24
+
+[train]
+poll_s = 0.01
+"""
+
+
+JOBS = ("warm_up", "sft", "semievol")
+"""Every run buys these and each once: labels were held back to calibrate, so that the baseline is a third."""
+
+
+def crew(project: Project, **tables: str) -> None:
+    """Write the one config with these providers' tables; everything else stays."""
+    given = "\n\n".join(f"[providers.{name}]\n{table}" for name, table in tables.items())
+    project.config.write_text(CONFIG.format(providers=given), "utf-8")
+    others = tomllib.loads(project.config.read_text("utf-8"))
+    assert set(others.pop("providers")) == {"asked", "trained", "second", "embeds"}
+    assert others == tomllib.loads(CONFIG.format(providers="")), "nothing but providers differs"
+
+
+def openai_at(server: LoopbackServer, **more: str) -> str:
+    lines = {"kind": "openai", "base_url": server.base_url, "api_key_env": "", **more}
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in lines.items())
+
+
+def runs(project: Project, semievol: Semievol) -> None:
+    done = semievol("run", project.config, "--json")
+    assert done.code == 0, done.err
+    made = project.folder / "out"
+    assert (made / "verdict" / "verdict.json").is_file()
+    assert {path.name for path in made.glob("jobs/*-model")} == {f"{job}-model" for job in JOBS}
 
 
 @pytest.fixture
@@ -17,36 +99,70 @@ def server() -> Iterator[LoopbackServer]:
         yield up
 
 
-def _mixed(project: Project, student: str) -> None:
-    project.change(
-        ("ceiling = true", "ceiling = false"),
-        ("near_duplicates = false", "near_duplicates = false\nmax_unlabeled = 12\nmax_test = 4"),
-        ("[train]", "[annotate]\nn = 2\n\n[train]"),
-        (
-            'student = { provider = "mine", model = "tiny" }',
-            'student = { provider = "asked", model = "tiny" }\ntrainer = { provider = "trained", model = "tiny" }',
-        ),
-        ("[roles]", f"{student}\n[roles]"),
-    )
+@pytest.fixture
+def other() -> Iterator[LoopbackServer]:
+    with serving(LoopbackServer()) as up:
+        yield up
 
 
-def test_student_and_trainer_at_a_server_with_embeddings_of_another(
+def test_everything_at_one_server_through_the_openai_sdk(
     project: Project, semievol: Semievol, server: LoopbackServer
 ) -> None:
-    at = f'base_url = "{server.base_url}"\napi_key_env = ""\n'
-    _mixed(project, f'[providers.asked]\nkind = "openai"\n{at}\n[providers.trained]\nkind = "openai"\n{at}')
-    done = semievol("run", project.config)
-    assert done.code == 0, done.err
-    assert len(server.jobs) == 2 and not server.asked("/embeddings")
+    table = openai_at(server)
+    crew(project, asked=table, trained=table, second=table, embeds=table)
+    runs(project, semievol)
+    assert len(server.jobs) == len(JOBS) and server.asked("/embeddings")
 
 
 def test_a_student_behind_litellm_asks_models_that_another_provider_trained(
     project: Project, semievol: Semievol, server: LoopbackServer
 ) -> None:
     pytest.importorskip("litellm", reason="needs the extra litellm")
-    asked = f'[providers.asked]\nkind = "litellm"\napi_base = "{server.base_url}"\napi_key_env = ""\nprefix = "openai/"'
-    trained = f'[providers.trained]\nkind = "openai"\nbase_url = "{server.base_url}"\napi_key_env = ""'
-    _mixed(project, f"{asked}\n\n{trained}\n")
-    done = semievol("run", project.config)
-    assert done.code == 0, done.err
+    behind = f'kind = "litellm"\napi_base = "{server.base_url}"\napi_key_env = ""\nprefix = "openai/"'
+    crew(project, asked=behind, trained=openai_at(server), second=behind, embeds=behind)
+    runs(project, semievol)
     assert any(seen.body["model"].startswith("ft:") for seen in server.asked("/chat/completions"))
+    assert len(server.jobs) == len(JOBS) and server.asked("/embeddings")
+
+
+def test_azure_trains_waits_for_deployments_and_buys_nothing_twice(
+    project: Project, semievol: Semievol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", AZURE_KEY)
+    azure = AzureServer()
+    with serving(azure) as server:
+        table = f'kind = "openai"\nvendor = "azure"\nbase_url = "{server.base_url}"'
+        crew(project, asked=table, trained=table, second=table, embeds=table)
+        for bought in (1, 3):
+            stopped = semievol("run", project.config)
+            assert stopped.code == 1 and "DeploymentNotFound" in stopped.err, stopped
+            assert "Deploy the model under this name" in stopped.err
+            assert len(server.jobs) == bought
+            azure.deployments |= {job["fine_tuned_model"] for job in server.jobs.values()}
+        runs(project, semievol)
+        assert len(server.jobs) == len(JOBS)
+
+
+def test_a_vendor_that_ignores_log_probabilities_runs_on_votes(project: Project, semievol: Semievol) -> None:
+    with serving(IgnorantServer()) as server:
+        table = openai_at(server)
+        crew(project, asked=table, trained=table, second=table, embeds=table)
+        runs(project, semievol)
+        asked = [seen.body for seen in server.asked("/chat/completions")]
+    assert 0 < sum("logprobs" in body for body in asked) < len(asked) / 2, "the probe found out, and asks no more"
+
+
+def test_student_hosted_annotator_of_another_vendor_and_embeddings_at_home(
+    project: Project, semievol: Semievol, server: LoopbackServer, other: LoopbackServer
+) -> None:
+    pytest.importorskip("torch", reason="needs the extra local")
+    make_tiny_model(project.folder / "tiny")
+    at_home = 'kind = "local"\nmodel = "tiny"\ndevice = "cpu"'
+    table = openai_at(server)
+    crew(project, asked=table, trained=table, second=openai_at(other, vendor="groq"), embeds=at_home)
+    runs(project, semievol)
+    assert len(server.jobs) == len(JOBS)
+    assert not server.asked("/embeddings") and not other.asked("/embeddings")
+    votes = other.asked("/chat/completions")
+    assert len(votes) >= 46 and all(seen.body["model"] == "tiny" for seen in votes)
+    assert "max_completion_tokens" in votes[0].body, "worded as this vendor wants it"

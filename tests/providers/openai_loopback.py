@@ -68,6 +68,8 @@ def error_body(message: str, code: str | None = None, kind: str = "invalid_reque
 class LoopbackServer:
     """The protocol's files, jobs, batches, models, chat and embeddings, kept in memory."""
 
+    prefix = "/v1"
+
     def __init__(self, *, keep_metadata: bool = True, headers: dict[str, str] | None = None) -> None:
         self.requests: list[Seen] = []
         self.faults: list[Fault | Cut] = []
@@ -86,29 +88,30 @@ class LoopbackServer:
         self._headers = headers or {}
         self._ids = itertools.count(1)
         app = web.Application(middlewares=[self._watch], client_max_size=2**28)
-        app.add_routes(
-            [
-                web.post("/v1/chat/completions", self._chat),
-                web.post("/v1/embeddings", self._embed),
-                web.get("/v1/models", self._list_models),
-                web.get("/v1/models/{id}", self._model),
-                web.delete("/v1/models/{id}", self._delete),
-                web.delete("/v1/files/{id}", self._delete),
-                web.post("/v1/files", self._upload),
-                web.get("/v1/files", self._list_files),
-                web.get("/v1/files/{id}/content", self._download),
-                web.post("/v1/fine_tuning/jobs", self._create_job),
-                web.get("/v1/fine_tuning/jobs", self._list_jobs),
-                web.get("/v1/fine_tuning/jobs/{id}", self._job),
-                web.get("/v1/fine_tuning/jobs/{id}/events", self._events),
-                web.post("/v1/fine_tuning/jobs/{id}/cancel", self._cancel_job),
-                web.post("/v1/batches", self._create_batch),
-                web.get("/v1/batches", self._list_batches),
-                web.get("/v1/batches/{id}", self._batch),
-                web.post("/v1/batches/{id}/cancel", self._cancel_batch),
-            ]
-        )
+        app.add_routes(self._routes())
         self._server = TestServer(app)
+
+    def _routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/chat/completions", self._chat),
+            web.post("/v1/embeddings", self._embed),
+            web.get("/v1/models", self._list_models),
+            web.get("/v1/models/{id}", self._model),
+            web.delete("/v1/models/{id}", self._delete),
+            web.delete("/v1/files/{id}", self._delete),
+            web.post("/v1/files", self._upload),
+            web.get("/v1/files", self._list_files),
+            web.get("/v1/files/{id}/content", self._download),
+            web.post("/v1/fine_tuning/jobs", self._create_job),
+            web.get("/v1/fine_tuning/jobs", self._list_jobs),
+            web.get("/v1/fine_tuning/jobs/{id}", self._job),
+            web.get("/v1/fine_tuning/jobs/{id}/events", self._events),
+            web.post("/v1/fine_tuning/jobs/{id}/cancel", self._cancel_job),
+            web.post("/v1/batches", self._create_batch),
+            web.get("/v1/batches", self._list_batches),
+            web.get("/v1/batches/{id}", self._batch),
+            web.post("/v1/batches/{id}/cancel", self._cancel_batch),
+        ]
 
     async def __aenter__(self) -> LoopbackServer:
         await self._server.start_server()
@@ -123,11 +126,11 @@ class LoopbackServer:
     @property
     def base_url(self) -> str:
         """Where to ask."""
-        return str(self._server.make_url("/v1"))
+        return str(self._server.make_url(self.prefix))
 
     def asked(self, path: str, method: str = "POST") -> list[Seen]:
         """The requests to one path."""
-        return [seen for seen in self.requests if seen.path == f"/v1{path}" and seen.method == method]
+        return [seen for seen in self.requests if seen.path == f"{self.prefix}{path}" and seen.method == method]
 
     def asked_with(self, method: str) -> list[Seen]:
         """The requests with one method."""

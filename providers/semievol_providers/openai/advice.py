@@ -26,6 +26,7 @@ _MODEL = "Check the model's name for this vendor, and whether the key's project 
 _CONTENT = "The vendor's content rules stopped this text; the row is recorded as refused and asking again won't help."
 _LENGTH = "Use fewer or shorter references (few-shot examples), a smaller max_tokens, or a model with a longer context."
 _FILE = "Check the training file: one chat per line, at least 10 of them, each ending with the assistant's turn."
+_ROOM = "The quota of files, jobs or deployments is used up: look at `semievol clean --remote`, or ask for more."
 _TRAINING = "Choose a base model that this vendor still trains, or give the trainer role to another provider."
 
 _BY_CODE: Mapping[str, str] = {
@@ -55,6 +56,11 @@ _BY_CODE: Mapping[str, str] = {
     "too_few_examples": _FILE,
     "deleted_training_file": "Someone deleted the uploaded file. Start again: it is uploaded anew.",
     "exceeded_quota": _MONEY,
+    "jsonlValidationFailed": _FILE,
+    "fileImportFailed": _FILE,
+    "contentFilter": _CONTENT,
+    "unauthorized": _KEY,
+    "quotaExceeded": _ROOM,
     "daily_rate_limit_exceeded": "The day's number of fine-tuning jobs is used up. Start again tomorrow.",
     "safety_eval_failed": "The vendor's safety evaluation failed: look for harmful rows in the data.",
     "unsupported_value": "Change or leave out the setting that the message names.",

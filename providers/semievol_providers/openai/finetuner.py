@@ -57,9 +57,9 @@ class Job(Struct):
 
 
 class Event(Struct):
-    """One line of a job's log."""
+    """One line of a job's log; Azure's description does not promise an id."""
 
-    id: str
+    id: str = ""
     message: str | None = None
     level: str | None = None
     created_at: float | None = None
@@ -139,10 +139,11 @@ class OpenAIFineTuner:
             lambda client, paging: client.fine_tuning.jobs.with_raw_response.list_events(ticket.job_id, **paging),
         )
         newer: list[JobEvent] = []
-        async for event in listed:
+        async for listed_event in listed:
+            event = _job_event(listed_event)
             if event.id == after:
                 break
-            newer.append(_job_event(event))
+            newer.append(event)
         newer.reverse()  # before the sort: events of one second keep their order
         return sorted(newer, key=lambda event: event.created_at)
 
@@ -234,7 +235,7 @@ def _has_suffix(job: Job, suffix: str) -> bool:
 def _job_event(event: Event) -> JobEvent:
     numbers = event.data if isinstance(event.data, dict) else {}
     return JobEvent(
-        id=event.id,
+        id=event.id or short_key(f"{event.created_at} {event.message}"),
         message=event.message or "",
         level=event.level or "info",
         created_at=event.created_at or 0.0,

@@ -109,7 +109,7 @@ class Sdk:
             for item in page.data:
                 yield item
             last = page.data[-1].id if page.data else None
-            if not page.has_more or last is None or last == paging.get("after"):
+            if not page.has_more or not last or last == paging.get("after"):
                 return
             paging = {"limit": _PAGE, "after": last}
 
