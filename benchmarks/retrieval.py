@@ -121,8 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 where a limit is exceeded")
     parser.add_argument("--quick", action="store_true", help="2,000 queries among 3,000 and 30,000; 10,000 questions")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="only among 3,000")
     chosen = parser.parse_args(arguments)
-    queries, sizes = (2_000, (3_000, 30_000)) if chosen.quick else (10_000, (3_000, 300_000))
+    queries = 2_000 if chosen.quick else 10_000
+    sizes = [3_000] if chosen.small else [3_000, 30_000 if chosen.quick else 300_000]
     found = [measure_retrieval(size, queries, chosen.threads, 2 if size > 30_000 else 9) for size in sizes]
     searched = measure_near_duplicates(10_000 if chosen.quick else SEARCHED)
     over = over_the_limits(found, searched)

@@ -23,8 +23,8 @@ from semievol_api.records import Example, FloatMatrix
 CACHED_ROWS = 256
 """Vectors worked on at a time: what stays in the processor's cache is several times faster."""
 SPARE = 1
-"""Candidates found beyond those that are wanted: they show whether the last wanted one was a near-tie."""
-NEAR_TIE = 1e-5
+"""Candidates searched beyond those that are wanted: they show whether the last wanted one was a near-tie."""
+NEAR_TIE = 4e-6
 """Cosines nearer than this may change places in float32."""
 MOST_TWINS = 64
 """Copies of a question among the candidates that are looked past."""
@@ -111,17 +111,18 @@ def nearest_vectors(candidates: FloatMatrix, queries: FloatMatrix, depth: int) -
     near, asked = unit(candidates), unit(queries)
     index = faiss.IndexFlatIP(near.shape[1])
     index.add(near)
-    wide = depth = min(depth, len(near))
-    found = index.search(asked, depth)[1].astype(np.int64)
+    depth = min(depth, len(near))
+    wide = min(depth + SPARE, len(near))
+    rough, places = index.search(asked, wide)
+    found = np.ascontiguousarray(places[:, :depth], dtype=np.int64)
     scores = _cosines(near, asked, found)
-    close = np.flatnonzero(_nearly_ties(scores)) if depth < len(near) else np.empty(0, dtype=np.int64)
-    while close.size:
+    close = np.flatnonzero(rough[:, depth - 1] - rough[:, -1] < NEAR_TIE)
+    while close.size and wide < len(near):
         wide = min(4 * wide, len(near))
-        deeper = index.search(asked[close], wide)[1].astype(np.int64)
-        again = _sorted(deeper, _cosines(near, asked[close], deeper))
+        rough, places = index.search(asked[close], wide)
+        again = _sorted(places.astype(np.int64), _cosines(near, asked[close], places))
         found[close], scores[close] = again.indices[:, :depth], again.scores[:, :depth]
-        unclear = again.scores[:, depth - 1] - again.scores[:, -1] < NEAR_TIE
-        close = close[unclear] if wide < len(near) else close[:0]
+        close = close[rough[:, depth - 1] - rough[:, -1] < NEAR_TIE]
     return _sorted(found, scores)
 
 
@@ -142,12 +143,6 @@ def _cosines(near: FloatMatrix, asked: FloatMatrix, found: NDArray[np.int64]) ->
         rows = slice(at, at + CACHED_ROWS)
         scores[rows] = np.vecdot(near[found[rows]].astype(np.float64), asked[rows, None].astype(np.float64))
     return scores
-
-
-def _nearly_ties(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Rows (q, depth) in which float32 may have left out one that belongs among all but the last `SPARE`."""
-    last = max(0, scores.shape[1] - 1 - SPARE)
-    return np.asarray(scores[:, last] - scores.min(axis=1) < NEAR_TIE, dtype=np.bool_)
 
 
 def _sorted(found: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
@@ -205,7 +200,7 @@ class Twins:
 
     def depth(self, k: int) -> int:
         """How many candidates to look at, so that `k` are left without the twins."""
-        return min(self.texts.size, k + SPARE + min(MOST_TWINS, self.most))
+        return min(self.texts.size, k + min(MOST_TWINS, self.most))
 
     def at(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each candidate of a ranking, shape (queries, candidates), is a twin or no candidate at all."""

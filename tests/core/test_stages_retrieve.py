@@ -30,9 +30,8 @@ def test_the_ranking_is_that_of_double_precision_with_equal_scores_by_index(
     ranking = nearest_vectors(near, asked, depth)
     exact = (unit(asked).astype(np.float64) @ unit(near).astype(np.float64).T).astype(np.float32)
     order = np.lexsort((np.broadcast_to(np.arange(len(near)), exact.shape), -exact), axis=1)
-    wanted = max(1, min(depth, len(near)) - 1)  # the last one is a spare
-    assert (ranking.scores[:, :wanted] == np.take_along_axis(exact, order, axis=1)[:, :wanted]).all()
-    assert (ranking.indices[:, :wanted] == order[:, :wanted]).all()
+    assert (ranking.scores == np.take_along_axis(exact, order, axis=1)[:, :depth]).all()
+    assert (ranking.indices == order[:, :depth]).all()
 
 
 def test_near_ties_that_single_precision_confuses_are_searched_deeper() -> None:
@@ -42,7 +41,7 @@ def test_near_ties_that_single_precision_confuses_are_searched_deeper() -> None:
     asked = (one + 0.3 * rng.standard_normal((20, 384))).astype(np.float32)
     exact = (unit(asked).astype(np.float64) @ unit(near).astype(np.float64).T).astype(np.float32)
     order = np.lexsort((np.broadcast_to(np.arange(80), exact.shape), -exact), axis=1)
-    assert (nearest_vectors(near, asked, 4).indices[:, :3] == order[:, :3]).all()
+    assert (nearest_vectors(near, asked, 3).indices == order[:, :3]).all()
 
 
 def test_a_question_is_not_its_own_neighbour_nor_is_anything_with_its_text() -> None:

@@ -22,8 +22,8 @@ from semievol_providers.openai.hot_path import HotPath
 from semievol_providers.openai.pace import pace_of
 
 _WHAT = "chat/completions"
-_ANSWER_TOKENS = 16
-"""Enough for `Answer: X` in any vocabulary."""
+_ANSWER_TOKENS = 8
+"""`Answer: X` in any vocabulary, a little markup and the end of the turn; a model that goes on is cut off."""
 _UNSEEN = -9999.0
 """What vLLM writes for a token that it did not score."""
 
