@@ -26,6 +26,7 @@ from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
+from semievol_api.frames import evidence_frame, labels_frame, models_frame
 from semievol_api.preflight import refuse_ended_models
 from semievol_api.registry import connect
 from semievol_api.rounds import all_rounds
@@ -40,6 +41,8 @@ from semievol_api.training_file import MIN_EXAMPLES
 from semievol_api.transport.clock import Clock, RealClock
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from semievol_api.transport.cassette import Cassette
 
 ResultT = TypeVar("ResultT")
@@ -91,6 +94,21 @@ class RunResult:
     def advice(self) -> str | None:
         """What would make such a run shorter, where one stage took over half of its time."""
         return slow_stage(self.seconds)
+
+    @property
+    def report(self) -> pd.DataFrame:
+        """A row a model: accuracy, interval, tokens."""
+        return models_frame(self.verdict.document)
+
+    @property
+    def evidence(self) -> pd.DataFrame:
+        """A row an answer of any model to any question, with how sure it was."""
+        return evidence_frame(self.folder)
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """A row an unlabelled example: its pseudo-label, its score, whether it was kept."""
+        return labels_frame(self.folder)
 
 
 @dataclass(frozen=True)
