@@ -140,6 +140,17 @@ class Limits(Settings):
     """`semievol run` starts a dearer plan only with --yes."""
 
 
+LogTarget: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class LogSettings(Settings):
+    """`[log]`: where training metrics and the verdict's figures go besides the run's folder."""
+
+    to: tuple[LogTarget, ...] = ()
+    project: str = "semievol"
+    """The project of W&B, the experiment of MLflow."""
+
+
 class CatalogueSettings(Settings):
     """`[catalogue]`: what is known of vendors and models."""
 
@@ -172,6 +183,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
     catalogue: CatalogueSettings = CatalogueSettings()
+    log: LogSettings = LogSettings()
     cassette: CassetteTable | None = None
 
     @model_validator(mode="before")
