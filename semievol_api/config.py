@@ -66,7 +66,8 @@ class DataSettings(Settings):
     dev: Path | None = None
     """Labelled examples that gate the evolved model; they are never learned from."""
     reviewed: Path | None = None
-    """JSON lines of `id` and `answer`: what a person said to the questions of `review_queue.jsonl`."""
+    """What a person said: the `review.jsonl` of a run, or a filled-in `review_queue.jsonl`. With the rule
+    `human-budget` its answers count as that rule says, otherwise they are labels that never calibrate or gate."""
     columns: Mapping[str, str] = {}
     """Overrides of the task's columns, such as `question = "text"`."""
     max_labeled: int | None = Field(default=None, ge=1)

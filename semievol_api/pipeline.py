@@ -43,7 +43,7 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     once, seed, train = store.once, config.run.seed, config.train
     parts = (raw.labeled, raw.unlabeled, raw.test, raw.development)
     data = await once("prepare", Prepared, prepare, *parts, config.data.near_duplicates)
-    folds = await once("split", Folds, split_labels, data, raw.development, raw.taught, config.split, seed)
+    folds = await once("split", Folds, split_labels, data, *raw.aside, config.split, seed)
 
     # In-weight propagation: the model learns the labels. In-context: each question meets its nearest labels.
     models = {"base": tools.base}
