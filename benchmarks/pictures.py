@@ -30,7 +30,7 @@ STYLE = (
 )
 DRAWN = ("accuracy", "gains", "precision-coverage")
 COLOURS = 96
-WIDTH, HEIGHT = 1200, 800
+WIDTH, HEIGHT = 1200, 838
 
 
 def main() -> None:
