@@ -170,8 +170,7 @@ def words(gain: Interval | None) -> str:
 
 def spent(results: Results) -> str:
     """What the whole experiment took, and what was shared."""
-    lines = (results.folder / "processes.jsonl").read_text("utf-8").splitlines()
-    processes = [json.loads(line) for line in lines]
+    processes = [json.loads(path.read_text("utf-8")) for path in sorted((results.folder / "processes").iterdir())]
     wall, cpu = sum(p["wall_s"] for p in processes), sum(p["cpu_s"] for p in processes)
     counted = results.counters
     return (

@@ -274,17 +274,19 @@ def experiment(
 
 def evaluate(
     sides: Annotated[list[str], typer.Argument(help="Runs' folders, or folder:model, in pairs; one pair per task.")],
+    run_config: Annotated[
+        Path | None, typer.Option("--run", help="A config: sides are models of its run or provider, asked on its test.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models or runs on the same test questions; several pairs are tested together (Holm)."""
-    from semievol_api.comparison import compare_pairs
     from semievol_api.errors import UserError
     from semievol_api.terminal.bars import out
-    from semievol_api.terminal.comparison import contests_as_json, show_contests
+    from semievol_api.terminal.comparison import contests_as_json, contests_of, show_contests
 
     if len(sides) % 2:
         raise UserError(f"Sides come in pairs, and there are {len(sides)}: semievol evaluate RUN_A RUN_B [RUN_C RUN_D]")
-    contests = compare_pairs(list(zip(sides[::2], sides[1::2], strict=True)))
+    contests = contests_of(list(zip(sides[::2], sides[1::2], strict=True)), run_config)
     if as_json:
         print_json(contests_as_json(contests))
     else:

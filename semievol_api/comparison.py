@@ -2,13 +2,13 @@
 
     contests = compare_pairs([("runs/a", "runs/b")])
 
-A side is a run's folder, or `folder:model` (base, warm, sft, semievol, ceiling). Asks nothing. Knows nothing of how a
-run was made or of the command line.
+A side is a run's folder, or `folder:model` (base, warm, sft, semievol, ceiling); or, asked through a run's config,
+any model of its provider. Knows nothing of how a run was made or of the command line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.artifacts import Answers, Prepared
-from semievol_api.config import nearest
+from semievol_api.config import Config, nearest
+from semievol_api.data import read_data
 from semievol_api.errors import DataError, RunFolderError
 from semievol_api.evaluation import (
     BootstrapSettings,
@@ -30,7 +31,9 @@ from semievol_api.evaluation import (
     paired_bootstrap,
     smallest_detectable_effect,
 )
+from semievol_api.predict import answers_of
 from semievol_api.run_store import load_artifact
+from semievol_api.session import Watcher, check
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -42,8 +45,8 @@ MAX_CATEGORIES = 60
 class Side:
     """One model's answers to a run's test questions: right or wrong, and how sure (NaN where nothing is known)."""
 
-    folder: Path
     name: str
+    categories: Mapping[str, str]
     ids: tuple[str, ...]
     correct: BoolArray
     confidence: FloatArray
@@ -101,12 +104,36 @@ def compare_pairs(pairs: Sequence[tuple[str, str]], settings: BootstrapSettings 
         RunFolderError: a side is no run, or has no such model.
         DataError: two sides share no questions.
     """
-    sides = [(read_side(ours), read_side(theirs)) for ours, theirs in pairs]
+    return compare_sides([(read_side(ours), read_side(theirs)) for ours, theirs in pairs], settings)
+
+
+async def ask_sides(config: Config, models: Sequence[str], watcher: Watcher | None = None) -> list[Side]:
+    """Models of a run or of its provider, on the config's test questions; what was asked before is in the journal.
+
+    Raises:
+        UserError: the config or its data needs mending, there is no test file, or the run has no such model.
+    """
+    plan = check(config)
+    data = read_data(config.data, plan.task)
+    if not data.test:
+        raise DataError("Models are compared on test questions, and the config names none: set [data] test.")
+    answered = await answers_of(plan, models, data.test, watcher)
+    named = any(e.category for e in data.test)
+    categories = {e.id: (e.category if named else e.answer) or "(none)" for e in data.test}
+    return [_side(answers, answers.label, categories) for answers in answered]
+
+
+def compare_sides(sides: Sequence[tuple[Side, Side]], settings: BootstrapSettings | None = None) -> tuple[Contest, ...]:
+    """Every pair of sides, p-values adjusted over all pairs.
+
+    Raises:
+        DataError: two sides share no questions.
+    """
     matched = [_matched(ours, theirs) for ours, theirs in sides]
     tests = [mcnemar(ours.correct, theirs.correct) for ours, theirs in matched]
     adjusted = holm([test.p_value for test in tests])
     return tuple(
-        _contest(two, test, p, (settings or BootstrapSettings(), _categories(two[0].folder)))
+        _contest(two, test, p, settings or BootstrapSettings())
         for two, test, p in zip(matched, tests, adjusted, strict=True)
     )
 
@@ -129,12 +156,16 @@ def read_side(spec: str) -> Side:
     answers = load_artifact(folder, f"evaluate/{chosen}", Answers)
     if answers is None:
         raise RunFolderError(f"The run {path!r} has no answers of {chosen!r}. {nearest(chosen, there)}")
+    return _side(answers, f"{folder.name}:{chosen}", _categories(folder))
+
+
+def _side(answers: Answers, name: str, categories: Mapping[str, str]) -> Side:
     rows = {row.example_id: row for row in answers.evidence.rows()}
     ids = tuple(sorted(answers.correct))
     nlls = [rows[i].mean_nll if rows[i].answer is not None else None for i in ids]
     return Side(
-        folder=folder,
-        name=f"{folder.name}:{chosen}",
+        name=name,
+        categories=categories,
         ids=ids,
         correct=np.array([answers.correct[i] for i in ids], dtype=np.bool_),
         confidence=np.exp(-np.array([np.nan if nll is None else nll for nll in nlls], dtype=np.float64)),
@@ -154,14 +185,11 @@ def _matched(ours: Side, theirs: Side) -> tuple[Side, Side]:
 def _only(side: Side, ids: Sequence[str]) -> Side:
     place = {name: i for i, name in enumerate(side.ids)}
     rows = np.array([place[name] for name in ids])
-    return Side(side.folder, side.name, tuple(ids), side.correct[rows], side.confidence[rows])
+    return Side(side.name, side.categories, tuple(ids), side.correct[rows], side.confidence[rows])
 
 
-def _contest(
-    sides: tuple[Side, Side], test: McNemar, adjusted: float, more: tuple[BootstrapSettings, dict[str, str]]
-) -> Contest:
+def _contest(sides: tuple[Side, Side], test: McNemar, adjusted: float, settings: BootstrapSettings) -> Contest:
     ours, theirs = sides
-    settings, categories = more
     n = len(ours.ids)
     discordant = max(1, test.only_ours + test.only_theirs) / n
     return Contest(
@@ -171,7 +199,7 @@ def _contest(
         test=test,
         holm_p=adjusted,
         detectable=smallest_detectable_effect(n, discordant=discordant),
-        categories=_by_category(ours, theirs, categories, settings),
+        categories=_by_category(ours, theirs, settings),
     )
 
 
@@ -193,10 +221,8 @@ def _categories(folder: Path) -> dict[str, str]:
     return {e.id: (e.category if named else e.answer) or "(none)" for e in data.test}
 
 
-def _by_category(
-    ours: Side, theirs: Side, categories: dict[str, str], settings: BootstrapSettings
-) -> tuple[CategoryGain, ...]:
-    names = np.array([categories.get(i, "(none)") for i in ours.ids])
+def _by_category(ours: Side, theirs: Side, settings: BootstrapSettings) -> tuple[CategoryGain, ...]:
+    names = np.array([ours.categories.get(i, "(none)") for i in ours.ids])
     distinct = np.unique(names)
     if not 2 <= distinct.size <= MAX_CATEGORIES:
         return ()

@@ -66,7 +66,8 @@ class DataSettings(Settings):
     dev: Path | None = None
     """Labelled examples that gate the evolved model; they are never learned from."""
     reviewed: Path | None = None
-    """JSON lines of `id` and `answer`: what a person said to the questions of `review_queue.jsonl`."""
+    """What a person said: the `review.jsonl` of a run, or a filled-in `review_queue.jsonl`. With the rule
+    `human-budget` its answers count as that rule says, otherwise they are labels that never calibrate or gate."""
     columns: Mapping[str, str] = {}
     """Overrides of the task's columns, such as `question = "text"`."""
     max_labeled: int | None = Field(default=None, ge=1)
@@ -140,6 +141,17 @@ class Limits(Settings):
     """`semievol run` starts a dearer plan only with --yes."""
 
 
+LogTarget: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class LogSettings(Settings):
+    """`[log]`: where training metrics and the verdict's figures go besides the run's folder."""
+
+    to: tuple[LogTarget, ...] = ()
+    project: str = "semievol"
+    """The project of W&B, the experiment of MLflow."""
+
+
 class CatalogueSettings(Settings):
     """`[catalogue]`: what is known of vendors and models."""
 
@@ -172,6 +184,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
     catalogue: CatalogueSettings = CatalogueSettings()
+    log: LogSettings = LogSettings()
     cassette: CassetteTable | None = None
 
     @model_validator(mode="before")

@@ -9,7 +9,7 @@ Asks through the run's journal. Knows nothing of the command line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from semievol_api.records import Evidence, Example
 from semievol_api.run_store import load_artifact
 from semievol_api.selection import Calibration, RuleSettings, select
 from semievol_api.selection.values import ENOUGH_CALIBRATION
-from semievol_api.session import Silent, Watcher, check, open_tools
+from semievol_api.session import Plan, Silent, Watcher, check, open_tools
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.evaluate import evaluate
 from semievol_api.stages.retrieve import nearest_among
@@ -80,14 +80,28 @@ async def predict(
     columns = columns_of(plan.task, config.data.columns)
     examples = read_examples(table, plan.task, "unlabeled", columns).examples
     tolerated = config.select.alpha if alpha is None else alpha
-    async with open_tools(plan, RawData((), examples, ()), watcher or Silent()) as tools:
-        tuned = model_of(config, model)
-        corpus = await _corpus(tools, plan.task, examples, config)
-        student = tools.student({"subject": tuned})
-        answered = await evaluate(student, corpus, model, config.evaluate)
+    (answered,) = await answers_of(plan, [model], examples, watcher)
     said = {row.example_id: row for row in answered.evidence.rows()}
     ordered = [said[e.id] for e in examples]
     return _accepted(plan.task, examples, ordered, (table, model, tolerated, held_out(config, model)))
+
+
+async def answers_of(
+    plan: Plan, models: Sequence[str], examples: tuple[Example, ...], watcher: Watcher | None = None
+) -> list[Answers]:
+    """Each model's greedy answers to some questions, as the run's evaluation would ask them; journaled.
+
+    Raises:
+        RunFolderError: the run has no such model.
+    """
+    config = plan.config
+    found = {name: model_of(config, name) for name in models}
+    async with open_tools(plan, RawData((), examples, ()), watcher or Silent()) as tools:
+        corpus = await _corpus(tools, plan.task, examples, config)
+        return [
+            await evaluate(tools.student({"subject": tuned}), corpus, name, config.evaluate)
+            for name, tuned in found.items()
+        ]
 
 
 def model_of(config: Config, name: str) -> TunedModel:

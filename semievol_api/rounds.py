@@ -22,6 +22,8 @@ async def all_rounds(tools: Tools, store: RunStore, task: Task, raw: RawData, co
 
     It ends early where a round keeps nothing, or nothing is left to label.
     """
+    if config.select.rule != "human-budget":
+        raw = with_reviewed(raw)
     verdict, room = await semievol(tools, store, task, raw, config), store
     for turn in range(2, config.run.rounds + 1):
         chosen = room.load("select", Selection)
@@ -32,6 +34,13 @@ async def all_rounds(tools: Tools, store: RunStore, task: Task, raw: RawData, co
         fresh = config.run.model_copy(update={"seed": config.run.seed + turn - 1})
         verdict = await semievol(tools, room, task, raw, config.model_copy(update={"run": fresh}))
     return verdict
+
+
+def with_reviewed(raw: RawData) -> RawData:
+    """The data in which what a person reviewed is labelled and no longer asked about."""
+    answered = tuple(replace(e, answer=raw.reviewed[e.id]) for e in raw.unlabeled if e.id in raw.reviewed)
+    rest = tuple(e for e in raw.unlabeled if e.id not in raw.reviewed)
+    return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=rest)
 
 
 def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:

@@ -26,6 +26,8 @@ from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
+from semievol_api.frames import evidence_frame, labels_frame, models_frame
+from semievol_api.metric_logs import check_logs, open_logs
 from semievol_api.preflight import refuse_ended_models
 from semievol_api.registry import connect
 from semievol_api.rounds import all_rounds
@@ -41,6 +43,8 @@ from semievol_api.training_file import MIN_EXAMPLES
 from semievol_api.transport.clock import Clock, RealClock
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from semievol_api.transport.cassette import Cassette
 
 ResultT = TypeVar("ResultT")
@@ -92,6 +96,21 @@ class RunResult:
     def advice(self) -> str | None:
         """What would make such a run shorter, where one stage took over half of its time."""
         return slow_stage(self.seconds)
+
+    @property
+    def report(self) -> pd.DataFrame:
+        """A row a model: accuracy, interval, tokens."""
+        return models_frame(self.verdict.document)
+
+    @property
+    def evidence(self) -> pd.DataFrame:
+        """A row an answer of any model to any question, with how sure it was."""
+        return evidence_frame(self.folder)
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """A row an unlabelled example: its pseudo-label, its score, whether it was kept."""
+        return labels_frame(self.folder)
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,10 @@ async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cas
     plan = check(config, wire=None if cassette is None else cassette.send)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
-    with RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store:
+    with (
+        RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store,
+        open_logs(config) as logs,
+    ):
         store.on_stage = seen.on_stage
         if raw.gold:
             store.note("oracle/gold.json", json.dumps(raw.gold, ensure_ascii=False))
@@ -155,6 +177,7 @@ async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cas
         def on_job(name: str, event: JobEvent) -> None:
             if event.id:
                 store.log_event(name, event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)}))
+            logs.job(name, event)
             seen.on_job(name, event)
 
         clock = RealClock() if cassette is None else cassette.clock
@@ -162,6 +185,7 @@ async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cas
             await refuse_ended_models(plan.catalogue, plan.role_models, datetime.datetime.now(datetime.UTC).date())
             verdict = await walk(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
+        logs.verdict(verdict.document)
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
         return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
 
@@ -230,6 +254,7 @@ def check(
     plan = Plan(config, task, providers, catalogue)
     notices = check_ends(plan, today or datetime.datetime.now(datetime.UTC).date(), refuse=not (planning or replays))
     plan = replace(plan, notices=notices)
+    check_logs(config.log.to)
     _check_abilities(plan)
     return plan
 
@@ -302,7 +327,7 @@ def check_data(plan: Plan, raw: RawData) -> None:
 
 def config_key(config: Config) -> str:
     """What makes two configs the same run: everything but limits, pacing and the folder's own name."""
-    unshaping: Any = {"limits": True, "catalogue": True, "cassette": True, "run": {"folder", "journal"}}
+    unshaping: Any = {"limits": True, "catalogue": True, "cassette": True, "log": True, "run": {"folder", "journal"}}
     settings = config.model_dump(mode="json", exclude=unshaping)
     settings["roles"].pop("tokenizer")
     settings["train"].pop("poll_s")

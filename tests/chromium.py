@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[An
 def console_errors(driver: Any) -> list[str]:
     """What the page complained of."""
     return [line["message"] for line in driver.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+
+
+def serious_violations(driver: Any) -> list[tuple[str, str]]:
+    """What axe-core finds serious or critical on the open page: rules and the first element of each.
+
+    The script comes from a development dependency, of which nothing else is used.
+    """
+    spec = find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs axe-playwright-python, which holds axe.min.js")
+    driver.execute_script(Path(spec.origin).with_name("axe.min.js").read_text("utf-8"))
+    found = driver.execute_async_script("const done = arguments[0]; axe.run().then((r) => done(r.violations))")
+    return [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
 
 
 def requested(driver: Any) -> list[str]:

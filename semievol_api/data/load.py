@@ -40,6 +40,11 @@ class RawData:
     """A person's answers by example id, in the task's canonical form."""
 
     @property
+    def aside(self) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[str, ...]]:
+        """What the split has to know: the user's own gate, what earlier rounds taught, and ids that a person chose."""
+        return self.development, self.taught, tuple(sorted(self.reviewed))
+
+    @property
     def gold(self) -> Mapping[str, str]:
         """The hidden answers of the unlabelled part by example id: for the oracle report alone."""
         return {e.id: e.hidden_answer for e in self.unlabeled if e.hidden_answer is not None}

@@ -1,4 +1,4 @@
-"""Reads back what a person answered to the questions of a review queue.
+"""Reads back what a person answered: a filled-in review queue, or the `review.jsonl` of `semievol review`.
 
 Knows nothing of how the questions were chosen or what becomes of the answers.
 """
@@ -6,7 +6,7 @@ Knows nothing of how the questions were chosen or what becomes of the answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from semievol_api.data.leaked_keys import mask_keys
@@ -27,12 +27,16 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
         raise DataError(f"The reviewed file {str(path)!r} cannot be read: {error}.") from None
     known = {e.id: e for e in unlabeled}
     answers: dict[str, str] = {}
+<<<<<<< HEAD
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name, cell = _row(path, number, mask_keys(line))
         if not cell:
             continue
+=======
+    for number, name, cell in _standing(path, lines):
+>>>>>>> proof
         answer = task.read_gold(cell, known[name]) if name in known else None
         if answer is None:
             raise DataError(
@@ -43,10 +47,28 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
     return answers
 
 
-def _row(path: Path, number: int, line: str) -> tuple[str, str]:
+def _standing(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Line, id and answer of what holds in the end: a later line replaces an earlier one, an undo takes back one."""
+    said: dict[str, list[tuple[int, str]]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, cell, action = _row(path, number, line)
+        if action == "undo":
+            said[name] = said.get(name, [])[:-1]
+        elif cell or action:
+            said.setdefault(name, []).append((number, cell))
+    for name, stack in said.items():
+        if stack and stack[-1][1]:
+            yield stack[-1][0], name, stack[-1][1]
+
+
+def _row(path: Path, number: int, line: str) -> tuple[str, str, str]:
+    """Id, answer and, in a `review.jsonl`, what was done."""
     try:
         row = json.loads(line)
-        return str(row["id"]), str(row.get("answer") or "").strip()
+        name = row["example_id"] if "action" in row else row["id"]
+        return str(name), str(row.get("answer") or "").strip(), str(row.get("action") or "")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{path.name}, line {number} is no JSON object with an `id` and an `answer`. Each line of the queue looks "

@@ -24,7 +24,8 @@ from semievol_api.experiments.results import Results, write_results
 from semievol_api.experiments.runner import Ground, run_experiment
 from semievol_api.session import Silent, Watcher, run_blocking
 
-PROCESSES = "processes.jsonl"
+PROCESSES = "processes"
+"""Folder of what each process took, in seconds, as far as it came: also a killed one's, to its last cell."""
 _SERVED = re.compile(r'semievol_requests_total\{route="([a-z_]+)",method="POST",status="200"\} (\d+)')
 
 
@@ -33,6 +34,7 @@ class CellLines:
     """Says one line per cell; `run` hears the stages within."""
 
     say: Callable[[str], None]
+    note: Callable[[], None]
     run: Watcher
 
     def on_cell(self, cell: Cell, number: int, of: int, done: DoneCell | None) -> None:
@@ -40,6 +42,7 @@ class CellLines:
         at = "" if cell.value is None else f" at {cell.value}"
         state = "..." if done is None else f"{100 * done.row.accuracy:.1f} % in {done.row.seconds:.0f} s"
         self.say(f"[{number}/{of}] {cell.arm.name}{at}, seed {cell.seed}: {state}")
+        self.note()
 
 
 def run_grid(
@@ -54,12 +57,15 @@ def run_grid(
     place = experiment.experiment.folder / experiment.experiment.name
     place.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.monotonic(), tree_cpu_s()
-    watcher = CellLines(say, Silent())
+    mine = place / PROCESSES / f"{time.time_ns()}.json"
+    mine.parent.mkdir(exist_ok=True)
     with _ground(experiment, threads) as ground:
-        done = run_blocking(run_experiment(experiment, ground, watcher))
-        spent = {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(tree_cpu_s() - cpu, 1)}
-        with (place / PROCESSES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**spent, "served": _served(ground)}) + "\n")
+
+        def note() -> None:
+            spent = {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(tree_cpu_s() - cpu, 1)}
+            mine.write_text(json.dumps({**spent, "served": _served(ground)}) + "\n", "utf-8")
+
+        done = run_blocking(run_experiment(experiment, ground, CellLines(say, note, Silent())))
     return write_results(experiment, done, load_config(ground.base).data.task)
 
 

@@ -84,8 +84,7 @@ async def _corpus(tools: Tools, store: RunStore, task: Task, raw: RawData, confi
     """Clean data, split as the config says, with as many neighbours as are shown in the evaluation."""
     parts = (raw.labeled, raw.unlabeled, raw.test, raw.development)
     data = await store.once("prepare", Prepared, prepare, *parts, config.data.near_duplicates)
-    split = (data, raw.development, raw.taught, config.split, config.run.seed)
-    folds = await store.once("split", Folds, split_labels, *split)
+    folds = await store.once("split", Folds, split_labels, data, *raw.aside, config.split, config.run.seed)
     shots = config.evaluate.shots
     asked = (tools.embedder, data, folds, config.retrieve, shots)
     neighbours = await store.once("retrieve", Neighbours, retrieve, *asked)

@@ -23,7 +23,7 @@ from semievol_api.experiments.summary import ArmSummary, summarise
 from semievol_api.experiments.tables import latex, markdown, result_table
 
 NOTE = (
-    "Means over {seeds} seeds on {n} test questions. Intervals: paired bootstrap over questions with seeds nested in "
+    "Means over {seeds} on {n} test questions. Intervals: paired bootstrap over questions with seeds nested in "
     "it; each seed has trainings{draws} of its own. `detectable`: the smallest gain that one run on a test of this "
     "size shows, in points. Many arms are compared here: about one interval in twenty misses the truth by chance."
 )
@@ -52,7 +52,7 @@ def write_results(experiment: Experiment, done: Sequence[DoneCell], task: str) -
     table = result_table(experiment, summary, task)
     title = experiment.experiment.title or experiment.experiment.name
     note = NOTE.format(
-        seeds=len(experiment.experiment.seeds),
+        seeds=_seeds(len(experiment.experiment.seeds)),
         n=done[0].row.n_test,
         draws=" and a draw of labelled and unlabelled rows" if experiment.draw is not None else "",
     )
@@ -63,6 +63,10 @@ def write_results(experiment: Experiment, done: Sequence[DoneCell], task: str) -
     (folder / "results.tex").write_text(latex(table, f"{title}. {note}") + "\n", "utf-8")
     (folder / "counters.json").write_text(json.dumps(asdict(counters), indent=2) + "\n", "utf-8")
     return Results(folder, tuple(done), summary, counters, text)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _write_cells(folder: Path, done: Sequence[DoneCell]) -> None:

@@ -236,8 +236,8 @@ def _confidence(subject: str, values: FloatArray, right: BoolArray) -> Confidenc
 
 
 def _before_after(answers: Mapping[str, Answers]) -> tuple[str, str] | None:
-    after = next((n for n in ("semievol", "warm") if n in answers), None)
-    before = next((n for n in ("base", "warm", "majority") if n in answers and n != after), None)
+    after = next((n for n in ("semievol", "sft", "warm") if n in answers), None)
+    before = next((n for n in ("base", "sft", "warm", "majority") if n in answers and n != after), None)
     return (before, after) if before and after else None
 
 

@@ -132,7 +132,8 @@ class ReportData:
     @property
     def main_difference(self) -> Difference | None:
         """The gain that the verdict is about."""
-        return next((d for d in self.differences if d.of == "semievol" and d.against in ("warm", "base")), None)
+        gains = [d for d in self.differences if d.of == "semievol"]
+        return next((d for name in ("sft", "warm", "base") for d in gains if d.against == name), None)
 
     @property
     def total_seconds(self) -> float:

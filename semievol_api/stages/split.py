@@ -24,25 +24,29 @@ async def split_labels(
     data: Prepared,
     development: Sequence[Example],
     taught: Sequence[Example],
+    reviewed: Sequence[str],
     settings: SplitSettings,
     seed: int,
 ) -> Folds:
     """D_lab as D_warm, D_cal and D_dev; `development` is the user's own D_dev, empty for none.
 
-    What earlier rounds `taught` joins D_warm; only labels that people gave calibrate or gate.
+    What earlier rounds `taught` joins D_warm, and so do examples that a person `reviewed` (by id): those were chosen
+    for their doubt, so they are unlike the pool and neither calibrate nor gate.
     """
-    labeled = data.labeled
+    doubted = set(reviewed)
+    labeled = tuple(e for e in data.labeled if e.id not in doubted)
+    extra = tuple(e for e in data.labeled if e.id in doubted)
     gate = _gate_size(len(labeled), settings) if not development else 0
     rest, held = _apart(labeled, gate, seed + 1)
     wanted = settings.calibration
     size = calibration_size(len(rest)) if wanted == "auto" else min(wanted, len(rest) // 2)
     warm, calibration = _apart(rest, size, seed)
     return Folds(
-        warm=(*warm, *taught),
+        warm=(*warm, *extra, *taught),
         calibration=calibration,
         development=tuple(development) or held,
-        tunable=settings.calibration == 0 or len(warm) >= MIN_EXAMPLES,
-        note=_note(len(warm) + len(taught), len(calibration), len(development) or len(held), settings),
+        tunable=settings.calibration == 0 or len(warm) + len(extra) >= MIN_EXAMPLES,
+        note=_note(len(warm) + len(extra) + len(taught), len(calibration), len(development) or len(held), settings),
     )
 
 

@@ -7,12 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 
-from semievol_api.comparison import Contest, SideScore
+from semievol_api.comparison import Contest, SideScore, ask_sides, compare_pairs, compare_sides
+from semievol_api.config import load_config
 from semievol_api.evaluation import Interval
-from semievol_api.terminal.bars import table
+from semievol_api.session import run_blocking
+from semievol_api.terminal.bars import Bars, err, table
+
+
+def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[Contest, ...]:
+    """The pairs compared: by what runs answered, or with a config, by asking its models."""
+    if run_config is None:
+        return compare_pairs(pairs)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    with Bars(err()) as bars:
+        asked = run_blocking(ask_sides(load_config(run_config), names, bars))
+    sides = dict(zip(names, asked, strict=True))
+    return compare_sides([(sides[ours], sides[theirs]) for ours, theirs in pairs])
 
 
 def show_contests(console: Console, contests: Sequence[Contest]) -> None:

@@ -25,7 +25,7 @@ def labelled(count: int, groups: int = 0) -> Prepared:
 
 
 async def folds_of(count: int, settings: SplitSettings = AUTO, groups: int = 0, seed: int = 0) -> Folds:
-    return await split_labels(labelled(count, groups), (), (), settings, seed)
+    return await split_labels(labelled(count, groups), (), (), (), settings, seed)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ async def test_the_sizes_are_those_of_the_method(count: int, warm: int, calibrat
 
 async def test_the_paper_holds_nothing_back() -> None:
     data = labelled(600)
-    folds = await split_labels(data, (), (), SplitSettings(), 0)
+    folds = await split_labels(data, (), (), (), SplitSettings(), 0)
     assert folds.warm == data.labeled
     assert folds.calibration == folds.development == ()
     assert folds.tunable
@@ -78,7 +78,7 @@ async def test_another_seed_is_another_split_and_the_same_seed_the_same() -> Non
 
 async def test_the_users_own_development_file_leaves_the_labels_alone() -> None:
     own = (Example(id="d1", question="Mine?", answer="A"),)
-    folds = await split_labels(labelled(500), own, (), AUTO, 0)
+    folds = await split_labels(labelled(500), own, (), (), AUTO, 0)
     assert folds.development == own
     assert len(folds.warm) + len(folds.calibration) == 500
 

@@ -33,6 +33,12 @@ def labelled(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def paid(project: Project) -> int:
+    """Answers that the run's journal was paid for."""
+    with closing(Journal.read_only(project.folder / "out/journal.sqlite")) as journal:
+        return sum(total.samples for total in journal.totals())
+
+
 def test_two_models_of_a_run_are_compared_as_scipy_would(done: Project) -> None:
     folder = done.folder / "out"
     (contest,) = compare_pairs([(f"{folder}:semievol", f"{folder}:base")])
@@ -80,6 +86,18 @@ def test_the_evaluate_command_shows_pairs_and_refuses_an_odd_one(done: Project, 
     assert wrong.code == 2 and "Did you mean 'semievol'?" in wrong.err
 
 
+def test_models_of_a_provider_are_asked_on_the_configs_test_and_only_once(done: Project, semievol: Semievol) -> None:
+    run_folder = done.folder / "out"
+    (by_run,) = compare_pairs([(f"{run_folder}:semievol", f"{run_folder}:base")])
+    before = paid(done)
+    shown = semievol("evaluate", "semievol", "tiny", "--run", done.config, "--json")
+    assert shown.code == 0, shown.err
+    (told,) = json.loads(shown.out)
+    assert told["gain"]["estimate"] == pytest.approx(by_run.gain.estimate)
+    assert told["ours"]["name"] == "semievol" and told["theirs"]["name"] == "tiny"
+    assert paid(done) == before, "the run asked all of it already"
+
+
 def test_new_rows_are_labelled_with_a_confidence_and_a_cut_that_keeps_its_promise(
     done: Project, semievol: Semievol
 ) -> None:
@@ -110,17 +128,12 @@ def test_a_cut_for_fewer_errors_accepts_fewer_rows(done: Project, semievol: Semi
 
 def test_rows_are_asked_once(done: Project, semievol: Semievol) -> None:
     write_rows(done.folder / "new.csv", 30, start=5000)
-
-    def paid() -> int:
-        with closing(Journal.read_only(done.folder / "out/journal.sqlite")) as journal:
-            return sum(total.samples for total in journal.totals())
-
-    before = paid()
+    before = paid(done)
     semievol("predict", "semievol", done.folder / "new.csv", "--run", done.config)
     first = (done.folder / "new.predicted.csv").read_bytes()
-    assert paid() == before + 30
+    assert paid(done) == before + 30
     semievol("predict", "semievol", done.folder / "new.csv", "--run", done.config)
-    assert paid() == before + 30
+    assert paid(done) == before + 30
     assert (done.folder / "new.predicted.csv").read_bytes() == first
 
 
@@ -137,3 +150,16 @@ def test_a_model_that_the_run_has_not_made_is_refused_with_those_that_it_has(don
     write_rows(done.folder / "new.csv", 20, start=5000)
     shown = semievol("predict", "sft", done.folder / "new.csv", "--run", done.config)
     assert shown.code == 2 and "It has: base, ceiling, semievol, warm" in shown.err
+
+
+def test_a_notebook_gets_models_evidence_and_labels_as_data_frames(project: Project) -> None:
+    result = run(project.config)
+    report = result.report.set_index("name")
+    assert report.loc["semievol", "low"] <= report.loc["semievol", "accuracy"] <= report.loc["semievol", "high"]
+    evidence = result.evidence
+    asked = evidence[evidence["stage"] == "evaluate/semievol"]
+    assert asked["correct"].mean() == pytest.approx(report.loc["semievol", "accuracy"])
+    assert set(evidence["stage"]) >= {"collaborate", "justify", "evaluate/base"}
+    assert len(evidence[evidence["stage"] == "collaborate"]) == 4 * 60
+    labels = result.labels
+    assert len(labels) == 60 and labels["kept"].sum() == result.verdict.document["selection"]["kept"]  # type: ignore[index]

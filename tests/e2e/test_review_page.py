@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from semievol_api.report.decisions import read_decisions
-from tests.chromium import chromium, console_errors
+from tests.chromium import chromium, console_errors, serious_violations
 from tests.synthetic_run import synthetic_run
 
 SERVE = (
@@ -145,15 +145,7 @@ def test_clicks_work_too_and_the_progress_tells(driver: Any, run: Path, server: 
 
 
 def test_axe_finds_nothing_serious_in_review(driver: Any, server: Server) -> None:
-    """Runs where SEMIEVOL_AXE names an axe.min.js (npm: axe-core)."""
-    import os
-
-    axe = os.environ.get("SEMIEVOL_AXE")
-    if not axe or not Path(axe).is_file():
-        pytest.skip("needs SEMIEVOL_AXE=path/to/axe.min.js")
     _open(driver, server.address)
-    driver.execute_script(Path(axe).read_text("utf-8"))
     for _ in range(2):
-        found = driver.execute_async_script("const done = arguments[0]; axe.run().then((r) => done(r.violations))")
-        assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+        assert serious_violations(driver) == []
         driver.find_element("id", "theme").click()
