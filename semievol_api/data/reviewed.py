@@ -27,16 +27,7 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
         raise DataError(f"The reviewed file {str(path)!r} cannot be read: {error}.") from None
     known = {e.id: e for e in unlabeled}
     answers: dict[str, str] = {}
-<<<<<<< HEAD
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, cell = _row(path, number, mask_keys(line))
-        if not cell:
-            continue
-=======
     for number, name, cell in _standing(path, lines):
->>>>>>> proof
         answer = task.read_gold(cell, known[name]) if name in known else None
         if answer is None:
             raise DataError(
@@ -53,7 +44,7 @@ def _standing(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str]
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, cell, action = _row(path, number, line)
+        name, cell, action = _row(path, number, mask_keys(line))
         if action == "undo":
             said[name] = said.get(name, [])[:-1]
         elif cell or action:
