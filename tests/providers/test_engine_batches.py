@@ -41,7 +41,7 @@ def asks():
 async def main():
     options = {"base_url": settings["url"], "vendor": "compatible"} | settings.get("options", {})
     provider = connect(ProviderSettings(name="ours", options=options, environ={"OPENAI_API_KEY": "sk-none"}))
-    limits = Limits(mode=settings["mode"], batch_poll_s=0.2)
+    limits = Limits(mode=settings["mode"], batch_poll_s=0.2, max_attempts=60)
     told = {}
     async with RequestEngine.open(Path(settings["journal"]), limits) as engine:
         async for answer in engine.chat(provider, asks(), stage="annotate"):
@@ -111,3 +111,20 @@ def test_a_batch_survives_a_kill_and_gives_what_single_requests_give(server: Run
     assert (total.requests, total.samples, total.source.mode) == (38, 76, "batch")
     again = finish(start(mode="direct", journal=str(tmp_path / "j"), **settings))
     assert again["cached"] == 38 and again["attempts"] == 2
+
+
+@pytest.mark.slow
+def test_a_batch_that_expires_half_way_is_finished_by_the_next_ones(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text("batch_window_s = 2")
+    with RunningServer(tiny_model, tmp_path, ("--limits", str(tmp_path / "limits.toml"))) as server:
+        client = server.client()
+        client.embeddings.create(model="tiny", input="wake up")
+        rows = 250
+        done = finish(start(mode="batch", journal=str(tmp_path / "j"), url=server.url, rows=rows, tokens=64))
+        states = [(b.status, b.request_counts) for b in client.batches.list()]
+    told = done["told"]
+    assert isinstance(told, dict) and len(told) == rows
+    failed = {name for name, answer in told.items() if isinstance(answer, str)}
+    assert failed == {f"row-{row}" for row in range(5, rows, 33)}, "3 % of the lines are refused, and said to be"
+    assert any(status == "expired" and 0 < counts.completed < counts.total for status, counts in states)
+    assert sum(counts.completed for _, counts in states if counts) == rows - len(failed), "no line is answered twice"
