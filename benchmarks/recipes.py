@@ -44,7 +44,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = {
         "retrieve.text": "question",
         "annotators": [{"id": "neighbours", "model": "neighbour_vote", "neighbours": 20, "sharpness": 5.0}],
         "justify.on": "never",
-        "select": {"rule": "percentile", "score": "pooled", "share": 0.85},
+        "select": {"rule": "percentile", "score": "pooled", "share": 0.7},
     },
 }
 

@@ -109,3 +109,31 @@ def test_labels_of_any_script_are_read_pooled_and_kept(labels: Project, words: t
     assert told["selection"]["kept"] >= 20
     assert {row["answer"] for row in evidence(result)} - {None} == set(words)
     assert all(word in (result.folder / "sft" / "train.jsonl").read_text("utf-8") for word in words)
+
+
+def test_a_crew_of_neighbours_alone_asks_no_model_and_still_selects(labels: Project) -> None:
+    add(
+        labels,
+        """
+[split]
+calibration = 0
+development = 0
+[[annotators]]
+id = "neighbours"
+model = "neighbour_vote"
+neighbours = 20
+sharpness = 5.0
+[justify]
+on = "never"
+[select]
+rule = "percentile"
+share = 0.7
+""",
+    )
+    result = run(labels.config)
+    told = document(result)
+    assert evidence(result) == []
+    assert told["selection"]["annotators"]["neighbours"]["read_by"] == "neighbour_vote"
+    assert 168 <= told["selection"]["kept"] <= 180, "whole tie groups"
+    assert {m["label"] for m in told["models"]} >= {"SFT", "SemiEvol", "gold-label ceiling"}
+    assert any(d["of"] == "semievol" and d["against"] == "warm" for d in told["differences"])
