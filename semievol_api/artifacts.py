@@ -54,6 +54,8 @@ EVIDENCE_SCHEMA = pa.schema(
         ("dropped_shots", pa.int16()),
     ]
 )
+CHECKED_SCHEMA = EVIDENCE_SCHEMA.append(pa.field("p_true", pa.float32()))
+"""Where an annotator was asked about its own answers."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """What annotators said: one row per (example, annotator), sorted by them; columns of `EVIDENCE_SCHEMA`."""
+    """What annotators said: one row per (example, annotator), sorted by them; columns of `EVIDENCE_SCHEMA`, or of
+    `CHECKED_SCHEMA`."""
 
     table: pa.Table
 
@@ -174,7 +177,8 @@ class EvidenceTable:
         """A table of rows in any order."""
         ordered = sorted(rows, key=lambda row: (row.example_id, row.annotator_id))
         columns = [_evidence_columns(row) for row in ordered]
-        return cls(pa.Table.from_pylist(columns, schema=EVIDENCE_SCHEMA))
+        checked = any(row.p_true is not None for row in ordered)
+        return cls(pa.Table.from_pylist(columns, schema=CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA))
 
     def rows(self) -> Iterator[Evidence]:
         """The rows as values, in the table's order."""

@@ -62,10 +62,12 @@ class AnnotatorSettings(Settings):
     """Default: 0 where a distribution is read, 1 for votes."""
     n: int = Field(default=1, ge=1, le=128)
     """Samples; more than one is for votes."""
-    estimator: Literal["auto", "option_prob", "answer_logprob", "verbal", "votes"] = "auto"
-    """How its answers become probabilities; auto: the best that its server gives."""
+    estimator: Literal["auto", "option_prob", "answer_logprob", "p_true", "verbal", "votes"] = "auto"
+    """How its answers become probabilities; auto: the best that its server gives. `p_true` asks a second question."""
     neighbours: int = Field(default=5, ge=1)
     """How many examples vote, for `neighbour_vote`."""
+    sharpness: float = Field(default=10.0, gt=0)
+    """How much the nearer ones of them outweigh the others: a vote's weight is exp(sharpness * cosine)."""
 
 
 class JustifySettings(Settings):

@@ -92,7 +92,8 @@ class Evidence:
 
     `permutation[i]` is the canonical index of the option shown at position i; `answer` is canonical already.
     `option_probs` are probabilities over the canonical options, `answer_logprob` and `mean_nll` are natural-log
-    quantities; None means that the annotator or its server gave none. An `answer` of None is an abstention.
+    quantities, `verbal` and `p_true` probabilities that the answer is right, in the model's words and by its own check;
+    None means that the annotator or its server gave none. An `answer` of None is an abstention.
     `dropped_shots` counts the demonstrations that were left out because the prompt did not fit the context.
     """
 
@@ -107,6 +108,7 @@ class Evidence:
     answer_logprob: float | None = None
     mean_nll: float | None = None
     verbal: float | None = None
+    p_true: float | None = None
     usage: Usage = Usage()
     failure: str | None = None
     dropped_shots: int = 0

@@ -128,6 +128,7 @@ def readings_of(rows: Sequence[Evidence | None], labels: Sequence[Sequence[str]]
         width=width,
         option_probs=probs,
         answer_logprob=as_scores([None if row is None else row.answer_logprob for row in sound]),
+        p_true=as_scores([None if row is None else row.p_true for row in sound]),
         verbal=as_scores([None if row is None else row.verbal for row in sound]),
     )
 

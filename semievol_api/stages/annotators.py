@@ -16,7 +16,7 @@ from semievol_api.errors import ConfigError
 from semievol_api.tasks import Task
 
 Reading: TypeAlias = Literal[
-    "sampled", "auto", "option_read", "option_prob", "answer_logprob", "verbal", "votes", "neighbour_vote"
+    "sampled", "auto", "option_read", "option_prob", "answer_logprob", "p_true", "verbal", "votes", "neighbour_vote"
 ]
 """How an annotator's answers become probabilities. `sampled`: they don't, the paper ranks by `mean_nll`. `auto` and
 `option_prob` are settled by the probe, before anything is asked."""
@@ -32,7 +32,7 @@ class Annotator:
     """One way of asking: which model, how many demonstrations, how; its id seeds its random numbers.
 
     `temperature` of None is `[annotate] temperature` where answers are sampled, else 0. `neighbours` vote where
-    `reading` is `neighbour_vote`. `alternatives` are asked for at each token, as the probe found them.
+    `reading` is `neighbour_vote`, with `sharpness`. `alternatives` are asked for at each token, as the probe found.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Annotator:
     n: int = 1
     reading: Reading = "sampled"
     neighbours: int = 0
+    sharpness: float = 10.0
     alternatives: int = 0
 
     @property
@@ -185,7 +186,14 @@ def _listed(settings: AnnotatorSettings, here: Circumstances) -> Annotator:
         if not here.closed or not here.embeddings:
             lacks = "a closed set of labels" if not here.closed else 'an embedder ([retrieve] method = "embedding")'
             raise ConfigError(f"[[annotators]] {settings.id!r}: a neighbour vote needs {lacks}, which is not here.")
-        return Annotator(settings.id, NOBODY, 0, reading="neighbour_vote", neighbours=settings.neighbours)
+        return Annotator(
+            settings.id,
+            NOBODY,
+            0,
+            reading="neighbour_vote",
+            neighbours=settings.neighbours,
+            sharpness=settings.sharpness,
+        )
     if settings.model == "warm" and not here.warm:
         raise ConfigError(
             f"[[annotators]] {settings.id!r} asks the warm model, and this run has none: there are too few labels for "

@@ -26,6 +26,7 @@ _ESTIMATOR_OF: Mapping[Reading, str] = {
     "option_read": "option_prob",
     "option_prob": "option_prob",
     "answer_logprob": "answer_logprob",
+    "p_true": "p_true",
     "verbal": "verbal",
     "votes": "votes",
 }
@@ -148,7 +149,7 @@ def _neighbours(
     for count in np.unique(counts):
         same = counts == count
         probs[same] = 0.0
-        probs[same, :count] = neighbour_vote(chosen[same], cosine[same], int(count))
+        probs[same, :count] = neighbour_vote(chosen[same], cosine[same], int(count), annotator.sharpness)
     return probs
 
 

@@ -26,8 +26,8 @@ _ORDER: tuple[tuple[Ability, Reading], ...] = (
     ("logprobs", "answer_logprob"),
 )
 _GIVES: dict[Ability, frozenset[Need]] = {
-    "options": frozenset({"option_probs", "answers"}),
-    "alternatives": frozenset({"option_probs", "answer_logprob", "answers"}),
+    "options": frozenset({"option_probs", "p_true", "answers"}),
+    "alternatives": frozenset({"option_probs", "answer_logprob", "p_true", "answers"}),
     "logprobs": frozenset({"answer_logprob", "answers"}),
     "text": frozenset({"answers"}),
 }
@@ -53,7 +53,7 @@ def settled(crew: Crew, abilities: Abilities, task: Task) -> Crew:
 
 
 def _settled(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:
-    if annotator.reading not in ("auto", "option_prob", "answer_logprob"):
+    if annotator.reading not in ("auto", "option_prob", "answer_logprob", "p_true"):
         return annotator
     ability = abilities.of.get(annotator.role, "text")
     gives = set(_GIVES[ability])
@@ -67,6 +67,8 @@ def _settled(annotator: Annotator, abilities: Abilities, task: Task) -> Annotato
         return replace(annotator, reading="option_prob", alternatives=TOP_ALTERNATIVES)
     if name == "answer_logprob":
         return replace(annotator, reading="answer_logprob", alternatives=int(ability == "alternatives"))
+    if name == "p_true":
+        return replace(annotator, alternatives=0 if ability == "options" else TOP_ALTERNATIVES)
     return replace(annotator, reading="votes")
 
 

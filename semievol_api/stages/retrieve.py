@@ -108,40 +108,57 @@ def nearest_vectors(candidates: FloatMatrix, queries: FloatMatrix, depth: int) -
     """
     import faiss
 
-    near, asked = unit(candidates), unit(queries)
-    index = faiss.IndexFlatIP(near.shape[1])
-    index.add(near)
-    depth = min(depth, len(near))
-    wide = min(depth + SPARE, len(near))
-    rough, places = index.search(asked, wide)
+    near, asked = Directed.of(candidates), Directed.of(queries)
+    index = faiss.IndexFlatIP(candidates.shape[1])
+    index.add(near.unit)
+    depth = min(depth, len(candidates))
+    wide = min(depth + SPARE, len(candidates))
+    rough, places = index.search(asked.unit, wide)
     found = np.ascontiguousarray(places[:, :depth], dtype=np.int64)
     scores = _cosines(near, asked, found)
     close = np.flatnonzero(rough[:, depth - 1] - rough[:, -1] < NEAR_TIE)
-    while close.size and wide < len(near):
-        wide = min(4 * wide, len(near))
-        rough, places = index.search(asked[close], wide)
-        again = _sorted(places.astype(np.int64), _cosines(near, asked[close], places))
+    looked_at_all = depth == len(candidates)
+    while close.size and not looked_at_all:
+        wide = min(4 * wide, len(candidates))
+        some = asked.at(close)
+        rough, places = index.search(some.unit, wide)
+        again = _sorted(places.astype(np.int64), _cosines(near, some, places))
         found[close], scores[close] = again.indices[:, :depth], again.scores[:, :depth]
         close = close[rough[:, depth - 1] - rough[:, -1] < NEAR_TIE]
+        looked_at_all = wide == len(candidates)
     return _sorted(found, scores)
 
 
-def unit(vectors: FloatMatrix) -> FloatMatrix:
-    """Vectors of length one, shape (n, d); lengths are summed in float64, so that all machines get the same bytes."""
-    result = np.empty(vectors.shape, dtype=np.float32)
-    for at in range(0, len(vectors), CACHED_ROWS):
-        rows = vectors[at : at + CACHED_ROWS]
-        lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)).astype(np.float32)
-        np.divide(rows, np.maximum(lengths, np.float32(1e-12))[:, None], out=result[at : at + CACHED_ROWS])
-    return result
+@dataclass(frozen=True, eq=False)
+class Directed:
+    """Vectors as they came, float32 (n, d); their lengths, float64 (n,), never 0; and the same at length one."""
+
+    raw: FloatMatrix
+    lengths: NDArray[np.float64]
+    unit: FloatMatrix
+
+    @classmethod
+    def of(cls, vectors: FloatMatrix) -> Directed:
+        """Lengths are summed in float64, so that all machines get the same bytes."""
+        lengths, unit = np.empty(len(vectors)), np.empty(vectors.shape, dtype=np.float32)
+        for at in range(0, len(vectors), CACHED_ROWS):
+            rows, here = vectors[at : at + CACHED_ROWS], slice(at, at + CACHED_ROWS)
+            lengths[here] = np.maximum(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)), 1e-12)
+            np.divide(rows, lengths[here, None].astype(np.float32), out=unit[here])
+        return cls(vectors, lengths, unit)
+
+    def at(self, places: NDArray[np.int64]) -> Directed:
+        """Some of them."""
+        return Directed(self.raw[places], self.lengths[places], self.unit[places])
 
 
-def _cosines(near: FloatMatrix, asked: FloatMatrix, found: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The products of unit queries (q, d) with the unit candidates at `found` (q, depth): float32 out of float64."""
+def _cosines(near: Directed, asked: Directed, found: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The cosines of queries (q, d) with the candidates at `found` (q, depth): float32 out of float64."""
     scores = np.empty(found.shape, dtype=np.float32)
-    for at in range(0, len(asked), CACHED_ROWS):
+    for at in range(0, len(found), CACHED_ROWS):
         rows = slice(at, at + CACHED_ROWS)
-        scores[rows] = np.vecdot(near[found[rows]].astype(np.float64), asked[rows, None].astype(np.float64))
+        products = np.vecdot(near.raw[found[rows]].astype(np.float64), asked.raw[rows, None].astype(np.float64))
+        scores[rows] = products / (near.lengths[found[rows]] * asked.lengths[rows, None])
     return scores
 
 

@@ -205,11 +205,13 @@ def _messages(choice: Choice, spread: RealisedRange | None, settings: SelectSett
 
 def _refuse_missing(annotator: Annotator, rows: Rows) -> None:
     """Too many answers without what the annotator's estimator needs would distort the selection."""
-    if annotator.reading not in ("option_prob", "answer_logprob"):
+    if annotator.reading not in ("option_prob", "answer_logprob", "p_true"):
         return
     own = [row for said in rows.values() for row in said if asker_of(row.annotator_id) == annotator.id]
-    probs = annotator.reading == "option_prob"
-    scored = [(row.option_probs if probs else row.answer_logprob) is not None for row in own]
+    needed = [
+        {"option_prob": row.option_probs, "answer_logprob": row.answer_logprob, "p_true": row.p_true} for row in own
+    ]
+    scored = [evidence[annotator.reading] is not None for evidence in needed]
     check_missing_logprobs(
         count_abstentions(
             [row.finish for row in own],

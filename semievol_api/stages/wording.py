@@ -17,6 +17,7 @@ from semievol_api.stages.annotators import Annotator, request_seed
 from semievol_api.stages.asking import Corpus, Student, reworded
 from semievol_api.stages.reading import Question
 from semievol_api.tasks import Task
+from semievol_api.tasks.prompts import VERDICTS
 
 PREFILL = "Answer:"
 _CONFIDENCE = (
@@ -69,8 +70,7 @@ def question(
         prompt = _with_confidence(prompt)
     request: ChatRequest | OptionRequest
     if annotator.reading == "option_read":
-        prompt = replace(prompt, prefill=PREFILL)
-        request = OptionRequest(model=model, prompt=prompt, labels=shown)
+        prompt, request = _read(model, prompt, shown)
     else:
         request = _chat(student, annotator, (example, prompt), tone)
     return Question(
@@ -85,6 +85,37 @@ def question(
         order=order,
         verbal=annotator.reading == "verbal",
     )
+
+
+def verification(
+    student: Student, task: Task, annotator: Annotator, asked: tuple[Example, str], tone: Tone
+) -> Question:
+    """Is this answer right? One read of the two verdicts, or a short answer with its alternatives."""
+    example, answer = asked
+    prompt = task.verify_prompt(example, answer)
+    model = student.models[annotator.role]
+    request: ChatRequest | OptionRequest
+    if annotator.alternatives:
+        reader = replace(annotator, reading="option_prob", temperature=0.0, n=1)
+        request = _chat(student, reader, (example, prompt), tone)
+    else:
+        prompt, request = _read(model, prompt, VERDICTS)
+    return Question(
+        example=example,
+        asker=annotator.id,
+        prompt=prompt,
+        request=request,
+        role=annotator.role,
+        measure=True,
+        labels=VERDICTS,
+        shown=VERDICTS,
+    )
+
+
+def _read(model: str, prompt: Prompt, labels: tuple[str, ...]) -> tuple[Prompt, OptionRequest]:
+    """The prompt with the answer's first word, and the one request for what comes next."""
+    opened = replace(prompt, prefill=PREFILL)
+    return opened, OptionRequest(model=model, prompt=opened, labels=labels)
 
 
 def shuffled_order(task: Task, example: Example, annotator: Annotator, seed: int) -> tuple[int, ...] | None:
@@ -107,6 +138,7 @@ def _chat(student: Student, annotator: Annotator, asked: tuple[Example, Prompt],
     reading, model = annotator.reading, student.models[annotator.role]
     limits = student.provider_of(annotator.role).limits.get(model)
     most = limits.max_top_logprobs if limits is not None else None
+    alternatives = 0 if reading == "p_true" else annotator.alternatives
     temperature = annotator.temperature
     if temperature is None:
         temperature = tone.temperature if reading in ("sampled", "votes") else 0.0
@@ -118,7 +150,7 @@ def _chat(student: Student, annotator: Annotator, asked: tuple[Example, Prompt],
         temperature=temperature,
         seed=request_seed(student.seed, annotator.id, example.id),
         logprobs=reading in ("sampled", "option_prob", "answer_logprob"),
-        top_logprobs=min(annotator.alternatives, most or annotator.alternatives),
+        top_logprobs=min(alternatives, most or alternatives),
     )
 
 

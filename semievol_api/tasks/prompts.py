@@ -18,6 +18,8 @@ _OPENINGS: dict[Kind, str] = {
     "number": "You answer questions with a number.",
     "free_text": "You answer questions.",
 }
+VERDICTS = ("Y", "N")
+"""Right and wrong: letters, since every vocabulary has them as single tokens."""
 
 
 def render(definition: TaskDefinition, user: str, shots: Sequence[Example]) -> Prompt:
@@ -39,6 +41,20 @@ def justify_turn(
     listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(proposals, 1))
     closing = f"Weigh the proposals, decide, and reply with one line: {_answer_line(definition)}"
     return _ask(definition, example, permutation, f"Proposed answers:\n{listed}\n\n{closing}")
+
+
+def verify_turn(definition: TaskDefinition, example: Example, answer: str) -> str:
+    """The user turn that asks whether a proposed answer is right (Kadavath et al. 2022, P(True))."""
+    letters = LETTERS[: len(example.options)]
+    words = f"{answer}. {example.options[letters.index(answer)]}" if answer in letters else answer
+    closing = f"Reply with one line: Answer: {' or '.join(VERDICTS)}"
+    return _ask(
+        definition,
+        example,
+        None,
+        f"Proposed answer: {words}\n\nIs the proposed answer right?\n{VERDICTS[0]}. It is right\n"
+        f"{VERDICTS[1]}. It is wrong\n\n{closing}",
+    )
 
 
 def target(answer: str) -> str:

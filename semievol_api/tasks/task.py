@@ -82,6 +82,10 @@ class Task:
         user = prompts.justify_turn(self.definition, example, proposals, permutation)
         return prompts.render(self.definition, user, shots)
 
+    def verify_prompt(self, example: Example, answer: str) -> Prompt:
+        """Ask whether a canonical answer is right; the reply's label is one of `prompts.VERDICTS`."""
+        return prompts.render(self.definition, prompts.verify_turn(self.definition, example, answer), ())
+
     def parse(self, text: str, example: Example, permutation: Sequence[int] | None = None) -> str | None:
         """The canonical answer in a response; None (an abstention) where there is none, or more than one."""
         match self.kind:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,20 @@ def test_neighbours_vote_for_words_and_not_for_letters() -> None:
     assert found.answer(0) == "C", "the neighbour said blue, which is C here"
     alone = opinions(corpus(CHOICE, (QUESTION,), warm, q=("l2",)), crew, (QUESTION,), {})
     assert alone.answer(0) is None, "nobody near said anything that is an option here"
+
+
+def test_a_blunter_vote_lets_many_far_neighbours_outweigh_one_that_is_near() -> None:
+    warm = tuple(
+        Example(id=name, question=f"{name}?", options=QUESTION.options, answer=answer)
+        for name, answer in (("near", "A"), ("far1", "B"), ("far2", "B"))
+    )
+    said = {}
+    for sharpness in (0.5, 10.0):
+        here = corpus(CHOICE, (QUESTION,), warm, q=("near", "far1", "far2"))
+        near = Neighbours(ids=here.neighbours.ids, similarities={"q": (0.9, 0.2, 0.2)})
+        crew = (Annotator("n", "nobody", 0, reading="neighbour_vote", neighbours=3, sharpness=sharpness),)
+        said[sharpness] = opinions(replace(here, neighbours=near), crew, (QUESTION,), {}).answer(0)
+    assert said == {0.5: "B", 10.0: "A"}
 
 
 @pytest.mark.parametrize("places", [1, 2, 3, 4, 6, 9])

@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 from benchmarks.retrieval import Found, Searched, main, measure_near_duplicates, measure_retrieval, over_the_limits
 from semievol_api.config import RetrieveSettings
 from semievol_api.records import Example
-from semievol_api.stages.retrieve import nearest_among, nearest_texts, nearest_vectors, unit
+from semievol_api.stages.retrieve import Directed, nearest_among, nearest_texts, nearest_vectors
 
 
 def _examples(name: str, count: int) -> list[Example]:
     return [Example(id=f"{name}{i}", question=f"{name} {i}?") for i in range(count)]
+
+
+def cosines(asked: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """All of them in double precision, rounded, float32 (queries, candidates)."""
+    one, other = asked.astype(np.float64), near.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(other, axis=1)
+    return (one @ other.T / lengths).astype(np.float32)
 
 
 @settings(max_examples=40, deadline=None)
@@ -28,7 +35,7 @@ def test_the_ranking_is_that_of_double_precision_with_equal_scores_by_index(
     near[::2] *= np.float32(1 + 1e-7)  # nearly the same direction, not the same bits
     asked = rng.standard_normal((5, 8)).astype(np.float32)
     ranking = nearest_vectors(near, asked, depth)
-    exact = (unit(asked).astype(np.float64) @ unit(near).astype(np.float64).T).astype(np.float32)
+    exact = cosines(asked, near)
     order = np.lexsort((np.broadcast_to(np.arange(len(near)), exact.shape), -exact), axis=1)
     assert (ranking.scores == np.take_along_axis(exact, order, axis=1)[:, :depth]).all()
     assert (ranking.indices == order[:, :depth]).all()
@@ -39,7 +46,7 @@ def test_near_ties_that_single_precision_confuses_are_searched_deeper() -> None:
     one = rng.standard_normal(384)
     near = (one + 1e-6 * rng.standard_normal((80, 384))).astype(np.float32)
     asked = (one + 0.3 * rng.standard_normal((20, 384))).astype(np.float32)
-    exact = (unit(asked).astype(np.float64) @ unit(near).astype(np.float64).T).astype(np.float32)
+    exact = cosines(asked, near)
     order = np.lexsort((np.broadcast_to(np.arange(80), exact.shape), -exact), axis=1)
     assert (nearest_vectors(near, asked, 3).indices == order[:, :3]).all()
 
@@ -80,7 +87,8 @@ async def test_words_without_vectors_leave_twins_out_too() -> None:
 
 
 def test_a_vector_of_zeros_has_no_direction_and_no_nan() -> None:
-    assert not np.isnan(unit(np.zeros((2, 4), dtype=np.float32))).any()
+    assert not np.isnan(Directed.of(np.zeros((2, 4), dtype=np.float32)).unit).any()
+    assert nearest_vectors(np.zeros((2, 4), dtype=np.float32), np.ones((1, 4), dtype=np.float32), 2).scores.sum() == 0
 
 
 def test_the_benchmark_finds_what_faiss_finds_and_names_what_is_too_slow() -> None:

@@ -26,8 +26,10 @@ from semievol_api.records import Completion, Usage
 from semievol_providers.scripted.jobs import ScriptedJobs
 
 DIMENSIONS = 64
+SURE = 0.6
 LABEL_LINE = re.compile(r"^Labels: (.+)$", re.MULTILINE)
 OPEN_CUE = re.compile(r"cue: (\S+)")
+PROPOSED = re.compile(r"^Proposed answer: (?:[A-Z]\. )?(.+)$", re.MULTILINE)
 OPTION_LINE = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
 
 
@@ -74,6 +76,9 @@ class ScriptedChat:
         letter, surety = self._choose(request.model, shown, noise)
         tokens = ("Answer", ":", f" {letter}")
         logprobs = np.array([-1e-4, -1e-4, math.log(surety)], dtype=np.float32)
+        if "Confidence:" in shown:
+            sure = "almost certain" if surety > SURE else "about even"
+            return Completion(f"Answer: {letter}\nConfidence: {sure}", "stop")
         if self._manners.ignores_logprobs or not request.logprobs:
             return Completion(f"Answer: {letter}", "stop")
         if not request.top_logprobs or not self._manners.shows_alternatives:
@@ -87,6 +92,9 @@ class ScriptedChat:
         options = _options(question)
         luck = _uniform(model, shown, noise)
         sees = luck < self._jobs.skill_of(model, self._skill)
+        if proposed := PROPOSED.search(question):
+            right = re.search(rf"cue: {re.escape(proposed[1])}\b", question) is not None
+            return ("Y" if right == sees else "N"), 0.6 + 0.39 * (1 - luck) if sees else 0.55
         cued = [name for name, text in options if f"cue: {text}" in question]
         if not options and (found := OPEN_CUE.search(question)):
             return (found[1], 0.6 + 0.39 * (1 - luck)) if sees else (f"{len(question)}{found[1]}", 0.4)

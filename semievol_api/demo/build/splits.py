@@ -158,10 +158,11 @@ def write_splits(splits: Splits, folder: Path) -> None:
         "unlabeled": splits.unlabeled,
     }
     for name, rows in files.items():
-        _write_csv(folder / f"{name}.csv", rows)
+        write_rows(folder / f"{name}.csv", rows)
 
 
-def _write_csv(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """One CSV file of the demo's task."""
     options = json.dumps(list(FIELD_NAMES))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,0 +1,160 @@
+"""How the demo's recipe was chosen: crews and shares compared on questions that are neither pool nor test.
+
+    python -m benchmarks.crews --json                     who is right, and how right are the surest (no final training)
+    python -m benchmarks.crews --train 0.5 0.7 0.85       and models trained on what the neighbours' vote keeps
+
+For every seed 100 labels teach a warm model in this process; annotators answer the 300 development questions and the
+pool's rows that the seed uses neither as labels nor as unlabelled questions. Nothing here sees test. Knows nothing of
+servers or of the package's own pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import semievol_api.demo
+from semievol_api.demo.build import wording
+from semievol_api.demo.build.evaluate import read_task
+from semievol_api.demo.build.finetune import Recipe, TrainingRow, embed_texts, fine_tune, load_base, read_letters
+from semievol_api.demo.build.splits import FIELD_NAMES, Row, read_split
+from semievol_api.demo.build.tokenizer import load_encoder
+from semievol_api.selection import neighbour_vote, pool
+from semievol_api.selection.values import FloatArray, IntArray
+
+DEMO = Path(semievol_api.demo.__file__).parent
+K = len(FIELD_NAMES)
+COVERAGES = (0.3, 0.5, 0.7, 0.85, 1.0)
+VOTES = {"vote 5, sharp 10": (5, 10.0), "vote 20, sharp 10": (20, 10.0), "vote 20, sharp 5": (20, 5.0)}
+CREWS: Mapping[str, tuple[str, ...]] = {
+    "warm": ("warm, 0 shots",),
+    "warm and base, 0 and 3 shots": ("warm, 0 shots", "warm, 3 shots", "base, 3 shots"),
+    "the calibrated mode's crew": ("warm, 0 shots", "vote 5, sharp 10", "warm, 3 shots", "base, 3 shots"),
+    **{name: (name,) for name in VOTES},
+    "warm + vote 5": ("warm, 0 shots", "vote 5, sharp 10"),
+    "warm + vote 20, sharp 5": ("warm, 0 shots", "vote 20, sharp 5"),
+    "base, 3 shots + vote 20, sharp 5": ("base, 3 shots", "vote 20, sharp 5"),
+}
+CHOSEN = "vote 20, sharp 5"
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """One seed: its rows, and every annotator's probabilities on `asked`, unlabelled rows first; float64 (rows, K)."""
+
+    labeled: Sequence[Row]
+    unlabeled: Sequence[Row]
+    asked: Sequence[Row]
+    probs: Mapping[str, FloatArray]
+    sft: float
+
+    @property
+    def gold(self) -> IntArray:
+        """Of `asked`."""
+        return np.array([row.field for row in self.asked], dtype=np.int64)
+
+
+class Bench:
+    """The demo's model in this process."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self._encoder, self._base = load_encoder(DEMO / "model"), load_base(DEMO / "model")
+
+    def answer(self, seed: int) -> Answered:
+        """Warm up and ask everybody."""
+        task = read_task(DEMO / "data", "dev", seed)
+        used = {row.question for row in (*task.labeled, *task.unlabeled)}
+        spare = [row for row in read_split(DEMO / "data/pool.csv") if row.question not in used]
+        asked = (*task.unlabeled, *task.measured, *spare)
+        vectors = embed_texts(self._base, self._encoder, [row.question for row in (*task.labeled, *asked)])
+        near = vectors[len(task.labeled) :] @ vectors[: len(task.labeled)].T
+        order = np.argsort(-near, axis=1, kind="stable")
+        probs: dict[str, FloatArray] = {}
+        fields = np.array([row.field for row in task.labeled], dtype=np.int64)
+        for name, (count, sharpness) in VOTES.items():
+            chosen = order[:, :count]
+            cosine = np.take_along_axis(near, chosen, axis=1).astype(np.float64)
+            probs[name] = neighbour_vote(fields[chosen], cosine, K, sharpness)
+        warm = fine_tune(DEMO / "model", self._encoder, _lines(task.labeled), Recipe(seed=seed))
+        for name, model, shots in (("warm", warm, 0), ("warm", warm, 3), ("base", self._base, 3)):
+            items = [
+                wording.Item(row.question, FIELD_NAMES, _shots(task.labeled, order[i, :shots]))
+                for i, row in enumerate(asked)
+            ]
+            read = np.maximum(read_letters(model, self._encoder, items).letter_probs, 1e-6)
+            probs[f"{name}, {shots} shots"] = read / read.sum(axis=1, keepdims=True)
+        m = len(task.unlabeled)
+        gold = np.array([row.field for row in asked])
+        sft = float(np.mean(probs["warm, 0 shots"].argmax(axis=1)[m:] == gold[m:]))
+        return Answered(task.labeled, task.unlabeled, asked, probs, sft)
+
+    def trained(self, seed: int, found: Answered, share: float) -> float:
+        """The accuracy beyond the pool of a model trained on all labels and the surest share of the pool."""
+        m = len(found.unlabeled)
+        votes = found.probs[CHOSEN][:m]
+        kept = np.argsort(-votes.max(axis=1), kind="stable")[: round(share * m)]
+        pseudo = [replace(found.unlabeled[i], field=int(votes[i].argmax())) for i in kept]
+        rows = _lines((*found.labeled, *pseudo))
+        model = fine_tune(DEMO / "model", self._encoder, rows, Recipe(n_epochs=4, seed=seed))
+        items = [wording.Item(row.question, FIELD_NAMES) for row in found.asked[m:]]
+        return float(np.mean(read_letters(model, self._encoder, items).best == found.gold[m:]))
+
+
+def at_coverages(found: Answered, crew: Sequence[str]) -> list[float]:
+    """How often the crew's label is right among its surest, beyond the pool."""
+    m = len(found.unlabeled)
+    probs = np.stack([found.probs[name][m:] for name in crew], axis=1)
+    pooled = pool(probs, np.full(len(probs), K, dtype=np.int64))
+    right = (pooled.label == found.gold[m:])[np.argsort(-pooled.score, kind="stable")]
+    return [float(right[: round(coverage * right.size)].mean()) for coverage in COVERAGES]
+
+
+def _lines(rows: Sequence[Row]) -> list[TrainingRow]:
+    return [TrainingRow(wording.Item(row.question, FIELD_NAMES), row.field) for row in rows]
+
+
+def _shots(labeled: Sequence[Row], nearest: IntArray) -> tuple[wording.Shot, ...]:
+    return tuple(wording.Shot(labeled[i].question, wording.LETTERS[labeled[i].field]) for i in reversed(nearest))
+
+
+def main() -> None:
+    """Ask, pool, and train where wanted; percentages, means over seeds."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.crews", description=__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--train", nargs="*", type=float, default=[])
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    bench = Bench()
+    crews: dict[str, list[list[float]]] = {name: [] for name in CREWS}
+    trained: dict[float, list[float]] = {share: [] for share in chosen.train}
+    sft: list[float] = []
+    for seed in chosen.seeds:
+        found = bench.answer(seed)
+        sft.append(found.sft)
+        for name, crew in CREWS.items():
+            crews[name].append(at_coverages(found, crew))
+        for share in chosen.train:
+            trained[share].append(bench.trained(seed, found, share))
+    document = {
+        "seeds": chosen.seeds,
+        "coverages": COVERAGES,
+        "right_among_the_surest": {name: _percent(np.mean(rows, axis=0)) for name, rows in crews.items()},
+        "sft": _percent(np.array(sft)),
+        "trained_by_share": {str(share): _percent(np.array(rows)) for share, rows in trained.items()},
+    }
+    print(json.dumps(document, indent=None if chosen.json else 1))
+
+
+def _percent(shares: FloatArray) -> list[float]:
+    return [round(100 * float(share), 1) for share in shares]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Can the confidences be trusted? Evidence of a real run against the embedded server, held against hidden gold.
+
+    python -m benchmarks.labels --json               the demo's task
+    python -m benchmarks.labels --fpb FOLDER         and Financial PhraseBank, from labeled.csv and unlabeled.csv there
+    python -m benchmarks.labels --quick              60 unlabelled questions, 50 splits
+
+100 labels teach the warm model; models and neighbours answer 600 questions whose gold the run never sees. Then: does
+`option_prob` tell right answers from wrong ones as well as `mean_nll` of the very same answers (paired bootstrap)?
+And which share of false labels does a budget of alpha buy, over random splits of those questions into calibration
+items and pool? Knows nothing of how a run works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import semievol_api.demo
+from semievol_api.artifacts import EvidenceTable, Selection
+from semievol_api.config import load_config
+from semievol_api.data import read_data
+from semievol_api.demo.embedded_server import serving
+from semievol_api.evaluation.confidence import auroc, auroc_difference
+from semievol_api.evaluation.intervals import BootstrapSettings
+from semievol_api.run_store import load_artifact
+from semievol_api.selection import Calibration, fdr
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
+from semievol_api.session import run_async, run_blocking
+from semievol_api.tasks import load_task
+
+DEMO = Path(semievol_api.demo.__file__).parent
+ALPHAS = (0.1, 0.2)
+CALIBRATION_SIZES = (50, 100, 200)
+CREW: tuple[Mapping[str, object], ...] = (
+    {"id": "warm-0shot", "model": "warm", "estimator": "option_prob", "temperature": 0.0},
+    {"id": "warm-3shot", "model": "warm", "shots": 3, "estimator": "option_prob", "temperature": 0.0},
+    {"id": "base-3shot", "model": "base", "shots": 3, "estimator": "option_prob", "temperature": 0.0},
+    {"id": "neighbours", "model": "neighbour_vote"},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confidence:
+    """How well two confidences about one annotator's answers tell right from wrong; the interval is the paired one."""
+
+    task: str
+    annotator: str
+    items: int
+    accuracy: float
+    option_prob: float
+    mean_nll: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def no_worse(self) -> bool:
+        """Whether the data leave it open that `option_prob` is at least as good."""
+        return self.high >= 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Realised:
+    """What a false-label budget bought over random splits; shares are of false labels among the kept, 0 if none.
+
+    `p5` and `p95` bound nine in ten single runs, `standard_error` is of the mean over splits.
+    """
+
+    task: str
+    alpha: float
+    n_calibration: int
+    splits: int
+    error: float
+    false_share: float
+    standard_error: float
+    p5: float
+    p95: float
+    false_share_if_any: float | None
+    coverage: float
+    empty: float
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A run's answers beside their gold: per annotator `(option_prob, -mean_nll, correct)`, and the crew's pool."""
+
+    annotators: Mapping[str, tuple[FloatArray, FloatArray, BoolArray]]
+    score: FloatArray
+    wrong: BoolArray
+
+
+def judged_run(task: Mapping[str, object], folder: Path, url: str, unlabeled: int) -> Judged:
+    """Annotate a task's pool with the demo's model, and open the gold afterwards."""
+    changes: dict[str, object] = {
+        "run.mode": "calibrated",
+        "run.folder": str(folder),
+        "run.ceiling": False,
+        "data.test": None,
+        "data.max_labeled": 100,
+        "data.max_unlabeled": unlabeled,
+        "providers.server.base_url": url,
+        "providers.server.option_read": "off",  # chat answers carry both confidences
+        "split": {"calibration": 0, "development": 0},
+        "justify.on": "never",
+        "select": {"rule": "top-n", "n": 0, "score": "pooled"},
+        "annotators": list(CREW),
+        **task,
+    }
+    config = load_config(DEMO / "demo.toml", changes)
+    run_blocking(run_async(config, accept_change=True))
+    said = load_artifact(folder, "collaborate", EvidenceTable)
+    chosen = load_artifact(folder, "select", Selection)
+    assert said is not None and chosen is not None
+    return _judged(said, chosen, read_data(config.data, load_task(config.data.task), config.run.seed).gold)
+
+
+def _judged(said: EvidenceTable, chosen: Selection, gold: Mapping[str, str]) -> Judged:
+    found: dict[str, list[tuple[float, float, bool]]] = {}
+    for row in said.rows():
+        if row.answer is None or row.option_probs is None or row.mean_nll is None or row.example_id not in gold:
+            continue
+        right = row.answer == gold[row.example_id]
+        found.setdefault(row.annotator_id, []).append((max(row.option_probs), -row.mean_nll, right))
+    annotators = {name: _columns(rows) for name, rows in sorted(found.items())}
+    table = chosen.scores.to_pylist()
+    wrong = [row["answer"] != gold[row["example_id"]] for row in table]
+    score = np.array([np.nan if row["score"] is None else row["score"] for row in table])
+    return Judged(annotators, score, np.array(wrong, dtype=np.bool_))
+
+
+def _columns(rows: Sequence[tuple[float, float, bool]]) -> tuple[FloatArray, FloatArray, BoolArray]:
+    probs, nll, right = zip(*rows, strict=True)
+    return np.array(probs), np.array(nll), np.array(right, dtype=np.bool_)
+
+
+def confidences(task: str, judged: Judged) -> list[Confidence]:
+    """Both confidences of every annotator with right and wrong answers."""
+    rows: list[Confidence] = []
+    for name, (probs, nll, right) in judged.annotators.items():
+        if right.all() or not right.any():
+            continue
+        gap = auroc_difference(probs, nll, right, BootstrapSettings(resamples=4_000))
+        rows.append(
+            Confidence(
+                task=task,
+                annotator=name,
+                items=right.size,
+                accuracy=round(float(right.mean()), 4),
+                option_prob=round(auroc(probs, right), 4),
+                mean_nll=round(auroc(nll, right), 4),
+                difference=round(gap.estimate, 4),
+                low=round(gap.low, 4),
+                high=round(gap.high, 4),
+            )
+        )
+    return rows
+
+
+def realised(task: str, judged: Judged, splits: int) -> list[Realised]:
+    """The `fdr` rule on random splits of the judged items into calibration items and pool."""
+    rng = np.random.default_rng(0)
+    rows: list[Realised] = []
+    for n in CALIBRATION_SIZES:
+        if 2 * n > judged.wrong.size:
+            continue
+        orders = [rng.permutation(judged.wrong.size) for _ in range(splits)]
+        for alpha in ALPHAS:
+            found = np.array([_one_split(judged, order, n, alpha) for order in orders])
+            share, coverage = found.T
+            some = coverage > 0
+            rows.append(
+                Realised(
+                    task=task,
+                    alpha=alpha,
+                    n_calibration=n,
+                    splits=splits,
+                    error=round(float(judged.wrong.mean()), 4),
+                    false_share=round(float(share.mean()), 4),
+                    standard_error=round(float(share.std(ddof=1) / np.sqrt(splits)), 5),
+                    p5=round(float(np.quantile(share, 0.05)), 4),
+                    p95=round(float(np.quantile(share, 0.95)), 4),
+                    false_share_if_any=round(float(share[some].mean()), 4) if some.any() else None,
+                    coverage=round(float(coverage.mean()), 4),
+                    empty=round(float(1 - some.mean()), 4),
+                )
+            )
+    return rows
+
+
+def _one_split(judged: Judged, order: IntArray, n: int, alpha: float) -> tuple[float, float]:
+    fold, rest = order[:n], order[n:]
+    selected = fdr(judged.score[rest], Calibration(scores=judged.score[fold], wrong=judged.wrong[fold]), alpha)
+    share = float(judged.wrong[rest][selected.kept].mean()) if selected.count else 0.0
+    return share, selected.coverage
+
+
+def broken_promises(found: Sequence[Confidence], shares: Sequence[Realised]) -> list[str]:
+    """What these numbers do not keep, in words."""
+    broken = [
+        f"option_prob of {row.annotator} on {row.task} is worse than mean_nll" for row in found if not row.no_worse
+    ]
+    return broken + [
+        f"{row.task} at alpha {row.alpha} with {row.n_calibration}: {row.false_share:.3f} false labels on average"
+        for row in shares
+        if row.false_share > row.alpha + 3 * row.standard_error
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, judge and print; with --check the exit code is 1 where a promise is broken."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.labels", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "semievol-labels")
+    parser.add_argument("--fpb", type=Path, default=None, help="a folder with labeled.csv and unlabeled.csv")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    chosen = parser.parse_args(arguments)
+    size, splits = (60, 50) if chosen.quick else (600, 500)
+    tasks: dict[str, dict[str, object]] = {"demo": {}}
+    if chosen.fpb is not None:
+        files = {f"data.{name}": str(chosen.fpb.resolve() / f"{name}.csv") for name in ("labeled", "unlabeled")}
+        tasks["fpb"] = {"data.task": "fpb", **files}
+    found: list[Confidence] = []
+    shares: list[Realised] = []
+    with serving(DEMO / "model", "demo-llama", chosen.folder / "server") as url:
+        for name, changes in tasks.items():
+            judged = judged_run(changes, (chosen.folder / f"{name}-{size}").resolve(), url, size)
+            found += confidences(name, judged)
+            shares += realised(name, judged, splits)
+    broken = broken_promises(found, shares)
+    if chosen.json:
+        rows = {"confidences": [asdict(row) for row in found], "realised": [asdict(row) for row in shares]}
+        print(json.dumps({**rows, "broken": broken}, indent=1))
+    else:
+        _print_tables(found, shares, broken)
+    return 1 if chosen.check and broken else 0
+
+
+def _print_tables(found: Sequence[Confidence], shares: Sequence[Realised], broken: Sequence[str]) -> None:
+    print("| task | annotator | right | option_prob | mean_nll | difference [95 %] |\n|---|---|---|---|---|---|")
+    for one in found:
+        print(
+            f"| {one.task} | {one.annotator} | {one.accuracy:.1%} | {one.option_prob:.3f} | {one.mean_nll:.3f} "
+            f"| {one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}] |"
+        )
+    print("\n| task | alpha | n_cal | false share | nine in ten runs | if any kept | coverage | empty |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in shares:
+        print(
+            f"| {row.task} | {row.alpha} | {row.n_calibration} | {row.false_share:.3f} | {row.p5:.2f} to {row.p95:.2f} "
+            f"| {'-' if row.false_share_if_any is None else f'{row.false_share_if_any:.3f}'} | {row.coverage:.1%} "
+            f"| {row.empty:.1%} |"
+        )
+    print("\n".join(broken) if broken else "Every promise was kept.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
