@@ -15,6 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from semievol_api.artifacts import Answers
 from semievol_api.comparison import compare_pairs, read_side
 from semievol_api.engine.journal import Journal
+from semievol_api.report.read_run import read_report_data
 from semievol_api.run_store import load_artifact
 from semievol_api.session import run
 from tests.e2e.conftest import Project, Semievol, write_rows
@@ -163,3 +164,15 @@ def test_a_notebook_gets_models_evidence_and_labels_as_data_frames(project: Proj
     assert len(evidence[evidence["stage"] == "collaborate"]) == 4 * 60
     labels = result.labels
     assert len(labels) == 60 and labels["kept"].sum() == result.verdict.document["selection"]["kept"]  # type: ignore[index]
+
+
+def test_the_report_of_a_calibrated_run_compares_with_the_sft_model_and_not_with_the_smaller_warm_one(
+    project: Project,
+) -> None:
+    write_rows(project.folder / "labeled.csv", 120, start=5000)
+    project.change(('mode = "paper"', 'mode = "calibrated"'))
+    result = run(project.config)
+    found = read_report_data(result.folder)
+    assert found.main_difference is not None and found.main_difference.against == "sft"
+    assert found.main_difference.against_label == "SFT"
+    assert {model.name for model in found.models} >= {"base", "sft", "semievol"}
