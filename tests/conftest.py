@@ -1,4 +1,4 @@
-"""Shared by all tests: the network is blocked but for this machine's own loopback addresses."""
+"""Shared by all tests: no network but this machine's own loopback; no planted key in what the tests leave behind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 from pytest_socket import enable_socket, socket_allow_hosts
+
+from tests.planted_keys import (  # noqa: F401  # hooks: the session's output is searched for planted keys
+    pytest_configure,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,19 +6,25 @@ against what the server counted.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
 from semievol_api.config import load_config
+from semievol_api.errors import MissingAbilityError
 from semievol_api.planning import estimate, spent_by
 from semievol_api.session import check, run_async
+from semievol_api.transport.store import load
+from tests.conformance import validate_request, validate_response, validate_sft_line
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -27,6 +33,7 @@ NAME = "gpt-4o-mini-2024-07-18"
 KEYS = {"OPENAI_API_KEY": "sk-planted-0123456789", "NEBIUS_API_KEY": "planted"}
 ROWS = {"data.max_unlabeled": 24, "data.max_test": 12}
 SMALL = {**ROWS, "train.n_epochs": 1, "train.poll_s": 0.2}
+TINY = {"max_labeled = ": 20, "max_unlabeled = ": 20, "max_test = ": 8}
 
 
 @pytest.mark.parametrize("name", ["gpt-4o-mini.toml", "llama-3.1-8b.toml"])
@@ -72,7 +79,7 @@ async def test_the_hosted_example_runs_whole_against_our_server_and_its_plan_is_
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEYS["OPENAI_API_KEY"])
     changes = {**SMALL, "providers.hosted.base_url": base_url, "run.folder": str(tmp_path / "run")}
-    changes |= {"limits.max_usd": None, "roles.tokenizer": str(DEMO_MODEL)}
+    changes |= {"roles.tokenizer": str(DEMO_MODEL), "cassette.path": str(tmp_path / "tape"), "cassette.mode": "record"}
     config = load_config(EXAMPLES / "gpt-4o-mini.toml", changes)
     planned = await estimate(config)
     result = await run_async(config)
@@ -92,3 +99,45 @@ async def test_the_hosted_example_runs_whole_against_our_server_and_its_plan_is_
         (row,) = [row for row in planned.rows if row.stage == f"jobs/{name}"]
         assert row.training.expected == pytest.approx(tokens, rel=0.1), name
     assert set(spent.trained_tokens) == {"warm_up", "semievol"}
+    _every_request_is_valid(tmp_path / "tape", tmp_path / "run")
+
+
+def _every_request_is_valid(tape: Path, run: Path) -> None:
+    """Requests and answers against the published specification, files against the formats that it lacks."""
+    exchanges = list(load(tape).exchanges.values())
+    seen = Counter(exchange.request.path.split("/")[1] for exchange in exchanges)
+    assert {"chat", "embeddings", "files", "fine_tuning"} <= set(seen) and len(exchanges) > 150, seen
+    for exchange in exchanges:
+        request, body = exchange.request, exchange.request.body
+        form = {part.name: part.text or part.filename for part in body.parts}
+        path = f"/v1{request.path}{'?' if request.query else ''}{urlencode(request.query)}"
+        validate_request(request.method, path, form or body.to_bytes() or None)
+        if request.path != "/embeddings":  # vectors come as base64, which the specification does not describe
+            validate_response(request.method, path, exchange.response.status, exchange.response.body.to_bytes())
+        if body.json and request.method == "POST":
+            assert json.loads(body.to_bytes())["model"].removeprefix("ft:").startswith((NAME, "text-embedding-3-small"))
+    for name in ("warm_up", "evolve"):
+        for line in (run / name / "train.jsonl").read_bytes().splitlines():
+            validate_sft_line(line)
+
+
+@pytest.mark.slow
+async def test_the_change_that_is_suggested_after_the_shutdown_runs_against_our_server(
+    base_url: str, tmp_path: Path
+) -> None:
+    text = (EXAMPLES / "gpt-4o-mini.toml").read_text("utf-8").replace("../runs", str(tmp_path))
+    text = text.replace("../semievol_api", str(ROOT / "semievol_api"))
+    rows = "".join(f"{name}{count}\n" for name, count in TINY.items())
+    text = text.replace("[providers.hosted]", f"{rows}\n[providers.hosted]")
+    config = tmp_path / "semievol.toml"
+    config.write_text(text)
+    with pytest.raises(MissingAbilityError) as refused:
+        check(load_config(config), KEYS, today=datetime.date(2027, 1, 15))
+    said = str(refused.value)
+    assert 'vendor = "semievol", base_url = "http://127.0.0.1:8000/v1"' in said
+    text = text.replace('base_url = "https://api.openai.com/v1"', f'vendor = "semievol"\nbase_url = "{base_url}"')
+    config.write_text(
+        text.replace('api_key_env = "OPENAI_API_KEY"\n', "").replace("n_epochs = 2", "n_epochs = 1\npoll_s = 0.2")
+    )
+    check(load_config(config), {}, today=datetime.date(2027, 1, 15))
+    assert (await run_async(load_config(config))).verdict.document["n_test"] == 8

@@ -49,6 +49,15 @@ class Cut:
     method: str = ""
 
 
+@dataclass
+class Hold:
+    """The request is carried out, and its answer kept back until `released`."""
+
+    on: str = ""
+    method: str = ""
+    released: bool = False
+
+
 @dataclass(frozen=True)
 class Seen:
     """A request as it arrived."""
@@ -72,7 +81,7 @@ class LoopbackServer:
 
     def __init__(self, *, keep_metadata: bool = True, headers: dict[str, str] | None = None) -> None:
         self.requests: list[Seen] = []
-        self.faults: list[Fault | Cut] = []
+        self.faults: list[Fault | Cut | Hold] = []
         self.files: dict[str, dict[str, Any]] = {}
         self.contents: dict[str, bytes] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
@@ -137,8 +146,8 @@ class LoopbackServer:
         return [seen for seen in self.requests if seen.method == method]
 
     @staticmethod
-    def _meets(fault: Fault | Cut, request: web.Request) -> bool:
-        wanted = fault.method if isinstance(fault, Cut) else ""
+    def _meets(fault: Fault | Cut | Hold, request: web.Request) -> bool:
+        wanted = "" if isinstance(fault, Fault) else fault.method
         return fault.on in request.path and wanted in ("", request.method)
 
     @web.middleware
@@ -160,8 +169,10 @@ class LoopbackServer:
             if isinstance(fault, Fault):
                 return web.Response(status=fault.status, body=fault.body, headers=fault.headers)
             await handler(request)
-            assert request.transport is not None
-            request.transport.close()
+            while isinstance(fault, Hold) and not fault.released:  # noqa: ASYNC110  # set by another thread
+                await asyncio.sleep(0.02)
+            if request.transport is not None:
+                request.transport.close()
             return web.Response()
         answer: web.StreamResponse = await handler(request)
         answer.headers.update(self._headers)

@@ -1,0 +1,105 @@
+"""The whole suite's output is searched for the keys that its tests planted; one that is found fails the session.
+
+Looked at, when all tests are over: every file below the session's temporary folder (journals, run folders, cassettes,
+reports, servers' states and logs), packed ones unpacked, and what each test said. Left out are the files that a test
+wrote as a user's own: his data, his key file. Knows nothing of how anything came there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import gzip
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+AMBIENT = "sk-planted-ambient-" + "7Qx" * 8
+"""Stands in the environment of every session: whoever writes his environment down is found."""
+PLANTED = tuple(
+    key.encode()
+    for key in (
+        "sk-planted",
+        "sk-proj-" + "Ab1_" * 10,
+        "org-" + "Qw3rTy" * 4,
+        "0123456789abcdef0123456789abcdef",
+        "a-local-key-of-no-known-shape",
+    )
+)
+THE_USERS_OWN = (
+    "task.toml",
+    "labeled.csv",
+    "unlabeled.csv",
+    "test.csv",
+    "*.key",
+    "key.txt",
+    "labeled.jsonl",
+    "unlabeled.jsonl",
+)
+"""Names of files that a test writes as a user would; the project only reads them."""
+TOO_LARGE_BYTES = 30_000_000
+said_by_tests: list[str] = []
+
+
+def planted_in(path: Path) -> bool:
+    """Whether a file holds a planted key, packed or not."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        content = repr(pq.read_table(path).to_pydict()).encode()
+    return any(key in content for key in PLANTED)
+
+
+def files_with_keys(folder: Path) -> Iterator[Path]:
+    """The files below a folder that hold a planted key and are not the user's own."""
+    for path in sorted(folder.rglob("*")):
+        own = any(fnmatch.fnmatch(path.name, pattern) for pattern in THE_USERS_OWN)
+        if own or path.is_symlink() or not path.is_file() or path.stat().st_size > TOO_LARGE_BYTES:
+            continue
+        try:
+            found = planted_in(path)
+        except (OSError, EOFError, ValueError):  # cut, locked or damaged on purpose: look at it as it is
+            found = any(key in path.read_bytes() for key in PLANTED)
+        if found:
+            yield path
+
+
+@pytest.hookimpl
+def pytest_configure(config: pytest.Config) -> None:
+    """Plant one key that no test names."""
+    os.environ["SEMIEVOL_AMBIENT_API_KEY"] = AMBIENT
+
+
+@pytest.hookimpl
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Look at what a test printed, logged or failed with."""
+    shown = "\n".join([report.longreprtext, *(text for _, text in report.sections)]).encode("utf-8", "replace")
+    if any(key in shown for key in PLANTED):
+        said_by_tests.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a session whose output holds a planted key."""
+    factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+    leaks = [str(path) for path in files_with_keys(factory.getbasetemp())] + said_by_tests
+    session.config.stash[LEAKS] = leaks
+    if leaks and session.exitstatus == 0:
+        session.exitstatus = 1
+
+
+@pytest.hookimpl
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say where."""
+    leaks = config.stash.get(LEAKS, [])
+    if leaks:
+        terminalreporter.section("planted keys were found")
+        for leak in leaks[:50]:
+            terminalreporter.line(leak)
+
+
+LEAKS = pytest.StashKey[list[str]]()
