@@ -138,7 +138,6 @@ def measure(name: str, folder: Path, shape: Shape, threads: int, rounds: int) ->
     plain, ours = Rates(), Rates()
     with tempfile.TemporaryDirectory() as work, semievol_server(folder, Path(work), threads) as url:
         generate = Plain(folder, shape, threads)
-        asyncio.run(served_rates(url, "m", shape))
         for _ in range(rounds):
             plain = plain.best(generate.rates())
             ours = ours.best(asyncio.run(served_rates(url, "m", shape)))
@@ -189,6 +188,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit 1 below the target")
     parser.add_argument("--quick", action="store_true", help="the demo model and a small random one only")
     parser.add_argument("--model", type=Path, help="folder of a model to measure instead")
+    parser.add_argument("--only", choices=("demo", "random"), help="one of the two models")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side; the best counts")
     parser.add_argument("--transformers-bin", type=Path, help="folder with a `transformers` command that can serve")
@@ -202,8 +202,12 @@ def models(asked: argparse.Namespace, work: Path) -> list[tuple[str, Path, Shape
         return [(asked.model.name, asked.model, Shape(64, 16, 32))]
     size, layers, width = ("3 M", 4, 256) if asked.quick else ("100 M", 14, 768)
     make_model(work / "random", layers, width)
-    shape = Shape(64, 16, 32) if asked.quick else Shape(64, 4, 24)
-    return [("demo", DEMO_MODEL, Shape(64, 16, 32)), (f"random Llama, {size}", work / "random", shape)]
+    shape = Shape(64, 16, 32) if asked.quick else Shape(64, 2, 16, words=8)
+    found = {
+        "demo": ("demo", DEMO_MODEL, Shape(64, 16, 32)),
+        "random": (f"random Llama, {size}", work / "random", shape),
+    }
+    return [found[asked.only]] if asked.only else list(found.values())
 
 
 def main() -> int:

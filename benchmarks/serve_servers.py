@@ -117,7 +117,7 @@ def semievol_server(folder: Path, work: Path, threads: int) -> Generator[str]:
 
 @contextlib.contextmanager
 def transformers_server(folder: Path, work: Path, threads: int, bin_folder: Path) -> Generator[str]:
-    """`transformers serve` with continuous batching; it knows models by their folder."""
+    """`transformers serve`; it knows models by their folder."""
     command = [str(bin_folder / "transformers"), "serve", str(folder), "--device", "cpu", "--dtype", "float32"]
     env = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     with _other([*command, "--host", "127.0.0.1"], work, env) as url:

@@ -15,7 +15,7 @@ from semievol_api.errors import UserError
 from semievol_providers.local.adapters import AdapterShelf
 from semievol_providers.local.lanes import Lane
 from semievol_providers.local.padding import cache_width, prompt_bucket
-from semievol_providers.local.prefill import SIZES, PromptReader
+from semievol_providers.local.prefill import PromptReader, most_prompts
 from semievol_providers.local.requests import EngineSettings
 from semievol_providers.local.row_shapes import RowShapes
 from semievol_providers.local.samples import Growing, NextTokens, Row
@@ -97,9 +97,10 @@ class Batcher:
         waiting = self._waiting[bucket]
         rows: list[Row] = []
         prompts: set[tuple[int, ...]] = set()
+        most = most_prompts(bucket[1])
         while waiting and len(rows) < room:
             row = waiting[0][1]
-            if len(prompts) == SIZES[-1] and row.request.prompt_ids not in prompts:
+            if len(prompts) == most and row.request.prompt_ids not in prompts:
                 break
             waiting.popleft()
             if not row.listener.dropped:

@@ -59,6 +59,19 @@ class _SlotCache(Cache):
             new[: len(old)] = old
         self.keys, self.values = [k for k, _ in fresh], [v for _, v in fresh]
 
+    def fill(self, slots: Sequence[int], read: ReadPrompts, source: Sequence[int]) -> None:
+        """Copy the caches of these rows of `read` to these slots."""
+        count, length = len(slots), read.length
+        run = slice(slots[0], slots[0] + count)
+        plain = list(slots) == list(range(run.start, run.stop)) and list(source) == list(range(count))
+        for keys, values, layer in zip(self.keys, self.values, read.layers, strict=True):
+            for store, new in zip((keys, values), layer, strict=True):
+                if plain:
+                    store[run, :length] = new[:count].transpose(1, 2)
+                else:
+                    rows = torch.tensor(source, device=store.device)
+                    store[torch.tensor(slots, device=store.device), :length] = new[rows].transpose(1, 2)
+
     def copy_slot(self, source: int, target: int) -> None:
         """Copy one slot's content onto another's."""
         for store in (*self.keys, *self.values):
@@ -107,11 +120,7 @@ class Lane:
         free = [i for i, held in enumerate(self._slots) if held is None][: len(samples)]
         for slot, sample in zip(free, samples, strict=True):
             self._slots[slot] = sample
-        for keys, values, (new_keys, new_values) in zip(self._cache.keys, self._cache.values, read.layers, strict=True):
-            target = torch.tensor(free, device=keys.device)
-            rows = torch.tensor(source, device=keys.device)
-            keys[target, : read.length] = new_keys[rows].transpose(1, 2)
-            values[target, : read.length] = new_values[rows].transpose(1, 2)
+        self._cache.fill(free, read, source)
 
     def advance(self, model: PreTrainedModel, shapes: RowShapes, kind: str) -> Tensor:
         """Feed every sample's token; float32 logits (samples, vocabulary) of the next, in the order of `samples`."""

@@ -18,7 +18,13 @@ from semievol_providers.local.row_shapes import Pass, RowShapes
 
 REFERENCE_ROWS = 4
 """Prompts of a pass whose bits are the measure."""
-SIZES = (1, 2, 4, 8)
+_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+_PASS_TOKENS = 1024
+
+
+def most_prompts(length: int) -> int:
+    """How many prompts of this padded length share a pass: as many as make it efficient, at least the reference."""
+    return max(REFERENCE_ROWS, max(size for size in _SIZES if size == 1 or size * length <= _PASS_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class ReadPrompts:
 
 @dataclass(frozen=True, slots=True)
 class PromptReader:
-    """Reads up to `SIZES[-1]` prompts at a time."""
+    """Reads up to `most_prompts` prompts at a time."""
 
     shapes: RowShapes
     pad_id: int
@@ -44,7 +50,7 @@ class PromptReader:
             return self._pass(model, prompts[start:end], end - start, length)
 
         work = Pass(len(prompts), compute)
-        parts = self.shapes.run(("prefill", kind, length), work, SIZES, REFERENCE_ROWS)
+        parts = self.shapes.run(("prefill", kind, length), work, _SIZES, REFERENCE_ROWS)
         whole = parts[0] if len(parts) == 1 else [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
         logits, *flat = [tensor[: len(prompts)] for tensor in whole]
         return ReadPrompts(logits, tuple(zip(flat[::2], flat[1::2], strict=True)), length)

@@ -130,7 +130,7 @@ class EngineSettings:
     threads: int = 1
     device: str = "cpu"
     decode_rows: int = 64
-    prompt_bucket: int = 16
+    prompt_bucket: int = 8
     prefill_s: float = 0.5
     cache_bytes: int | None = None
     merge_limit_bytes: int = 512 * 2**20
