@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from semievol_api.report.read_run import read_report_data
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 FULL, SFT = "SemiEvol, paper", "SFT"
+NOT_YET = "Not run yet."
 COST_ARMS = {"SFT": 0, FULL: 0, "SemiEvol, calibrated": 0}
 PARTS = (
     ("clean, split, retrieve", ("prepare", "split", "retrieve", "probe")),
@@ -48,50 +49,56 @@ class Cost:
 
 
 def main() -> None:
-    """Run what is missing and write the page."""
+    """Run what is missing, and write the page after every experiment."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/evidence.md")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one seed; prints and writes nothing")
     chosen = parser.parse_args()
-    text = page(chosen.folder, quick=chosen.quick)
-    if chosen.quick:
-        print(text)
-    else:
-        chosen.out.write_text(text, "utf-8")
-        print(f"{chosen.out} is written")
+    text = ""
+    for found in experiments(chosen.folder, quick=chosen.quick):
+        text = page(found)
+        if not chosen.quick:
+            chosen.out.write_text(text, "utf-8")
+    print(text if chosen.quick else f"{chosen.out} is written")
 
 
-def page(folder: Path, *, quick: bool) -> str:
-    """The whole page."""
-    grid = folder / "experiments"
-    ablations = run_grid(EXAMPLES / "ablations.toml", print, quick=quick, folder=grid)
-    scarcity = run_grid(EXAMPLES / "label_scarcity.toml", print, quick=quick, folder=grid)
-    costs = {
-        threads: run_grid(
-            EXAMPLES / "cost.toml", print, quick=quick, folder=folder / f"cost-{threads}", threads=threads
-        )
-        for threads in (1, 2)
-    }
-    return "\n\n".join(
-        [
-            "# Evidence",
-            "Made by `python -m benchmarks.evidence`; nothing here is written by hand. " + setting(ablations),
-            "## In short",
-            "\n".join(f"- {line}" for line in (*propagation(ablations), labels(scarcity), *annotators(ablations))),
-            "## Ablations",
-            "`semievol experiment examples/ablations.toml`",
-            ablations.text.strip(),
-            spent(ablations),
-            "The paper has no figures for this task; its own ablations are in "
-            "`semievol_api/experiments/published.toml`, and stand beside ours where a config names one of its tasks.",
-            "## How many labels does it take?",
-            "`semievol experiment examples/label_scarcity.toml`",
-            scarcity.text.strip(),
-            "## What it costs",
-            cost_section(costs),
-        ]
-    ) + "\n"  # fmt: skip
+def experiments(folder: Path, *, quick: bool) -> Iterator[dict[str, Results]]:
+    """What has been found so far, after every experiment; the page's parts by name."""
+    found: dict[str, Results] = {}
+    for name, file, place, threads in (
+        ("ablations", "ablations.toml", "experiments", 1),
+        ("scarcity", "label_scarcity.toml", "experiments", 1),
+        ("cost at 1 thread", "cost.toml", "cost-1", 1),
+        ("cost at 2 threads", "cost.toml", "cost-2", 2),
+    ):
+        found[name] = run_grid(EXAMPLES / file, print, quick=quick, folder=folder / place, threads=threads)
+        yield found
+
+
+def page(found: Mapping[str, Results]) -> str:
+    """The whole page, as far as the experiments have come."""
+    ablations, scarcity = found["ablations"], found.get("scarcity")
+    short = [*propagation(ablations), *([labels(scarcity)] if scarcity else []), *annotators(ablations)]
+    costs = {name.removeprefix("cost at "): results for name, results in found.items() if name.startswith("cost")}
+    parts = [
+        "# Evidence",
+        "Made by `python -m benchmarks.evidence`; nothing here is written by hand. " + setting(ablations),
+        "## In short",
+        "\n".join(f"- {line}" for line in short),
+        "## Ablations",
+        "`semievol experiment examples/ablations.toml`",
+        ablations.text.strip(),
+        spent(ablations),
+        "The paper has no figures for this task; its own ablations are in `semievol_api/experiments/published.toml`, "
+        "and stand beside ours where a config names one of its tasks.",
+        "## How many labels does it take?",
+        "`semievol experiment examples/label_scarcity.toml`",
+        f"{scarcity.text.strip()}\n\n{spent(scarcity)}" if scarcity else NOT_YET,
+        "## What it costs",
+        cost_section(costs) if costs else NOT_YET,
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def setting(results: Results) -> str:
@@ -181,7 +188,7 @@ def spent(results: Results) -> str:
     )
 
 
-def cost_section(costs: Mapping[int, Results]) -> str:
+def cost_section(costs: Mapping[str, Results]) -> str:
     """Every part of a run as a multiple of plain SFT's training."""
     sections: list[str] = []
     for threads, results in costs.items():
@@ -192,9 +199,8 @@ def cost_section(costs: Mapping[int, Results]) -> str:
         rows.append(_cost_row("**all but the evaluation**", totals, unit))
         head = "| | " + " | ".join(f"{arm}: wall | CPU | tokens" for arm in COST_ARMS) + " |"
         rule = "|---" + "|---:" * (3 * len(COST_ARMS)) + "|"
-        title = f"### {threads} thread{'s' if threads > 1 else ''}"
         sections.append(
-            f"{title}\n\nMultiples of the SFT training ({unit.wall_s:.1f} s, {unit.cpu_s:.1f} CPU s, "
+            f"### {threads}\n\nMultiples of the SFT training ({unit.wall_s:.1f} s, {unit.cpu_s:.1f} CPU s, "
             f"{unit.tokens:,} tokens).\n\n" + "\n".join([head, rule, *rows])
         )
     return (

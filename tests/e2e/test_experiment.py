@@ -16,7 +16,7 @@ from semievol_api.experiments.grid import Experiment, cells, load_experiment
 from semievol_api.experiments.results import Results, write_results
 from semievol_api.experiments.runner import Ground, run_experiment
 from semievol_api.session import run_blocking
-from tests.e2e.conftest import Project, Semievol, write_rows
+from tests.e2e.conftest import CONFIG, TASK, Project, Semievol, write_rows
 
 GRID = """
 [experiment]
@@ -71,6 +71,18 @@ def grid(project: Project) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Results]:
+    """The whole grid, run once for the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("finished")
+    for part, count, at in (("labeled", 40, 0), ("unlabeled", 60, 40), ("test", 40, 100)):
+        write_rows(folder / f"{part}.csv", count, start=at)
+    (folder / "semievol.toml").write_text(CONFIG, "utf-8")
+    (folder / "task.toml").write_text(TASK, "utf-8")
+    (folder / "grid.toml").write_text(GRID, "utf-8")
+    return go(folder / "grid.toml")
+
+
 @dataclass
 class Stopping:
     """A watcher of cells and runs that breaks off when a stage of one cell begins, as a kill would."""
@@ -109,23 +121,23 @@ def go(path: Path, watcher: Stopping | None = None, *, quick: bool = False) -> t
     return experiment, write_results(experiment, done, "colours")
 
 
-def test_no_question_and_no_training_is_paid_for_twice_across_arms(grid: Path) -> None:
-    _, found = go(grid)
+def test_no_question_and_no_training_is_paid_for_twice_across_arms(finished: tuple[Experiment, Results]) -> None:
+    _, found = finished
     counted = found.counters
     assert counted.answers_repeated == counted.jobs_repeated == 0
     assert counted.answers_needed > 1.5 * counted.answers_paid
     # Per seed: SFT (the warm models of the others are that one), SemiEvol, equal steps, random, no justification, gold.
     assert counted.jobs_paid == 12
     assert counted.trainings_needed == 18
-    server = json.loads((grid.parent / "grid/runs/server/jobs.json").read_text())
+    server = json.loads((found.folder.parent / "runs/server/jobs.json").read_text())
     assert len(server) == 12
-    assert json.loads((grid.parent / "grid/arms/counters.json").read_text())["jobs_repeated"] == 0
+    assert json.loads((found.folder / "counters.json").read_text())["jobs_repeated"] == 0
 
 
-def test_the_tables_hold_every_run_and_every_answer(grid: Path) -> None:
+def test_the_tables_hold_every_run_and_every_answer(finished: tuple[Experiment, Results]) -> None:
     import pyarrow.parquet as pq
 
-    experiment, found = go(grid)
+    experiment, found = finished
     with (found.folder / "cells.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(cells(experiment)) == 14
@@ -155,18 +167,17 @@ def test_an_experiment_that_was_broken_off_goes_on_and_a_finished_one_does_nothi
     assert finished.begun == []
 
 
-def test_equal_steps_means_the_steps_of_the_other_arms_final_training(grid: Path) -> None:
-    go(grid, quick=True)
-    runs = grid.parent / "grid-quick/runs"
-    labels = len((runs / "sft-seed-5/sft/train.jsonl").read_text().splitlines())
-    final = len((runs / "semievol-seed-5/evolve/train.jsonl").read_text().splitlines())
-    key = json.loads((runs / "sft-equal-steps-seed-5/config_key.json").read_text())["config_key"]["value"]
+def test_equal_steps_means_the_steps_of_the_other_arms_final_training(finished: tuple[Experiment, Results]) -> None:
+    runs = finished[1].folder.parent / "runs"
+    labels = len((runs / "sft-seed-1/sft/train.jsonl").read_text().splitlines())
+    final = len((runs / "semievol-seed-1/evolve/train.jsonl").read_text().splitlines())
+    key = json.loads((runs / "sft-equal-steps-seed-1/config_key.json").read_text())["config_key"]["value"]
     assert f"'n_epochs': {round(2 * final / labels)}" in key
     assert final > labels
 
 
-def test_random_selection_keeps_as_many_as_the_rule_that_it_controls_for(grid: Path) -> None:
-    _, found = go(grid, quick=True)
+def test_random_selection_keeps_as_many_as_the_rule_that_it_controls_for(finished: tuple[Experiment, Results]) -> None:
+    _, found = finished
     kept = {arm.arm: arm.kept for arm in found.summary}
     assert kept["random selection"] == pytest.approx(kept["SemiEvol"], abs=2)
 
