@@ -38,6 +38,7 @@ THE_USERS_OWN = (
     "unlabeled.jsonl",
 )
 """Names of files that a test writes as a user would; the project only reads them."""
+WEIGHTS = (".safetensors", ".pt", ".bin")
 TOO_LARGE_BYTES = 30_000_000
 said_by_tests: list[str] = []
 
@@ -58,7 +59,7 @@ def files_with_keys(folder: Path) -> Iterator[Path]:
     """The files below a folder that hold a planted key and are not the user's own."""
     for path in sorted(folder.rglob("*")):
         own = any(fnmatch.fnmatch(path.name, pattern) for pattern in THE_USERS_OWN)
-        if own or path.is_symlink() or not path.is_file() or path.stat().st_size > TOO_LARGE_BYTES:
+        if own or path.suffix in WEIGHTS or path.is_symlink() or not path.is_file() or path.stat().st_size > TOO_LARGE_BYTES:
             continue
         try:
             found = planted_in(path)
