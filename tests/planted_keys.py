@@ -38,6 +38,7 @@ THE_USERS_OWN = (
     "unlabeled.jsonl",
 )
 """Names of files that a test writes as a user would; the project only reads them."""
+WEIGHTS = ("*.safetensors", "*.pt", "*.bin")
 TOO_LARGE_BYTES = 30_000_000
 said_by_tests: list[str] = []
 
@@ -57,8 +58,8 @@ def planted_in(path: Path) -> bool:
 def files_with_keys(folder: Path) -> Iterator[Path]:
     """The files below a folder that hold a planted key and are not the user's own."""
     for path in sorted(folder.rglob("*")):
-        own = any(fnmatch.fnmatch(path.name, pattern) for pattern in THE_USERS_OWN)
-        if own or path.is_symlink() or not path.is_file() or path.stat().st_size > TOO_LARGE_BYTES:
+        passed_over = any(fnmatch.fnmatch(path.name, pattern) for pattern in (*THE_USERS_OWN, *WEIGHTS))
+        if passed_over or path.is_symlink() or not path.is_file() or path.stat().st_size > TOO_LARGE_BYTES:
             continue
         try:
             found = planted_in(path)

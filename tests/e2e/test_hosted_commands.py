@@ -84,6 +84,22 @@ def test_a_lost_response_to_a_jobs_creation_buys_one_job(
     assert len(server.asked("/fine_tuning/jobs")) == 2
 
 
+def test_a_job_is_cancelled_on_request_and_one_that_has_ended_is_not(
+    at_server: Project, semievol: Semievol, server: LoopbackServer
+) -> None:
+    assert semievol("run", at_server.config).code == 0
+    done = semievol("jobs", at_server.config, "--cancel", "warm_up")
+    assert done.code == 2 and "has ended already" in done.err
+    assert not [seen for seen in server.requests if seen.path.endswith("/cancel")]
+    shutil.rmtree(at_server.folder / "out/jobs/warm_up-model")  # as if it were still under way
+    (id,) = [job["job_id"] for job in _jobs(semievol, at_server.config) if job["name"] == "warm_up"]
+    server.jobs[str(id)]["status"] = "running"
+    listed = _jobs(semievol, at_server.config, "--cancel", "warm_up")
+    assert server.jobs[str(id)]["status"] == "cancelled"
+    assert [job["state"] for job in listed if job["name"] == "warm_up"] == ["cancelled"]
+    assert semievol("jobs", at_server.config, "--cancel", "another").code == 2
+
+
 def test_another_machine_meets_the_jobs_that_this_one_bought(
     at_server: Project, semievol: Semievol, server: LoopbackServer
 ) -> None:

@@ -227,9 +227,9 @@ def test_tokens_of_prompts_and_training_files_are_tiktokens_own(project: Project
 def test_planning_a_hundred_thousand_examples_is_quick(project: Project, semievol: Semievol) -> None:
     write_rows(project.folder / "unlabeled.csv", 100_000, start=200, gold=False)
     project.change(("ceiling = true", "ceiling = false"))
-    begun = time.monotonic()
+    begun = time.process_time()
     rows = plan(semievol, project.config)["rows"]
-    assert time.monotonic() - begun < 30
+    assert time.process_time() - begun < 30, "CPU seconds: other work on the machine does not count"
     assert summed(rows, "collaborate", "requests") == pytest.approx(400_000, rel=0.01)
     assert rows[[row["stage"] for row in rows].index("jobs/semievol")]["training"]["expected"] > 1_000_000
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.e2e.conftest import Done, Project, Semievol
@@ -145,6 +146,41 @@ def test_a_certificate_that_nobody_vouches_for(at: Project, semievol: Semievol, 
     with serving(SecureServer(context)) as server:
         at.change(("BASE", server.base_url))
         _one_paragraph(semievol("run", at.config), "certificate of", "SSL_CERT_FILE")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ({"code": "invalid_training_file", "message": "Line 3 has no messages."}, "at least 10"),
+        ({"code": "safety_eval_failed", "message": "The model was not released."}, "harmful rows"),
+        ({"code": "exceeded_quota", "message": "The job passes your limit."}, "add credit"),
+    ],
+    ids=lambda value: value["code"] if isinstance(value, dict) else "",
+)
+def test_a_job_that_fails_says_why_and_may_be_bought_anew(
+    error: dict[str, str], advice: str, at: Project, semievol: Semievol
+) -> None:
+    failing = FailingJobs(error)
+    with serving(failing) as server:
+        at.change(("BASE", server.base_url))
+        _one_paragraph(semievol("run", at.config), error["code"], advice)
+        assert len(server.jobs) == 1
+        failing.error = None
+        assert semievol("run", at.config).code == 0
+        assert len(server.jobs) == 3, "the failed one, its successor, and the final one"
+
+
+class FailingJobs(LoopbackServer):
+    """Jobs end badly for as long as `error` says how."""
+
+    def __init__(self, error: dict[str, str]) -> None:
+        super().__init__()
+        self.error: dict[str, str] | None = error
+
+    async def _job(self, request: web.Request) -> web.Response:
+        if self.error is not None:
+            self.jobs[request.match_info["id"]] |= {"status": "failed", "error": {**self.error, "param": None}}
+        return await super()._job(request)
 
 
 class SecureServer(LoopbackServer):
