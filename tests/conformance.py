@@ -35,8 +35,8 @@ Body: TypeAlias = "bytes | str | Mapping[str, Any] | list[Any] | None"
 _VERSION = re.compile(r"^.*?/v\d+(?=/)")
 
 
-class ConformanceError(AssertionError):
-    """A request or a response is not what the specification allows."""
+class ConformanceError(BaseException):
+    """A request or a response is not what the specification allows; no `except Exception` of an SDK swallows it."""
 
 
 # ------------------------------------------------------------------------------------------------ public
