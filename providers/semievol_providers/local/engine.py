@@ -177,7 +177,7 @@ class Engine:
         """Take what has arrived; wait when idle, then a moment more for what arrives together."""
         if not self._busy() and not self._closed:
             self._sort(self._first())
-            deadline = time.monotonic() + 5 * self.settings.gather_s
+            deadline = time.monotonic() + 4 * self.settings.gather_s
             while time.monotonic() < deadline:
                 try:
                     self._sort(self._inbox.get(timeout=self.settings.gather_s))

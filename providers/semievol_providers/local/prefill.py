@@ -19,7 +19,7 @@ from semievol_providers.local.row_shapes import Pass, RowShapes
 REFERENCE_ROWS = 4
 """Prompts of a pass whose bits are the measure."""
 _SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
-_PASS_TOKENS = 1024
+_PASS_TOKENS = 1536
 
 
 def most_prompts(length: int) -> int:

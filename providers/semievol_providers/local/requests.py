@@ -130,9 +130,9 @@ class EngineSettings:
     threads: int = 1
     device: str = "cpu"
     decode_rows: int = 64
-    prompt_bucket: int = 8
+    prompt_bucket: int = 4
     prefill_s: float = 0.5
     cache_bytes: int | None = None
     merge_limit_bytes: int = 512 * 2**20
     adapter_cache_bytes: int = 1024 * 2**20
-    gather_s: float = 0.002
+    gather_s: float = 0.001
