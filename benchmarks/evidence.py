@@ -79,7 +79,12 @@ def experiments(folder: Path, *, quick: bool) -> Iterator[dict[str, Results]]:
 def page(found: Mapping[str, Results]) -> str:
     """The whole page, as far as the experiments have come."""
     ablations, scarcity = found["ablations"], found.get("scarcity")
-    short = [*propagation(ablations), *([labels(scarcity)] if scarcity else []), *annotators(ablations)]
+    short = [
+        *propagation(ablations),
+        *([labels(scarcity)] if scarcity else []),
+        *annotators(ablations),
+        the_rest(ablations),
+    ]
     costs = {name.removeprefix("cost at "): results for name, results in found.items() if name.startswith("cost")}
     parts = [
         "# Evidence",
@@ -163,6 +168,19 @@ def annotators(results: Results) -> list[str]:
     ]
 
 
+def the_rest(results: Results) -> str:
+    """The full method against each arm that lacks something else."""
+    others = {
+        "majority vote in place of the justification": "− justification (majority vote)",
+        "everything kept": "− selection",
+        "as many kept at random": "random selection",
+        "`calibrated` mode": "SemiEvol, calibrated",
+        "gold labels for the whole pool": "ceiling (gold for the whole pool)",
+    }
+    told = "; ".join(f"{name} {words(versus(results, FULL, arm))}" for name, arm in others.items())
+    return f"**And the rest?** The full method in `paper` mode minus: {told}."
+
+
 def versus(results: Results, ours: str, theirs: str) -> Interval:
     """The gain of an arm over another, seeds paired."""
     return compare_arms(_of(results.done, ours), _of(results.done, theirs), BootstrapSettings())
@@ -178,13 +196,16 @@ def words(gain: Interval | None) -> str:
 def spent(results: Results) -> str:
     """What the whole experiment took, and what was shared."""
     processes = [json.loads(path.read_text("utf-8")) for path in sorted((results.folder / "processes").iterdir())]
+    served = [sum(p["served"].get(name, 0) for p in processes) for name in ("create_chat", "create_embedding")]
+    jobs = sum(p["served"].get("create_job", 0) for p in processes)
     wall, cpu = sum(p["wall_s"] for p in processes), sum(p["cpu_s"] for p in processes)
     counted = results.counters
     return (
         f"The arms needed {counted.answers_needed:,} answers and paid for {counted.answers_paid:,} "
         f"({counted.answers_repeated} of them twice); they needed {counted.trainings_needed} trainings and bought "
         f"{counted.jobs_paid} jobs ({counted.jobs_repeated} of them twice). It took {wall / 60:.1f} minutes and "
-        f"{cpu / 60:.1f} CPU minutes, in {len(processes)} process{'es' if len(processes) > 1 else ''}."
+        f"{cpu / 60:.1f} CPU minutes, in {len(processes)} process{'es' if len(processes) > 1 else ''}. The server says "
+        f"that it answered {sum(served):,} requests and took {jobs} jobs; the journals hold {counted.requests_paid:,}."
     )
 
 

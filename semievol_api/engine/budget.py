@@ -80,8 +80,8 @@ class Budget:
         """
         if self._max_usd is not None and (limits is None or limits.input_usd is None):
             raise ConfigError(
-                f"max_usd is set, but the price of the model {model!r} is not known. Give its prices in the "
-                f"provider's table (0 for a model that costs nothing), or cap max_tokens instead."
+                f"max_usd is set, but the price of the model {model!r} is not known. Give its prices in a file of your "
+                f"own and name it in [catalogue] file (0 for a model that costs nothing), or cap max_tokens instead."
             )
 
     async def reserve(self, need: Spend) -> None:

@@ -5,38 +5,34 @@ Knows nothing of how the numbers were made.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
 from semievol_api.planning import Estimate, Spent
-from semievol_api.planning.bill import Range
+from semievol_api.planning.bill import BillRow, Range
 from semievol_api.terminal.bars import table
 
-TOKENS = ["prompt", "cached", "completion", "training"]
-COLUMNS = ["stage", "model", "requests", *TOKENS, "USD", "low to high", "in batches"]
+Cell = Callable[[BillRow], str]
+COLUMNS: Mapping[str, Cell] = {
+    "stage": lambda row: row.stage,
+    "model": lambda row: row.model,
+    "requests": lambda row: _count(row.requests),
+    "prompt": lambda row: _count(row.prompt),
+    "cached": lambda row: _upto(row.cached),
+    "completion": lambda row: _span(row.completion),
+    "training": lambda row: _count(row.training),
+    "USD": lambda row: _usd(row.usd),
+    "low to high": lambda row: _usd_span(row.usd),
+    "in batches": lambda row: _usd(row.batch_usd),
+}
 
 
 def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
     """Print a plan for a person."""
-    rows = [
-        [
-            row.stage,
-            row.model,
-            _count(row.requests),
-            _count(row.prompt),
-            _upto(row.cached),
-            _span(row.completion),
-            _count(row.training),
-            _usd(row.usd),
-            _usd_span(row.usd),
-            _usd(row.batch_usd),
-        ]
-        for row in planned.rows
-    ]
-    rows.append(["total", "", "", "", "", "", "", _usd(planned.usd), _usd_span(planned.usd), _usd(planned.batch_usd)])
-    console.print(table(f"Plan as of {planned.as_of}; tokens by {planned.tokens_by}", COLUMNS, rows))
+    console.print(_bill(planned))
     minutes = planned.duration.minutes
     console.print(
         f"The requests take {_minutes(minutes.expected)} ({_minutes(minutes.low)} to {_minutes(minutes.high)}), by "
@@ -58,6 +54,17 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
         console.print(f"! {notice}", markup=False)
     if spent is not None:
         console.print(_beside(planned, spent))
+
+
+def _bill(planned: Estimate) -> object:
+    """A row for each stage and model, and the sum; the column of cached tokens only where there are some."""
+    caches = any(row.cached.high for row in planned.rows)
+    shown = {name: cell for name, cell in COLUMNS.items() if name != "cached" or caches}
+    rows = [[cell(row) for cell in shown.values()] for row in planned.rows]
+    sums = {"stage": "total", "USD": _usd(planned.usd), "low to high": _usd_span(planned.usd)}
+    sums["in batches"] = _usd(planned.batch_usd)
+    rows.append([sums.get(name, "") for name in shown])
+    return table(f"Plan as of {planned.as_of}; tokens by {planned.tokens_by}", list(shown), rows)
 
 
 def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:

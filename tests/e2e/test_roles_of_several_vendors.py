@@ -114,14 +114,18 @@ def test_everything_at_one_server_through_the_openai_sdk(
     assert len(server.jobs) == len(JOBS) and server.asked("/embeddings")
 
 
+@pytest.mark.parametrize("leave_out", [[], ["logprobs", "seed"]], ids=["log-probabilities", "votes"])
 def test_a_student_behind_litellm_asks_models_that_another_provider_trained(
-    project: Project, semievol: Semievol, server: LoopbackServer
+    leave_out: list[str], project: Project, semievol: Semievol, server: LoopbackServer
 ) -> None:
     pytest.importorskip("litellm", reason="needs the extra litellm")
     behind = f'kind = "litellm"\napi_base = "{server.base_url}"\napi_key_env = ""\nprefix = "openai/"'
+    behind += f"\nleave_out = {json.dumps(leave_out)}"
     crew(project, asked=behind, trained=openai_at(server), second=behind, embeds=behind)
     runs(project, semievol)
-    assert any(seen.body["model"].startswith("ft:") for seen in server.asked("/chat/completions"))
+    asked = [seen.body for seen in server.asked("/chat/completions")]
+    assert any(body["model"].startswith("ft:") for body in asked)
+    assert any("logprobs" in body for body in asked) == (not leave_out)
     assert len(server.jobs) == len(JOBS) and server.asked("/embeddings")
 
 
