@@ -119,7 +119,7 @@ def test_a_batch_that_expires_half_way_is_finished_by_the_next_ones(tiny_model: 
     with RunningServer(tiny_model, tmp_path, ("--limits", str(tmp_path / "limits.toml"))) as server:
         client = server.client()
         client.embeddings.create(model="tiny", input="wake up")
-        rows = 250
+        rows = 600
         done = finish(start(mode="batch", journal=str(tmp_path / "j"), url=server.url, rows=rows, tokens=64))
         states = [(b.status, b.request_counts) for b in client.batches.list()]
     told = done["told"]
