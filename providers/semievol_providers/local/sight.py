@@ -52,7 +52,8 @@ def sight_of(model: PreTrainedModel) -> Sight:
         ValueError: some layers are neither of full nor of sliding attention.
     """
     written = model.config.to_dict()
-    additive = None if model.config._attn_implementation == "sdpa" else model.dtype
+    attention = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage] (transformers has no other way)
+    additive = None if attention == "sdpa" else model.dtype
     text = written.get("text_config") or written
     kinds, window = set(text.get("layer_types") or ()), text.get("sliding_window")
     if kinds - {"full_attention", "sliding_attention"}:
