@@ -83,9 +83,10 @@ def prompts(shape: Shape) -> list[list[dict[str, str]]]:
 @contextlib.contextmanager
 def running(command: list[str], log: Path, env: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
     """A server process that is ended with the block."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "providers")])
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env={**os.environ, **env}
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path, **env}
         )
     try:
         yield process
@@ -98,14 +99,18 @@ def running(command: list[str], log: Path, env: dict[str, str]) -> Generator[sub
             process.wait()
 
 
+def semievol_command(folder: Path, work: Path, threads: int) -> list[str]:
+    """Our server on a model folder, by the name `m`; it writes `ready.json` and `state` into `work`."""
+    command = [sys.executable, "-m", "semievol_providers.server.command", str(folder), "--name", "m", "--port", "0"]
+    command += ["--state", str(work / "state"), "--ready-file", str(work / "ready.json")]
+    return [*command, "--threads", str(threads)]
+
+
 @contextlib.contextmanager
 def semievol_server(folder: Path, work: Path, threads: int) -> Generator[str]:
     """Our server on a model folder; gives its URL."""
     ready = work / "ready.json"
-    command = [sys.executable, "-m", "semievol_providers.server.command", str(folder), "--name", "m", "--port", "0"]
-    command += ["--state", str(work / "state"), "--ready-file", str(ready), "--threads", str(threads)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "providers")])
-    with running(command, work / "log", {"PYTHONPATH": path}) as process:
+    with running(semievol_command(folder, work, threads), work / "log", {}) as process:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -119,7 +124,7 @@ def semievol_server(folder: Path, work: Path, threads: int) -> Generator[str]:
 def transformers_server(folder: Path, work: Path, threads: int, bin_folder: Path) -> Generator[str]:
     """`transformers serve`; it knows models by their folder."""
     command = [str(bin_folder / "transformers"), "serve", str(folder), "--device", "cpu", "--dtype", "float32"]
-    env = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    env = {"PYTHONPATH": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     with _other([*command, "--host", "127.0.0.1"], work, env) as url:
         yield url
 
@@ -131,6 +136,7 @@ def vllm_server(folder: Path, work: Path, threads: int, bin_folder: Path) -> Gen
     command += ["--max-model-len", "1024", "--max-num-seqs", "64"]
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192", "--no-enable-prefix-caching"]
     env = {
+        "PYTHONPATH": "",
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "2",

@@ -162,3 +162,35 @@ def test_nothing_is_kept_when_everybody_left(engine: Engine) -> None:
         pass
     batcher.free()
     assert not batcher._lanes
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma2"])
+def test_layers_with_sliding_attention_see_what_they_see_in_a_plain_pass(
+    tiny_model: Path, tmp_path: Path, family: str
+) -> None:
+    import shutil
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    settings: dict[str, object] = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 24,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    if family == "qwen2":
+        settings |= {"use_sliding_window": True, "max_window_layers": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+    model.save_pretrained(tmp_path / "model")
+    engine = Engine(str(tmp_path / "model"), EngineSettings())
+    engine.start()
+    request = _ask(engine, "a text that is longer than the window of the layers that slide", max_tokens=40)
+    sample = engine.generate(request).result(timeout=60).samples[0]
+    engine.close()
+    ids = [*request.prompt_ids, *sample.token_ids]
+    with torch.inference_mode():
+        scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    start = len(request.prompt_ids)
+    expected = [scores[start + t - 1, token].item() for t, token in enumerate(sample.token_ids)]
+    assert sample.logprobs == pytest.approx(expected, abs=1e-4)

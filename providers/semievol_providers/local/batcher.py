@@ -19,6 +19,7 @@ from semievol_providers.local.prefill import PromptReader, most_prompts
 from semievol_providers.local.requests import EngineSettings
 from semievol_providers.local.row_shapes import RowShapes
 from semievol_providers.local.samples import Growing, NextTokens, Row
+from semievol_providers.local.sight import Sight
 
 FAILURES = (RuntimeError, ValueError, OSError, MemoryError, UserError)
 """What ends the requests of a pass, and not the engine."""
@@ -27,23 +28,24 @@ _Bucket = tuple[str | None, int]
 
 
 @dataclass(frozen=True, slots=True)
-class CacheMemory:
-    """What all keys and values together may take, and what those of one token take."""
+class CachePlan:
+    """What all keys and values together may take, what those of one token take, and what layers see of them."""
 
     limit_bytes: int
     token_bytes: int
+    sight: Sight
 
 
 class Batcher:
     """`add` rows and call `step` while `busy`; answers go to the rows' listeners."""
 
     def __init__(
-        self, shelf: AdapterShelf, next_tokens: NextTokens, pad_id: int, memory: CacheMemory, settings: EngineSettings
+        self, shelf: AdapterShelf, next_tokens: NextTokens, pad_id: int, plan: CachePlan, settings: EngineSettings
     ) -> None:
         self._shelf = shelf
         self._next_tokens = next_tokens
         self._pad_id = pad_id
-        self._memory = memory
+        self._plan = plan
         self._settings = settings
         self._shapes = RowShapes()
         self._reader = PromptReader(self._shapes, pad_id)
@@ -159,26 +161,26 @@ class Batcher:
 
     def _fits(self, wanted: _Bucket) -> bool:
         """Whether a lane of this key can be filled within the memory for caches; frees idle ones if need be."""
-        needed = 2 * self._reference_rows(wanted[1]) * wanted[1] * self._memory.token_bytes
+        needed = 2 * self._reference_rows(wanted[1]) * wanted[1] * self._plan.token_bytes
         others = {key: lane for key, lane in self._lanes.items() if key != wanted}
         spent = sum(lane.allocated_bytes for lane in others.values())
         for key, lane in others.items():
-            if spent + needed > self._memory.limit_bytes and not lane.samples:
+            if spent + needed > self._plan.limit_bytes and not lane.samples:
                 spent -= lane.allocated_bytes
                 del self._lanes[key]
-        return spent + needed <= self._memory.limit_bytes
+        return spent + needed <= self._plan.limit_bytes
 
     def _lane(self, adapter: str | None, tokens: int) -> Lane:
         key = (adapter, cache_width(tokens))
         found = self._lanes.get(key)
         if found is None:
-            found = self._lanes[key] = Lane(key[1], self._reference_rows(key[1]), self._pad_id)
+            found = self._lanes[key] = Lane(key[1], self._reference_rows(key[1]), self._pad_id, self._plan.sight)
         return found
 
     def _reference_rows(self, width: int) -> int:
         """Half of what a lane of this width may hold: fewer where a full lane would take half of all memory."""
         rows = self._settings.decode_rows // 2
-        while rows > _LEAST_ROWS and 4 * rows * width * self._memory.token_bytes > self._memory.limit_bytes:
+        while rows > _LEAST_ROWS and 4 * rows * width * self._plan.token_bytes > self._plan.limit_bytes:
             rows //= 2
         return rows
 

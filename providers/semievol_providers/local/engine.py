@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from semievol_providers.local.adapters import AdapterShelf
-from semievol_providers.local.batcher import FAILURES, Batcher, CacheMemory
+from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.embedding import embed_ids
 from semievol_providers.local.model_folder import (
@@ -40,6 +40,7 @@ from semievol_providers.local.requests import (
     SampleOutput,
 )
 from semievol_providers.local.samples import NextTokens, Row
+from semievol_providers.local.sight import sight_of
 from semievol_providers.local.transcript import Transcript
 
 
@@ -89,8 +90,9 @@ class Engine:
         pad = self.tokens.tokenizer.pad_token_id
         self._pad_id = pad if isinstance(pad, int) else 0
         next_tokens = NextTokens(self.tokens, end_of_turn_ids(folder, self.tokens.tokenizer))
-        memory = CacheMemory(_cache_bytes(settings), self.facts.cache_values * model.dtype.itemsize)
-        self._batcher = Batcher(self._shelf, next_tokens, self._pad_id, memory, settings)
+        token_bytes = self.facts.cache_values * model.dtype.itemsize
+        plan = CachePlan(_cache_bytes(settings), token_bytes, sight_of(model))
+        self._batcher = Batcher(self._shelf, next_tokens, self._pad_id, plan, settings)
 
     def start(self) -> None:
         """Start the thread that runs the model."""

@@ -16,6 +16,7 @@ from semievol_providers.local.padding import prompt_bucket
 from semievol_providers.local.prefill import ReadPrompts
 from semievol_providers.local.row_shapes import Pass, RowShapes, sizes_around
 from semievol_providers.local.samples import Growing
+from semievol_providers.local.sight import Sight
 
 _VIEW_STEP = 32
 """Attention looks at a multiple of so many tokens, as far as the longest sample needs."""
@@ -87,12 +88,13 @@ class _SlotCache(Cache):
 class Lane:
     """`put` samples in, `advance` all by a token, `settle` after some ended."""
 
-    def __init__(self, width: int, reference_rows: int, pad_id: int) -> None:
+    def __init__(self, width: int, reference_rows: int, pad_id: int, sight: Sight) -> None:
         self.width = width
         self.max_rows = 2 * reference_rows
         self._reference = reference_rows
         self._sizes = sizes_around(reference_rows)
         self._pad_id = pad_id
+        self._sight = sight
         self._slots: list[Growing | None] = []
         self._cache = _SlotCache(width)
 
@@ -145,12 +147,10 @@ class Lane:
         idle = (self._pad_id, 0, 0)
         rows = [idle if held is None else (held.token, held.start, held.position) for held in self._slots[start:end]]
         token, first, position = torch.tensor(rows, device=model.device).unbind(1)
-        index = torch.arange(view, device=model.device)
-        mask = (index >= first[:, None]) & (index <= position[:, None])
         self._cache.aim(slice(start, end), position, view)
         out = model(
             input_ids=token[:, None],
-            attention_mask=mask[:, None, None],
+            attention_mask=self._sight.masks(first, position, view),
             position_ids=(position - first)[:, None],
             past_key_values=self._cache,
             use_cache=True,
