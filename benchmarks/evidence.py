@@ -226,8 +226,8 @@ def cost_section(costs: Mapping[str, Results]) -> str:
         )
     return (
         "`semievol experiment examples/cost.toml --threads N`: nothing shared, one run each. Tokens are read, written "
-        "and trained on; CPU seconds are those of client, server and trainings together; wall time grows with whatever else "
-        "the machine does.\n\n" + "\n\n".join(sections)
+        "and trained on; CPU seconds are those of client, server and trainings together; wall time grows with "
+        "whatever else the machine does.\n\n" + "\n\n".join(sections)
     )
 
 
