@@ -153,7 +153,11 @@ def labels(results: Results) -> str:
     enough = [arm for arm in gains if arm.gain is not None and arm.gain.low > 0]
     answer = f"{enough[0].value}" if enough else "None of them"
     told = ", ".join(f"{arm.value}: {words(arm.gain)}" for arm in gains if arm.gain is not None)
-    return f"**The smallest of {_listed(gains)} labels whose gain over SFT excludes 0?** {answer}. {told}."
+    return (
+        f"**The smallest of {_listed(gains)} labels whose gain over SFT excludes 0?** {answer}. {told}. Few labels "
+        "also mean few steps of SFT: at 100 labels as many steps as SemiEvol's change nothing (above); at fewer that "
+        "control was not run."
+    )
 
 
 def annotators(results: Results) -> list[str]:
@@ -226,7 +230,8 @@ def cost_section(costs: Mapping[str, Results]) -> str:
         )
     return (
         "`semievol experiment examples/cost.toml --threads N`: nothing shared, one run each. Tokens are read, written "
-        "and trained on; CPU seconds are those of client, server and trainings together.\n\n" + "\n\n".join(sections)
+        "and trained on; CPU seconds are those of client, server and trainings together; wall time grows with "
+        "whatever else the machine does.\n\n" + "\n\n".join(sections)
     )
 
 
