@@ -3,8 +3,10 @@
     python -m benchmarks.crews --json                     who is right, and how right are the surest (no final training)
     python -m benchmarks.crews --train 0.5 0.7 0.85       and models trained on what the neighbours' vote keeps
 
+    python -m benchmarks.crews --test --seeds 0 1 2 3 4   the chosen recipe on the test questions
+
 For every seed 100 labels teach a warm model in this process; annotators answer the 300 development questions and the
-pool's rows that the seed uses neither as labels nor as unlabelled questions. Nothing here sees test. Knows nothing of
+pool's rows that the seed uses neither as labels nor as unlabelled questions. Only `--test` sees test. Knows nothing of
 servers or of the package's own pipeline.
 """
 
@@ -25,6 +27,7 @@ from semievol_api.demo.build.evaluate import read_task
 from semievol_api.demo.build.finetune import Recipe, TrainingRow, embed_texts, fine_tune, load_base, read_letters
 from semievol_api.demo.build.splits import FIELD_NAMES, Row, read_split
 from semievol_api.demo.build.tokenizer import load_encoder
+from semievol_api.evaluation.intervals import paired_bootstrap
 from semievol_api.selection import neighbour_vote, pool
 from semievol_api.selection.values import FloatArray, IntArray
 
@@ -42,6 +45,7 @@ CREWS: Mapping[str, tuple[str, ...]] = {
     "base, 3 shots + vote 20, sharp 5": ("base, 3 shots", "vote 20, sharp 5"),
 }
 CHOSEN = "vote 20, sharp 5"
+CHOSEN_SHARE = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +99,28 @@ class Bench:
         sft = float(np.mean(probs["warm, 0 shots"].argmax(axis=1)[m:] == gold[m:]))
         return Answered(task.labeled, task.unlabeled, asked, probs, sft)
 
+    def on_test(self, seed: int) -> dict[str, FloatArray]:
+        """Right answers, float64 (questions,): of SFT, of the chosen recipe, of gold labels on its rows."""
+        task = read_task(DEMO / "data", "test", seed)
+        vectors = embed_texts(self._base, self._encoder, [row.question for row in (*task.labeled, *task.unlabeled)])
+        near = vectors[len(task.labeled) :] @ vectors[: len(task.labeled)].T
+        count, sharpness = VOTES[CHOSEN]
+        chosen = np.argsort(-near, axis=1, kind="stable")[:, :count]
+        fields = np.array([row.field for row in task.labeled], dtype=np.int64)
+        cosine = np.take_along_axis(near, chosen, axis=1).astype(np.float64)
+        votes = neighbour_vote(fields[chosen], cosine, K, sharpness)
+        kept = np.argsort(-votes.max(axis=1), kind="stable")[: round(CHOSEN_SHARE * len(votes))]
+        pseudo = [replace(task.unlabeled[i], field=int(votes[i].argmax())) for i in kept]
+        gold = [task.unlabeled[i] for i in kept]
+        correct: dict[str, FloatArray] = {}
+        for name, added, epochs in (("sft", [], 10), ("evolved", pseudo, 4), ("ceiling", gold, 4)):
+            rows = _lines((*task.labeled, *added))
+            model = fine_tune(DEMO / "model", self._encoder, rows, Recipe(n_epochs=epochs, seed=seed))
+            items = [wording.Item(row.question, FIELD_NAMES) for row in task.measured]
+            best = read_letters(model, self._encoder, items).best
+            correct[name] = (best == np.array([row.field for row in task.measured])).astype(np.float64)
+        return correct
+
     def trained(self, seed: int, found: Answered, share: float) -> float:
         """The accuracy beyond the pool of a model trained on all labels and the surest share of the pool."""
         m = len(found.unlabeled)
@@ -116,6 +142,18 @@ def at_coverages(found: Answered, crew: Sequence[str]) -> list[float]:
     return [float(right[: round(coverage * right.size)].mean()) for coverage in COVERAGES]
 
 
+def measured(runs: Mapping[int, Mapping[str, FloatArray]]) -> dict[str, object]:
+    """Accuracies in percent, and paired differences in points that resample seeds and questions together."""
+    sides = {name: np.stack([run[name] for run in runs.values()]) for name in ("sft", "evolved", "ceiling")}
+    found: dict[str, object] = {"seeds": list(runs), "questions": sides["sft"].shape[1]}
+    for name, correct in sides.items():
+        found[name] = {"by_seed": _percent(correct.mean(axis=1)), "mean": round(100 * float(correct.mean()), 1)}
+    for name in ("evolved", "ceiling"):
+        gap = paired_bootstrap(sides[name] - sides["sft"], np.zeros((1, sides["sft"].shape[1])))
+        found[f"{name} - sft"] = [round(100 * value, 1) for value in (gap.estimate, gap.low, gap.high)]
+    return found
+
+
 def _lines(rows: Sequence[Row]) -> list[TrainingRow]:
     return [TrainingRow(wording.Item(row.question, FIELD_NAMES), row.field) for row in rows]
 
@@ -129,9 +167,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crews", description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train", nargs="*", type=float, default=[])
+    parser.add_argument("--test", action="store_true")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     bench = Bench()
+    if chosen.test:
+        print(json.dumps(measured({seed: bench.on_test(seed) for seed in chosen.seeds})))
+        return
     crews: dict[str, list[list[float]]] = {name: [] for name in CREWS}
     trained: dict[float, list[float]] = {share: [] for share in chosen.train}
     sft: list[float] = []
