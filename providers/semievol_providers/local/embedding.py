@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from semievol_providers.local.padding import padded_batch, prompt_bucket
-from semievol_providers.local.prefill import REFERENCE_ROWS
+from semievol_providers.local.batch_group import padded_batch, prompt_bucket
 from semievol_providers.local.requests import EngineSettings
 
 
@@ -25,12 +24,12 @@ def embed_ids(
     body = model.base_model
     buckets: dict[int, list[int]] = {}
     for i, ids in enumerate(inputs):
-        buckets.setdefault(prompt_bucket(len(ids), settings.prompt_bucket), []).append(i)
+        buckets.setdefault(prompt_bucket(len(ids), settings), []).append(i)
     vectors: dict[int, NDArray[np.float32]] = {}
     for length, members in sorted(buckets.items()):
-        for start in range(0, len(members), REFERENCE_ROWS):
-            chunk = members[start : start + REFERENCE_ROWS]
-            padded, mask = padded_batch([inputs[i] for i in chunk], REFERENCE_ROWS, length, pad_id)
+        for start in range(0, len(members), settings.prefill_rows):
+            chunk = members[start : start + settings.prefill_rows]
+            padded, mask = padded_batch([inputs[i] for i in chunk], settings.prefill_rows, length, pad_id)
             mask = mask.to(model.device)
             hidden = body(
                 input_ids=padded.to(model.device),

@@ -37,18 +37,17 @@ def read_next(
     """For every request, the natural log of the probability that the next token is one of each group's."""
     import torch
 
-    from semievol_providers.local.padding import padded_batch, prompt_bucket
-    from semievol_providers.local.prefill import REFERENCE_ROWS
+    from semievol_providers.local.batch_group import padded_batch, prompt_bucket
 
     buckets: dict[int, list[int]] = {}
     for i, request in enumerate(requests):
-        buckets.setdefault(prompt_bucket(len(request.prompt_ids), settings.prompt_bucket), []).append(i)
+        buckets.setdefault(prompt_bucket(len(request.prompt_ids), settings), []).append(i)
     read: dict[int, tuple[float | None, ...]] = {}
     for length, members in sorted(buckets.items()):
-        for start in range(0, len(members), REFERENCE_ROWS):
-            chunk = members[start : start + REFERENCE_ROWS]
+        for start in range(0, len(members), settings.prefill_rows):
+            chunk = members[start : start + settings.prefill_rows]
             prompts = [requests[i].prompt_ids for i in chunk]
-            ids, mask = padded_batch(prompts, REFERENCE_ROWS, length, pad_id)
+            ids, mask = padded_batch(prompts, settings.prefill_rows, length, pad_id)
             mask = mask.to(model.device)
             logits = model(
                 input_ids=ids.to(model.device),

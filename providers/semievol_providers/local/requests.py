@@ -120,19 +120,18 @@ class Read:
 class EngineSettings:
     """How the engine runs; every number that can change a result's bits is here.
 
-    Prompts are padded to a multiple of `prompt_bucket` tokens; at most `decode_rows` samples share a step, of which
-    half is the number whose bits are the measure. `prefill_s`: how long prompts are read before those that are under
-    way take their next step. `cache_bytes`: memory for keys and values together; None leaves it to the device.
-    `merge_limit_bytes`: base models up to this size keep merged copies of their adapters, at most
-    `adapter_cache_bytes` of them together.
+    A forward pass always has `prefill_rows` or `decode_rows` rows and a bucketed length, so that a row's
+    numbers depend on the row alone and never on what else is being asked. `prompt_bucket` is the step of
+    prompt lengths in tokens. `merge_limit_bytes`: base models up to this size keep merged copies of their
+    adapters, at most `adapter_cache_bytes` of them together.
     """
 
     threads: int = 1
     device: str = "cpu"
-    decode_rows: int = 64
-    prompt_bucket: int = 4
-    prefill_s: float = 0.5
-    cache_bytes: int | None = None
+    prefill_rows: int = 4
+    decode_rows: int = 32
+    prompt_bucket: int = 32
+    max_groups: int = 4
     merge_limit_bytes: int = 512 * 2**20
     adapter_cache_bytes: int = 1024 * 2**20
-    gather_s: float = 0.001
+    gather_s: float = 0.002
