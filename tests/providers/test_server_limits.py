@@ -55,7 +55,7 @@ def _upload(client: openai.OpenAI, data: bytes, purpose: Any = "fine-tune", name
 
 
 def test_no_route_shows_one_key_what_another_made(strict: RunningServer) -> None:
-    alpha, beta = strict.client(api_key="alpha-key"), strict.client(api_key="beta-key")
+    alpha, beta = strict.client(api_key="alpha-key", max_retries=3), strict.client(api_key="beta-key")
     file = _upload(alpha, training_lines(12).encode())
     job = alpha.fine_tuning.jobs.create(model="tiny", training_file=file, hyperparameters={"n_epochs": 1})
     batch_input = _upload(alpha, json.dumps(LINE).encode(), "batch")
@@ -112,7 +112,7 @@ def _ask(server: RunningServer, method: str, path: str, key: str, body: Any = No
 
 
 def test_answers_tell_what_is_left_of_the_rates(strict: RunningServer) -> None:
-    client = strict.client(api_key="alpha-key")
+    client = strict.client(api_key="alpha-key", max_retries=3)
     raw = client.chat.completions.with_raw_response.create(model="tiny", messages=MESSAGES, max_tokens=5)
     assert raw.headers["x-ratelimit-limit-requests"] == "500"
     # A slow machine refills what this one request took before it is answered.
@@ -156,12 +156,12 @@ def test_a_request_for_more_than_the_limits_is_refused(
     strict: RunningServer, path: str, body: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        strict.client(api_key="alpha-key").post(path, body={"model": "tiny"} | body, cast_to=object)
+        strict.client(api_key="alpha-key", max_retries=3).post(path, body={"model": "tiny"} | body, cast_to=object)
     assert raised.value.param == param
 
 
 def test_bodies_and_uploads_beyond_their_sizes_are_refused(strict: RunningServer) -> None:
-    client = strict.client(api_key="alpha-key")
+    client = strict.client(api_key="alpha-key", max_retries=3)
     with pytest.raises(openai.APIStatusError) as raised:
         client.embeddings.create(model="tiny", input="x" * 20001)
     assert raised.value.status_code == 413
@@ -172,7 +172,7 @@ def test_bodies_and_uploads_beyond_their_sizes_are_refused(strict: RunningServer
 
 
 def test_queues_are_bounded(strict: RunningServer) -> None:
-    client = strict.client(api_key="alpha-key")
+    client = strict.client(api_key="alpha-key", max_retries=3)
     file = _upload(client, training_lines(12).encode())
     made = []
     with pytest.raises(openai.RateLimitError, match="queue of jobs is full"):
@@ -231,7 +231,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(strict: RunningServer) -> None
     "name", ["../../../etc/passwd", "/etc/passwd", "..\\..\\x", "a\x00b", "x" * 5000, "state.sqlite"]
 )
 def test_a_hostile_file_name_stays_a_name(strict: RunningServer, name: str) -> None:
-    client = strict.client(api_key="alpha-key")
+    client = strict.client(api_key="alpha-key", max_retries=3)
     try:
         file = client.files.create(file=(name, b"data"), purpose="user_data")
     except openai.BadRequestError:
@@ -252,7 +252,7 @@ def test_a_hostile_id_is_not_found(strict: RunningServer, name: str) -> None:
 
 
 def test_a_link_in_the_place_of_a_file_is_not_followed(strict: RunningServer, tmp_path: Path) -> None:
-    client = strict.client(api_key="alpha-key")
+    client = strict.client(api_key="alpha-key", max_retries=3)
     file_id = _upload(client, b"data", "user_data")
     (tmp_path / "secret").write_text("secret")
     kept = strict.folder / "state" / "files" / file_id
@@ -278,7 +278,7 @@ def test_pages_of_other_sites_cannot_use_a_server_without_keys(
 
 
 def test_log_lines_are_json_and_hold_no_prompt_key_or_path(strict: RunningServer) -> None:
-    client = strict.client(api_key="alpha-key")
+    client = strict.client(api_key="alpha-key", max_retries=3)
     client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2)
     client.files.content(_upload(client, b"data", "user_data", "private-name.txt"))
     text = strict.log()
@@ -293,7 +293,7 @@ def test_log_lines_are_json_and_hold_no_prompt_key_or_path(strict: RunningServer
 
 
 def test_the_state_folder_holds_no_key(strict: RunningServer) -> None:
-    strict.client(api_key="alpha-key").models.list()
+    strict.client(api_key="alpha-key", max_retries=3).models.list()
     for path in (strict.folder / "state").rglob("*"):
         if path.is_file() and not path.is_symlink():
             assert b"alpha-key" not in path.read_bytes(), path
