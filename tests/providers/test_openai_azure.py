@@ -1,7 +1,8 @@
 """Vendors by preset: Azure's deployment paths, versions, states and bodies; Nebius's LoRA; what others lack.
 
-The Azure bodies have the fields, null fields, states and error shapes that Azure's reference documents; the exchange
-itself is ours (there is no recording of Azure among the test data).
+The Azure bodies have the fields, null fields, states and error shapes that Azure's reference documents; a job's life
+has those of a real one of September 2025 (gpt-4.1), as a public notebook printed it: no suffix, no metadata, no
+method, -1 for `auto`, an estimated end, metrics in its events. Ids and most numbers are ours.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ class Azure:
     seen: list[tuple[str, str, Mapping[str, str], Mapping[str, str], Any]] = field(default_factory=list)
     faults: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shows_suffix: bool = True
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -94,13 +96,46 @@ class Azure:
         if request.method == "POST" and path == "/fine_tuning/jobs":
             assert not {"metadata", "method"} & set(body), "Azure's classic API knows neither"
             id = f"ftjob-{len(self.jobs)}"
-            job = {"id": id, "status": "pending", "model": body["model"], "training_file": body["training_file"]}
-            nulls = dict.fromkeys(("organization_id", "fine_tuned_model", "error", "finished_at", "trained_tokens"))
-            self.jobs[id] = {**nulls, **job, "suffix": body["suffix"], "object": "fine_tuning.job", "created_at": 1}
+            self.jobs[id] = _job(id, body) | ({"suffix": body["suffix"]} if self.shows_suffix else {})
             return web.json_response(self.jobs[id], status=201)
+        if path.endswith("/events"):
+            return web.json_response({"object": "list", "data": EVENTS, "has_more": False})
         if path == "/fine_tuning/jobs":
             return web.json_response({"object": "list", "data": list(self.jobs.values()), "has_more": False})
         return web.json_response(self.jobs[path.split("/")[3]])
+
+
+NULLS = ("error", "fine_tuned_model", "finished_at", "organization_id", "result_files", "trained_tokens")
+EVENTS = [
+    {"id": "ftevent-4", "created_at": 90, "message": "Training tokens billed: 8000", "data": None, "type": "message"},
+    {"id": "ftevent-3", "created_at": 80, "message": "Job succeeded.", "data": None, "type": "message"},
+    {
+        "id": "ftevent-2",
+        "created_at": 70,
+        "message": "Step 80: training loss=1.25",
+        "data": {"step": 80, "train_loss": 1.25, "valid_loss": 1.5, "full_valid_mean_token_accuracy": 0.625},
+        "type": "metrics",
+    },
+    {"id": "ftevent-1", "created_at": 1, "message": "Job enqueued.", "data": None, "type": "message"},
+]
+
+
+def _job(id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A job that was just accepted."""
+    automatic: dict[str, Any] = {"batch_size": -1, "learning_rate_multiplier": 2.0, "n_epochs": -1}
+    return {
+        **dict.fromkeys((*NULLS, "integrations", "metadata", "method")),
+        "id": id,
+        "object": "fine_tuning.job",
+        "created_at": 1,
+        "estimated_finish": 1081,
+        "status": "pending",
+        "model": body["model"],
+        "seed": body.get("seed", 105),
+        "hyperparameters": automatic | body.get("hyperparameters", {}),
+        "training_file": body["training_file"],
+        "validation_file": body.get("validation_file"),
+    }
 
 
 def _chat() -> dict[str, Any]:
@@ -176,6 +211,58 @@ async def test_a_job_is_worded_as_azure_knows_it_and_found_by_suffix_and_file() 
     assert body["hyperparameters"] == {"n_epochs": 2}
     assert len(body["suffix"]) <= 18
     assert set(keys) == {(KEY, None)}, "the SDK's bearer token would be another kind of login"
+
+
+def _changed(**changes: Any) -> FineTuneRequest:
+    return replace(TRAINING, seed=7, **changes)
+
+
+async def test_a_job_that_shows_no_mark_at_all_is_found_by_what_it_trains_on() -> None:
+    """As the recorded ones do: the connection was cut after Azure took the job, and a second would be paid for."""
+    asked = _changed()
+    async with Opened() as opened:
+        opened.azure.shows_suffix = False
+        tuner = opened.provider.finetuner
+        assert tuner is not None
+        ticket = await tuner.submit(asked)
+        found = await tuner.find(asked)
+        strangers = [
+            await tuner.find(_changed(training_file=asked.training_file * 2)),
+            await tuner.find(_changed(hyperparameters=Hyperparameters(n_epochs=3))),
+            await tuner.find(_changed(model="gpt-4.1-2025-04-14")),
+            await tuner.find(replace(asked, seed=8)),
+        ]
+        opened.azure.jobs[ticket.job_id] |= {"status": "succeeded", "fine_tuned_model": "gpt-4o-mini.ft-0af3-x-1"}
+        ended = await tuner.find(asked)
+    assert found is not None and found.job_id == ticket.job_id
+    assert ended is not None and ended.job_id == ticket.job_id
+    assert strangers == [None] * 4
+
+
+async def test_a_jobs_events_carry_its_curves() -> None:
+    async with Opened() as opened:
+        tuner = opened.provider.finetuner
+        assert tuner is not None
+        ticket = await tuner.submit(TRAINING)
+        opened.azure.jobs[ticket.job_id] |= {
+            "status": "succeeded",
+            "fine_tuned_model": "gpt-4o-mini-2024-07-18.ft-0af3",
+            "trained_tokens": 10_440,
+            "finished_at": 90,
+            "result_files": ["file-9"],
+        }
+        state = await tuner.poll(ticket)
+        events = await tuner.events(ticket, None)
+        newer = await tuner.events(ticket, "ftevent-3")
+    assert (state.status, state.model, state.trained_tokens) == ("succeeded", "gpt-4o-mini-2024-07-18.ft-0af3", 10_440)
+    assert [event.id for event in events] == ["ftevent-1", "ftevent-2", "ftevent-3", "ftevent-4"]
+    assert events[1].metrics == {
+        "step": 80.0,
+        "train_loss": 1.25,
+        "valid_loss": 1.5,
+        "full_valid_mean_token_accuracy": 0.625,
+    }
+    assert [event.message for event in newer] == ["Training tokens billed: 8000"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Fine-tuning jobs: submitted once, found again after a crash, followed by state and events.
 
 A job carries its run key twice: whole in its metadata, shortened in its suffix, because some vendors drop
-metadata. Nothing is retried here: a lost answer to `submit` is mended by `find`. Knows nothing of what is trained.
+metadata. Where a job shows neither, its model, seed, hyperparameters and training file, named by its content, say
+whose it is. Nothing is retried here: a lost answer to `submit` is mended by `find`. Knows nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class Job(Struct):
 
     id: str
     status: str
+    model: str | None = None
+    seed: int | None = None
+    hyperparameters: dict[str, Any] | None = None
     fine_tuned_model: str | None = None
     training_file: str | None = None
     trained_tokens: int | None = None
@@ -171,12 +175,15 @@ class OpenAIFineTuner:
         listed = self._sdk.items(
             Job, _WHAT, lambda client, paging: client.fine_tuning.jobs.with_raw_response.list(**paging)
         )
-        jobs = [job async for job in listed if _has_key(job, request.run_key) or _has_suffix(job, suffix)]
-        if not jobs:
+        jobs = [job async for job in listed]
+        marked = [job for job in jobs if _has_key(job, request.run_key) or _has_suffix(job, suffix)]
+        unmarked = [job for job in jobs if _shows_no_mark(job) and _trains_alike(job, request)]
+        if not marked and not unmarked:
             return []
         files = await self._files.named(content_name(request.training_file), "fine-tune")
         same_data = {file.id for file in files}
-        return [job for job in jobs if _has_key(job, request.run_key) or job.training_file in same_data]
+        sure = [job for job in marked if _has_key(job, request.run_key) or job.training_file in same_data]
+        return sure or [job for job in unmarked if job.training_file in same_data]
 
 
 def job_arguments(
@@ -230,6 +237,17 @@ def _has_key(job: Job, run_key: str) -> bool:
 def _has_suffix(job: Job, suffix: str) -> bool:
     named = job.user_provided_suffix or job.suffix
     return named == suffix or (named is None and f":{suffix}:" in f"{job.fine_tuned_model}:")
+
+
+def _shows_no_mark(job: Job) -> bool:
+    return not (job.metadata or job.user_provided_suffix or job.suffix)
+
+
+def _trains_alike(job: Job, request: FineTuneRequest) -> bool:
+    """Whether nothing that the job tells of its training is other than asked for; -1 is Azure's `auto`."""
+    shown, wanted = job.hyperparameters or {}, _hyperparameters(request.hyperparameters)
+    alike = all(shown.get(name) in (None, "auto", -1, value) for name, value in wanted.items())
+    return alike and job.model == request.model and job.seed in (None, request.seed)
 
 
 def _job_event(event: Event) -> JobEvent:
