@@ -204,7 +204,9 @@ def test_a_hundred_thousand_rows_are_searched_filtered_and_sorted_without_lag(dr
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(page: Any, theme: str) -> None:
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_axe_finds_nothing_serious(driver: Any, request: pytest.FixtureRequest, size: str, theme: str) -> None:
+    page = _opened(driver, request.getfixturevalue(size))
     if page.execute_script("return document.documentElement.dataset.theme") != theme:
         page.find_element("id", "theme").click()
     for opened in (False, True):

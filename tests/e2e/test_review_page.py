@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+import semievol_api.session
 from semievol_api.report.decisions import read_decisions
 from tests.chromium import chromium, console_errors, serious_violations
+from tests.e2e.conftest import Project
 from tests.synthetic_run import synthetic_run
 
 SERVE = (
@@ -82,17 +85,17 @@ def _decide(driver: Any, key: str) -> str:
     return row
 
 
-def test_fifty_decisions_by_keyboard_survive_a_kill_in_the_middle(
-    driver: Any, run: Path, child_env: dict[str, str]
-) -> None:
+def _fifty_decisions(driver: Any, run: Path, child_env: dict[str, str]) -> dict[str, str | None]:
+    """The answers given by keyboard, by row, none for a skipped one; the server is killed after 25."""
     from selenium.webdriver.common.keys import Keys
 
-    made: dict[str, str] = {}
+    made: dict[str, str | None] = {}
     keys = ["A", "b", Keys.SPACE, "C", "d"]
+    answers = ["A", "B", None, "C", "D"]
     first = Server(run, child_env)
     _open(driver, first.address)
     for step in range(25):
-        made[_decide(driver, keys[step % 5])] = keys[step % 5]
+        made[_decide(driver, keys[step % 5])] = answers[step % 5]
     first.kill()
     _press(driver, "A")
     _until(lambda: driver.find_element("id", "problem").is_displayed(), "the notice")
@@ -103,13 +106,36 @@ def test_fifty_decisions_by_keyboard_survive_a_kill_in_the_middle(
     try:
         _open(driver, second.address)
         for step in range(25):
-            made[_decide(driver, keys[step % 5])] = keys[step % 5]
+            made[_decide(driver, keys[step % 5])] = answers[step % 5]
     finally:
         second.kill()
-    decisions = read_decisions(run / "review.jsonl")
-    assert len(decisions) == 50
-    expected = {row: None if key == Keys.SPACE else key.upper() for row, key in made.items()}
-    assert {row: d.answer for row, d in decisions.items()} == expected
+    return made
+
+
+def test_fifty_decisions_by_keyboard_survive_a_kill_in_the_middle(
+    driver: Any, run: Path, child_env: dict[str, str]
+) -> None:
+    made = _fifty_decisions(driver, run, child_env)
+    assert len(made) == 50
+    assert {row: d.answer for row, d in read_decisions(run / "review.jsonl").items()} == made
+
+
+def test_the_next_run_trains_on_what_was_decided_in_the_browser(
+    driver: Any, project: Project, child_env: dict[str, str]
+) -> None:
+    first = semievol_api.session.run(project.config)
+    made = _fifty_decisions(driver, first.folder, child_env)
+    project.change(("near_duplicates = false", 'near_duplicates = false\nreviewed = "out/review.jsonl"'))
+    second = semievol_api.session.run(project.config, accept_change=True)
+    for file in ("warm_up", "evolve"):
+        learned: dict[str, str] = {}
+        for line in (second.folder / file / "train.jsonl").read_text("utf-8").splitlines():
+            *_, question, answer = json.loads(line)["messages"]
+            number = question["content"].partition("Item number ")[2].split(" ")[0]
+            learned[f"q{number}"] = answer["content"].removeprefix("Answer: ")
+        decided = {row: answer for row, answer in made.items() if answer is not None}
+        assert len(decided) == 40
+        assert {row: learned.get(row) for row in decided} == decided, file
 
 
 def test_enter_accepts_and_backspace_takes_back(driver: Any, run: Path, server: Server) -> None:

@@ -357,7 +357,7 @@ async def test_a_vendor_that_trains_but_serves_nothing_says_what_to_do() -> None
 @pytest.mark.parametrize("vendor", sorted(load_presets()))
 def test_every_preset_connects_without_a_key_for_planning_and_never_otherwise(vendor: str) -> None:
     preset = load_presets()[vendor]
-    options: dict[str, object] = {"vendor": vendor} | ({} if preset.base_url else {"base_url": "https://x.test/v1"})
+    options: dict[str, object] = {"vendor": vendor, **({} if preset.base_url else {"base_url": "https://x.test/v1"})}
     planned = connect(ProviderSettings(name="p", options=options, environ={}, planning=True))
     assert planned.vendor == vendor
     abilities = {
