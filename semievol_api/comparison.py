@@ -162,13 +162,12 @@ def read_side(spec: str) -> Side:
 def _side(answers: Answers, name: str, categories: Mapping[str, str]) -> Side:
     rows = {row.example_id: row for row in answers.evidence.rows()}
     ids = tuple(sorted(answers.correct))
-    nlls = [rows[i].mean_nll if rows[i].answer is not None else None for i in ids]
     return Side(
         name=name,
         categories=categories,
         ids=ids,
         correct=np.array([answers.correct[i] for i in ids], dtype=np.bool_),
-        confidence=np.exp(-np.array([np.nan if nll is None else nll for nll in nlls], dtype=np.float64)),
+        confidence=np.array([rows[i].confidence for i in ids], dtype=np.float64),
     )
 
 

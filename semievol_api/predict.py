@@ -133,7 +133,7 @@ def held_out(config: Config, model: str) -> Calibration | None:
     for place in ("evaluate", "gate"):
         answers = load_artifact(config.run.folder, f"{place}/{model}", Answers)
         for row in answers.evidence.rows() if answers is not None else ():
-            scores.append(_confidence(row))
+            scores.append(row.confidence)
             wrong.append(not (answers is not None and answers.correct[row.example_id]))
     return Calibration(scores=np.array(scores), wrong=np.array(wrong, dtype=np.bool_)) if scores else None
 
@@ -158,7 +158,7 @@ def _accepted(
 ) -> Predictions:
     """Place the cut, or accept every answer and say that nothing is promised."""
     table, model, alpha, calibration = asked
-    scores = np.array([_confidence(row) for row in said], dtype=np.float64)
+    scores = np.array([row.confidence for row in said], dtype=np.float64)
     known = 0 if calibration is None else calibration.size
     cut: float | None = None
     if calibration is None or known < ENOUGH_CALIBRATION:
@@ -193,11 +193,6 @@ async def _corpus(tools: Tools, task: Task, examples: tuple[Example, ...], confi
     neighbours = await nearest_among(tools.embedder, folds.warm, examples, config.retrieve, config.evaluate.shots)
     data = Prepared(labeled=folds.warm, unlabeled=(), test=examples, report={})
     return Corpus(task, data, folds, Neighbours(neighbours.ids, neighbours.similarities))
-
-
-def _confidence(row: Evidence) -> float:
-    """The geometric mean of the answer's token probabilities; NaN for an abstention or without log-probabilities."""
-    return float("nan") if row.answer is None or row.mean_nll is None else float(np.exp(-row.mean_nll))
 
 
 def _words(task: Task, example: Example, answer: str | None) -> str | None:

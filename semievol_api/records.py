@@ -7,6 +7,7 @@ Knows nothing of files, providers, prompts' wording or how a value is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -112,6 +113,16 @@ class Evidence:
     usage: Usage = Usage()
     failure: str | None = None
     dropped_shots: int = 0
+
+    @property
+    def confidence(self) -> float:
+        """The model's probability of its answer, in [0, 1]: of the answer's own tokens, or the geometric mean over all.
+
+        NaN for an abstention or without log-probabilities.
+        """
+        if self.answer is None or (self.answer_logprob is None and self.mean_nll is None):
+            return math.nan
+        return math.exp(self.answer_logprob if self.answer_logprob is not None else -(self.mean_nll or 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

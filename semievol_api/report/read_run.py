@@ -223,9 +223,9 @@ def _confidences(labels: LabelTable, answers: Mapping[str, Answers], names: Mapp
         found.append(_confidence("Pseudo-labels (hidden gold)", labels.confidences[places], right))
     for name in ("semievol", "base"):
         if name in answers:
-            table = answers[name].evidence.table
-            values = np.exp(-np.asarray(table["mean_nll"].to_numpy(zero_copy_only=False), dtype=np.float64))
-            right = np.array([answers[name].correct.get(i, False) for i in table["example_id"].to_pylist()], dtype=bool)
+            rows = list(answers[name].evidence.rows())
+            values = np.array([row.confidence for row in rows], dtype=np.float64)
+            right = np.array([answers[name].correct.get(row.example_id, False) for row in rows], dtype=bool)
             if np.isfinite(values).any():
                 found.append(_confidence(f"{names.get(name, name)} on the test questions", values, right))
     return found

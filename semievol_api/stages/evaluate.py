@@ -51,7 +51,7 @@ async def evaluate(
         )
         fewer = partial(put, example, shots - 1) if shots else None
         dropped = settings.shots - shots
-        return Question(example, label, prompt, request, "subject", fewer=fewer, dropped_shots=dropped)
+        return Question(example, label, prompt, request, "subject", fewer=fewer, dropped_shots=dropped, measure=True)
 
     questions = (put(example, settings.shots) for example in examples)
     table = EvidenceTable.of(await ask(student, task, questions, stage="evaluate"))
