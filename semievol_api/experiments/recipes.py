@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from semievol_api.artifacts import Answers, Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
 from semievol_api.config import Config
@@ -37,12 +38,12 @@ RESULT_OF: Mapping[Recipe, tuple[str, ...]] = {
 """The model that an arm stands for; where the first is not there (too little was kept to train on), the next."""
 
 
-def walk_of(recipe: Recipe) -> Walk:
-    """What a recipe does between the open tools and the verdict."""
+def walk_of(recipe: Recipe, copies: int = 1) -> Walk:
+    """What a recipe does between the open tools and the verdict; `fine-tune` with so many copies of every label."""
     walks: Mapping[Recipe, Walk] = {
         "semievol": all_rounds,
         "prompt-only": prompt_only,
-        "fine-tune": fine_tuned,
+        "fine-tune": partial(fine_tuned, copies=copies),
         "gold": taught_gold,
     }
     return walks[recipe]
@@ -54,10 +55,12 @@ async def prompt_only(tools: Tools, store: RunStore, task: Task, raw: RawData, c
     return await _told(tools, store, corpus, {"base": tools.base}, config)
 
 
-async def fine_tuned(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
-    """Plain SFT: one training on every label, with `[train] n_epochs`."""
+async def fine_tuned(
+    tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config, copies: int = 1
+) -> Verdict:
+    """Plain SFT: one training on every label, with `[train] n_epochs`; more epochs than a job may have, by copies."""
     corpus = await _corpus(tools, store, task, raw, config)
-    file = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned)
+    file = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned * copies)
     model = await fine_tune(tools.trainer, store, "sft", file, config.train)
     return await _told(tools, store, corpus, {"sft": model}, config)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from semievol_api.session import Silent, Watcher, check, config_key, run_async
 from semievol_api.tasks import load_task
 
 JOURNAL = "journal.sqlite"
+MOST_EPOCHS = 50
+"""The fine-tuning API's limit (its specification, `hyperparameters.n_epochs`)."""
 
 
 class CellWatcher(Protocol):
@@ -72,13 +75,13 @@ async def run_experiment(
     _check_all(experiment, grid, ground)
     done: list[DoneCell] = []
     for number, cell in enumerate(grid, start=1):
-        config = cell_config(experiment, cell, ground)
+        config, copies = _with_steps(experiment, cell, _plain_config(experiment, cell, ground))
         key = _key(cell, config)
         found = kept_cell(config.run.folder, key)
         if found is None:
             seen.on_cell(cell, number, len(grid), None)
             meter = CpuMeter(config.run.folder, seen.run)
-            await run_async(config, watcher=meter, accept_change=True, walk=walk_of(cell.arm.recipe))
+            await run_async(config, watcher=meter, accept_change=True, walk=walk_of(cell.arm.recipe, copies))
             found = read_cell(cell, config)
             keep_cell(config.run.folder, key, found)
         seen.on_cell(cell, number, len(grid), found)
@@ -91,20 +94,6 @@ def _check_all(experiment: Experiment, grid: Sequence[Cell], ground: Ground) -> 
     for cell in grid:
         if cell.seed == experiment.experiment.seeds[0]:
             check(_plain_config(experiment, cell, ground))
-
-
-def cell_config(experiment: Experiment, cell: Cell, ground: Ground) -> Config:
-    """The config of one cell: the base, what holds for all, the experiment's, the arm's and the axis's changes.
-
-    Raises:
-        ConfigError: a key or value is wrong.
-        DataError: the pool has too few rows to draw from.
-        RunFolderError: the steps of another arm are wanted, and it has not trained.
-    """
-    config = _plain_config(experiment, cell, ground)
-    if cell.arm.steps_of is None:
-        return config
-    return config.model_copy(update={"train": config.train.model_copy(update=_steps(experiment, cell, config))})
 
 
 def _plain_config(experiment: Experiment, cell: Cell, ground: Ground) -> Config:
@@ -129,13 +118,17 @@ def _plain_config(experiment: Experiment, cell: Cell, ground: Ground) -> Config:
     return load_config(ground.base, changes)
 
 
-def _steps(experiment: Experiment, cell: Cell, config: Config) -> dict[str, object]:
-    """As many epochs on the labels as give the steps of another arm's final training, to the next whole epoch.
+def _with_steps(experiment: Experiment, cell: Cell, config: Config) -> tuple[Config, int]:
+    """The config, and the copies of every label, that give the steps of another arm's final training.
+
+    To the next whole epoch; a job has 50 at most, so more are copies.
 
     Raises:
         RunFolderError: that arm has trained nothing.
     """
-    other = arm_named(experiment, cell.arm.steps_of or "")
+    if cell.arm.steps_of is None:
+        return config, 1
+    other = arm_named(experiment, cell.arm.steps_of)
     folder = experiment.experiment.folder / "runs" / cell_name(other.name, cell.value, cell.seed)
     files = [folder / name / "train.jsonl" for name in ("evolve", "warm_up", "sft")]
     trained = [len(path.read_bytes().splitlines()) for path in files if path.is_file()]
@@ -145,7 +138,9 @@ def _steps(experiment: Experiment, cell: Cell, config: Config) -> dict[str, obje
             f"{str(folder)!r}: it kept too little. Take the steps of another arm."
         )
     epochs = (config.train.final.n_epochs or 1) * trained[0] / trained[1]
-    return {"n_epochs": max(1, round(epochs))}
+    copies = math.ceil(epochs / MOST_EPOCHS)
+    train = config.train.model_copy(update={"n_epochs": max(1, round(epochs / copies))})
+    return config.model_copy(update={"train": train}), copies
 
 
 def _key(cell: Cell, config: Config) -> str:

@@ -176,6 +176,20 @@ def test_equal_steps_means_the_steps_of_the_other_arms_final_training(finished: 
     assert final > labels
 
 
+def test_more_steps_than_a_job_has_epochs_for_are_copies_of_the_labels(grid: Path) -> None:
+    few = GRID.replace("[overrides]\n", "[overrides]\ndata.max_labeled = 10\ntrain.final_epochs = 30\n")
+    few = few.replace("seeds = [0, 1]", "seeds = [0]").partition('[[arms]]\nname = "random selection"')[0]
+    grid.write_text(few, "utf-8")
+    _, results = go(grid)
+    runs = results.folder.parent / "runs"
+    final = len((runs / "semievol-seed-0/evolve/train.jsonl").read_text().splitlines())
+    lines = (runs / "sft-equal-steps-seed-0/sft/train.jsonl").read_text().splitlines()
+    copies = -(-30 * final // 10 // 50)
+    assert copies > 1 and len(lines) == 10 * copies and len(set(lines)) == 10
+    key = json.loads((runs / "sft-equal-steps-seed-0/config_key.json").read_text())["config_key"]["value"]
+    assert f"'n_epochs': {round(3 * final / copies)}" in key
+
+
 def test_random_selection_keeps_as_many_as_the_rule_that_it_controls_for(finished: tuple[Experiment, Results]) -> None:
     _, found = finished
     kept = {arm.arm: arm.kept for arm in found.summary}
