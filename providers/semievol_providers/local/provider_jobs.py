@@ -18,15 +18,17 @@ from pathlib import Path
 import msgspec
 
 from semievol_api.capabilities import FineTuneRequest, JobEvent, JobState, JobTicket
-from semievol_api.errors import RefusedError
+from semievol_api.errors import RefusedError, UserError
+from semievol_providers.local.shortage import full_disk, is_out_of_space
+from semievol_providers.local.train import EXIT_FAILED, EXIT_NO_SPACE
 from semievol_providers.local.training_defaults import TrainDefaults, worker_environment
 from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileError, read_examples
-from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
+from semievol_providers.local.training_job import NO_SPACE, TrainingEvent, TrainingJob, read_events
 
 MAX_CRASHES = 2
 _STOP_WAIT_S = 20.0
-_HELD_BY_ANOTHER = 3
-"""The trainer's exit status where it failed; without a last word in the log, another process holds the folder."""
+_HELD_BY_ANOTHER = EXIT_FAILED
+"""Without a last word in the log, another process holds the folder."""
 
 
 async def _nothing() -> None:
@@ -106,6 +108,7 @@ class LocalFineTuner:
         self._models = models
         self._running: _Trainer | None = None
         self._crashes: dict[str, int] = {}
+        self._out_of_space: set[str] = set()
         self._lock = asyncio.Lock()
 
     async def submit(self, request: FineTuneRequest) -> JobTicket:
@@ -113,12 +116,19 @@ class LocalFineTuner:
 
         Raises:
             RefusedError: the file has a malformed line or too few examples; the base model is unknown.
+            UserError: the disk is full.
         """
         adapter = self._models.adapter_of(request.model)
         job = self._name(request)
         folder = self._settings.folder / job.job_id
         partial = folder.with_name(folder.name + ".partial")
-        await asyncio.to_thread(self._write_down, partial, folder, (request, job, adapter))
+        try:
+            await asyncio.to_thread(self._write_down, partial, folder, (request, job, adapter))
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not is_out_of_space(error):
+                raise
+            raise UserError(full_disk(self._settings.folder, "the training was not submitted.")) from error
         await self._go_on(job.job_id)
         return JobTicket(job_id=job.job_id, run_key=request.run_key)
 
@@ -207,6 +217,11 @@ class LocalFineTuner:
             state = self._look(job_id)
             if state.finished:
                 return state
+            if job_id in self._out_of_space:
+                reason = full_disk(
+                    self._settings.folder / job_id, "the training could not be saved. Its last saved step is whole."
+                )
+                return JobState(status="failed", raw_status=NO_SPACE, reason=reason)
             if self._crashes.get(job_id, 0) > MAX_CRASHES:
                 return self._give_up(job_id)
             if self._running is None:
@@ -228,7 +243,7 @@ class LocalFineTuner:
                 return JobState(
                     status="succeeded", raw_status="succeeded", model=name, trained_tokens=event.trained_tokens
                 )
-            if event.kind == "failed":
+            if event.kind == "failed" and event.code != NO_SPACE:  # which the next run may find mended
                 return JobState(status="failed", raw_status=event.code or "failed", reason=event.message)
         return JobState(status="queued", raw_status="queued")
 
@@ -258,7 +273,9 @@ class LocalFineTuner:
         job_id = ended.job_id
         if ended.process.stdin is not None:
             ended.process.stdin.close()
-        if status != _HELD_BY_ANOTHER and not self._look(job_id).finished:
+        if status == EXIT_NO_SPACE:
+            self._out_of_space.add(job_id)
+        elif status != _HELD_BY_ANOTHER and not self._look(job_id).finished:
             self._crashes[job_id] = self._crashes.get(job_id, 0) + 1
 
     def _give_up(self, job_id: str) -> JobState:

@@ -21,6 +21,7 @@ from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_providers.local.folder_check import check_model_folder
 from semievol_providers.local.model_folder import read_facts
 from semievol_providers.local.training_defaults import TrainDefaults, read_train_defaults
+from semievol_providers.local.training_model import NO_BITSANDBYTES, can_quantize
 
 
 class LocalOptions(BaseModel):
@@ -127,7 +128,10 @@ def _digest(folder: Path) -> str:
 def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> TrainDefaults:
     defaults = read_train_defaults(Path(folder), read_facts(folder).weight_bytes, None)
     try:
-        return msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
+        chosen = msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
     except msgspec.ValidationError as error:
         known = ", ".join(TrainDefaults.__struct_fields__)
         raise ConfigError(f"[providers.{name}.train]: {error}. Known keys: {known}.") from None
+    if chosen.qlora and not can_quantize():
+        raise ConfigError(f"[providers.{name}.train]: {NO_BITSANDBYTES}")
+    return chosen
