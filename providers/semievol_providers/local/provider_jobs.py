@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -35,6 +35,10 @@ async def _nothing() -> None:
     return None
 
 
+async def _unannounced(_model: str, _adapter: str) -> None:
+    return None
+
+
 class JobFile(msgspec.Struct, frozen=True, kw_only=True):
     """What a job was asked for: `request.json` in its folder."""
 
@@ -45,7 +49,10 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """Where jobs live, what they train, and with which defaults. `make_room` is awaited before a training."""
+    """Where jobs live, what they train, and with which defaults.
+
+    `make_room` is awaited before a training, `announce` with the model's name and adapter before it is called ready.
+    """
 
     folder: Path
     base_folder: str
@@ -53,6 +60,11 @@ class JobSettings:
     train: TrainDefaults
     device: str = "cpu"
     make_room: Callable[[], Awaitable[None]] = _nothing
+    announce: Callable[[str, str], Awaitable[None]] = _unannounced
+
+    def announcing(self, tell: Callable[[str, str], Awaitable[None]]) -> JobSettings:
+        """The same, telling of finished models."""
+        return replace(self, announce=tell)
 
 
 @dataclass(slots=True)
@@ -140,8 +152,15 @@ class LocalFineTuner:
         return None
 
     async def poll(self, ticket: JobTicket) -> JobState:
-        """Where the job stands; starts or resumes its training where nothing else trains."""
-        return await self._go_on(ticket.job_id)
+        """Where the job stands; starts or resumes its training where nothing else trains.
+
+        Raises:
+            UserError: the model is ready, and the server that is to answer for it does not take it.
+        """
+        state = await self._go_on(ticket.job_id)
+        if state.model is not None:
+            await self._settings.announce(state.model, str(self._settings.folder / ticket.job_id / "adapter"))
+        return state
 
     async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
         """The training's steps, checkpoints and last words."""

@@ -40,6 +40,8 @@ class LocalOptions(BaseModel):
     embedding_model: str | None = None
     """Folder of a sentence-transformers model for embeddings; the base model's last hidden state if left out."""
     device: str | None = Field(default=None, pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    served_at: str | None = Field(default=None, pattern=r"^https?://")
+    """A vLLM server that is told of every finished adapter, such as http://127.0.0.1:8000/v1."""
     threads: int = Field(default=1, ge=1)
     train: dict[str, object] = Field(default_factory=dict[str, object])
     """Overrides of the training defaults, such as `train = { rank = 32 }`."""
