@@ -152,11 +152,9 @@ def main() -> None:
     else:
         for name, value in found.items():
             print(f"{name:34} {value}")
-    broken = [
-        f"{name} is {found[name]}, {least} is promised" for name, least in PROMISED.items() if found[name] < least
-    ]
-    if given.check and broken:
-        sys.exit("; ".join(broken))
+    low = {name: least for name, least in PROMISED.items() if found[name] < least}
+    if given.check and low:
+        sys.exit("; ".join(f"{name} is {found[name]}, {least} is promised" for name, least in low.items()))
 
 
 if __name__ == "__main__":
