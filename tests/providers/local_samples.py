@@ -12,6 +12,7 @@ import pytest
 
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
 
+DEMO_MODEL = Path(__file__).resolve().parent.parent.parent / "semievol_api" / "demo" / "model"
 CHAT_TEMPLATE = (
     "{{ '<|bot|>' }}{% for m in messages %}"
     "{{ '<|start|>' + m['role'] + '<|end|>' + m['content'] | trim + '<|eot|>' }}"

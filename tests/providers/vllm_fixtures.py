@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest_asyncio
+from local_samples import DEMO_MODEL
 
 from semievol_api.capabilities import ProviderSettings
 from tests.contract.subjects import Subject
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-DEMO_MODEL = ROOT / "semievol_api" / "demo" / "model"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
