@@ -49,11 +49,12 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	$(VLLM_BIN)/python -m benchmarks.vllm_metadata
 	touch $@
 
-# litellm and vLLM want different environments: the first asks from its own what the second serves.
+# A vLLM server is asked from the environments of its clients: litellm, and the trainer that makes adapters known to it.
 test-vllm: $(VLLM_VENV)/.installed .venv-litellm/.installed
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -v tests/providers/test_vllm_*.py
 	SEMIEVOL_VLLM_PYTHON=$(abspath $(VLLM_BIN))/python OMP_NUM_THREADS=1 \
-		.venv-litellm/bin/python -m pytest -v tests/providers/test_litellm_on_vllm.py
+		.venv-litellm/bin/python -m pytest -v tests/providers/test_litellm_on_vllm.py \
+		tests/providers/test_local_beside_vllm_server.py
 
 # Both majors of the SDK, and litellm with the one that it wants: each laid over the development environment.
 test-matrix: $(MATRIX:%=%/.installed)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Verdict
 from semievol_api.report.curves import (
@@ -302,12 +303,17 @@ def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]
                 name=name,
                 seconds=seconds,
                 requests=len(table) if table is not None else None,
-                prompt_tokens=sum(table["prompt_tokens"].to_pylist()) if table is not None else None,
-                completion_tokens=sum(table["completion_tokens"].to_pylist()) if table is not None else None,
+                prompt_tokens=_total(table, "prompt_tokens"),
+                cached_tokens=_total(table, "cached_tokens"),
+                completion_tokens=_total(table, "completion_tokens"),
                 cost_usd=float(dollars) if isinstance(dollars, int | float) else None,
             )
         )
     return stages
+
+
+def _total(table: pa.Table | None, column: str) -> int | None:
+    return None if table is None else int(sum(table[column].to_pylist()))
 
 
 def _training_usd(run_folder: Path, name: str) -> object:

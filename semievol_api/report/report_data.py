@@ -81,14 +81,23 @@ class JobCurve:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Wall seconds of one stage when it was made, and the tokens of its requests where there were any."""
+    """Wall seconds of one stage when it was made, and the tokens of its requests where there were any.
+
+    `cached_tokens` is the part of `prompt_tokens` that the server read from its prefix cache.
+    """
 
     name: str
     seconds: float
     requests: int | None = None
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
+
+    @property
+    def cached_share(self) -> float | None:
+        """Of the prompts' tokens; None where nothing was asked."""
+        return (self.cached_tokens or 0) / self.prompt_tokens if self.prompt_tokens else None
 
 
 @dataclass(frozen=True, eq=False)

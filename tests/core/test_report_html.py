@@ -52,6 +52,14 @@ def test_the_verdicts_sentence_comes_first(page: str, run: Path) -> None:
     assert page.index("<h1") < page.index("<h2")
 
 
+def test_the_share_of_prompts_read_from_the_cache_stands_beside_each_stage_that_asked(page: str, run: Path) -> None:
+    stages = {stage.name: stage.cached_share for stage in read_report_data(run).stages}
+    assert stages["collaborate"] == 48 / 120
+    assert stages["prepare"] is None
+    row = re.search(r'<th scope="row">collaborate</th>.*?</tr>', page)
+    assert row is not None and "40.0 %" in row[0]
+
+
 def test_the_page_names_no_address_that_it_could_fetch(page: str) -> None:
     shell = re.sub(r'id="label-data">[^<]*<', "", page)
     allowed = ("http://www.w3.org/",)

@@ -1,10 +1,18 @@
-"""Makes what tests train and ask: a tiny random Llama with a byte-level tokenizer, and fine-tuning files."""
+"""Makes what tests train and ask: a tiny random Llama with a byte-level tokenizer, fine-tuning files and jobs."""
 
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent.parent / "semievol_api" / "demo" / "model"
 CHAT_TEMPLATE = (
     "{{ '<|bot|>' }}{% for m in messages %}"
     "{{ '<|start|>' + m['role'] + '<|end|>' + m['content'] | trim + '<|eot|>' }}"
@@ -49,3 +57,34 @@ def training_lines(count: int) -> str:
     questions = [f"Item {i} " + "x" * (i % 5) for i in range(count)]
     answers = [f"Answer: {'ABCDE'[i % 5]}" + "!" * (i % 4) for i in range(count)]
     return "".join(chat_line(question, answer) for question, answer in zip(questions, answers, strict=True))
+
+
+def make_job(base: Path, folder: Path, lines: str | None = None, **settings: Any) -> TrainingJob:
+    """A short training of a small adapter, written down in a new folder; by default on `training_lines(22)`."""
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(training_lines(22) if lines is None else lines)
+    given = {"n_epochs": 2, "batch_size": 4, "learning_rate": 3e-3, "rank": 4, "alpha": 8, "seed": 3} | settings
+    job = TrainingJob(
+        base=str(base), **{"training_file": str(folder / "train.jsonl"), "folder": str(folder / "job")} | given
+    )
+    job.write(folder / "job.json")
+    return job
+
+
+def train_here(job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[TrainingEvent]]:
+    """The exit status and events of the training program, run inside this process."""
+    from semievol_providers.local.train import main
+
+    monkeypatch.setattr(sys, "argv", ["train", str(Path(job.folder).parent / "job.json")])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        status = main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return status, read_events(Path(job.folder), 0)[0]
+
+
+def losses_of(events: list[TrainingEvent]) -> list[float]:
+    """The training losses by step; a step taken again after a restart counts once."""
+    by_step = {e.step: e.train_loss for e in events if e.kind == "step"}
+    return [loss for _, loss in sorted(by_step.items()) if loss is not None]

@@ -6,12 +6,6 @@ one that has litellm (`make test-vllm` arranges both).
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +16,10 @@ from semievol_api.errors import RefusedError
 from semievol_api.records import Message, Prompt
 from semievol_api.session import run
 from tests.e2e.conftest import TASK, write_rows
+from tests.providers.vllm_server import NAME, NEEDS_VLLM_PYTHON
 
-PYTHON = os.environ.get("SEMIEVOL_VLLM_PYTHON", "")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON, reason="needs SEMIEVOL_VLLM_PYTHON, a Python with vLLM"),
-]
-MODEL = Path(__file__).resolve().parents[2] / "semievol_api" / "demo" / "model"
-NAME = "demo-llama"
+pytest_plugins = ("vllm_server",)
+pytestmark = [pytest.mark.slow, NEEDS_VLLM_PYTHON]
 PROMPT = Prompt(
     (Message("user", "Question: which?\n\nOptions:\nA. one\nB. two\n\nReply with one line: Answer: LETTER"),)
 )
@@ -81,50 +71,16 @@ max_tokens = 6
 """
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's own OpenAI server on the demo's model, on the CPU."""
-    pytest.importorskip("litellm", reason="needs the extra litellm")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), "--served-model-name", NAME]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-num-seqs", "32", "--max-logprobs", "20"]
-    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    env.pop("PYTHONPATH", None)
-    log = tmp_path_factory.mktemp("vllm") / "log.txt"
-    with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/health", process, log)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text("utf-8", "replace")[-3000:]
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text("utf-8", "replace")[-3000:])
-
-
 def _provider(url: str) -> Provider:
+    pytest.importorskip("litellm", reason="needs the extra litellm")
     from semievol_providers.litellm import connect
 
     options = {"api_base": url, "api_key_env": "", "prefix": "hosted_vllm/"}
     return connect(ProviderSettings(name="there", options=options, environ={}))
 
 
-async def test_samples_and_log_probabilities_come_through(url: str) -> None:
-    provider = _provider(url)
+async def test_samples_and_log_probabilities_come_through(vllm_url: str) -> None:
+    provider = _provider(vllm_url)
     assert provider.scored is not None
     request = ChatRequest(model=NAME, prompt=PROMPT, max_tokens=6, n=2, seed=3, logprobs=True, top_logprobs=5)
     reply = await provider.scored.complete(request)
@@ -136,20 +92,21 @@ async def test_samples_and_log_probabilities_come_through(url: str) -> None:
         assert all(len(place) >= 5 for place in completion.top)
 
 
-async def test_a_model_that_is_not_served_is_refused_with_what_to_try(url: str) -> None:
-    provider = _provider(url)
+async def test_a_model_that_is_not_served_is_refused_with_what_to_try(vllm_url: str) -> None:
+    provider = _provider(vllm_url)
     assert provider.chat is not None
     with pytest.raises(RefusedError, match="model's name"):
         await provider.chat.complete(ChatRequest(model="absent", prompt=PROMPT, max_tokens=2))
     await provider.aclose()
 
 
-def test_the_method_runs_whole_without_trainings(url: str, tmp_path: Path) -> None:
+def test_the_method_runs_whole_without_trainings(vllm_url: str, tmp_path: Path) -> None:
+    pytest.importorskip("litellm", reason="needs the extra litellm")
     write_rows(tmp_path / "labeled.csv", 40)
     write_rows(tmp_path / "unlabeled.csv", 30, start=40)
     write_rows(tmp_path / "test.csv", 12, start=100)
     (tmp_path / "task.toml").write_text(TASK, "utf-8")
-    (tmp_path / "semievol.toml").write_text(CONFIG.format(url=url), "utf-8")
+    (tmp_path / "semievol.toml").write_text(CONFIG.format(url=vllm_url), "utf-8")
     result = run(tmp_path / "semievol.toml")
     assert result.verdict.document["n_test"] == 12
     abilities = (tmp_path / "out" / "probe" / "abilities.json").read_text()

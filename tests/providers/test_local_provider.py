@@ -187,6 +187,32 @@ async def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(open_prov
         await chat.complete(ChatRequest(model="tiny", prompt=Prompt((Message("user", "x" * 600),)), max_tokens=4))
 
 
+async def test_a_gpu_that_is_too_small_is_one_calm_paragraph_and_the_engine_lives_on(
+    open_provider: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated at the forward pass, since no GPU is here: torch raises the same error there."""
+    from transformers import LlamaForCausalLM
+
+    reader = open_provider().option_reader
+    assert reader is not None
+    request = OptionRequest(model="tiny", prompt=PROMPT, labels=("A", "B"))
+
+    def starved(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as small:
+        small.setattr(LlamaForCausalLM, "forward", starved)
+        with pytest.raises(UserError, match=r"ran out of memory while answering as 'tiny'.*goes on where") as refused:
+            await reader.read(request)
+        small.setattr("semievol_providers.local.engine.load_model", starved)
+        other = open_provider(state="other").option_reader
+        assert other is not None
+        with pytest.raises(UserError, match="ran out of memory while loading the model"):
+            await other.read(request)
+    assert "\n" not in str(refused.value)
+    assert (await reader.read(request)).logprobs[0] is not None
+
+
 async def test_an_unknown_model_is_refused_by_name(open_provider: Open) -> None:
     chat = open_provider().chat
     assert chat is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from local_samples import chat_line
+from local_samples import chat_line, losses_of, make_job
 from safetensors.torch import load_file
 
 from semievol_providers.local.chat_tokens import ChatTokens
@@ -19,6 +19,7 @@ from semievol_providers.local.training_data import encode_example, epoch_order, 
 from semievol_providers.local.training_file import ChatExample, Turn
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
 from semievol_providers.local.training_loop import TrainingLoop
+from semievol_providers.local.training_passes import PaddedPasses
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = [
@@ -78,14 +79,7 @@ def _lines(count: int) -> list[str]:
 
 
 def _job(base: Path, folder: Path, lines: list[str], **settings: Any) -> TrainingJob:
-    folder.mkdir()
-    (folder / "train.jsonl").write_text("".join(lines))
-    given = {"n_epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "rank": 4, "alpha": 8, "seed": 3} | settings
-    job = TrainingJob(
-        base=str(base), training_file=str(folder / "train.jsonl"), folder=str(folder / "job"), **given
-    )  # fmt: skip
-    job.write(folder / "job.json")
-    return job
+    return make_job(base, folder, "".join(lines), **{"n_epochs": 1, "batch_size": 8} | settings)
 
 
 def _train(job: TrainingJob, env: dict[str, str], ranks: int = 1) -> list[TrainingEvent]:
@@ -95,10 +89,6 @@ def _train(job: TrainingJob, env: dict[str, str], ranks: int = 1) -> list[Traini
     done = subprocess.run([sys.executable, *trainer], env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return read_events(Path(job.folder), 0)[0]
-
-
-def _losses(events: list[TrainingEvent]) -> list[float]:
-    return [e.train_loss for e in events if e.kind == "step" and e.train_loss is not None]
 
 
 def _weights(job: TrainingJob) -> dict[str, torch.Tensor]:
@@ -119,7 +109,7 @@ def test_losses_equal_those_of_trl_on_the_same_200_examples(
 
     lines = _lines(200)
     job = _job(tiny_model, tmp_path / "ours", lines)
-    ours = _losses(_train(job, child_env))
+    ours = losses_of(_train(job, child_env))
 
     class Ours(Sampler[int]):
         def __iter__(self) -> Any:
@@ -161,9 +151,9 @@ def _start_alike(model: Any, base: Path, job: TrainingJob) -> None:
     """Give a model the adapter that our trainer starts from, whatever drew random numbers before."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    from semievol_providers.local.train import _with_adapter
+    from semievol_providers.local.training_model import with_adapter
 
-    set_peft_model_state_dict(model, get_peft_model_state_dict(_with_adapter(job, "cpu")))
+    set_peft_model_state_dict(model, get_peft_model_state_dict(with_adapter(job, "cpu")))
 
 
 @pytest.mark.slow
@@ -171,7 +161,7 @@ def test_two_processes_train_what_one_does(tiny_model: Path, tmp_path: Path, chi
     env = child_env | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     one, two = (_job(tiny_model, tmp_path / name, _lines(30), n_epochs=2) for name in ("one", "two"))
     alone, shared = _train(one, env), _train(two, env, ranks=2)
-    assert _losses(shared) == pytest.approx(_losses(alone), abs=1e-4)
+    assert losses_of(shared) == pytest.approx(losses_of(alone), abs=1e-4)
     assert [e.kind for e in shared] == [e.kind for e in alone], "only one process tells"
     mine, ours = _weights(one), _weights(two)
     assert mine.keys() == ours.keys()
@@ -183,7 +173,7 @@ def test_out_of_memory_halves_the_passes_then_checkpoints_and_changes_no_loss(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_env: dict[str, str]
 ) -> None:
     from semievol_providers.local.model_folder import end_of_turn_ids
-    from semievol_providers.local.train import _with_adapter
+    from semievol_providers.local.training_model import with_adapter
 
     calm = _job(tiny_model, tmp_path / "calm", _lines(16))
     job = _job(tiny_model, tmp_path / "tight", _lines(16))
@@ -191,21 +181,22 @@ def test_out_of_memory_halves_the_passes_then_checkpoints_and_changes_no_loss(
     ends = end_of_turn_ids(job.base, tokenizer)
     examples = load_token_examples(Path(job.training_file), ChatTokens(tokenizer), ends, 512, 10)
     longest = max(len(example.ids) for example in examples)
-    real = TrainingLoop._loss
+    real = PaddedPasses.loss
+    loops: list[TrainingLoop] = []
 
-    def tight(loop: TrainingLoop, batch: Any) -> Any:
-        if batch.ids.numel() > longest or not loop._checkpointing:
+    def tight(passes: PaddedPasses, model: Any, part: Any, device: str) -> Any:
+        if max(len(row.ids) for row in part) * len(part) > longest or not loops[0]._checkpointing:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(loop, batch)
+        return real(passes, model, part, device)
 
-    monkeypatch.setattr(TrainingLoop, "_loss", tight)
+    monkeypatch.setattr(PaddedPasses, "loss", tight)
     events: list[TrainingEvent] = []
     Path(job.folder).mkdir()
-    loop = TrainingLoop(_with_adapter(job, "cpu"), job, 0, events.append)
-    assert loop.run(examples, [], lambda: False)
+    loops.append(TrainingLoop(with_adapter(job, "cpu"), job, 0, events.append))
+    assert loops[0].run(examples, [], lambda: False)
     notes = [str(e.message) for e in events if e.kind == "note"]
     assert len(notes) > 2
     assert "passes of at most" in notes[0]
     assert "activation checkpointing" in notes[-1]
     assert all("The result stays the same" in note for note in notes)
-    assert _losses(events) == pytest.approx(_losses(_train(calm, child_env)), abs=1e-4)
+    assert losses_of(events) == pytest.approx(losses_of(_train(calm, child_env)), abs=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -13,12 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from local_samples import chat_line, training_lines
+from local_samples import chat_line, losses_of, make_job, train_here, training_lines
 from safetensors.torch import load_file
 
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import end_of_turn_ids, load_tokenizer
-from semievol_providers.local.train import main
 from semievol_providers.local.training_data import (
     encode_example,
     epoch_order,
@@ -28,47 +26,13 @@ from semievol_providers.local.training_data import (
     to_batch,
 )
 from semievol_providers.local.training_file import ChatExample, TrainingFileError, Turn
-from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
+from semievol_providers.local.training_job import TrainingJob, read_events
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]
-
-
-def _job(base: Path, folder: Path, **settings: object) -> TrainingJob:
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(training_lines(22))
-    defaults: dict[str, object] = {
-        "base": str(base),
-        "training_file": str(folder / "train.jsonl"),
-        "folder": str(folder / "job"),
-        "n_epochs": 2,
-        "batch_size": 4,
-        "learning_rate": 3e-3,
-        "rank": 4,
-        "alpha": 8,
-        "seed": 3,
-    }
-    job = TrainingJob(**defaults | settings)  # type: ignore[arg-type]
-    job.write(folder / "job.json")
-    return job
-
-
-def _run(job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[TrainingEvent]]:
-    monkeypatch.setattr(sys, "argv", ["train", str(Path(job.folder).parent / "job.json")])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        status = main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return status, read_events(Path(job.folder), 0)[0]
-
-
-def _losses(events: list[TrainingEvent]) -> list[float]:
-    by_step = {e.step: e.train_loss for e in events if e.kind == "step"}
-    return [loss for _, loss in sorted(by_step.items()) if loss is not None]
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -151,12 +115,12 @@ def test_a_bad_line_is_named(tiny_model: Path, tmp_path: Path, line: str, compla
 def test_losses_and_weights_equal_those_of_peft_with_the_plain_trainer(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_grad_norm: float
 ) -> None:
-    job = _job(tiny_model, tmp_path / "a", tokens_per_pass=150, max_grad_norm=max_grad_norm)
-    status, events = _run(job, monkeypatch)
+    job = make_job(tiny_model, tmp_path / "a", tokens_per_pass=150, max_grad_norm=max_grad_norm)
+    status, events = train_here(job, monkeypatch)
     assert status == 0
     losses, reference = _plain_trainer(job, tmp_path / "plain")
     assert len(losses) == 12
-    assert _losses(events) == pytest.approx(losses, abs=1e-3)
+    assert losses_of(events) == pytest.approx(losses, abs=1e-3)
     assert losses[0] - losses[-1] > 0.3
     ours = load_file(Path(job.folder) / "adapter" / "adapter_model.safetensors")
     for name, weight in reference.items():
@@ -243,17 +207,17 @@ def _wait_for_step(job: TrainingJob, step: int) -> None:
 def test_a_killed_training_resumes_and_ends_with_the_same_weights(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_env: dict[str, str]
 ) -> None:
-    whole = _job(tiny_model, tmp_path / "whole", n_epochs=30)
-    assert _run(whole, monkeypatch)[0] == 0
-    cut = _job(tiny_model, tmp_path / "cut", n_epochs=30)
+    whole = make_job(tiny_model, tmp_path / "whole", n_epochs=30)
+    assert train_here(whole, monkeypatch)[0] == 0
+    cut = make_job(tiny_model, tmp_path / "cut", n_epochs=30)
     with _started(cut, child_env):
         _wait_for_step(cut, 40)
     assert not (Path(cut.folder) / "adapter").exists()
-    status, events = _run(cut, monkeypatch)
+    status, events = train_here(cut, monkeypatch)
     assert status == 0
     steps = [e.step for e in events if e.kind == "step"]
     assert max(steps) == 180 and steps.count(1) == 1  # it went on instead of starting again
-    assert _losses(events) == _losses(read_events(Path(whole.folder), 0)[0])
+    assert losses_of(events) == losses_of(read_events(Path(whole.folder), 0)[0])
     name = Path("adapter") / "adapter_model.safetensors"
     assert (Path(cut.folder) / name).read_bytes() == (Path(whole.folder) / name).read_bytes()
 
@@ -261,8 +225,8 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(
 def test_a_training_ends_when_its_parent_does_and_saves_when_asked_to_stop(
     tiny_model: Path, tmp_path: Path, child_env: dict[str, str]
 ) -> None:
-    orphan = _job(tiny_model, tmp_path / "orphan", n_epochs=1000, save_every_s=1000)
-    stopped = _job(tiny_model, tmp_path / "stopped", n_epochs=1000, batch_size=22, save_every_s=1000)
+    orphan = make_job(tiny_model, tmp_path / "orphan", n_epochs=1000, save_every_s=1000)
+    stopped = make_job(tiny_model, tmp_path / "stopped", n_epochs=1000, batch_size=22, save_every_s=1000)
     with _started(orphan, child_env) as first, _started(stopped, child_env) as second:
         for job in (orphan, stopped):
             _wait_for_step(job, 3)
@@ -277,21 +241,21 @@ def test_a_training_ends_when_its_parent_does_and_saves_when_asked_to_stop(
 def test_a_second_training_cannot_enter_the_same_folder(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_env: dict[str, str]
 ) -> None:
-    job = _job(tiny_model, tmp_path / "job", n_epochs=1000)
+    job = make_job(tiny_model, tmp_path / "job", n_epochs=1000)
     with _started(job, child_env):
         _wait_for_step(job, 1)
         monkeypatch.setattr("semievol_providers.local.train._LOCK_WAIT_S", 0.3)
-        assert _run(job, monkeypatch)[0] == 3
+        assert train_here(job, monkeypatch)[0] == 3
 
 
 def test_validation_weights_and_trained_embeddings(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = _job(tiny_model, tmp_path / "a", train_embeddings=True, checkpoints_kept=2, n_epochs=3)
+    job = make_job(tiny_model, tmp_path / "a", train_embeddings=True, checkpoints_kept=2, n_epochs=3)
     (tmp_path / "valid.jsonl").write_text(training_lines(5))
     job = msgspec.structs.replace(job, validation_file=str(tmp_path / "valid.jsonl"))
     job.write(tmp_path / "a" / "job.json")
-    status, events = _run(job, monkeypatch)
+    status, events = train_here(job, monkeypatch)
     assert status == 0
     scored = [e for e in events if e.valid_loss is not None]
     assert [e.epoch for e in scored] == [1, 2, 3]
@@ -310,9 +274,9 @@ def test_a_lower_weight_lowers_an_examples_share(
     light = odd.replace('{"messages"', '{"weight": 0.001, "messages"')
     losses = []
     for name, line in (("full", odd), ("light", light), ("without", "")):
-        job = _job(tiny_model, tmp_path / name, batch_size=12, n_epochs=1)
+        job = make_job(tiny_model, tmp_path / name, batch_size=12, n_epochs=1)
         Path(job.training_file).write_text("".join(lines) + line)
-        losses.append(_losses(_run(job, monkeypatch)[1])[0])
+        losses.append(losses_of(train_here(job, monkeypatch)[1])[0])
     assert losses[1] == pytest.approx(losses[2], abs=5e-3)
     assert abs(losses[0] - losses[2]) > 0.02
 
@@ -323,8 +287,8 @@ def test_running_out_of_memory_says_what_to_lower(
     def starve(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("semievol_providers.local.train._with_adapter", starve)
-    status, events = _run(_job(tiny_model, tmp_path / "a"), monkeypatch)
+    monkeypatch.setattr("semievol_providers.local.training_model.with_adapter", starve)
+    status, events = train_here(make_job(tiny_model, tmp_path / "a"), monkeypatch)
     assert status == 3
     assert events[-1].code == "out_of_memory"
     assert "tokens_per_pass (now 1,024" in (events[-1].message or "")
@@ -333,7 +297,7 @@ def test_running_out_of_memory_says_what_to_lower(
 def test_a_diverging_loss_ends_the_training_with_advice(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, events = _run(_job(tiny_model, tmp_path / "a", learning_rate=1e36, n_epochs=4), monkeypatch)
+    status, events = train_here(make_job(tiny_model, tmp_path / "a", learning_rate=1e36, n_epochs=4), monkeypatch)
     assert status == 3
     assert events[-1].code == "diverged"
     assert "learning_rate_multiplier" in (events[-1].message or "")
@@ -342,11 +306,11 @@ def test_a_diverging_loss_ends_the_training_with_advice(
 def test_going_on_from_an_adapter_starts_where_it_ended(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = _job(tiny_model, tmp_path / "first", n_epochs=20, batch_size=22)
-    before = _losses(_run(first, monkeypatch)[1])
-    second = _job(
+    first = make_job(tiny_model, tmp_path / "first", n_epochs=20, batch_size=22)
+    before = losses_of(train_here(first, monkeypatch)[1])
+    second = make_job(
         tiny_model, tmp_path / "second", adapter=str(Path(first.folder) / "adapter"), batch_size=22, n_epochs=1
     )
-    after = _losses(_run(second, monkeypatch)[1])
+    after = losses_of(train_here(second, monkeypatch)[1])
     assert after[0] == pytest.approx(before[-1], abs=0.05)
     assert after[0] < before[0] - 0.3

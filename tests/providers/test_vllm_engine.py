@@ -15,12 +15,14 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm_fixtures import DEMO_MODEL
+from local_samples import DEMO_MODEL
 
+from semievol_api.artifacts import EvidenceTable
 from semievol_api.capabilities import ChatRequest, FineTuneRequest, Hyperparameters, OptionRequest
 from semievol_api.config import load_config
 from semievol_api.errors import RefusedError
 from semievol_api.records import Message, Prompt
+from semievol_api.run_store import load_artifact
 from semievol_api.session import run_async
 from tests.contract.subjects import Subject
 
@@ -165,6 +167,10 @@ device = "cpu"
 student = {{ provider = "gpu", model = "demo-llama" }}
 embedder = {{ provider = "gpu", model = "demo-llama" }}
 
+[select]
+rule = "top-n"
+n = 30
+
 [annotate]
 max_tokens = 8
 
@@ -198,7 +204,8 @@ async def test_a_whole_run_starts_one_engine(tmp_path: Path, monkeypatch: pytest
     made = set(result.computed)
     for stage in ("jobs/warm_up-model", "jobs/semievol-model"):
         assert stage in made
-    assert any("justif" in name for name in made)
+    justified = load_artifact(result.folder, "justify", EvidenceTable)
+    assert justified is not None and len(justified.table) > 0, "annotators disagree about something"
     models = [str(model["name"]) for model in result.verdict.document["models"]]  # type: ignore[index, union-attr]
     assert {"base", "warm", "semievol"} <= set(models)
     jobs = sorted((tmp_path / "semievol-local" / "jobs").glob("*/adapter/adapter_model.safetensors"))

@@ -1,4 +1,4 @@
-"""`semievol export`: merge a trained adapter into its base model, as a folder that any tool opens, or push it.
+"""`semievol export-model`: merge a trained adapter into its base model, as a folder that any tool opens, or push it.
 
 The folder appears whole or not at all. Heavy imports stand inside. Knows nothing of runs or jobs.
 """

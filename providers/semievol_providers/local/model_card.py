@@ -34,7 +34,7 @@ def adapter_card(job: TrainingJob, examples: int) -> str:
         "AdamW, cosine schedule).\n\n"
         f"| setting | value |\n| --- | --- |\n{rows}\n"
         "Serve it with vLLM (`--enable-lora --lora-modules NAME=THIS_FOLDER`), or merge it into its base with "
-        "`semievol export`.\n"
+        "`semievol export-model`.\n"
     )
 
 

@@ -10,17 +10,18 @@ no torch and loads nothing. Knows nothing of HTTP or of the method.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from semievol_api.capabilities import ModelLimits, Provider, ProviderSettings
+from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_providers.local.model_folder import read_facts
-from semievol_providers.local.provider_chat import EngineHolder, LocalChat, SentenceEmbedder
-from semievol_providers.local.provider_jobs import JobSettings, LocalFineTuner, TunedModels
+from semievol_providers.local.provider_chat import EngineHolder, LocalChat
 from semievol_providers.local.provider_settings import LocalOptions, need_packages, read_options, read_places
-
-PACKAGES = ("torch", "transformers", "peft", "safetensors")
-MAX_N = 128
-MAX_TOP_LOGPROBS = 20
+from semievol_providers.local.provider_table import (
+    PACKAGES,
+    Parts,
+    finetuner_of,
+    models_of,
+    provider_of,
+    sentence_embedder,
+)
 
 
 def connect(settings: ProviderSettings) -> Provider:
@@ -34,41 +35,20 @@ def connect(settings: ProviderSettings) -> Provider:
     need_packages(PACKAGES, "local", f"[providers.{settings.name}]")
     options = read_options(settings, LocalOptions)
     places = read_places(settings, options, "local")
-    models = TunedModels(places.jobs, places.base_name, places.base_folder)
+    models = models_of(places)
     holder = EngineHolder(places.base_folder, places.device, options.threads)
     chat = LocalChat(holder, models.adapter_of)
-    tuner = LocalFineTuner(
-        JobSettings(
-            folder=places.jobs,
-            base_folder=places.base_folder,
-            base_name=places.base_name,
-            train=places.train,
-            device=places.device,
-            make_room=holder.make_room,
-        ),
-        models,
-    )
-    embedder = (
-        SentenceEmbedder(str((Path(settings.base_folder) / options.embedding_model).resolve()), places.device)
-        if options.embedding_model
-        else chat
-    )
+    tuner = finetuner_of(options, places, models, holder.make_room)
 
     async def aclose() -> None:
         await tuner.aclose()
         await holder.release()
 
-    limits = ModelLimits(
-        context_tokens=read_facts(places.base_folder).context_tokens, max_n=MAX_N, max_top_logprobs=MAX_TOP_LOGPROBS
-    )
-    return Provider(
-        name=settings.name,
-        identity=places.identity,
-        limits={places.base_name: limits},
-        chat=chat,
-        scored=chat,
-        option_reader=chat,
-        embedder=embedder,
+    parts = Parts(
+        answers=chat,
+        embedder=sentence_embedder(settings, options, places.device) or chat,
         finetuner=tuner,
+        context_tokens=read_facts(places.base_folder).context_tokens,
         aclose=aclose,
     )
+    return provider_of(settings.name, places, parts)

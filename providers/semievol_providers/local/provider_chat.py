@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -27,11 +28,13 @@ from semievol_providers.local.chat_tokens import ChatTokens, PromptError
 from semievol_providers.local.option_scores import label_token_ids
 from semievol_providers.local.requests import EmbedRequest as EmbedIds
 from semievol_providers.local.requests import GenerateRequest, ReadRequest, SampleOutput
+from semievol_providers.local.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
     from semievol_providers.local.engine import Engine
 
 Embed: TypeAlias = Callable[[list[str]], tuple[FloatMatrix, int]]
+Answer = TypeVar("Answer")
 AdapterOf: TypeAlias = Callable[[str], str | None]
 
 
@@ -58,7 +61,12 @@ class EngineHolder:
     async def _make_ready(self) -> Engine:
         async with self._lock:
             if self._engine is None:
-                self._engine = await asyncio.to_thread(self._load)
+                try:
+                    self._engine = await asyncio.to_thread(self._load)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise _no_memory(f"loading the model {self._folder!r}", error) from error
                 self.starts += 1
             return self._engine
 
@@ -120,10 +128,7 @@ class LocalChat:
             stop=request.stop,
             top_logprobs=request.top_logprobs if request.logprobs else None,
         )
-        try:
-            done = await asyncio.wrap_future(engine.generate(asked))
-        except ValueError as error:
-            raise _too_long(error) from error
+        done = await _answered(lambda: engine.generate(asked), request.model)
         return Reply(
             completions=tuple([completion_of(sample, engine.tokens) for sample in done.samples]),
             usage=Usage(prompt=done.prompt_tokens, completion=sum(s.counted_tokens for s in done.samples)),
@@ -139,10 +144,7 @@ class LocalChat:
         tokens = engine.tokens
         groups = tuple([label_token_ids(label, tokens.encode_rendered, tokens.decode) for label in request.labels])
         asked = ReadRequest(prompt_ids(tokens, request.prompt), groups, self._adapter_of(request.model))
-        try:
-            done = await asyncio.wrap_future(engine.read(asked))
-        except ValueError as error:
-            raise _too_long(error) from error
+        done = await _answered(lambda: engine.read(asked), request.model)
         return OptionReply(logprobs=done.logprobs, usage=Usage(prompt=done.prompt_tokens))
 
     async def embed(self, request: EmbedRequest) -> EmbedReply:
@@ -153,10 +155,8 @@ class LocalChat:
         """
         engine = await self._holder.engine()
         ids = tuple([engine.tokens.encode_for_embedding(text) for text in request.texts])
-        try:
-            done = await asyncio.wrap_future(engine.embed(EmbedIds(ids, self._adapter_of(request.model))))
-        except ValueError as error:
-            raise _too_long(error) from error
+        asked = EmbedIds(ids, self._adapter_of(request.model))
+        done = await _answered(lambda: engine.embed(asked), request.model)
         return EmbedReply(vectors=done.vectors, usage=Usage(prompt=done.prompt_tokens))
 
 
@@ -175,8 +175,29 @@ def prompt_ids(tokens: ChatTokens, prompt: Prompt) -> tuple[int, ...]:
         raise RefusedError(str(error), status=400, code="invalid_prompt") from error
 
 
-def _too_long(error: ValueError) -> RefusedError:
-    return RefusedError(str(error), status=400, code="context_length_exceeded")
+async def _answered(ask: Callable[[], Future[Answer]], model: str) -> Answer:
+    """What the engine answers.
+
+    Raises:
+        RefusedError: the prompt does not fit the model's context.
+        UserError: the machine's memory does not hold what was asked.
+    """
+    try:
+        return await asyncio.wrap_future(ask())
+    except ValueError as error:
+        raise RefusedError(str(error), status=400, code="context_length_exceeded") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _no_memory(f"answering as {model!r}", error) from error
+
+
+def _no_memory(doing: str, error: BaseException) -> UserError:
+    return UserError(
+        f"The machine ran out of memory while {doing}: {str(error).splitlines()[0][:300]}. End other programs on this "
+        'GPU, ask shorter questions or with fewer demonstrations, or choose a smaller model; kind = "vllm" spreads '
+        "one over several GPUs (tensor_parallel). What was answered is kept: the run goes on where it stopped."
+    )
 
 
 def completion_of(sample: SampleOutput, tokens: ChatTokens) -> Completion:

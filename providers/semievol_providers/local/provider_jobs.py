@@ -12,24 +12,30 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from semievol_api.capabilities import FineTuneRequest, JobEvent, JobState, JobTicket
-from semievol_api.errors import RefusedError
+from semievol_api.errors import RefusedError, UserError
+from semievol_providers.local.shortage import full_disk, is_out_of_space
+from semievol_providers.local.train import EXIT_FAILED, EXIT_NO_SPACE
 from semievol_providers.local.training_defaults import TrainDefaults, worker_environment
 from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileError, read_examples
-from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
+from semievol_providers.local.training_job import NO_SPACE, TrainingEvent, TrainingJob, read_events
 
 MAX_CRASHES = 2
 _STOP_WAIT_S = 20.0
-_HELD_BY_ANOTHER = 3
-"""The trainer's exit status where it failed; without a last word in the log, another process holds the folder."""
+_HELD_BY_ANOTHER = EXIT_FAILED
+"""Without a last word in the log, another process holds the folder."""
 
 
 async def _nothing() -> None:
+    return None
+
+
+async def _unannounced(_model: str, _adapter: str) -> None:
     return None
 
 
@@ -43,7 +49,10 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """Where jobs live, what they train, and with which defaults. `make_room` is awaited before a training."""
+    """Where jobs live, what they train, and with which defaults.
+
+    `make_room` is awaited before a training, `announce` with the model's name and adapter before it is called ready.
+    """
 
     folder: Path
     base_folder: str
@@ -51,6 +60,11 @@ class JobSettings:
     train: TrainDefaults
     device: str = "cpu"
     make_room: Callable[[], Awaitable[None]] = _nothing
+    announce: Callable[[str, str], Awaitable[None]] = _unannounced
+
+    def announcing(self, tell: Callable[[str, str], Awaitable[None]]) -> JobSettings:
+        """The same, telling of finished models."""
+        return replace(self, announce=tell)
 
 
 @dataclass(slots=True)
@@ -106,6 +120,7 @@ class LocalFineTuner:
         self._models = models
         self._running: _Trainer | None = None
         self._crashes: dict[str, int] = {}
+        self._out_of_space: set[str] = set()
         self._lock = asyncio.Lock()
 
     async def submit(self, request: FineTuneRequest) -> JobTicket:
@@ -113,12 +128,19 @@ class LocalFineTuner:
 
         Raises:
             RefusedError: the file has a malformed line or too few examples; the base model is unknown.
+            UserError: the disk is full.
         """
         adapter = self._models.adapter_of(request.model)
         job = self._name(request)
         folder = self._settings.folder / job.job_id
         partial = folder.with_name(folder.name + ".partial")
-        await asyncio.to_thread(self._write_down, partial, folder, (request, job, adapter))
+        try:
+            await asyncio.to_thread(self._write_down, partial, folder, (request, job, adapter))
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not is_out_of_space(error):
+                raise
+            raise UserError(full_disk(self._settings.folder, "the training was not submitted.")) from error
         await self._go_on(job.job_id)
         return JobTicket(job_id=job.job_id, run_key=request.run_key)
 
@@ -130,8 +152,15 @@ class LocalFineTuner:
         return None
 
     async def poll(self, ticket: JobTicket) -> JobState:
-        """Where the job stands; starts or resumes its training where nothing else trains."""
-        return await self._go_on(ticket.job_id)
+        """Where the job stands; starts or resumes its training where nothing else trains.
+
+        Raises:
+            UserError: the model is ready, and the server that is to answer for it does not take it.
+        """
+        state = await self._go_on(ticket.job_id)
+        if state.model is not None:
+            await self._settings.announce(state.model, str(self._settings.folder / ticket.job_id / "adapter"))
+        return state
 
     async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
         """The training's steps, checkpoints and last words."""
@@ -207,6 +236,11 @@ class LocalFineTuner:
             state = self._look(job_id)
             if state.finished:
                 return state
+            if job_id in self._out_of_space:
+                reason = full_disk(
+                    self._settings.folder / job_id, "the training could not be saved. Its last saved step is whole."
+                )
+                return JobState(status="failed", raw_status=NO_SPACE, reason=reason)
             if self._crashes.get(job_id, 0) > MAX_CRASHES:
                 return self._give_up(job_id)
             if self._running is None:
@@ -228,7 +262,7 @@ class LocalFineTuner:
                 return JobState(
                     status="succeeded", raw_status="succeeded", model=name, trained_tokens=event.trained_tokens
                 )
-            if event.kind == "failed":
+            if event.kind == "failed" and event.code != NO_SPACE:  # which the next run may find mended
                 return JobState(status="failed", raw_status=event.code or "failed", reason=event.message)
         return JobState(status="queued", raw_status="queued")
 
@@ -258,7 +292,9 @@ class LocalFineTuner:
         job_id = ended.job_id
         if ended.process.stdin is not None:
             ended.process.stdin.close()
-        if status != _HELD_BY_ANOTHER and not self._look(job_id).finished:
+        if status == EXIT_NO_SPACE:
+            self._out_of_space.add(job_id)
+        elif status != _HELD_BY_ANOTHER and not self._look(job_id).finished:
             self._crashes[job_id] = self._crashes.get(job_id, 0) + 1
 
     def _give_up(self, job_id: str) -> JobState:

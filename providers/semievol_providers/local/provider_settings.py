@@ -21,6 +21,7 @@ from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_providers.local.folder_check import check_model_folder
 from semievol_providers.local.model_folder import read_facts
 from semievol_providers.local.training_defaults import TrainDefaults, read_train_defaults
+from semievol_providers.local.training_model import NO_BITSANDBYTES, can_quantize
 
 
 class LocalOptions(BaseModel):
@@ -39,6 +40,8 @@ class LocalOptions(BaseModel):
     embedding_model: str | None = None
     """Folder of a sentence-transformers model for embeddings; the base model's last hidden state if left out."""
     device: str | None = Field(default=None, pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    served_at: str | None = Field(default=None, pattern=r"^https?://")
+    """A vLLM server that is told of every finished adapter, such as http://127.0.0.1:8000/v1."""
     threads: int = Field(default=1, ge=1)
     train: dict[str, object] = Field(default_factory=dict[str, object])
     """Overrides of the training defaults, such as `train = { rank = 32 }`."""
@@ -127,7 +130,10 @@ def _digest(folder: Path) -> str:
 def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> TrainDefaults:
     defaults = read_train_defaults(Path(folder), read_facts(folder).weight_bytes, None)
     try:
-        return msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
+        chosen = msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
     except msgspec.ValidationError as error:
         known = ", ".join(TrainDefaults.__struct_fields__)
         raise ConfigError(f"[providers.{name}.train]: {error}. Known keys: {known}.") from None
+    if chosen.qlora and not can_quantize():
+        raise ConfigError(f"[providers.{name}.train]: {NO_BITSANDBYTES}")
+    return chosen

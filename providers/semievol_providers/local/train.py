@@ -2,12 +2,14 @@
 
 Writes progress to the job folder's `events.jsonl`. SIGTERM saves the state and ends after the current step;
 with `--with-parent` the end of standard input ends the process at once, so that it never outlives whoever
-started it. A lock keeps two trainings out of one folder. Knows nothing of queues or HTTP.
+started it. A full disk ends it with a status of its own, so that whoever started it can tell and go on later.
+A lock keeps two trainings out of one folder. Knows nothing of queues or HTTP.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -15,12 +17,17 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from semievol_providers.local.training_job import EventLog, TrainingEvent, TrainingJob
+from semievol_providers.local.shortage import full_disk, is_out_of_memory, is_out_of_space
+from semievol_providers.local.training_job import NO_SPACE, EventLog, TrainingEvent, TrainingJob
+
+if TYPE_CHECKING:
+    from semievol_providers.local.training_data import TokenExample
 
 EXIT_FAILED = 3
 EXIT_STOPPED = 4
+EXIT_NO_SPACE = 5
 _LOCK_WAIT_S = 30.0
 
 
@@ -81,7 +88,7 @@ def _acquire(lock: IO[str]) -> bool:
 
 def _run(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     from semievol_api.errors import UserError
-    from semievol_providers.local.training_loop import TrainingFailedError, is_out_of_memory
+    from semievol_providers.local.training_loop import TrainingFailedError
 
     try:
         return _train(job, log, stop)
@@ -89,11 +96,21 @@ def _run(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
         log.write(TrainingEvent(kind="failed", code=error.code, message=str(error)))
     except UserError as error:
         log.write(TrainingEvent(kind="failed", code="invalid_training_file", message=str(error)))
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
+        if is_out_of_space(error):
+            return _out_of_space(job, log)
         if not is_out_of_memory(error):
             raise
         log.write(TrainingEvent(kind="failed", code="out_of_memory", message=_memory_advice(job)))
     return EXIT_FAILED
+
+
+def _out_of_space(job: TrainingJob, log: EventLog) -> int:
+    message = full_disk(job.folder, "the training could not be saved. Its last saved step is whole.")
+    sys.stderr.write(f"{message}\n")
+    with contextlib.suppress(OSError):  # a few bytes may still fit
+        log.write(TrainingEvent(kind="failed", code=NO_SPACE, message=message))
+    return EXIT_NO_SPACE
 
 
 def _memory_advice(job: TrainingJob) -> str:
@@ -104,37 +121,25 @@ def _memory_advice(job: TrainingJob) -> str:
 
 
 def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
+    import msgspec
     import torch
 
     torch.set_num_threads(job.threads)
-    from semievol_providers.local.chat_tokens import ChatTokens
     from semievol_providers.local.model_card import adapter_card
-    from semievol_providers.local.model_folder import (
-        end_of_turn_ids,
-        load_tokenizer,
-        quiet_known_warnings,
-        read_facts,
-    )
+    from semievol_providers.local.model_folder import load_tokenizer, quiet_known_warnings
     from semievol_providers.local.train_ranks import Ranks
-    from semievol_providers.local.training_data import load_token_examples
-    from semievol_providers.local.training_file import MIN_EXAMPLES
     from semievol_providers.local.training_loop import TrainingLoop
+    from semievol_providers.local.training_model import packs, with_adapter
 
     quiet_known_warnings()
-    facts = read_facts(job.base)
     tokenizer = load_tokenizer(job.base)
-    tokens, ends = ChatTokens(tokenizer), end_of_turn_ids(job.base, tokenizer)
-    train = load_token_examples(Path(job.training_file), tokens, ends, facts.context_tokens, at_least=MIN_EXAMPLES)
-    valid = (
-        load_token_examples(Path(job.validation_file), tokens, ends, facts.context_tokens, at_least=1)
-        if job.validation_file
-        else []
-    )
+    train, valid = _examples(job, tokenizer)
     pad = tokenizer.pad_token_id
     ranks = Ranks(job.device)
     report = log.write if ranks.first else _unheard
-    model = _with_adapter(job, ranks.device)
-    loop = TrainingLoop(model, job, pad if isinstance(pad, int) else 0, report, ranks)
+    model = with_adapter(job, ranks.device)
+    laid_out = msgspec.structs.replace(job, packing=packs(job, ranks.device))
+    loop = TrainingLoop(model, laid_out, pad if isinstance(pad, int) else 0, report, ranks)
     total = -(-len(train) // job.batch_size) * job.n_epochs
     report(TrainingEvent(kind="start", total_steps=total))
     stop.training = True
@@ -142,49 +147,44 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
         report(TrainingEvent(kind="stopped", total_steps=total))
         return EXIT_STOPPED
     target = Path(job.folder) / "adapter"
-    loop.save_adapter(target)
+    loop.save_result(target)
     ranks.close()
     if ranks.first:
         (target / "README.md").write_text(adapter_card(job, len(train)), encoding="utf-8")
     report(
         TrainingEvent(
-            kind="done", step=total, total_steps=total, folder=str(target), trained_tokens=loop.trained_tokens
+            kind="done", step=loop.steps_done, total_steps=total, folder=str(target), trained_tokens=loop.trained_tokens
         )
     )
     return 0
 
 
+def _examples(job: TrainingJob, tokenizer: Any) -> tuple[list[TokenExample], list[TokenExample]]:
+    """Those to train on and those to validate on."""
+    from semievol_providers.local.chat_tokens import ChatTokens
+    from semievol_providers.local.model_folder import end_of_turn_ids, read_facts
+    from semievol_providers.local.training_data import hold_out, load_token_examples
+    from semievol_providers.local.training_file import MIN_EXAMPLES
+    from semievol_providers.local.training_loop import TrainingFailedError
+
+    context = read_facts(job.base).context_tokens
+    tokens, ends = ChatTokens(tokenizer), end_of_turn_ids(job.base, tokenizer)
+    train = load_token_examples(Path(job.training_file), tokens, ends, context, at_least=MIN_EXAMPLES)
+    if job.validation_file:
+        valid = load_token_examples(Path(job.validation_file), tokens, ends, context, at_least=1)
+    else:
+        train, valid = hold_out(train, job.validation_share, job.seed)
+    if job.patience and not valid:
+        raise TrainingFailedError(
+            "no_validation",
+            f"patience = {job.patience} ends a training by its validation loss, and there are no validation examples. "
+            "Give a validation file, or set validation_share = 0.1.",
+        )
+    return train, valid
+
+
 def _unheard(_event: TrainingEvent) -> None:
     """Only the first rank tells."""
-
-
-def _with_adapter(job: TrainingJob, device: str) -> Any:
-    """The base model with a LoRA on all linear layers: fresh, from the job's seed, or an earlier one."""
-    import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    from semievol_providers.local.adapters import check_adapter
-    from semievol_providers.local.model_folder import load_model
-
-    base = load_model(job.base, device)
-    torch.manual_seed(job.seed)
-    if job.adapter is not None:
-        check_adapter(job.adapter)
-        return PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
-    embeddings: dict[str, Any] = (
-        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True} if job.train_embeddings else {}
-    )
-    config = LoraConfig(
-        r=job.rank,
-        lora_alpha=job.alpha,
-        lora_dropout=job.dropout,
-        target_modules=job.target_modules if job.target_modules == "all-linear" else job.target_modules.split(","),
-        use_dora=job.use_dora,
-        use_rslora=job.use_rslora,
-        task_type="CAUSAL_LM",
-        **embeddings,
-    )
-    return get_peft_model(base, config)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,18 @@ def _until_end_of_turn(ids: tuple[int, ...], end_ids: frozenset[int]) -> tuple[t
     return ids, ()
 
 
+def hold_out(
+    examples: Sequence[TokenExample], share: float, seed: int
+) -> tuple[list[TokenExample], list[TokenExample]]:
+    """The examples to train on and those to validate on: at least one of each where a share is asked for."""
+    if share <= 0:
+        return list(examples), []
+    count = min(max(1, round(share * len(examples))), len(examples) - 1)
+    held = set(epoch_order(len(examples), seed, 0)[:count])
+    kept = [example for i, example in enumerate(examples) if i not in held]
+    return kept, [example for i, example in enumerate(examples) if i in held]
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch: the permutation that a seeded torch sampler makes."""
     generator = torch.Generator().manual_seed(seed + epoch)

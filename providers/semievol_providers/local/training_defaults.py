@@ -23,7 +23,8 @@ class TrainDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     `processes` above 1 trains on as many GPUs, by torchrun. `target_modules` is "all-linear", or names by commas.
     `learning_rate` is what a multiplier of 1 stands for. `n_epochs` of "auto" takes as many epochs as
-    `target_steps` optimizer steps need, within [min_epochs, max_epochs].
+    `target_steps` optimizer steps need, within [min_epochs, max_epochs]. `packing`, `qlora`, `validation_share` and
+    `patience` are those of `TrainingJob`.
     """
 
     learning_rate: float = 2e-4
@@ -44,6 +45,10 @@ class TrainDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tokens_per_pass: int = 1024
     threads: int = 1
     processes: int = 1
+    packing: bool | Auto = "auto"
+    qlora: bool = False
+    validation_share: float = 0.0
+    patience: int = 0
 
     def batch_for(self, examples: int) -> int:
         """Examples per optimizer step for a file of this many examples."""

@@ -11,13 +11,19 @@ from typing import Literal
 
 import msgspec
 
+NO_SPACE = "disk_full"
+"""The code of a failure that leaves a training to go on from its last saved step."""
+
 
 class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one training. `batch_size` is examples per optimizer step, whatever fits memory at once.
 
     `tokens_per_pass` limits how many padded tokens one forward pass takes; a batch is split to keep to it
     without changing the gradient. `adapter` is an earlier adapter to go on from.
-    `threads` is part of the result: bits repeat at an equal thread count only.
+    `threads` is part of the result: bits repeat at an equal thread count only. `packing` puts examples end to end;
+    "auto" does so where FlashAttention is installed. `qlora` keeps the base in 4 bits. Without a validation file,
+    `validation_share` of the examples are held out; `patience` epochs without a lower validation loss end the
+    training, and the best epoch's adapter is the result (0: all epochs, the last one's).
     """
 
     base: str
@@ -44,6 +50,10 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     save_every_s: float = 30.0
     threads: int = 1
     device: str = "cpu"
+    packing: bool | Literal["auto"] = "auto"
+    qlora: bool = False
+    validation_share: float = 0.0
+    patience: int = 0
 
     @classmethod
     def read(cls, path: Path) -> TrainingJob:

@@ -2,7 +2,7 @@
 
 A plain loop that gives the losses of transformers' Trainer with PEFT on the same data, but takes logits only
 where something is learnt. Resumes bit for bit from its last saved state. Knows nothing of files of chats,
-processes or HTTP.
+of how a pass is laid out, or of HTTP.
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from semievol_api.errors import UserError
+from semievol_providers.local.early_stop import EarlyStop
+from semievol_providers.local.shortage import is_out_of_memory
 from semievol_providers.local.train_ranks import Ranks
-from semievol_providers.local.training_data import (
-    TokenBatch,
-    TokenExample,
-    split_by_tokens,
-    step_indices,
-    to_batch,
-)
+from semievol_providers.local.training_data import TokenExample, step_indices
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob
+from semievol_providers.local.training_passes import PackedPasses, PaddedPasses, Passes
 
 
 class TrainingFailedError(UserError):
@@ -39,12 +35,6 @@ class TrainingFailedError(UserError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for every way in which torch or Python says so."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +59,9 @@ class TrainingLoop:
         self._checkpointing = False
         self._model = model
         self._job = job
-        self._pad_id = pad_id
+        self._passes: Passes = PackedPasses() if job.packing is True else PaddedPasses(pad_id)
+        self._early = EarlyStop(job.patience)
+        self._step_count = 0
         self._report = report
         self._folder = Path(job.folder)
         self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -90,11 +82,11 @@ class TrainingLoop:
         step = first = self._restore()
         self._model.train()
         started = saved = time.monotonic()
-        while step < total:
+        while step < total and not self._early.is_over:
             rows = [train[i] for i in step_indices(len(train), job.batch_size, job.seed, step)]
             rate = job.learning_rate * _schedule(step, total, job.warmup_share)
             score = self._step(rows, rate, step)
-            step += 1
+            step = self._step_count = step + 1
             epoch, at_epoch_end = -(-step // per_epoch), step % per_epoch == 0
             eta_s = (time.monotonic() - started) / (step - first) * (total - step)
             self._report(
@@ -111,7 +103,14 @@ class TrainingLoop:
                 saved = time.monotonic()
             if stopping and step < total:
                 return False
+        if self._early.keeps_earlier:
+            self._tell_best(step, total)
         return True
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps taken, those before a restart included."""
+        return self._step_count
 
     @property
     def trained_tokens(self) -> int:
@@ -149,8 +148,8 @@ class TrainingLoop:
         for p in self._parameters if size > 1 else ():
             p.grad = torch.zeros_like(p)
         try:
-            for part in split_by_tokens(rows, budget)[self._ranks.rank :: size]:
-                loss, hits = self._loss(to_batch(part, self._pad_id))
+            for part in self._passes.split(rows, budget)[self._ranks.rank :: size]:
+                loss, hits = self._passes.loss(self._model, part, self._ranks.device)
                 (loss / weight).backward()  # type: ignore[no-untyped-call]
                 loss_sum += float(loss.detach())
                 right += hits
@@ -181,41 +180,26 @@ class TrainingLoop:
         self._report(TrainingEvent(kind="note", step=step + 1, code="out_of_memory", message=message))
         return True
 
-    def _loss(self, batch: TokenBatch) -> tuple[Tensor, int]:
-        """Weighted sum of the learnt tokens' negative log-likelihoods, and how many were the likeliest."""
-        tail = batch.targets.shape[1]
-        device = self._ranks.device
-        mask = batch.mask.to(device)
-        logits = self._model(
-            input_ids=batch.ids.to(device),
-            attention_mask=None if bool(batch.mask.all()) else mask,  # without one, attention is quicker
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=tail + 1,
-            use_cache=False,
-        ).logits[:, :-1]
-        learnt = batch.targets.to(device) >= 0
-        picked, targets = logits[learnt].float(), batch.targets.to(device)[learnt]
-        losses = torch.nn.functional.cross_entropy(picked, targets, reduction="none")
-        right = int((picked.detach().argmax(-1) == targets).sum())
-        return (losses * batch.weights.to(device)[learnt]).sum(), right
-
     def _validate(self, valid: Sequence[TokenExample]) -> _Score:
         self._model.eval()
         loss_sum, weight, right, learnt = 0.0, 0.0, 0, 0
         with torch.no_grad():
-            for part in split_by_tokens(valid, self._tokens_per_pass):
-                batch = to_batch(part, self._pad_id)
-                loss, hits = self._loss(batch)
+            for part in self._passes.split(valid, self._tokens_per_pass):
+                loss, hits = self._passes.loss(self._model, part, self._ranks.device)
                 loss_sum += float(loss)
-                weight += float(batch.weights.sum())
                 right += hits
-                learnt += int((batch.targets >= 0).sum())
+                weight += sum(row.weight * sum(row.learnt) for row in part)
+                learnt += sum(sum(row.learnt) for row in part)
         self._model.train()
         return _Score(loss_sum / weight, right / learnt)
 
     # -------------------------------------------------------------------------------------------- keeping
     def _checkpoint(self, step: int, total: int, epoch: int, score: _Score, valid: Sequence[TokenExample]) -> None:
         scores = self._validate(valid) if valid else None
+        if scores is not None:
+            loss = self._ranks.total(scores.loss if self._ranks.first else 0.0)[0]  # one rank decides for all
+            if self._early.is_better(epoch, loss):
+                self.save_adapter(self._folder / "best")
         keep_from = self._job.n_epochs - self._job.checkpoints_kept
         target: Path | None = None
         if keep_from < epoch < self._job.n_epochs:
@@ -231,6 +215,23 @@ class TrainingLoop:
             )
         )  # fmt: skip
 
+    def _tell_best(self, step: int, total: int) -> None:
+        early = self._early
+        message = (
+            f"The validation loss was lowest after epoch {early.best_epoch} ({early.best_loss:.4f}), so the adapter of "
+            "that epoch is the result."
+        )
+        self._report(TrainingEvent(kind="note", step=step, total_steps=total, code="early_stop", message=message))
+
+    def save_result(self, target: Path) -> None:
+        """Write the adapter that the training is for: the best epoch's with `patience`, else the last one's."""
+        best = self._folder / "best"
+        if not self._early.keeps_earlier:
+            self.save_adapter(target)
+        elif self._ranks.first and best.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            best.replace(target)
+
     def save_adapter(self, target: Path) -> None:
         """Write the adapter as a PEFT folder in safetensors, whole or not at all."""
         if not self._ranks.first:
@@ -238,7 +239,11 @@ class TrainingLoop:
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        self._model.save_pretrained(str(partial), save_embedding_layers=False)
+        try:
+            self._model.save_pretrained(str(partial), save_embedding_layers=False)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # it would fill what little room there is
+            raise
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
 
@@ -252,8 +257,12 @@ class TrainingLoop:
             tensors[f"square/{name}"] = kept["exp_avg_sq"].cpu()
         tensors["random"] = torch.get_rng_state()
         partial = self._folder / "state.partial"
-        numbers = {"step": str(step), "trained_tokens": str(self._trained_tokens)}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=numbers)
+        numbers = {"step": str(step), "trained_tokens": str(self._trained_tokens), **self._early.state()}
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=numbers)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         partial.replace(self._folder / "state.safetensors")
 
     def _restore(self) -> int:
@@ -263,7 +272,8 @@ class TrainingLoop:
             return 0
         with safe_open(path, framework="pt") as saved:
             numbers = saved.metadata()
-            step = int(numbers["step"])
+            step = self._step_count = int(numbers["step"])
+            self._early.restore(numbers)
             self._trained_tokens = int(numbers["trained_tokens"])
             for name, p in self._named:
                 p.data.copy_(saved.get_tensor(f"weight/{name}"))

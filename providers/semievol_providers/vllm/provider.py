@@ -10,20 +10,22 @@ Connecting checks folders and versions, and imports neither vLLM nor torch. Know
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
-from semievol_api.capabilities import Embedder, ModelLimits, Provider, ProviderSettings
+from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_providers.local.model_folder import read_facts
-from semievol_providers.local.provider_chat import EngineHolder, LocalChat, SentenceEmbedder
-from semievol_providers.local.provider_jobs import JobSettings, LocalFineTuner, TunedModels
+from semievol_providers.local.provider_chat import EngineHolder, LocalChat
 from semievol_providers.local.provider_settings import LocalPlaces, need_packages, read_options, read_places
+from semievol_providers.local.provider_table import (
+    PACKAGES,
+    Parts,
+    finetuner_of,
+    models_of,
+    provider_of,
+    sentence_embedder,
+)
 from semievol_providers.vllm.chat import TextSide, VllmChat
 from semievol_providers.vllm.engine import EngineArguments, VllmEngine
 from semievol_providers.vllm.settings import VllmOptions, check_version, installed_versions, lora_rank
-
-PACKAGES = ("torch", "transformers", "peft", "safetensors")
-MAX_N = 128
-MAX_TOP_LOGPROBS = 20
 
 
 def connect(settings: ProviderSettings) -> Provider:
@@ -44,50 +46,22 @@ def connect(settings: ProviderSettings) -> Provider:
 
 def table(settings: ProviderSettings, options: VllmOptions, places: LocalPlaces, engine: VllmEngine) -> Provider:
     """The table over a given engine."""
-    models = TunedModels(places.jobs, places.base_name, places.base_folder)
-    chat = VllmChat(engine, TextSide(places.base_folder), models.adapter_of)
+    models = models_of(places)
     holder = EngineHolder(places.base_folder, places.device, options.threads)
-    tuner = LocalFineTuner(
-        JobSettings(
-            folder=places.jobs,
-            base_folder=places.base_folder,
-            base_name=places.base_name,
-            train=places.train,
-            device=places.device,
-            make_room=engine.make_room,
-        ),
-        models,
-    )
+    tuner = finetuner_of(options, places, models, engine.make_room)
+    by_itself = LocalChat(holder, models.adapter_of) if places.device == "cpu" else None  # a GPU is full of vLLM
 
     async def aclose() -> None:
         await asyncio.gather(tuner.aclose(), holder.release(), engine.close())
 
-    limits = ModelLimits(
-        context_tokens=options.context_tokens or read_facts(places.base_folder).context_tokens,
-        max_n=MAX_N,
-        max_top_logprobs=MAX_TOP_LOGPROBS,
-    )
-    return Provider(
-        name=settings.name,
-        identity=places.identity,
-        limits={places.base_name: limits},
-        chat=chat,
-        scored=chat,
-        option_reader=chat,
-        embedder=_embedder(settings, options, places, LocalChat(holder, models.adapter_of)),
+    parts = Parts(
+        answers=VllmChat(engine, TextSide(places.base_folder), models.adapter_of),
+        embedder=sentence_embedder(settings, options, "cpu") or by_itself,
         finetuner=tuner,
+        context_tokens=options.context_tokens or read_facts(places.base_folder).context_tokens,
         aclose=aclose,
     )
-
-
-def _embedder(
-    settings: ProviderSettings, options: VllmOptions, places: LocalPlaces, by_itself: LocalChat
-) -> Embedder | None:
-    """A model of its own where one is named; on a GPU, which vLLM fills, none without."""
-    if options.embedding_model is not None:
-        folder = (Path(settings.base_folder) / options.embedding_model).resolve()
-        return SentenceEmbedder(str(folder), "cpu")
-    return by_itself if places.device == "cpu" else None
+    return provider_of(settings.name, places, parts)
 
 
 def _arguments(options: VllmOptions, places: LocalPlaces, name: str) -> EngineArguments:
