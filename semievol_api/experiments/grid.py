@@ -152,7 +152,7 @@ def load_experiment(path: Path, *, quick: bool = False, folder: Path | None = No
     here = path.resolve().parent
     head = found.experiment
     base = head.base if head.base == DEMO else str(here / head.base)
-    place = folder.resolve() if folder else here / head.folder
+    place = (folder or here / head.folder).resolve()
     found = found.model_copy(update={"experiment": head.model_copy(update={"base": base, "folder": place})})
     if found.draw is not None and found.experiment.base != DEMO:
         found = found.model_copy(update={"draw": found.draw.model_copy(update={"pool": here / found.draw.pool})})

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import semievol_api.demo
+from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.engine import ContextLengthError, Engine
-from semievol_providers.local.model_folder import ModelFolderError, load_model, read_facts
+from semievol_providers.local.model_folder import ModelFolderError, load_model, load_tokenizer, read_facts
 from semievol_providers.local.requests import Delta, EmbedRequest, EngineSettings, GenerateRequest
 
+DEMO_MODEL = Path(semievol_api.demo.__file__).parent / "model"
 pytest_plugins = ("local_fixtures",)
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -188,6 +191,18 @@ def test_embeddings_are_unit_vectors_that_do_not_depend_on_the_batch(tiny: Engin
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
     for i, ids in enumerate(inputs):
         assert np.array_equal(tiny.embed(EmbedRequest((ids,))).result().vectors[0], together[i])
+
+
+def test_a_text_is_embedded_bare_where_the_tokenizer_closes_it_and_as_a_users_turn_elsewhere(tiny: Engine) -> None:
+    closing = ChatTokens(load_tokenizer(str(DEMO_MODEL)))
+    bare = closing.encode_for_embedding("which one")
+    assert bare == closing.encode_text("which one")
+    assert bare[-1] == closing.encode_text("another")[-1] and len(bare) < len(closing.encode_chat(_turn("which one")))
+    assert tiny.tokens.encode_for_embedding("which one") == tiny.tokens.encode_chat(_turn("which one"))
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def test_cancelling_a_request_frees_the_engine(tiny: Engine) -> None:
