@@ -3,6 +3,7 @@
     python -m benchmarks.crews --json                     who is right, and how right are the surest (no final training)
     python -m benchmarks.crews --train 0.5 0.7 0.85       and models trained on what the neighbours' vote keeps
 
+    python -m benchmarks.crews --texts                    what is embedded: questions, with options, as chat turns
     python -m benchmarks.crews --test --seeds 0 1 2 3 4   the chosen recipe on the test questions
 
 For every seed 100 labels teach a warm model in this process; annotators answer the 300 development questions and the
@@ -24,7 +25,15 @@ import torch
 import semievol_api.demo
 from semievol_api.demo.build import wording
 from semievol_api.demo.build.evaluate import read_task
-from semievol_api.demo.build.finetune import Recipe, TrainingRow, embed_texts, fine_tune, load_base, read_letters
+from semievol_api.demo.build.finetune import (
+    Recipe,
+    TrainingRow,
+    embed_texts,
+    embed_tokens,
+    fine_tune,
+    load_base,
+    read_letters,
+)
 from semievol_api.demo.build.splits import FIELD_NAMES, Row, read_split
 from semievol_api.demo.build.tokenizer import load_encoder
 from semievol_api.evaluation.intervals import paired_bootstrap
@@ -46,6 +55,7 @@ CREWS: Mapping[str, tuple[str, ...]] = {
 }
 CHOSEN = "vote 20, sharp 5"
 CHOSEN_SHARE = 0.7
+LABELED = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +108,28 @@ class Bench:
         gold = np.array([row.field for row in asked])
         sft = float(np.mean(probs["warm, 0 shots"].argmax(axis=1)[m:] == gold[m:]))
         return Answered(task.labeled, task.unlabeled, asked, probs, sft)
+
+    def by_text(self, seed: int) -> dict[str, list[float]]:
+        """How often the chosen vote is right beyond the pool, of all and of the surest, by what is embedded."""
+        task = read_task(DEMO / "data", "dev", seed)
+        used = {row.question for row in (*task.labeled, *task.unlabeled)}
+        spare = [row for row in read_split(DEMO / "data/pool.csv") if row.question not in used]
+        rows = [*task.labeled, *task.measured, *spare]
+        fields = np.array([row.field for row in rows], dtype=np.int64)
+        count, sharpness = VOTES[CHOSEN]
+        found: dict[str, list[float]] = {}
+        for what, options in (("question", ""), ("question and options", "\n" + "\n".join(FIELD_NAMES))):
+            texts = [row.question + options for row in rows]
+            turns = self._encoder.texts([self._encoder.turn(text) for text in texts])
+            for form, tokens in (("bare", self._encoder.embedding_inputs(texts)), ("as a user's turn", turns)):
+                vectors = embed_tokens(self._base, self._encoder, tokens)
+                near = vectors[LABELED:] @ vectors[:LABELED].T
+                chosen = np.argsort(-near, axis=1, kind="stable")[:, :count]
+                cosine = np.take_along_axis(near, chosen, axis=1).astype(np.float64)
+                votes = neighbour_vote(fields[chosen], cosine, K, sharpness)
+                right = (votes.argmax(axis=1) == fields[LABELED:])[np.argsort(-votes.max(axis=1), kind="stable")]
+                found[f"{what}, {form}"] = [float(right[: round(c * right.size)].mean()) for c in COVERAGES]
+        return found
 
     def on_test(self, seed: int) -> dict[str, FloatArray]:
         """Right answers, float64 (questions,): of SFT, of the chosen recipe, of gold labels on its rows."""
@@ -167,12 +199,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crews", description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train", nargs="*", type=float, default=[])
+    parser.add_argument("--texts", action="store_true")
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     bench = Bench()
     if chosen.test:
         print(json.dumps(measured({seed: bench.on_test(seed) for seed in chosen.seeds})))
+        return
+    if chosen.texts:
+        seeds = [bench.by_text(seed) for seed in chosen.seeds]
+        print(json.dumps({name: _percent(np.mean([seed[name] for seed in seeds], axis=0)) for name in seeds[0]}))
         return
     crews: dict[str, list[list[float]]] = {name: [] for name in CREWS}
     trained: dict[float, list[float]] = {share: [] for share in chosen.train}

@@ -150,10 +150,14 @@ def read_letters(model: Any, encoder: PromptEncoder, items: Sequence[wording.Ite
     return Reading(probs, opening)
 
 
-@torch.no_grad()
 def embed_texts(model: Any, encoder: PromptEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Unit vectors, shape (texts, width): the final hidden state of each text's end token."""
-    rows = encoder.embedding_inputs(texts)
+    return embed_tokens(model, encoder, encoder.embedding_inputs(texts))
+
+
+@torch.no_grad()
+def embed_tokens(model: Any, encoder: PromptEncoder, rows: Sequence[list[int]]) -> NDArray[np.float32]:
+    """Unit vectors, shape (rows, width): the final hidden state of each row's last token."""
     vectors = np.zeros((len(rows), model.config.hidden_size), np.float32)
     for chosen in _by_length(rows):
         ids, mask = encoder.pad_right([rows[i] for i in chosen])

@@ -84,6 +84,11 @@ class PromptEncoder:
         """The tokens of a text, without any that frame a chat."""
         return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def turn(self, text: str) -> str:
+        """A text as a user's turn, up to where the reply starts."""
+        turn = [{"role": "user", "content": text}]
+        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of many texts, without any that frame a chat."""
         encoded = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
