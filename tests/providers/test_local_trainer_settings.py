@@ -11,9 +11,10 @@ import msgspec
 import pytest
 import torch
 from local_samples import chat_line, losses_of, make_job, train_here, training_lines
+from local_truths import ended
 from safetensors.torch import load_file
 
-from semievol_api.capabilities import FineTuneRequest, Hyperparameters, JobState, Provider, ProviderSettings
+from semievol_api.capabilities import FineTuneRequest, Hyperparameters, Provider, ProviderSettings
 from semievol_api.errors import ConfigError, UserError
 from semievol_providers.local.early_stop import EarlyStop
 from semievol_providers.local.provider import connect
@@ -177,27 +178,15 @@ async def test_a_run_on_a_full_disk_ends_in_one_paragraph_and_the_next_goes_on(
     with monkeypatch.context() as small:
         small.setattr(sys, "executable", str(cramped))
         ticket = await tuner.submit(request)
-        state = await _end(provider, ticket)
+        state = await ended(tuner, ticket)
     assert (state.status, state.raw_status) == ("failed", "disk_full")
     assert "is full" in str(state.reason) and "run again" in str(state.reason) and "\n" not in str(state.reason)
     await provider.aclose()
     later = _connect(tiny_model, tmp_path)
     assert later.finetuner is not None
     assert await later.finetuner.find(request) == ticket, "the same job is taken up again"
-    assert (await _end(later, ticket)).status == "succeeded"
+    assert (await ended(later.finetuner, ticket)).status == "succeeded"
     await later.aclose()
-
-
-async def _end(provider: Provider, ticket: Any) -> JobState:
-    import asyncio
-
-    assert provider.finetuner is not None
-    for _ in range(1200):
-        state = await provider.finetuner.poll(ticket)
-        if state.finished:
-            return state
-        await asyncio.sleep(0.05)
-    raise AssertionError("the training does not end")
 
 
 async def test_a_full_disk_while_submitting_leaves_nomake_job(
