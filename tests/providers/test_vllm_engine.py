@@ -171,7 +171,7 @@ async def test_a_whole_run_starts_one_engine(tmp_path: Path, monkeypatch: pytest
     justified = load_artifact(result.folder, "justify", EvidenceTable)
     assert justified is not None and len(justified.table) > 0, "annotators disagree about something"
     models = [str(model["name"]) for model in result.verdict.document["models"]]  # type: ignore[index, union-attr]
-    assert {"base", "warm", "semievol"} <= set(models)
+    assert {"base", "sft", "semievol"} <= set(models)
     jobs = sorted((tmp_path / "semievol-local" / "jobs").glob("*/adapter/adapter_model.safetensors"))
     assert len(jobs) == 2
     again = await run_async(load_config(tmp_path / "semievol.toml"))
