@@ -117,6 +117,22 @@ def test_patience_without_validation_examples_is_refused(
     assert "validation_share" in str(events[-1].message)
 
 
+# ------------------------------------------------------------------------------------------- kinds of LoRA
+def test_dora_and_rslora_are_settings_and_stand_on_the_card(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, other = (
+        make_job(tiny_model, tmp_path / name, use_dora=dora, use_rslora=dora, target_modules="q_proj,v_proj")
+        for name, dora in (("plain", False), ("other", True))
+    )
+    losses = [losses_of(train_here(job, monkeypatch)[1]) for job in (plain, other)]
+    assert losses[0] != losses[1]
+    names = set(load_file(Path(other.folder) / ADAPTER))
+    assert any("magnitude" in name for name in names)
+    assert all("q_proj" in name or "v_proj" in name for name in names)
+    assert "DoRA + rsLoRA" in (Path(other.folder) / "adapter" / "README.md").read_text(encoding="utf-8")
+
+
 # --------------------------------------------------------------------------------------------------- QLoRA
 def _connect(tiny_model: Path, folder: Path, **train: object) -> Provider:
     given = {"model": str(tiny_model), "name": "tiny", "device": "cpu", "train": {"rank": 4, "alpha": 8} | train}
