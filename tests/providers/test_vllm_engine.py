@@ -173,7 +173,7 @@ async def test_a_whole_run_starts_one_engine(tmp_path: Path, monkeypatch: pytest
     models = [str(model["name"]) for model in result.verdict.document["models"]]  # type: ignore[index, union-attr]
     assert {"base", "sft", "semievol"} <= set(models)
     jobs = sorted((tmp_path / "semievol-local" / "jobs").glob("*/adapter/adapter_model.safetensors"))
-    assert len(jobs) == 2
+    assert len(jobs) == 3, "the warm one, SFT on all labels, and the evolved one"
     again = await run_async(load_config(tmp_path / "semievol.toml"))
     assert not again.computed
     assert starts == ["started"], "nothing was asked, so nothing was started"
