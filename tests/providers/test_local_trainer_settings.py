@@ -205,7 +205,7 @@ async def test_a_run_on_a_full_disk_ends_in_one_paragraph_and_the_next_goes_on(
     await later.aclose()
 
 
-async def test_a_full_disk_while_submitting_leaves_nomake_job(
+async def test_a_full_disk_while_submitting_leaves_no_job(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = _connect(tiny_model, tmp_path)
