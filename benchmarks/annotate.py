@@ -76,6 +76,9 @@ async def timed(passes: Sequence[tuple[Ask, list[tuple[str, Sequence[dict[str, s
             begun = time.perf_counter()
             replies = await asyncio.gather(*(ask(provider, *one) for one in work[1:]))
             asking += time.perf_counter() - begun
+            print(
+                f"{ask.__name__}: {time.perf_counter() - started:.0f} s, {asking:.1f} of them asking", file=sys.stderr
+            )
             prompt += sum(reply.usage.prompt for reply in replies)
             cached += sum(reply.usage.cached for reply in replies)
             await provider.aclose()

@@ -16,10 +16,12 @@ import pytest
 from semievol_api.demo.embedded_server import serving
 from semievol_api.session import run
 from tests.e2e.conftest import TASK, tree, write_rows
+from tests.providers.local_truths import SHORT_ANSWERS
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "semievol_api" / "demo" / "model"
 NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock")
-CONFIG = """
+CONFIG = (
+    """
 [run]
 mode = "paper"
 folder = "out"
@@ -49,19 +51,12 @@ kind = "scripted"
 student = {{ provider = "{who}", model = "demo-llama" }}
 embedder = {{ provider = "{who}", model = "demo-llama" }}
 
-[annotate]
-max_tokens = 6
-
-[justify]
-max_tokens = 6
-
 [train]
 n_epochs = 1
 poll_s = 0.1
-
-[evaluate]
-max_tokens = 6
 """
+    + SHORT_ANSWERS
+)
 
 
 def _shape(name: str, content: bytes, folder: Path) -> Any:

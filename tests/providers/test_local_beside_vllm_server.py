@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ from typing import Any
 
 import pytest
 from local_samples import training_lines
+from local_truths import SHORT_ANSWERS, tuned_model
 
-from semievol_api.capabilities import FineTuneRequest, Hyperparameters, JobState, Provider, ProviderSettings
+from semievol_api.capabilities import FineTuneRequest, Hyperparameters, ProviderSettings
 from semievol_api.errors import UserError
 from semievol_api.session import run
 from semievol_providers.local.provider import connect
@@ -88,33 +88,23 @@ async def test_a_model_is_ready_only_once_the_server_has_its_adapter(
     home = connect(ProviderSettings(name="home", options=given, environ={}, base_folder=str(tmp_path)))
     server.status = 500
     with pytest.raises(UserError, match="is trained and lies in"):
-        await _trained(home)
+        await tuned_model(home.finetuner, REQUEST)
     server.status = 200
-    state = await _trained(home)
-    assert state.status == "succeeded"
+    name = await tuned_model(home.finetuner, REQUEST)
     (_, body) = server.told[-1]
-    assert body["lora_name"] == state.model
+    assert body["lora_name"] == name
     assert (Path(body["lora_path"]) / "adapter_model.safetensors").is_file()
     await home.aclose()
 
 
-async def _trained(provider: Provider) -> JobState:
-    tuner = provider.finetuner
-    assert tuner is not None
-    request = FineTuneRequest(
-        model="tiny", training_file=training_lines(12).encode(), run_key="served", seed=0,
-        hyperparameters=Hyperparameters(n_epochs=1),
-    )  # fmt: skip
-    ticket = await tuner.find(request) or await tuner.submit(request)
-    for _ in range(1200):
-        state = await tuner.poll(ticket)
-        if state.finished:
-            return state
-        await asyncio.sleep(0.05)
-    raise AssertionError("the training does not end")
+REQUEST = FineTuneRequest(
+    model="tiny", training_file=training_lines(12).encode(), run_key="served", seed=0,
+    hyperparameters=Hyperparameters(n_epochs=1),
+)  # fmt: skip
 
 
-CONFIG = """
+CONFIG = (
+    """
 [run]
 mode = "paper"
 folder = "out"
@@ -144,19 +134,12 @@ student = {{ provider = "served", model = "demo-llama" }}
 trainer = {{ provider = "home", model = "demo-llama" }}
 embedder = {{ provider = "home", model = "demo-llama" }}
 
-[annotate]
-max_tokens = 6
-
-[justify]
-max_tokens = 6
-
 [train]
 n_epochs = 1
 poll_s = 0.1
-
-[evaluate]
-max_tokens = 6
 """
+    + SHORT_ANSWERS
+)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from local_samples import training_lines
+from local_truths import forward_pass, tuned_model
 from safetensors.torch import load_file, save_file
 
 from semievol_api.capabilities import (
@@ -58,19 +59,6 @@ def _training(key: str, lines: int = 24, epochs: int = 2) -> FineTuneRequest:
         model="tiny", training_file=training_lines(lines).encode(), run_key=key, seed=3, suffix="t",
         hyperparameters=Hyperparameters(n_epochs=epochs, batch_size=4),
     )  # fmt: skip
-
-
-async def _model(provider: Provider, request: FineTuneRequest) -> str:
-    tuner = provider.finetuner
-    assert tuner is not None
-    ticket = await tuner.find(request) or await tuner.submit(request)
-    for _ in range(1200):
-        state = await tuner.poll(ticket)
-        if state.finished:
-            assert state.model is not None, state.reason
-            return state.model
-        await asyncio.sleep(0.05)
-    raise AssertionError("the training does not end")
 
 
 # ------------------------------------------------------------------------------------------------ planning
@@ -129,21 +117,11 @@ def test_a_damaged_model_folder_is_one_calm_paragraph(
 
 # ------------------------------------------------------------------------------------------------- reading
 async def test_option_reads_equal_a_plain_forward_pass(open_provider: Open, tiny_model: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     provider = open_provider()
     assert provider.option_reader is not None
     labels = ("A", "B", "x")
     reply = await provider.option_reader.read(OptionRequest(model="tiny", prompt=PROMPT, labels=labels))
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    turns = [{"role": "user", "content": PROMPT.messages[0].content}, {"role": "assistant", "content": "Answer:"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    with torch.inference_mode():
-        scores = model(ids).logits[0, -1].log_softmax(-1)
-    expected = [float(scores[tokenizer.convert_tokens_to_ids(label)]) for label in labels]
-    assert reply.logprobs == pytest.approx(expected, abs=1e-4)
+    assert reply.logprobs == pytest.approx(forward_pass(tiny_model, PROMPT, labels), abs=1e-4)
 
 
 async def test_reads_that_wait_together_have_the_bits_of_a_lone_one(open_provider: Open) -> None:
@@ -224,7 +202,7 @@ async def test_an_unknown_model_is_refused_by_name(open_provider: Open) -> None:
 async def test_a_trained_model_answers_otherwise_than_its_base(open_provider: Open) -> None:
     provider = open_provider()
     assert provider.option_reader is not None
-    name = await _model(provider, _training("key-one"))
+    name = await tuned_model(provider.finetuner, _training("key-one"))
     assert name == "ft:tiny:local:t:key-one"
     read = [
         await provider.option_reader.read(OptionRequest(model=model, prompt=PROMPT, labels=("A", "B")))
@@ -239,7 +217,7 @@ async def test_a_job_killed_with_its_process_is_found_and_ends_with_the_same_wei
     train = {"rank": 4, "alpha": 8}
     calm, cut = open_provider(state="calm", train=train), open_provider(state="cut", train=train)
     request = _training("key-two", epochs=3)
-    await _model(calm, request)
+    await tuned_model(calm.finetuner, request)
     assert cut.finetuner is not None
     ticket = await cut.finetuner.submit(request)
     job = tmp_path / "cut" / "jobs" / ticket.job_id
@@ -251,7 +229,7 @@ async def test_a_job_killed_with_its_process_is_found_and_ends_with_the_same_wei
     later = open_provider(state="cut", train=train)
     assert later.finetuner is not None
     assert await later.finetuner.find(request) == ticket
-    await _model(later, request)
+    await tuned_model(later.finetuner, request)
     a, b = (
         load_file(tmp_path / s / "jobs" / ticket.job_id / "adapter/adapter_model.safetensors") for s in ("calm", "cut")
     )
@@ -297,7 +275,7 @@ async def test_an_adapter_folder_can_be_asked_by_path_and_one_of_another_base_is
 ) -> None:
     provider = open_provider()
     assert provider.option_reader is not None
-    await _model(provider, _training("key-four"))
+    await tuned_model(provider.finetuner, _training("key-four"))
     (adapter,) = (tmp_path / "semievol-local" / "jobs").glob("*/adapter")
     request = OptionRequest(model=str(adapter), prompt=PROMPT, labels=("A",))
     assert (await provider.option_reader.read(request)).logprobs[0] is not None
@@ -318,7 +296,7 @@ async def test_an_exported_model_answers_as_base_and_adapter_do(
 
     provider = open_provider()
     assert provider.option_reader is not None
-    name = await _model(provider, _training("key-five"))
+    name = await tuned_model(provider.finetuner, _training("key-five"))
     (adapter,) = (tmp_path / "semievol-local" / "jobs").glob("*/adapter")
     assert "base_model:" in (adapter / "README.md").read_text(encoding="utf-8")
     merged = merge(adapter, tmp_path / "merged")
@@ -337,7 +315,7 @@ async def test_a_full_disk_is_told_before_an_export_starts(
 ) -> None:
     from semievol_providers.local.export import merge
 
-    await _model(open_provider(), _training("key-six"))
+    await tuned_model(open_provider().finetuner, _training("key-six"))
     (adapter,) = (tmp_path / "semievol-local" / "jobs").glob("*/adapter")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=10))

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 import torch
 from local_samples import chat_line, losses_of, make_job, train_here, training_lines
+from local_truths import ended
 from safetensors.torch import load_file
 
-from semievol_api.capabilities import FineTuneRequest, Hyperparameters, JobState, Provider, ProviderSettings
+from semievol_api.capabilities import FineTuneRequest, Hyperparameters, Provider, ProviderSettings
 from semievol_api.errors import ConfigError, UserError
 from semievol_providers.local.early_stop import EarlyStop
 from semievol_providers.local.provider import connect
@@ -116,6 +117,22 @@ def test_patience_without_validation_examples_is_refused(
     assert "validation_share" in str(events[-1].message)
 
 
+# ------------------------------------------------------------------------------------------- kinds of LoRA
+def test_dora_and_rslora_are_settings_and_stand_on_the_card(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, other = (
+        make_job(tiny_model, tmp_path / name, use_dora=dora, use_rslora=dora, target_modules="q_proj,v_proj")
+        for name, dora in (("plain", False), ("other", True))
+    )
+    losses = [losses_of(train_here(job, monkeypatch)[1]) for job in (plain, other)]
+    assert losses[0] != losses[1]
+    names = set(load_file(Path(other.folder) / ADAPTER))
+    assert any("magnitude" in name for name in names)
+    assert all("q_proj" in name or "v_proj" in name for name in names)
+    assert "DoRA + rsLoRA" in (Path(other.folder) / "adapter" / "README.md").read_text(encoding="utf-8")
+
+
 # --------------------------------------------------------------------------------------------------- QLoRA
 def _connect(tiny_model: Path, folder: Path, **train: object) -> Provider:
     given = {"model": str(tiny_model), "name": "tiny", "device": "cpu", "train": {"rank": 4, "alpha": 8} | train}
@@ -177,30 +194,18 @@ async def test_a_run_on_a_full_disk_ends_in_one_paragraph_and_the_next_goes_on(
     with monkeypatch.context() as small:
         small.setattr(sys, "executable", str(cramped))
         ticket = await tuner.submit(request)
-        state = await _end(provider, ticket)
+        state = await ended(tuner, ticket)
     assert (state.status, state.raw_status) == ("failed", "disk_full")
     assert "is full" in str(state.reason) and "run again" in str(state.reason) and "\n" not in str(state.reason)
     await provider.aclose()
     later = _connect(tiny_model, tmp_path)
     assert later.finetuner is not None
     assert await later.finetuner.find(request) == ticket, "the same job is taken up again"
-    assert (await _end(later, ticket)).status == "succeeded"
+    assert (await ended(later.finetuner, ticket)).status == "succeeded"
     await later.aclose()
 
 
-async def _end(provider: Provider, ticket: Any) -> JobState:
-    import asyncio
-
-    assert provider.finetuner is not None
-    for _ in range(1200):
-        state = await provider.finetuner.poll(ticket)
-        if state.finished:
-            return state
-        await asyncio.sleep(0.05)
-    raise AssertionError("the training does not end")
-
-
-async def test_a_full_disk_while_submitting_leaves_nomake_job(
+async def test_a_full_disk_while_submitting_leaves_no_job(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = _connect(tiny_model, tmp_path)

@@ -5,7 +5,6 @@ Skipped where vLLM is not installed (see `make test-vllm`).
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import json
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from local_samples import DEMO_MODEL
+from local_truths import SHORT_ANSWERS, forward_pass, tuned_model
 
 from semievol_api.artifacts import EvidenceTable
 from semievol_api.capabilities import ChatRequest, FineTuneRequest, Hyperparameters, OptionRequest
@@ -44,27 +44,6 @@ def _rows(name: str, count: int) -> list[dict[str, str]]:
         return list(csv.DictReader(file))[:count]
 
 
-def _forward_pass(prompt: Prompt, adapter: str | None) -> list[float]:
-    """The labels' log-probabilities by plain transformers and PEFT, spellings with and without a space together."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(1)
-    tokenizer: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
-    turns.append({"role": "assistant", "content": prompt.prefill or ""})
-    text = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    with torch.inference_mode():
-        logits = model(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids).logits
-    scores = logits[0, -1].log_softmax(-1)
-    spellings = [[tokenizer.encode(s, add_special_tokens=False) for s in (label, f" {label}")] for label in LABELS]
-    return [float(torch.logsumexp(scores[[ids[0] for ids in both if len(ids) == 1]], 0)) for both in spellings]
-
-
 async def _trained(subject: Subject) -> str:
     """A model that 100 labelled questions of the demo made; bought once in a session."""
     lines = [
@@ -82,16 +61,7 @@ async def _trained(subject: Subject) -> str:
         model=subject.base_model, training_file="\n".join(lines).encode(), run_key="demo-warm", seed=0,
         hyperparameters=Hyperparameters(n_epochs=3),
     )  # fmt: skip
-    tuner = subject.provider.finetuner
-    assert tuner is not None
-    ticket = await tuner.find(request) or await tuner.submit(request)
-    for _ in range(600):
-        state = await tuner.poll(ticket)
-        if state.finished:
-            assert state.model is not None, state.reason
-            return state.model
-        await asyncio.sleep(0.2)
-    raise AssertionError("the training does not end")
+    return await tuned_model(subject.provider.finetuner, request, poll_s=0.2)
 
 
 async def test_four_seeded_samples_of_one_request_repeat(vllm_subject: Subject) -> None:
@@ -117,7 +87,7 @@ async def test_option_reads_equal_a_forward_pass(vllm_subject: Subject, tuned: b
     for row in _rows("test.csv", 3):
         prompt = Prompt((_question(row["question"]),), "Answer:")
         read = await reader.read(OptionRequest(model=model, prompt=prompt, labels=LABELS))
-        assert read.logprobs == pytest.approx(_forward_pass(prompt, adapter), abs=1e-3)
+        assert read.logprobs == pytest.approx(forward_pass(DEMO_MODEL, prompt, LABELS, adapter), abs=1e-3)
 
 
 async def test_a_long_shared_prefix_is_read_from_the_cache(vllm_subject: Subject) -> None:
@@ -145,7 +115,8 @@ async def test_a_prompt_beyond_the_context_is_refused_and_the_engine_lives_on(vl
     assert fine.completions[0].finish in ("stop", "length")
 
 
-CONFIG = """
+CONFIG = (
+    """
 [run]
 folder = "run"
 
@@ -171,20 +142,13 @@ embedder = {{ provider = "gpu", model = "demo-llama" }}
 rule = "top-n"
 n = 30
 
-[annotate]
-max_tokens = 8
-
-[justify]
-max_tokens = 8
-
 [train]
 n_epochs = 3
 final_epochs = 2
 poll_s = 0.2
-
-[evaluate]
-max_tokens = 8
 """
+    + SHORT_ANSWERS
+)
 
 
 async def test_a_whole_run_starts_one_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +171,9 @@ async def test_a_whole_run_starts_one_engine(tmp_path: Path, monkeypatch: pytest
     justified = load_artifact(result.folder, "justify", EvidenceTable)
     assert justified is not None and len(justified.table) > 0, "annotators disagree about something"
     models = [str(model["name"]) for model in result.verdict.document["models"]]  # type: ignore[index, union-attr]
-    assert {"base", "warm", "semievol"} <= set(models)
+    assert {"base", "sft", "semievol"} <= set(models)
     jobs = sorted((tmp_path / "semievol-local" / "jobs").glob("*/adapter/adapter_model.safetensors"))
-    assert len(jobs) == 2
+    assert len(jobs) == 3, "the warm one, SFT on all labels, and the evolved one"
     again = await run_async(load_config(tmp_path / "semievol.toml"))
     assert not again.computed
     assert starts == ["started"], "nothing was asked, so nothing was started"

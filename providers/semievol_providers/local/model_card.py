@@ -51,4 +51,4 @@ def merged_card(base: str, adapter: str) -> str:
 
 def _kind(job: TrainingJob) -> str:
     words = [word for word, chosen in (("DoRA", job.use_dora), ("rsLoRA", job.use_rslora)) if chosen]
-    return " + ".join(words) or "LoRA"
+    return (" + ".join(words) or "LoRA") + (", over a base in 4 bits (QLoRA)" if job.qlora else "")
