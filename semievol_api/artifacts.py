@@ -17,7 +17,7 @@ from typing import Literal, Self, TypeAlias, TypeVar, cast
 import pyarrow as pa
 from msgspec import convert
 
-from semievol_api.parts import ByPart, Parts, Rows, Tabular, part_of, parts_for
+from semievol_api.parts import ByPart, Parts, Rows, Tabular, file_chunks, part_of, parts_for
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.run_store import Packed
 from semievol_api.tables import (
@@ -134,6 +134,8 @@ class Neighbours:
     ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     similarities: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     making: Tabular | None = None
+    note: str = ""
+    """How they were searched, where that was not exact."""
 
     def table(self) -> pa.Table:
         """A row a question."""
@@ -147,15 +149,17 @@ class Neighbours:
 
     def pack(self) -> Packed:
         """One table."""
-        return Packed(tables={"neighbours": self.table() if self.making is None else self.making})
+        found = self.table() if self.making is None else self.making
+        return Packed(tables={"neighbours": found}, documents={"search": {"note": self.note}} if self.note else {})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
         parts = packed.parts("neighbours")
+        note = cast("dict[str, str]", packed.documents.get("search", {})).get("note", "")
         if parts.count > 1:
-            return cls(ByPart(parts, near_ids), ByPart(parts, near_similarities))
-        return cls(near_ids(parts.read(0)), near_similarities(parts.read(0)))
+            return cls(ByPart(parts, near_ids), ByPart(parts, near_similarities), note=note)
+        return cls(near_ids(parts.read(0)), near_similarities(parts.read(0)), note=note)
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,12 @@ class TrainingFile:
     def content(self) -> bytes:
         """The whole file."""
         return self.pack().content("train.jsonl")
+
+    def chunks(self) -> Iterable[bytes]:
+        """The file, a little at a time."""
+        if isinstance(self.source, bytes):
+            return (self.source,)
+        return file_chunks(self.source) if isinstance(self.source, Path) else self.source
 
     def pack(self) -> Packed:
         """One file."""

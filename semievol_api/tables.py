@@ -95,6 +95,13 @@ def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
+def joined_evidence(tables: Sequence[pa.Table]) -> pa.Table:
+    """Evidence tables as one, sorted like a table of all their rows."""
+    whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    schema = CHECKED_SCHEMA if "p_true" in whole.column_names else EVIDENCE_SCHEMA
+    return whole.select(schema.names).sort_by([("example_id", "ascending"), ("annotator_id", "ascending")])
+
+
 def as_evidence(table: pa.Table) -> Iterator[Evidence]:
     """A table's rows as values."""
     for batch in table.to_batches():

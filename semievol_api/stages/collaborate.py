@@ -18,7 +18,7 @@ from semievol_api.stages.asking import Corpus, Student, ask
 from semievol_api.stages.reading import Question
 from semievol_api.stages.spread import Shard
 from semievol_api.stages.wording import Tone, questions_of, verification
-from semievol_api.tables import evidence_table
+from semievol_api.tables import evidence_table, joined_evidence
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +46,10 @@ class Collaboration:
     def sizes(self) -> tuple[int, ...]:
         """See `Work`."""
         return self.corpus.sizes(self.threshold_pool)
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """See `Work`."""
+        return joined_evidence(tables)
 
     async def __call__(self, student: Student, shard: Shard) -> pa.Table:
         """The shard's evidence."""

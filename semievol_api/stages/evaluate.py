@@ -21,7 +21,7 @@ from semievol_api.stages.annotators import request_seed
 from semievol_api.stages.asking import Corpus, Student, ask
 from semievol_api.stages.reading import Question
 from semievol_api.stages.spread import Shard
-from semievol_api.tables import evidence_table
+from semievol_api.tables import evidence_table, joined_evidence
 from semievol_api.tasks import Task
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ class Examination:
     def sizes(self) -> tuple[int, ...]:
         """See `Work`."""
         return (len(self.examples),)
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """See `Work`."""
+        return joined_evidence(tables)
 
     async def __call__(self, student: Student, shard: Shard) -> pa.Table:
         """The shard's answers."""

@@ -23,7 +23,7 @@ from semievol_api.stages.pooling import Rows, opinions
 from semievol_api.stages.reading import Question
 from semievol_api.stages.spread import Shard
 from semievol_api.stages.wording import Tone, question
-from semievol_api.tables import evidence_table
+from semievol_api.tables import evidence_table, joined_evidence
 from semievol_api.tasks import Task
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class Justification:
     def sizes(self) -> tuple[int, ...]:
         """See `Work`."""
         return self.corpus.sizes(self.threshold_pool)
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """See `Work`."""
+        return joined_evidence(tables)
 
     async def __call__(self, student: Student, shard: Shard) -> pa.Table:
         """The shard's evidence."""

@@ -6,7 +6,7 @@ wherever. Knows nothing of what stages do.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -43,6 +43,10 @@ class Work(Protocol[ToolT_contra]):
     @property
     def sizes(self) -> tuple[int, ...]:
         """The number of examples of each part."""
+        ...
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """A part's table from those of all its shards, in any order."""
         ...
 
     async def __call__(self, tool: ToolT_contra, shard: Shard, /) -> pa.Table:
