@@ -64,8 +64,9 @@ def examples_table(examples: Sequence[Example]) -> pa.Table:
 
 def as_examples(table: pa.Table) -> Iterator[Example]:
     """A table's rows as examples."""
-    for row in table.to_pylist():
-        yield convert(row, Example)
+    columns = (table[name].to_pylist() for name in ("id", "question", "options", "answer", "group", "category"))
+    for name, question, options, answer, group, category in zip(*columns, strict=True):
+        yield Example(id=name, question=question, options=tuple(options), answer=answer, group=group, category=category)
 
 
 def evidence_table(rows: Iterable[Evidence]) -> pa.Table:

@@ -47,7 +47,7 @@ class Corpus:
         self, example: Example, shots: int, task: Task | None = None, order: Sequence[int] | None = None
     ) -> Prompt:
         """The example's question after its `shots` nearest labelled examples; `order` is that of the options."""
-        nearest = self.neighbours.ids[example.id][:shots]
+        nearest = self.neighbours.ids[example.id][:shots] if shots else ()
         return (task or self.task).prompt(example, tuple(self._labeled[i] for i in nearest), order)
 
     def sizes(self, threshold_pool: ThresholdPool) -> tuple[int, ...]:

@@ -10,8 +10,11 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import pyarrow as pa
+
 from semievol_api.artifacts import Neighbours, Selection, TrainingFile
 from semievol_api.config import Config, TrainSettings
+from semievol_api.parts import Rows
 from semievol_api.records import Example, PseudoLabel, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.stages.asking import Corpus
@@ -97,6 +100,9 @@ async def ceiling_file(
 
 def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, PseudoLabel]]:
     """Every kept pseudo-label beside its example, in the order of the data, which both have."""
+    if isinstance(corpus.data.unlabeled, Rows) and isinstance(chosen.kept, Rows):
+        yield from _labelled_by_part(corpus.data.unlabeled, chosen.kept)
+        return
     labels = iter(chosen.kept)
     label = next(labels, None)
     for example in corpus.data.unlabeled:
@@ -105,6 +111,15 @@ def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, Ps
         if example.id == label.example_id:
             yield example, label
             label = next(labels, None)
+
+
+def _labelled_by_part(unlabeled: Rows[Example], kept: Rows[PseudoLabel]) -> Iterator[tuple[Example, PseudoLabel]]:
+    """Both lie in the same parts; only the examples that have a label are made."""
+    for place in range(unlabeled.parts.count):
+        labels, table = kept.part(place), unlabeled.parts.read(place)
+        wanted = {label.example_id for label in labels}
+        chosen = table.filter(pa.array([name in wanted for name in table["id"].to_pylist()], pa.bool_()))
+        yield from zip(unlabeled.make(chosen), labels, strict=True)
 
 
 def _with_labeled(
