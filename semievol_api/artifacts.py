@@ -21,11 +21,13 @@ from semievol_api.parts import ByPart, Parts, Rows, Tabular, file_chunks, part_o
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.run_store import Packed
 from semievol_api.tables import (
+    MEASURES,
     as_evidence,
     as_examples,
     as_labels,
     evidence_table,
     examples_table,
+    grouped,
     kept_table,
     near_ids,
     near_similarities,
@@ -196,10 +198,12 @@ class EvidenceTable:
 
     def by_example(self, part: int | None = None) -> dict[str, list[Evidence]]:
         """The rows of each example, annotators in sorted order: of all parts, or of one."""
-        grouped: dict[str, list[Evidence]] = {}
-        for row in self.rows() if part is None else as_evidence(self.parts.read(part)):
-            grouped.setdefault(row.example_id, []).append(row)
-        return grouped
+        return grouped(self.rows() if part is None else as_evidence(self.parts.read(part)))
+
+    def measures(self, part: int) -> dict[str, list[Evidence]]:
+        """The rows of each example of a part with what selection reads of them, and no more."""
+        names = [name for name in MEASURES if name in self.parts.names(part)]
+        return grouped(as_evidence(self.parts.read(part, names), measures_only=True))
 
     def pack(self) -> Packed:
         """One Parquet table."""

@@ -64,11 +64,15 @@ class Parts:
     @property
     def column_names(self) -> list[str]:
         """The names of the first part's columns."""
+        return self.names(0)
+
+    def names(self, place: int) -> list[str]:
+        """The names of a part's columns."""
         if self.held:
-            return list(self.held[0].column_names)
+            return list(self.held[place].column_names)
         import pyarrow.parquet as pq
 
-        return list(pq.read_schema(self.paths[0]).names)
+        return list(pq.read_schema(self.paths[place]).names)
 
     def read(self, place: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One part, or some of its columns."""

@@ -5,12 +5,14 @@ Knows nothing of files, or of what becomes of a table.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 from msgspec import convert
 
-from semievol_api.records import Evidence, Example, PseudoLabel
+from semievol_api.records import Evidence, Example, PseudoLabel, Usage
 
 EXAMPLE_SCHEMA = pa.schema(
     [
@@ -42,6 +44,23 @@ EVIDENCE_SCHEMA = pa.schema(
         ("dropped_shots", pa.int16()),
     ]
 )
+EVIDENCE_FIELDS = (
+    *(name for name in EVIDENCE_SCHEMA.names if name not in ("prompt_tokens", "completion_tokens", "cached_tokens")),
+    "p_true",
+)
+MEASURES = (
+    "example_id",
+    "annotator_id",
+    "answer",
+    "finish",
+    "option_probs",
+    "answer_logprob",
+    "mean_nll",
+    "verbal",
+    "failure",
+    "p_true",
+)
+"""What selection reads of an evidence row."""
 CHECKED_SCHEMA = EVIDENCE_SCHEMA.append(pa.field("p_true", pa.float32()))
 """Where an annotator was asked about its own answers."""
 
@@ -64,9 +83,22 @@ def examples_table(examples: Sequence[Example]) -> pa.Table:
 
 def as_examples(table: pa.Table) -> Iterator[Example]:
     """A table's rows as examples."""
-    columns = (table[name].to_pylist() for name in ("id", "question", "options", "answer", "group", "category"))
-    for name, question, options, answer, group, category in zip(*columns, strict=True):
-        yield Example(id=name, question=question, options=tuple(options), answer=answer, group=group, category=category)
+    options = _lists(table["options"])
+    texts = (table[name].to_pylist() for name in ("id", "question", "answer", "group", "category"))
+    for choices, name, question, answer, group, category in zip(options, *texts, strict=True):
+        yield Example(id=name, question=question, options=choices or (), answer=answer, group=group, category=category)
+
+
+def _lists(column: pa.ChunkedArray) -> list[tuple[Any, ...] | None]:
+    """A column of lists as tuples; many times quicker than `to_pylist`."""
+    found: list[tuple[Any, ...] | None] = []
+    for chunk in column.chunks:
+        ends, values = chunk.offsets.to_pylist(), chunk.values.to_pylist()
+        rows: list[tuple[Any, ...] | None] = [tuple(values[a:b]) for a, b in itertools.pairwise(ends)]
+        if chunk.null_count:
+            rows = [row if known else None for row, known in zip(rows, chunk.is_valid().to_pylist(), strict=True)]
+        found += rows
+    return found
 
 
 def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
@@ -103,20 +135,31 @@ def joined_evidence(tables: Sequence[pa.Table]) -> pa.Table:
     return whole.select(schema.names).sort_by([("example_id", "ascending"), ("annotator_id", "ascending")])
 
 
-def as_evidence(table: pa.Table) -> Iterator[Evidence]:
-    """A table's rows as values."""
-    for batch in table.to_batches():
-        for row in batch.to_pylist():
-            yield _evidence(row)
+def as_evidence(table: pa.Table, *, measures_only: bool = False) -> Iterator[Evidence]:
+    """A table's rows as values; `measures_only` spares what only people and bills look at."""
+    names = set(table.column_names)
+    wanted = MEASURES if measures_only else tuple(name for name in EVIDENCE_FIELDS if name in names)
+    columns: list[Iterable[Any]] = [
+        _lists(table[name]) if name in ("permutation", "option_probs") else table[name].to_pylist()
+        for name in wanted
+        if name in names
+    ]
+    wanted = tuple(name for name in wanted if name in names)
+    if measures_only:
+        for row in zip(*columns, strict=True):
+            yield Evidence(prompt_hash="", text="", **dict(zip(wanted, row, strict=True)))
+        return
+    counts = (table[name].to_pylist() for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
+    for row, usage in zip(zip(*columns, strict=True), zip(*counts, strict=True), strict=True):
+        yield Evidence(usage=Usage(*usage), **dict(zip(wanted, row, strict=True)))
 
 
-def _evidence(row: dict[str, object]) -> Evidence:
-    usage = {
-        "prompt": row.pop("prompt_tokens"),
-        "completion": row.pop("completion_tokens"),
-        "cached": row.pop("cached_tokens"),
-    }
-    return convert(row | {"usage": usage}, Evidence)
+def grouped(rows: Iterable[Evidence]) -> dict[str, list[Evidence]]:
+    """Rows by example."""
+    found: dict[str, list[Evidence]] = {}
+    for row in rows:
+        found.setdefault(row.example_id, []).append(row)
+    return found
 
 
 def kept_table(labels: Sequence[PseudoLabel]) -> pa.Table:

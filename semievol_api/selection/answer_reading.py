@@ -119,8 +119,32 @@ def read_options(
 
 def read_reply(logprobs: Sequence[float | None], permutation: Sequence[int] | None = None) -> OptionReading | None:
     """The label distribution of an exact option reading: one log-probability per shown label, None = not shown."""
-    leaves = [_Leaf(np.nan if value is None else value, label) for label, value in enumerate(logprobs)]
-    return _reading(leaves, 0.0, len(logprobs), permutation)
+    return read_replies([logprobs], [permutation])[0]
+
+
+def read_replies(
+    logprobs: Sequence[Sequence[float | None]], permutations: Sequence[Sequence[int] | None]
+) -> list[OptionReading | None]:
+    """The same for many replies at once."""
+    found: list[OptionReading | None] = [None] * len(logprobs)
+    by_width: dict[int, list[int]] = {}
+    for place, row in enumerate(logprobs):
+        by_width.setdefault(len(row), []).append(place)
+    for width, places in by_width.items():
+        if not width:
+            continue
+        values = np.array([[np.nan if v is None else v for v in logprobs[i]] for i in places], dtype=np.float64)
+        label_of: IntArray = np.broadcast_to(np.arange(width, dtype=np.int64), values.shape)
+        result = option_prob(values, label_of, np.full(len(places), width, dtype=np.int64), width)
+        order: IntArray = np.array([permutations[i] or range(width) for i in places], dtype=np.int64)
+        probs = undo_permutation(result.probs, order).tolist()
+        complete = result.seen.all(axis=1).tolist()
+        for at, place in enumerate(places):
+            if probs[at][0] != probs[at][0]:  # nothing was seen
+                continue
+            missing = () if complete[at] else tuple(sorted(order[at, ~result.seen[at]].tolist()))
+            found[place] = OptionReading(probs=tuple(probs[at]), missing=missing)
+    return found
 
 
 def answer_position(

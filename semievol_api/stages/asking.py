@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from semievol_api.artifacts import Folds, Neighbours, Prepared
-from semievol_api.capabilities import ChatRequest, OptionRequest, Provider, require
+from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Provider, require
 from semievol_api.config import ThresholdPool
-from semievol_api.engine import Ask, RequestEngine
+from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
 from semievol_api.parts import Rows
 from semievol_api.records import Evidence, Example, Prompt
-from semievol_api.stages.reading import Question, rows_of_chat, rows_of_options
+from semievol_api.stages.reading import Question, rows_of_chat, rows_of_reads
 from semievol_api.stages.spread import Here, Shard, Spread, Work
 from semievol_api.tasks import Task
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+READ_TOGETHER = 512
+"""Option reads whose distributions are computed at once."""
 RequestT = TypeVar("RequestT", ChatRequest, OptionRequest)
 
 
@@ -174,12 +176,17 @@ async def _ask_one_provider(
         under_way: dict[str, Question] = {}
         if reads:
             wanted = _asks(of_a_kind, under_way, OptionRequest)
+            some: list[tuple[Question, Answer[OptionReply]]] = []
             async for read in student.engine.read_options(provider, wanted, stage=stage):
                 question = under_way.pop(read.id)
                 if read.too_long and question.fewer is not None:
                     shorter.append(question.fewer())
-                else:
-                    rows += rows_of_options(question, read)
+                    continue
+                some.append((question, read))
+                if len(some) == READ_TOGETHER:
+                    rows += rows_of_reads(some)
+                    some.clear()
+            rows += rows_of_reads(some)
             continue
         asks = _asks(of_a_kind, under_way, ChatRequest)
         async for answer in student.engine.chat(provider, asks, stage=stage):

@@ -138,8 +138,8 @@ def pool_columns(corpus: Corpus, crew: Crew, said: EvidenceTable, final: Evidenc
 
 def heard(said: EvidenceTable, final: EvidenceTable, place: int) -> Mapping[str, list[Evidence]]:
     """What annotators and judge said of the examples of one part."""
-    rows = said.by_example(place)
-    for name, judged in final.by_example(place).items():
+    rows = said.measures(place)
+    for name, judged in final.measures(place).items():
         rows.setdefault(name, []).extend(judged)
     return rows
 

@@ -26,7 +26,7 @@ from semievol_api.capabilities import (
 )
 from semievol_api.config import TrainSettings
 from semievol_api.errors import JobFailedError, TransientError, UserError
-from semievol_api.records import Example, TrainingExample
+from semievol_api.records import Example, Message, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.training_file import MIN_EXAMPLES, CountTokens, check_training_file
@@ -74,8 +74,6 @@ class Trainer:
 
 def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
     """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
-    from semievol_api.records import Message
-
     reply = Message("assistant", text if text is not None else task.target(example, answer))
     return TrainingExample(messages=(*task.prompt(example, ()).messages, reply))
 

@@ -112,7 +112,7 @@ def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings, seed: in
 
 
 def _candidates(task: Task, heard: Heard, examples: Sequence[Example], place: int) -> list[Candidate]:
-    said, final = heard.said.by_example(place), heard.final.by_example(place)
+    said, final = heard.said.measures(place), heard.final.measures(place)
     return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
 
 

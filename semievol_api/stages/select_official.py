@@ -39,7 +39,7 @@ def official(
     """Unanimous answers, and justified ones strictly below the percentile of the justified."""
     task, rounds = corpus.task, list[_Rounds]()
     for part in range(len(corpus.sizes("unlabeled"))):
-        heard = (said.by_example(part), final.by_example(part))
+        heard = (said.measures(part), final.measures(part))
         rounds.append(_both_rounds(task, crew, unlabeled_of(corpus, part), heard))
     answers = np.concatenate([found.answers for found in rounds])
     nll = np.concatenate([found.nll for found in rounds])
