@@ -15,7 +15,7 @@ import numpy as np
 
 from semievol_api.errors import DataError
 from semievol_api.selection.option_probability import UNSEEN_LOGPROB, option_prob, undo_permutation
-from semievol_api.selection.values import FloatArray, IntArray
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 _TRIM = " \t\r\n\u00a0\u0120\u010a\u2581*_`~\"'()[]{}<>.,:;!?|\u3002\u3001"
 """Around a label: blanks, the blank and newline marks of raw BPE and SentencePiece tokens, markup, punctuation."""
@@ -138,11 +138,12 @@ def read_replies(
         result = option_prob(values, label_of, np.full(len(places), width, dtype=np.int64), width)
         order: IntArray = np.array([permutations[i] or range(width) for i in places], dtype=np.int64)
         probs = undo_permutation(result.probs, order).tolist()
-        complete = result.seen.all(axis=1).tolist()
+        lacking: BoolArray = ~result.seen
+        incomplete: list[bool] = np.asarray(lacking.any(axis=1)).tolist()
         for at, place in enumerate(places):
             if probs[at][0] != probs[at][0]:  # nothing was seen
                 continue
-            missing = () if complete[at] else tuple(sorted(order[at, ~result.seen[at]].tolist()))
+            missing = tuple(sorted(order[at, np.flatnonzero(lacking[at])].tolist())) if incomplete[at] else ()
             found[place] = OptionReading(probs=tuple(probs[at]), missing=missing)
     return found
 
