@@ -111,10 +111,10 @@ def scored_columns(rows: np.ndarray, rng: np.random.Generator) -> pa.Table:
         {
             "example_id": pa.array([f"row-{row:08d}" for row in rows], pa.string()),
             "answer": pa.array(np.array(["A", "B", "C", "D"])[label].tolist(), pa.string()),
-            "label": pa.array(label, pa.int64()),
+            "label": pa.array(label.astype(np.int16)),
             "score": pa.array(score, pa.float64()),
             "margin": pa.array(np.maximum(0.0, 2 * score - 1), pa.float64()),
-            "voices": pa.array(np.full(len(rows), 3), pa.int64()),
+            "voices": pa.array(np.full(len(rows), 3, np.int16)),
             "agreed": pa.array(score > 0.8, pa.bool_()),
         }
     )

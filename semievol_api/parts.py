@@ -29,7 +29,7 @@ _CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A table in parts: `sizes[i]` rows in part i, which lies in a Parquet file or in memory.
+    """A table in parts: `sizes[i]` rows in part i, in a Parquet file, in memory, or made when it is read.
 
     Looks like one table to who wants one: `parts["column"]` is a whole column, `len(parts)` its rows.
     """
@@ -37,6 +37,7 @@ class Parts:
     sizes: tuple[int, ...]
     paths: tuple[Path, ...] = ()
     held: tuple[pa.Table, ...] = ()
+    make: Callable[[int], pa.Table] | None = None
 
     @classmethod
     def of(cls, *tables: pa.Table) -> Parts:
@@ -68,16 +69,16 @@ class Parts:
 
     def names(self, place: int) -> list[str]:
         """The names of a part's columns."""
-        if self.held:
-            return list(self.held[place].column_names)
+        if not self.paths:
+            return list(self.read(place).column_names)
         import pyarrow.parquet as pq
 
         return list(pq.read_schema(self.paths[place]).names)
 
     def read(self, place: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One part, or some of its columns."""
-        if self.held:
-            table = self.held[place]
+        if not self.paths:
+            table = self.held[place] if self.make is None else self.make(place)
             return table if columns is None else table.select(list(columns))
         import pyarrow.parquet as pq
 
@@ -125,6 +126,7 @@ class Rows(Sequence[RowT_co], Generic[RowT_co]):
         """The rows of one part."""
         if self._held[0] != place:
             self._held = (-1, ())
+            free_memory()
             self._held = (place, tuple(self.make(self.parts.read(place))))
         return self._held[1]
 
@@ -213,10 +215,17 @@ def content_of(parts: Parts) -> str:
     for path in parts.paths:
         for chunk in file_chunks(path):
             state.update(chunk)
-    for table in parts.held:
+    for table in () if parts.paths else parts.tables():
         for batch in table.to_batches():
             state.update(batch.serialize())
     return state.hexdigest()
+
+
+def free_memory() -> None:
+    """Give back what Arrow keeps for later: parts are of about one size, but not of the same columns."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 from pydantic import BaseModel
 
 from semievol_api.errors import RunFolderError
-from semievol_api.parts import Parts, Tabular, file_chunks
+from semievol_api.parts import Parts, Tabular, file_chunks, free_memory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -303,6 +303,8 @@ async def _write_table(place: Path, table: Tabular) -> None:
             first.rename(place / "part-00000.parquet")
         path = place / f"part-{number:05d}.parquet" if number else first
         pq.write_table(part, path, compression="zstd")
+        if number:
+            free_memory()
 
     if isinstance(table, Parts):
         for number, part in enumerate(table.tables()):

@@ -7,6 +7,7 @@ shard that is given again finds in its journal what was answered. Knows nothing 
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, fields
@@ -23,7 +24,7 @@ from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_api.scale.keeper import Keeper
 from semievol_api.scale.order import Asked, Done, Embedding, Order, journals_of, shards_of
 from semievol_api.stages.asking import Student
-from semievol_api.stages.spread import Shard, ToolT, Work
+from semievol_api.stages.spread import Here, Shard, ToolT, Work
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class RaySpread:
         """See `Spread`."""
         order = Order(self.config, self._described(tool), work)
         shards = shards_of(work, self.config.ray.shard_rows)
+        if len(shards) == 1:  # less than a worker's start costs
+            async for table in Here().over(tool, work):
+                yield table
+            return
         keeper = _keeper(self.config, self.engine)
         waiting: dict[int, list[pa.Table]] = {}
         results = _results(order, shards, keeper)
@@ -109,6 +114,7 @@ def _results(order: Order, shards: list[Shard], keeper: Any) -> Iterator[Done]:
 
     from semievol_api.scale.worker import ShardWorker
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

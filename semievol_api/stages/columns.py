@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from semievol_api.artifacts import EvidenceTable
+from semievol_api.parts import free_memory
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import check_missing_logprobs, count_abstentions
 from semievol_api.selection.choice import Abstentions
@@ -56,8 +57,8 @@ class Column(Sequence[str]):
 class PoolColumns:
     """The unlabelled examples in the order of their data; `parts` are those of the data.
 
-    Columns: `example_id`, `answer` (null = abstain), `label` int64 (-1 = abstain), `score` and `margin` float64 (null =
-    abstain), `voices` int64, `agreed` bool; see `selection.Pooled`. `calibrating` are the crew's opinions on the
+    Columns: `example_id`, `answer` (null = abstain), `label` int16 (-1 = abstain), `score` and `margin` float64 (null =
+    abstain), `voices` int16, `agreed` bool; see `selection.Pooled`. `calibrating` are the crew's opinions on the
     examples that calibrate, whole. `filled_in` counts for each asker the rows in which the server did not show every
     label.
     """
@@ -76,12 +77,12 @@ class PoolColumns:
         """float64 (m,), NaN = abstain."""
         return self._whole("score")
 
-    @cached_property
+    @property
     def label(self) -> IntArray:
         """int64 (m,), an index into an example's own labels."""
-        return self._whole("label")
+        return self._whole("label").astype(np.int64)
 
-    @cached_property
+    @property
     def agreed(self) -> BoolArray:
         """bool (m,): all annotators that spoke had the same first choice."""
         return self._whole("agreed")
@@ -126,6 +127,7 @@ def pool_columns(corpus: Corpus, crew: Crew, said: EvidenceTable, final: Evidenc
         examples, rows = corpus.pool("unlabeled", Shard(place)), heard(said, final, place)
         found = opinions(corpus, crew.everybody, examples, rows)
         tally.count(rows)
+        free_memory()
         here = len(examples) if place < last else len(examples) - len(corpus.folds.calibration)
         if here or not parts:
             parts.append(_table(found.only(slice(0, here))))
@@ -157,10 +159,10 @@ def _table(found: Opinions) -> pa.Table:
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),
             "answer": pa.array([found.answer(i) for i in places], pa.string()),
-            "label": pa.array(pooled.label, pa.int64()),
+            "label": pa.array(pooled.label.astype(np.int16)),
             "score": pa.array(pooled.score, pa.float64(), from_pandas=True),
             "margin": pa.array(pooled.margin, pa.float64(), from_pandas=True),
-            "voices": pa.array(pooled.voices, pa.int64()),
+            "voices": pa.array(pooled.voices.astype(np.int16)),
             "agreed": pa.array(pooled.agreed, pa.bool_()),
         }
     )

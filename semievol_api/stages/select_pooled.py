@@ -69,8 +69,17 @@ class Choice:
 async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: SelectSettings, beside: Beside) -> Selection:
     """Keep the pseudo-labels that the rule chooses by the pooled probability."""
     choice = _chosen(corpus, pool, settings, beside)
-    kept = tuple(_kept_table(corpus, part, choice, at, beside.reviewed) for part, at in pool.with_places())
-    count = sum(map(len, kept))
+    places = [at for _, at in pool.with_places()]
+
+    def kept(part: int) -> pa.Table:
+        return _kept_table(pool.parts[part], choice, places[part], beside.reviewed)
+
+    def scored(part: int) -> pa.Table:
+        return _table(pool.parts[part], choice, places[part])
+
+    taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
+    counts = tuple(int(np.count_nonzero(taken[at])) for at in places)
+    count = sum(counts)
     spread = _spread(pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
@@ -89,8 +98,8 @@ async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: Selec
         "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
     }
     return Selection(
-        kept=Rows(Parts.of(*kept), as_labels),
-        scores=Parts.of(*(_table(part, choice, at) for part, at in pool.with_places())),
+        kept=Rows(Parts(counts, make=kept), as_labels),
+        scores=Parts(tuple(map(len, pool.parts)), make=scored),
         summary=summary,
         calibration=_calibration_table(pool.calibrating),
         queue=_queue(corpus, pool, choice),
@@ -136,7 +145,7 @@ def _calibration(
     return Calibration(scores=scores, wrong=wrong) if scores.size else None
 
 
-def _kept_table(corpus: Corpus, part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str, str]) -> pa.Table:
+def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str, str]) -> pa.Table:
     """The pseudo-labels of one part; a person's words count more than the crew's."""
     taken = choice.selected.kept[at] | choice.by_person[at]
     part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
@@ -213,7 +222,8 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
     said = ("example_id", "answer", "score", "margin", "voices", "agreed")
-    return pa.table({**{name: part[name] for name in said}, **taken})
+    columns = {name: part[name].cast(pa.int64()) if name == "voices" else part[name] for name in said}
+    return pa.table({**columns, **taken})
 
 
 def _calibration_table(found: Opinions) -> pa.Table:
