@@ -60,6 +60,14 @@ class Fleet:
     journals: Sequence[Path] = ()
     leases: Leases | None = None
 
+    def open_journals(self, own: Path, run: str) -> tuple[WithOthers, Spend]:
+        """The engine's own journal with the others beside it, and what counts as spent by this engine."""
+        journal = WithOthers(Journal.create(own), [path for path in self.journals if path.is_file()])
+        spent = _spent(journal, run)
+        for other in journal.others if self.leases is None else ():
+            spent = spent.plus(_spent(other, run))
+        return journal, spent
+
 
 class RequestEngine:
     """Made by `open`; see there. `ledger` tells what each stage sent, was served and paid."""
@@ -103,18 +111,14 @@ class RequestEngine:
         Raises:
             JournalError: the journal cannot be opened or written.
         """
-        clock, fleet = clock or RealClock(), fleet or Fleet()
-        reader = WithOthers(Journal.create(journal_path), [p for p in fleet.journals if p.is_file()])
-        spent = _spent(reader, run)
-        for other in reader.others if fleet.leases is None else ():
-            spent = spent.plus(_spent(other, run))
+        clock, leases = clock or RealClock(), None if fleet is None else fleet.leases
+        reader, spent = (fleet or Fleet()).open_journals(journal_path, run)
         lease = reader.open_lease(run)
         writer = GroupCommit(Journal.create(journal_path), lambda error: engine._broke(error))
 
         async def persist(amount: Spend) -> None:
             await writer.step(lambda journal: journal.set_lease(lease, amount.usd, amount.tokens))
 
-        leases = fleet.leases
         budget = Budget(limits, spent, persist, None if leases is None else leases.more)
         if leases is not None:
             await leases.opened(spent)
@@ -128,9 +132,8 @@ class RequestEngine:
             now_s=clock.now_s,
             on_progress=on_progress,
         )
-        engine = cls(
-            desk, limits, Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock), writer, clock
-        )
+        dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
+        engine = cls(desk, limits, dispatcher, writer, clock)
         try:
             with rare_collections():
                 yield engine

@@ -99,7 +99,7 @@ def _keeper(config: Config, engine: RequestEngine) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)(Keeper)
+    actor: Any = ray.remote(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)(Keeper)
     run, rest = str(config.run.folder), engine.spent
     spent = {path.stem: spent_in(path, run) for path in journals_of(config.run.folder)}
     for amount in spent.values():
@@ -164,7 +164,7 @@ class Connection:
             local["include_dashboard"] = False
             if settings.object_store_mb is not None:
                 local["object_store_memory"] = settings.object_store_mb * 2**20
-        ray.init(address=settings.address, log_to_driver=False, logging_level="warning", **local)
+        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING, **local)
 
     def close(self) -> None:
         """End what was begun here."""

@@ -178,16 +178,14 @@ def _failed(question: Question, reason: str) -> Evidence:
 
 def _evidence(question: Question, **values: Any) -> Evidence:
     """A row without an answer, but for the given values."""
-    return Evidence(
-        **{
-            "example_id": question.example.id,
-            "annotator_id": question.asker,
-            "prompt_hash": prompt_hash(question.prompt),
-            "text": "",
-            "answer": None,
-            "finish": "stop",
-            "permutation": question.order,
-            "dropped_shots": question.dropped_shots,
-            **values,
-        }
-    )
+    known: dict[str, Any] = {
+        "example_id": question.example.id,
+        "annotator_id": question.asker,
+        "prompt_hash": prompt_hash(question.prompt),
+        "text": "",
+        "answer": None,
+        "finish": "stop",
+        "permutation": question.order,
+        "dropped_shots": question.dropped_shots,
+    }
+    return Evidence(**(known | values))
