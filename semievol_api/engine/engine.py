@@ -123,15 +123,8 @@ class RequestEngine:
         if leases is not None:
             await leases.opened(spent)
         budget.adopt(set_aside(reader, run))
-        desk = Desk(
-            run=run,
-            journal=reader,
-            under_way={},
-            budget=budget,
-            ledger=Ledger(clock.now_s),
-            now_s=clock.now_s,
-            on_progress=on_progress,
-        )
+        shared: dict[str, Any] = {"run": run, "journal": reader, "budget": budget, "on_progress": on_progress}
+        desk = Desk(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
         dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
         engine = cls(desk, limits, dispatcher, writer, clock)
         try:

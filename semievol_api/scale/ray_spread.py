@@ -99,7 +99,8 @@ def _keeper(config: Config, engine: RequestEngine) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)(Keeper)
+    remote: Any = ray.remote(Keeper)
+    actor = remote.options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
     run, rest = str(config.run.folder), engine.spent
     spent = {path.stem: spent_in(path, run) for path in journals_of(config.run.folder)}
     for amount in spent.values():

@@ -65,9 +65,9 @@ def cluster() -> Iterator[Any]:
         head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False},
     )
     try:
+        ray.init(address=found.address, log_to_driver=False, logging_level="error")  # while only the head is there
         found.add_node(num_cpus=2, object_store_memory=memory)
         found.add_node(num_cpus=2, object_store_memory=memory)
-        ray.init(address=found.address, log_to_driver=False, logging_level="error")
         yield found
     finally:
         ray.shutdown()
@@ -78,6 +78,7 @@ def cluster() -> Iterator[Any]:
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_bytes_of_one_process(cluster: Any, project: Project) -> None:
     write_rows(project.folder / "labeled.csv", 100)
     write_rows(project.folder / "unlabeled.csv", 150, start=100)
@@ -97,6 +98,7 @@ def test_two_nodes_give_the_bytes_of_one_process(cluster: Any, project: Project)
     assert again.computed == ()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_node_cost_no_more_than_was_in_flight(cluster: Any, tmp_path: Path) -> None:
     """The server counts: every question answered, few twice, the quota kept; and then the budget's cap."""
     with MockServer(latency=20, tokens=16, rpm=PER_MINUTE, burst=20) as server:
