@@ -9,64 +9,47 @@ Knows nothing of how an artifact is made; holds no clock, host or secret.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Self, TypeAlias, cast
+from pathlib import Path
+from typing import Literal, Self, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
 from msgspec import convert
 
+from semievol_api.parts import ByPart, Parts, Rows, Tabular, file_chunks, part_of, parts_for
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.run_store import Packed
+from semievol_api.tables import (
+    MEASURES,
+    as_evidence,
+    as_examples,
+    as_labels,
+    evidence_table,
+    examples_table,
+    grouped,
+    kept_table,
+    near_ids,
+    near_similarities,
+)
 
 Ability: TypeAlias = Literal["options", "alternatives", "logprobs", "text"]
 """What a server gives beside an answer's text: the probability of every label in one read, alternatives at each
 token, the chosen tokens' log-probabilities, or nothing."""
 
 REVIEW_QUEUE = "review_queue.jsonl"
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("question", pa.string()),
-        ("options", pa.list_(pa.string())),
-        ("answer", pa.string()),
-        ("group", pa.string()),
-        ("category", pa.string()),
-    ]
-)
-EVIDENCE_SCHEMA = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("annotator_id", pa.string()),
-        ("prompt_hash", pa.string()),
-        ("text", pa.string()),
-        ("answer", pa.string()),
-        ("finish", pa.string()),
-        ("permutation", pa.list_(pa.int16())),
-        ("option_probs", pa.list_(pa.float32())),
-        ("answer_logprob", pa.float32()),
-        ("mean_nll", pa.float32()),
-        ("verbal", pa.float32()),
-        ("prompt_tokens", pa.int32()),
-        ("completion_tokens", pa.int32()),
-        ("cached_tokens", pa.int32()),
-        ("failure", pa.string()),
-        ("dropped_shots", pa.int16()),
-    ]
-)
-CHECKED_SCHEMA = EVIDENCE_SCHEMA.append(pa.field("p_true", pa.float32()))
-"""Where an annotator was asked about its own answers."""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Clean data: what a model may learn from, be asked, and be measured on. No hidden gold in it.
 
-    `report` is the hygiene report as JSON values: every row that was dropped, with its reason.
+    More than `PART_ROWS` unlabelled examples are `Rows`, in the order of their parts. `report` is the hygiene report
+    as JSON values: every row that was dropped, with its reason.
     """
 
     labeled: tuple[Example, ...]
-    unlabeled: tuple[Example, ...]
+    unlabeled: Sequence[Example]
     test: tuple[Example, ...]
     report: Mapping[str, object]
 
@@ -74,9 +57,9 @@ class Prepared:
         """Three tables and the report."""
         return Packed(
             tables={
-                "labeled": _examples_table(self.labeled),
-                "unlabeled": _examples_table(self.unlabeled),
-                "test": _examples_table(self.test),
+                "labeled": examples_table(self.labeled),
+                "unlabeled": examples_in_parts(self.unlabeled),
+                "test": examples_table(self.test),
             },
             documents={"report": self.report},
         )
@@ -84,8 +67,12 @@ class Prepared:
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        splits = {name: tuple(_examples(table)) for name, table in packed.tables.items()}
-        return cls(report=cast("Mapping[str, object]", packed.documents["report"]), **splits)
+        return cls(
+            labeled=tuple(as_examples(packed.table("labeled"))),
+            unlabeled=_rows(packed.parts("unlabeled"), as_examples),
+            test=tuple(as_examples(packed.table("test"))),
+            report=cast("Mapping[str, object]", packed.documents["report"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -105,9 +92,9 @@ class Folds:
         """Three tables and a document."""
         return Packed(
             tables={
-                "warm": _examples_table(self.warm),
-                "calibration": _examples_table(self.calibration),
-                "development": _examples_table(self.development),
+                "warm": examples_table(self.warm),
+                "calibration": examples_table(self.calibration),
+                "development": examples_table(self.development),
             },
             documents={"folds": {"tunable": self.tunable, "note": self.note}},
         )
@@ -115,7 +102,7 @@ class Folds:
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        parts = {name: tuple(_examples(table)) for name, table in packed.tables.items()}
+        parts = {name: tuple(as_examples(packed.table(name))) for name in packed.tables}
         document = cast("dict[str, object]", packed.documents["folds"])
         return cls(tunable=bool(document["tunable"]), note=str(document["note"]), **parts)
 
@@ -136,71 +123,96 @@ class Abilities:
         return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]))
 
 
+Near: TypeAlias = Mapping[str, tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class Neighbours:
-    """For each question the ids of its nearest labelled examples, nearest first, and their similarities."""
+    """For each question the ids of its nearest labelled examples, nearest first, and their similarities.
 
-    ids: Mapping[str, tuple[str, ...]]
-    similarities: Mapping[str, tuple[float, ...]]
+    `making`: parts that are still being made, in the order of the unlabelled examples' and one for all others.
+    """
 
-    def pack(self) -> Packed:
-        """One table, a row a question."""
-        table = pa.table(
+    ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    similarities: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    making: Tabular | None = None
+    note: str = ""
+    """How they were searched, where that was not exact."""
+
+    def table(self) -> pa.Table:
+        """A row a question."""
+        return pa.table(
             {
                 "example_id": pa.array(list(self.ids), pa.string()),
                 "neighbour_ids": pa.array([list(v) for v in self.ids.values()], pa.list_(pa.string())),
                 "similarities": pa.array([list(self.similarities[k]) for k in self.ids], pa.list_(pa.float32())),
             }
         )
-        return Packed(tables={"neighbours": table})
+
+    def pack(self) -> Packed:
+        """One table."""
+        found = self.table() if self.making is None else self.making
+        return Packed(tables={"neighbours": found}, documents={"search": {"note": self.note}} if self.note else {})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        columns = packed.tables["neighbours"].to_pydict()
-        keys = columns["example_id"]
-        return cls(
-            ids={k: tuple(v) for k, v in zip(keys, columns["neighbour_ids"], strict=True)},
-            similarities={k: tuple(v) for k, v in zip(keys, columns["similarities"], strict=True)},
-        )
+        parts = packed.parts("neighbours")
+        note = cast("dict[str, str]", packed.documents.get("search", {})).get("note", "")
+        if parts.count > 1:
+            return cls(ByPart(parts, near_ids), ByPart(parts, near_similarities), note=note)
+        return cls(near_ids(parts.read(0)), near_similarities(parts.read(0)), note=note)
 
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """What annotators said: one row per (example, annotator), sorted by them; columns of `EVIDENCE_SCHEMA`, or of
-    `CHECKED_SCHEMA`."""
+    """What annotators said: one row per (example, annotator); columns of `tables.EVIDENCE_SCHEMA`, or of
+    `CHECKED_SCHEMA`.
 
-    table: pa.Table
+    Each part is sorted by example and annotator. Where the unlabelled examples lie in parts, part i is about those of
+    their part i, and the last one about all other examples. `source` may still be being made: then it can be stored
+    and nothing else.
+    """
+
+    source: Tabular
 
     @classmethod
     def of(cls, rows: Iterable[Evidence]) -> Self:
         """A table of rows in any order."""
-        ordered = sorted(rows, key=lambda row: (row.example_id, row.annotator_id))
-        columns = [_evidence_columns(row) for row in ordered]
-        checked = any(row.p_true is not None for row in ordered)
-        return cls(pa.Table.from_pylist(columns, schema=CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA))
+        return cls(evidence_table(rows))
+
+    @property
+    def parts(self) -> Parts:
+        """The stored parts."""
+        return self.source if isinstance(self.source, Parts) else Parts.of(cast("pa.Table", self.source))
+
+    @property
+    def table(self) -> pa.Table:
+        """All parts as one table."""
+        return self.parts.whole()
 
     def rows(self) -> Iterator[Evidence]:
         """The rows as values, in the table's order."""
-        for batch in self.table.to_batches():
-            for row in batch.to_pylist():
-                yield _evidence(row)
+        for table in self.parts.tables():
+            yield from as_evidence(table)
 
-    def by_example(self) -> dict[str, list[Evidence]]:
-        """The rows of each example, annotators in sorted order."""
-        grouped: dict[str, list[Evidence]] = {}
-        for row in self.rows():
-            grouped.setdefault(row.example_id, []).append(row)
-        return grouped
+    def by_example(self, part: int | None = None) -> dict[str, list[Evidence]]:
+        """The rows of each example, annotators in sorted order: of all parts, or of one."""
+        return grouped(self.rows() if part is None else as_evidence(self.parts.read(part)))
+
+    def measures(self, part: int) -> dict[str, list[Evidence]]:
+        """The rows of each example of a part with what selection reads of them, and no more."""
+        names = [name for name in MEASURES if name in self.parts.names(part)]
+        return grouped(as_evidence(self.parts.read(part, names), measures_only=True))
 
     def pack(self) -> Packed:
         """One Parquet table."""
-        return Packed(tables={"evidence": self.table})
+        return Packed(tables={"evidence": self.source})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        return cls(packed.tables["evidence"])
+        return cls(packed.parts("evidence"))
 
 
 @dataclass(frozen=True)
@@ -212,8 +224,8 @@ class Selection:
     the calibration items with their scores and whether they are wrong, `queue` the questions for a person.
     """
 
-    kept: tuple[PseudoLabel, ...]
-    scores: pa.Table
+    kept: Sequence[PseudoLabel]
+    scores: pa.Table | Parts
     summary: Mapping[str, object]
     calibration: pa.Table | None = None
     queue: bytes = b""
@@ -225,13 +237,8 @@ class Selection:
 
     def pack(self) -> Packed:
         """The kept labels, all scores, and the summary."""
-        kept = {
-            "example_id": pa.array([p.example_id for p in self.kept], pa.string()),
-            "answer": pa.array([p.answer for p in self.kept], pa.string()),
-            "text": pa.array([p.text for p in self.kept], pa.string()),
-            "score": pa.array([p.score for p in self.kept], pa.float64()),
-        }
-        tables = {"kept": pa.table(kept), "scores": self.scores}
+        kept = self.kept.parts if isinstance(self.kept, Rows) else kept_table(self.kept)
+        tables: dict[str, Tabular] = {"kept": kept, "scores": self.scores}
         if self.calibration is not None:
             tables["calibration"] = self.calibration
         files = {REVIEW_QUEUE: self.queue} if self.queue else {}
@@ -241,23 +248,34 @@ class Selection:
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
         return cls(
-            kept=tuple(convert(row, PseudoLabel) for row in packed.tables["kept"].to_pylist()),
-            scores=packed.tables["scores"],
+            kept=_rows(packed.parts("kept"), as_labels),
+            scores=packed.parts("scores"),
             summary=cast("Mapping[str, object]", packed.documents["summary"]),
-            calibration=packed.tables.get("calibration"),
-            queue=packed.files.get(REVIEW_QUEUE, b""),
+            calibration=packed.table("calibration") if "calibration" in packed.tables else None,
+            queue=packed.content(REVIEW_QUEUE),
         )
 
 
 @dataclass(frozen=True)
 class TrainingFile:
-    """A chat JSONL file, byte for byte as it is uploaded."""
+    """A chat JSONL file, byte for byte as it is uploaded: in memory, stored, or in chunks that are still being made."""
 
-    content: bytes
+    source: bytes | Path | Iterable[bytes]
+
+    @property
+    def content(self) -> bytes:
+        """The whole file."""
+        return self.pack().content("train.jsonl")
+
+    def chunks(self) -> Iterable[bytes]:
+        """The file, a little at a time."""
+        if isinstance(self.source, bytes):
+            return (self.source,)
+        return file_chunks(self.source) if isinstance(self.source, Path) else self.source
 
     def pack(self) -> Packed:
         """One file."""
-        return Packed(files={"train.jsonl": self.content})
+        return Packed(files={"train.jsonl": self.source})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
@@ -326,7 +344,7 @@ class Answers:
     def pack(self) -> Packed:
         """The evidence and one document."""
         return Packed(
-            tables=self.evidence.pack().tables,
+            tables={"evidence": self.evidence.source},
             documents={"answers": {"label": self.label, "correct": dict(self.correct)}},
         )
 
@@ -357,40 +375,22 @@ class Verdict:
         return cls(cast("Mapping[str, object]", packed.documents["verdict"]))
 
 
-def _examples_table(examples: Sequence[Example]) -> pa.Table:
-    rows = [
-        {
-            "id": e.id,
-            "question": e.question,
-            "options": list(e.options),
-            "answer": e.answer,
-            "group": e.group,
-            "category": e.category,
-        }
-        for e in examples
-    ]
-    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+RowT = TypeVar("RowT")
 
 
-def _examples(table: pa.Table) -> Iterator[Example]:
-    for row in table.to_pylist():
-        yield convert(row, Example)
+def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[RowT]]) -> Sequence[RowT]:
+    """The rows of one part in memory, those of more of them one part at a time."""
+    return tuple(make(parts.read(0))) if parts.count == 1 else Rows(parts, make)
 
 
-def _evidence_columns(row: Evidence) -> Mapping[str, object]:
-    columns = asdict(row)
-    usage = row.usage
-    return columns | {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "cached_tokens": usage.cached,
-    }
-
-
-def _evidence(row: dict[str, object]) -> Evidence:
-    usage = {
-        "prompt": row.pop("prompt_tokens"),
-        "completion": row.pop("completion_tokens"),
-        "cached": row.pop("cached_tokens"),
-    }
-    return convert(row | {"usage": usage}, Evidence)
+def examples_in_parts(examples: Sequence[Example]) -> pa.Table | Parts:
+    """A table of examples; of more than `PART_ROWS` one in parts, by their ids."""
+    if isinstance(examples, Rows):
+        return examples.parts
+    count = parts_for(len(examples))
+    if count == 1:
+        return examples_table(examples)
+    parts: list[list[Example]] = [[] for _ in range(count)]
+    for example in examples:
+        parts[part_of(example.id, count)].append(example)
+    return Parts.of(*(examples_table(part) for part in parts))

@@ -53,6 +53,24 @@ class RunSettings(Settings):
     ceiling: bool = False
     """Also train on the gold answers of the selected rows, where the unlabelled file has them."""
     max_failed_share: Share = 0.05
+    engine: Literal["local", "ray"] = "local"
+    """Who walks the parts of the stages that ask: this process, or the workers of `[ray]`. The results are the same."""
+
+
+class RaySettings(Settings):
+    """`[ray]`: the cluster of `[run] engine = "ray"`. The run's folder must lie where all of its nodes see it."""
+
+    address: str | None = None
+    """Of a running cluster, such as "auto"; without one a local Ray is started and ended."""
+    workers: int = Field(default=2, ge=1)
+    """Processes that ask; each has a connection of its own to every provider."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """For a provider that computes in the worker itself, such as `vllm`."""
+    shard_rows: int = Field(default=1024, ge=1)
+    """Examples that a worker takes at a time, about."""
+    object_store_mb: int | None = Field(default=None, ge=80)
+    """Shared memory of a local Ray; default: Ray's own, a third of the machine's."""
 
 
 class DataSettings(Settings):
@@ -183,6 +201,7 @@ class Config(Settings):
     evolve: EvolveSettings = EvolveSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
+    ray: RaySettings = RaySettings()
     catalogue: CatalogueSettings = CatalogueSettings()
     log: LogSettings = LogSettings()
     cassette: CassetteTable | None = None

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 from pydantic import BaseModel
 
 from semievol_api.errors import RunFolderError
+from semievol_api.parts import Parts, Tabular, file_chunks, free_memory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,11 +34,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """An artifact as files: `tables` become NAME.parquet, `documents` NAME.json, `files` keep their names."""
+    """An artifact as files: `tables` become NAME.parquet, `documents` NAME.json, `files` keep their names.
 
-    tables: Mapping[str, pa.Table] = field(default_factory=dict[str, "pa.Table"])
+    A table in more than one part becomes a folder NAME of them. What is read back are `Parts` and paths.
+    """
+
+    tables: Mapping[str, Tabular] = field(default_factory=dict[str, "Tabular"])
     documents: Mapping[str, object] = field(default_factory=dict[str, object])
-    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    files: Mapping[str, bytes | Path | Iterable[bytes]] = field(
+        default_factory=dict[str, "bytes | Path | Iterable[bytes]"]
+    )
+
+    def parts(self, name: str) -> Parts:
+        """A stored table, unread."""
+        found = self.tables[name]
+        return found if isinstance(found, Parts) else Parts.of(found)
+
+    def table(self, name: str) -> pa.Table:
+        """A stored table, whole."""
+        return self.parts(name).whole()
+
+    def content(self, name: str) -> bytes:
+        """A file's bytes; empty where there is none."""
+        found = self.files.get(name, b"")
+        if isinstance(found, bytes):
+            return found
+        return found.read_bytes() if isinstance(found, Path) else b"".join(found)
 
 
 class Artifact(Protocol):
@@ -109,7 +131,7 @@ class RunStore:
             begun = time.monotonic()
             made = await make(*inputs)
             self.forget(name)
-            content = _write(place, made.pack())
+            content = await _write(place, made.pack())
             seconds = f"{time.monotonic() - begun:.3f}"
             self._stamps[name] = {"fingerprint": digest, "content": content, "seconds": seconds}
             _write_json(self._stamps_path, self._stamps)
@@ -235,36 +257,65 @@ def _check_maker(folder: Path, config_key: str, accept_change: bool) -> None:
 
 
 def _read(place: Path) -> Packed:
-    import pyarrow.parquet as pq
-
     paths = sorted(place.iterdir())
+    whole = {p.stem: Parts.stored([p]) for p in paths if p.suffix == ".parquet"}
+    cut = {p.name: Parts.stored(sorted(p.iterdir())) for p in paths if p.is_dir()}
     return Packed(
-        tables={p.stem: pq.read_table(p) for p in paths if p.suffix == ".parquet"},
+        tables={**whole, **cut},
         documents={p.stem: json.loads(p.read_text("utf-8")) for p in paths if p.suffix == ".json"},
-        files={p.name: p.read_bytes() for p in paths if p.suffix not in (".parquet", ".json")},
+        files={p.name: p for p in paths if p.is_file() and p.suffix not in (".parquet", ".json")},
     )
 
 
-def _write(place: Path, packed: Packed) -> str:
+async def _write(place: Path, packed: Packed) -> str:
     """Write beside the place, rename, and return a hash of the content."""
-    import pyarrow.parquet as pq
-
     draft = place.with_name(f".{place.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     for name, table in packed.tables.items():
-        pq.write_table(table, draft / f"{name}.parquet", compression="zstd")
+        await _write_table(draft / name, table)
     for name, document in packed.documents.items():
         _write_json(draft / f"{name}.json", document)
     for name, content in packed.files.items():
-        (draft / name).write_bytes(content)
+        with (draft / name).open("wb") as file:
+            chunks = file_chunks(content) if isinstance(content, Path) else content
+            file.writelines([chunks] if isinstance(chunks, bytes) else chunks)
     state = hashlib.blake2b(digest_size=20)
-    for path in sorted(draft.iterdir()):
-        state.update(path.name.encode() + b"\x00" + path.read_bytes())
+    for path in sorted(p for p in draft.rglob("*") if p.is_file()):
+        state.update(path.relative_to(draft).as_posix().encode() + b"\x00")
+        for chunk in file_chunks(path):
+            state.update(chunk)
         with path.open("rb") as written:
             os.fsync(written.fileno())
     draft.rename(place)
     return state.hexdigest()
+
+
+async def _write_table(place: Path, table: Tabular) -> None:
+    """One part as PLACE.parquet, more of them as a folder; a part is written when it is made."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(number: int, part: pa.Table) -> None:
+        first = place.with_name(f"{place.name}.parquet")
+        if number == 1:
+            place.mkdir()
+            first.rename(place / "part-00000.parquet")
+        path = place / f"part-{number:05d}.parquet" if number else first
+        pq.write_table(part, path, compression="zstd")
+        if number:
+            free_memory()
+
+    if isinstance(table, Parts):
+        for number, part in enumerate(table.tables()):
+            write(number, part)
+    elif isinstance(table, pa.Table):
+        write(0, table)
+    else:
+        number = 0
+        async for part in table:
+            write(number, part)
+            number += 1
 
 
 def _read_json(path: Path) -> dict[str, dict[str, str]]:

@@ -24,7 +24,7 @@ from semievol_api.capabilities import JobEvent, Provider, Wire, require
 from semievol_api.catalogue import Catalogue, availability, load_catalogue, refuse_ended, with_limits
 from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
-from semievol_api.engine import Ledger, Progress, RequestEngine
+from semievol_api.engine import Fleet, Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
 from semievol_api.frames import evidence_frame, labels_frame, models_frame
 from semievol_api.metric_logs import check_logs, open_logs
@@ -32,6 +32,8 @@ from semievol_api.preflight import refuse_ended_models
 from semievol_api.registry import connect
 from semievol_api.rounds import all_rounds
 from semievol_api.run_store import RunStore
+from semievol_api.scale.order import journals_of
+from semievol_api.scale.where import open_spread
 from semievol_api.stages.annotators import guest_role
 from semievol_api.stages.fine_tune import OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
@@ -327,7 +329,8 @@ def check_data(plan: Plan, raw: RawData) -> None:
 
 def config_key(config: Config) -> str:
     """What makes two configs the same run: everything but limits, pacing and the folder's own name."""
-    unshaping: Any = {"limits": True, "catalogue": True, "cassette": True, "log": True, "run": {"folder", "journal"}}
+    unshaping: Any = {"limits": True, "catalogue": True, "cassette": True, "log": True, "ray": True}
+    unshaping["run"] = {"folder", "journal", "engine"}
     settings = config.model_dump(mode="json", exclude=unshaping)
     settings["roles"].pop("tokenizer")
     settings["train"].pop("poll_s")
@@ -358,12 +361,18 @@ async def open_tools(
         journal = config.run.journal or config.run.folder / "journal.sqlite"
         engine = await stack.enter_async_context(
             RequestEngine.open(
-                journal, config.limits, clock=clock, run=str(config.run.folder), on_progress=watcher.on_row
+                journal,
+                config.limits,
+                clock=clock,
+                run=str(config.run.folder),
+                on_progress=watcher.on_row,
+                fleet=Fleet(journals=journals_of(config.run.folder)),
             )
         )
+        spread = stack.enter_context(open_spread(config, engine))
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":
-            embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model)
+            embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, spread)
         yield Tools(
             engine=engine,
             student_provider=plan.provider(roles.student),
@@ -380,4 +389,5 @@ async def open_tools(
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
             guests={guest_role(r): Guest(plan.provider(r), r.model) for r in plan.guests},
+            spread=spread,
         )

@@ -15,6 +15,7 @@ from semievol_api.engine import RequestEngine
 from semievol_api.stages.asking import Student
 from semievol_api.stages.fine_tune import Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
+from semievol_api.stages.spread import Here, Spread
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Tools:
     gold: Mapping[str, str]
     max_failed_share: float
     guests: Mapping[str, Guest] = field(default_factory=dict[str, Guest])
+    spread: Spread = field(default_factory=Here)
 
     @property
     def base(self) -> TunedModel:
@@ -74,6 +76,7 @@ class Tools:
             seed=self.trainer.seed,
             max_failed_share=self.max_failed_share,
             guests={role: guest.provider for role, guest in self.guests.items()},
+            spread=self.spread,
         )
 
     @property

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from semievol_api.artifacts import EVIDENCE_SCHEMA, Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
+from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
 from semievol_api.records import Example, PseudoLabel
 from semievol_api.run_store import RunStore
+from semievol_api.tables import EVIDENCE_SCHEMA
 
 WORDS = tuple(
     w

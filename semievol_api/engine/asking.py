@@ -14,6 +14,7 @@ from functools import partial
 from semievol_api.config import Limits
 from semievol_api.engine.budget import Budget, Spend, price
 from semievol_api.engine.gate import Gate, Pass
+from semievol_api.engine.leases import Leases
 from semievol_api.engine.retrying import after_failure
 from semievol_api.engine.work import AnyPiece
 from semievol_api.errors import RateLimitError, RefusedError, TransientError
@@ -38,7 +39,8 @@ class Load:
 class Asker:
     """Asks for all carriers of an engine."""
 
-    def __init__(self, limits: Limits, budget: Budget, clock: Clock) -> None:
+    def __init__(self, limits: Limits, budget: Budget, clock: Clock, leases: Leases | None = None) -> None:
+        self._leases = leases
         self._limits = limits
         self._budget = budget
         self._clock = clock
@@ -71,6 +73,8 @@ class Asker:
             passed: Pass | None = None
             billed = True
             try:
+                if self._leases is not None:
+                    await self._leases.pace(piece.tokens)
                 passed = gate.enter_now(piece.tokens) or await gate.enter(piece.tokens)
                 await self._ask(gate, passed, load, piece)
                 return

@@ -51,14 +51,28 @@ def price(usage: Usage, limits: ModelLimits | None, *, share: float = 1.0) -> fl
 
 
 class Budget:
-    """One run's caps. `persist` writes a lease to the journal and comes back when it is on disk."""
+    """One run's caps. `persist` writes a lease to the journal and comes back when it is on disk.
 
-    def __init__(self, limits: Limits, spent: Spend, persist: Callable[[Spend], Awaitable[None]]) -> None:
+    One of several engines of a run spends no more than `more` has leased to it.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        spent: Spend,
+        persist: Callable[[Spend], Awaitable[None]],
+        more: Callable[[Spend], Awaitable[Spend]] | None = None,
+    ) -> None:
         self.capped = limits.max_usd is not None or limits.max_tokens is not None
         self.lost = NOTHING
         self.reserved = NOTHING
         self._max_usd = limits.max_usd
         self._max_tokens = limits.max_tokens
+        self._more = more
+        self._extending = asyncio.Lock()
+        if more is not None:  # nothing may be spent before it is leased
+            self._max_usd = None if limits.max_usd is None else spent.usd
+            self._max_tokens = None if limits.max_tokens is None else spent.tokens
         self._spent = spent
         self._persist = persist
         self._open = 0
@@ -90,6 +104,8 @@ class Budget:
         Raises:
             BudgetError: it does not fit, and nothing in flight could make room.
         """
+        if self._more is not None and not self._fits(need):
+            await self._lease(need, self._more)
         if self._waiters or not self._fits(need):
             await self._wait_for_room(need)
         else:
@@ -99,6 +115,18 @@ class Budget:
         except BaseException:
             self._give_back(need)
             raise
+
+    async def _lease(self, need: Spend, more: Callable[[Spend], Awaitable[Spend]]) -> None:
+        """Lease as much as is needed, if all together still may spend it."""
+        async with self._extending:
+            if self._fits(need):
+                return
+            extra = await more(need)
+            if self._max_usd is not None:
+                self._max_usd += extra.usd
+            if self._max_tokens is not None:
+                self._max_tokens += extra.tokens
+            self._wake()
 
     def could_take(self, need: Spend) -> bool:
         """True where an amount could be adopted now."""

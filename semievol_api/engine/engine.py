@@ -10,8 +10,9 @@ Knows nothing of stages, prompts, vendors or what an answer means.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,11 +33,13 @@ from semievol_api.engine.asking import Asker
 from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
 from semievol_api.engine.batch import BatchSender, BatchTools
 from semievol_api.engine.batch_store import set_aside
+from semievol_api.engine.beside import WithOthers
 from semievol_api.engine.budget import Budget, Spend
 from semievol_api.engine.dispatch import Dispatcher
 from semievol_api.engine.journal import Journal
 from semievol_api.engine.kinds import ChatKind, EmbedKind, Kind, OptionKind
-from semievol_api.engine.ledger import Ledger
+from semievol_api.engine.leases import Leases
+from semievol_api.engine.ledger import Ledger, StageBill
 from semievol_api.engine.stream import Desk, Sender, Stream
 from semievol_api.engine.writer import GroupCommit
 from semievol_api.errors import JournalError, StageError
@@ -45,6 +48,25 @@ from semievol_api.transport.clock import Clock, RealClock
 
 _T = TypeVar("_T")
 Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The other engines of a run: their journals, which are read, and who holds quotas and budget for all.
+
+    Without leases an engine is alone: what the journals say was spent is its own budget's.
+    """
+
+    journals: Sequence[Path] = ()
+    leases: Leases | None = None
+
+    def open_journals(self, own: Path, run: str) -> tuple[WithOthers, Spend]:
+        """The engine's own journal with the others beside it, and what counts as spent by this engine."""
+        journal = WithOthers(Journal.create(own), [path for path in self.journals if path.is_file()])
+        spent = _spent(journal, run)
+        for other in journal.others if self.leases is None else ():
+            spent = spent.plus(_spent(other, run))
+        return journal, spent
 
 
 class RequestEngine:
@@ -78,35 +100,33 @@ class RequestEngine:
         clock: Clock | None = None,
         run: str = "",
         on_progress: Callable[[Progress], None] | None = None,
+        fleet: Fleet | None = None,
     ) -> AsyncGenerator[RequestEngine, None]:
         """An engine on a journal, which is made if it is missing.
 
-        `run` names whose budget counts: the caps hold for everything that this run ever paid into the
-        journal. `on_progress` is called for every finished row.
+        `run` names whose budget counts: the caps hold for everything that this run ever paid into the journal.
+        `fleet` are the other engines of the same run, where there are any. `on_progress` is called for every finished
+        row.
 
         Raises:
             JournalError: the journal cannot be opened or written.
         """
-        clock = clock or RealClock()
-        reader = Journal.create(journal_path)
+        clock, leases = clock or RealClock(), None if fleet is None else fleet.leases
+        reader, spent = (fleet or Fleet()).open_journals(journal_path, run)
         lease = reader.open_lease(run)
         writer = GroupCommit(Journal.create(journal_path), lambda error: engine._broke(error))
 
         async def persist(amount: Spend) -> None:
             await writer.step(lambda journal: journal.set_lease(lease, amount.usd, amount.tokens))
 
-        budget = Budget(limits, _spent(reader, run), persist)
+        budget = Budget(limits, spent, persist, None if leases is None else leases.more)
+        if leases is not None:
+            await leases.opened(spent)
         budget.adopt(set_aside(reader, run))
-        desk = Desk(
-            run=run,
-            journal=reader,
-            under_way={},
-            budget=budget,
-            ledger=Ledger(clock.now_s),
-            now_s=clock.now_s,
-            on_progress=on_progress,
-        )
-        engine = cls(desk, limits, Dispatcher(limits, Asker(limits, budget, clock), writer, clock), writer, clock)
+        shared: dict[str, Any] = {"run": run, "journal": reader, "budget": budget, "on_progress": on_progress}
+        desk = Desk(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
+        dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
+        engine = cls(desk, limits, dispatcher, writer, clock)
         try:
             with rare_collections():
                 yield engine
@@ -116,6 +136,8 @@ class RequestEngine:
             if not writer.broken:
                 reader.end_lease(lease, budget.lost.usd, budget.lost.tokens)
             reader.close()
+            if leases is not None:
+                await leases.closed(budget.spent)
 
     def chat(self, provider: Provider, asks: Asks[ChatRequest], *, stage: str) -> AsyncGenerator[Answer[Reply], None]:
         """Answers in the order in which they are done, each on disk already.
@@ -177,6 +199,25 @@ class RequestEngine:
                 vectors[int(answer.id)] = vector
         return np.empty((0, 0), np.float32) if vectors is None else vectors
 
+    def charge(self, usd: float, tokens: int) -> None:
+        """Other engines of the run have spent something."""
+        self._desk.budget.add(Spend(usd, tokens))
+
+    def took_over(self, bills: Mapping[str, StageBill]) -> None:
+        """What another engine of the run did, for this one's ledger."""
+        for stage, bill in bills.items():
+            self.ledger.tally(stage).add(bill)
+
+    def tell(self, progress: Progress) -> None:
+        """A row that another engine of the run finished, for this one's bars."""
+        if self._desk.on_progress is not None:
+            self._desk.on_progress(progress)
+
+    @property
+    def spent(self) -> Spend:
+        """Everything that is charged to the run so far."""
+        return self._desk.budget.spent
+
     async def cancel_batches(self, provider: Provider) -> int:
         """Cancel all open batches of a provider, whoever started them; what they gave by then is stored.
 
@@ -214,6 +255,15 @@ class RequestEngine:
         for stream in list(self._streams):
             stream.break_off()
         await self._dispatcher.close()
+
+
+def spent_in(path: Path, run: str) -> Spend:
+    """What a run has paid into a journal that nobody has to have open."""
+    journal = Journal.read_only(path)
+    try:
+        return _spent(journal, run)
+    finally:
+        journal.close()
 
 
 def _spent(journal: Journal, run: str) -> Spend:

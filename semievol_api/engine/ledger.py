@@ -79,6 +79,22 @@ class Tally:
         self.usd += usd
         self.unpriced += not priced
 
+    def add(self, bill: StageBill) -> None:
+        """What another engine of the run did for the stage."""
+        self.asks += bill.asks
+        self.requests += bill.requests
+        self.attempts += bill.attempts
+        self.cached += bill.cached
+        self.failed += bill.failed
+        self.rate_limited += bill.rate_limited
+        self.prompt += bill.usage.prompt
+        self.completion += bill.usage.completion
+        self.cached_tokens += bill.usage.cached
+        self.usd += bill.usd
+        self.unpriced += bill.unpriced
+        self.lost_usd += bill.lost_usd
+        self.lost_tokens += bill.lost_tokens
+
     def bill(self, now_s: float) -> StageBill:
         """The counts as of now."""
         return StageBill(

@@ -65,7 +65,7 @@ def _dry_config(config: Config, folder: Path) -> Config:
     """The same config in another folder, without caps, and without the costly parts of the verdict."""
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update={"folder": folder, "journal": None}),
+            "run": config.run.model_copy(update={"folder": folder, "journal": None, "engine": "local"}),
             "limits": Limits(),
             "train": config.train.model_copy(update={"poll_s": 0.001}),
             "evaluate": config.evaluate.model_copy(update={"resamples": 100}),

@@ -9,8 +9,9 @@ how labels were made or of pages.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -20,13 +21,15 @@ import pyarrow as pa
 from semievol_api.errors import RunFolderError, UserError
 from semievol_api.records import Example
 from semievol_api.report.decisions import REVIEW_FILE, Decision, read_decisions
-from semievol_api.report.label_table import LabelTable, read_label_table
+from semievol_api.report.label_table import LabelTable, label_tables
 from semievol_api.report.model_card import model_card
 from semievol_api.stages.fine_tune import chat_jsonl, training_line
 from semievol_api.tasks import Task, load_task
 
 Format: TypeAlias = Literal["openai", "parquet", "hf", "model-card"]
 """`openai`: chat JSONL ready for a fine-tuning API; `hf`: a folder for `datasets.load_from_disk`."""
+
+ROWS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ def export_labels(run_folder: Path, out: Path, format: Format) -> int:
         if format == "model-card":
             out.write_text(model_card(run_folder), "utf-8")
             return 1
-        labels = selected_labels(run_folder)
+        labels = _Counted(selected_labels(run_folder))
         if format == "openai":
             task = run_task(run_folder)
-            lines = [training_line(task, label.example, label.answer) for label in labels]
-            out.write_bytes(chat_jsonl(lines).content)
+            with out.open("wb") as file:
+                lines = (training_line(task, label.example, label.answer) for label in labels)
+                file.writelines(chat_jsonl(lines).chunks())
         elif format == "parquet":
             _write_parquet(labels, out)
         else:
@@ -67,15 +71,30 @@ def export_labels(run_folder: Path, out: Path, format: Format) -> int:
         raise RunFolderError(
             f"The labels cannot be written to {str(out)!r}: {error.strerror or error}. Name another place with --out."
         ) from None
-    return len(labels)
+    return labels.count
 
 
-def selected_labels(run_folder: Path) -> list[Label]:
+def selected_labels(run_folder: Path) -> Iterator[Label]:
     """The kept pseudo-labels in the data's order; a person's answer replaces or adds one, a skip changes nothing."""
-    table = read_label_table(run_folder)
     decisions = read_decisions(run_folder / REVIEW_FILE)
-    found = [_label(table, place, decisions) for place in range(len(table))]
-    return [label for label in found if label is not None]
+    for table in label_tables(run_folder):
+        for place in range(len(table)):
+            label = _label(table, place, decisions)
+            if label is not None:
+                yield label
+
+
+class _Counted:
+    """Labels on their way, and how many came by."""
+
+    def __init__(self, labels: Iterator[Label]) -> None:
+        self._labels = labels
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Label]:
+        for label in self._labels:
+            self.count += 1
+            yield label
 
 
 def run_task(run_folder: Path) -> Task:
@@ -107,7 +126,7 @@ def _label(table: LabelTable, place: int, decisions: Mapping[str, Decision]) -> 
     return Label(example, answer, score, "pseudo") if table.kept[place] and answer is not None else None
 
 
-def _columns(labels: list[Label]) -> dict[str, list[object]]:
+def _columns(labels: Sequence[Label]) -> dict[str, list[object]]:
     return {
         "id": [label.example.id for label in labels],
         "question": [label.example.question for label in labels],
@@ -119,17 +138,30 @@ def _columns(labels: list[Label]) -> dict[str, list[object]]:
     }
 
 
-def _write_parquet(labels: list[Label], out: Path) -> None:
+def _tables(labels: Iterable[Label]) -> Iterator[pa.Table]:
+    """The labels as tables of many rows, at least one."""
+    coming = iter(labels)
+    some = list(itertools.islice(coming, ROWS_AT_ONCE))
+    while True:
+        yield pa.table(_columns(some), schema=_schema())
+        some = list(itertools.islice(coming, ROWS_AT_ONCE))
+        if not some:
+            return
+
+
+def _write_parquet(labels: Iterable[Label], out: Path) -> None:
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(_columns(labels), schema=_schema()), out, compression="zstd")
+    with pq.ParquetWriter(out, _schema(), compression="zstd") as writer:
+        for table in _tables(labels):
+            writer.write_table(table)
 
 
-def _write_dataset(labels: list[Label], out: Path) -> None:
+def _write_dataset(labels: Iterable[Label], out: Path) -> None:
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
-    Dataset(InMemoryTable(pa.table(_columns(labels), schema=_schema()))).save_to_disk(str(out))
+    Dataset(InMemoryTable(pa.concat_tables(_tables(labels)))).save_to_disk(str(out))
 
 
 def _schema() -> pa.Schema:

@@ -1,13 +1,14 @@
 """Every unlabelled row with all that was said about it: what the label browser, review and the export read.
 
-Joins the artifacts of a run folder column by column, so that 100,000 rows take seconds. Knows nothing of HTML,
+Joins the artifacts of a run folder column by column, so that 100,000 rows take seconds; of more than fit a part it
+shows a sample. Knows nothing of HTML,
 of files other than a run's artifacts, or of how a label was made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from semievol_api.artifacts import EvidenceTable, Prepared, Selection
 from semievol_api.errors import RunFolderError
+from semievol_api.parts import Parts, Rows
 from semievol_api.records import Example
 from semievol_api.run_store import load_artifact
 
@@ -27,7 +29,8 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 GOLD_FILE = "oracle/gold.json"
 """Optional, in the run folder: {example id: hidden gold answer} of unlabelled rows, for this report alone."""
 
-
+SHOWN = 20_000
+"""Rows that a page shows of a pool in parts."""
 _SAID = {"above the threshold": "less sure than the cut"}
 """Reasons of the selection on the scale of this table, where higher is better."""
 
@@ -97,13 +100,41 @@ def same_answer(answer: str | None, gold: str) -> bool:
 def read_label_table(run_folder: Path, data: Prepared | None = None) -> LabelTable:
     """The rows as far as the run has come; before selection nothing is kept and nothing has an answer.
 
-    `data` spares reading the prepared data again.
+    Of unlabelled examples in parts these are a sample, the same every time. `data` spares reading the prepared data
+    again.
 
     Raises:
         RunFolderError: the folder holds no prepared data.
     """
     data = data or load_prepared(run_folder)
-    examples = data.unlabeled
+    return _label_table(run_folder, shown_of(data), None)
+
+
+def label_tables(run_folder: Path) -> Iterator[LabelTable]:
+    """All rows, one part after the other; see `read_label_table`."""
+    unlabeled = load_prepared(run_folder).unlabeled
+    if not isinstance(unlabeled, Rows):
+        yield read_label_table(run_folder)
+        return
+    for part in range(unlabeled.parts.count):
+        yield _label_table(run_folder, unlabeled.part(part), part)
+
+
+def shown_of(data: Prepared) -> Sequence[Example]:
+    """The unlabelled examples that a person is shown: all of one part, else about `SHOWN` evenly spread ones."""
+    unlabeled = data.unlabeled
+    if not isinstance(unlabeled, Rows):
+        return unlabeled
+    each = SHOWN // unlabeled.parts.count
+    shown: list[Example] = []
+    for part, size in enumerate(unlabeled.parts.sizes):
+        rows = unlabeled.part(part)
+        shown += [rows[place] for place in np.unique(np.linspace(0, size - 1, min(size, each)).astype(int)).tolist()]
+    return shown
+
+
+def _label_table(run_folder: Path, examples: Sequence[Example], part: int | None) -> LabelTable:
+    """What was said of some examples, which lie in one part or anywhere."""
     place = {e.id: i for i, e in enumerate(examples)}
     said = load_artifact(run_folder, "collaborate", EvidenceTable)
     final = load_artifact(run_folder, "justify", EvidenceTable)
@@ -112,15 +143,14 @@ def read_label_table(run_folder: Path, data: Prepared | None = None) -> LabelTab
     confidences, kept = np.full(len(examples), np.nan), np.zeros(len(examples), dtype=np.bool_)
     reasons: Sequence[str] = ["not selected yet"] * len(examples)
     if chosen is not None:
-        order = _order(chosen.scores, place)
-        answers = _spread(chosen.scores["answer"].to_pylist(), order, len(examples))
-        confidences[order[order >= 0]] = _scores(chosen.scores)[order >= 0]
-        kept[order[order >= 0]] = np.array(chosen.scores["kept"].to_pylist(), dtype=np.bool_)[order >= 0]
-        reasons = [
-            _SAID.get(r or "", r or "") for r in _spread(chosen.scores["reason"].to_pylist(), order, len(examples))
-        ]
-    voices = _voices(said, place)
-    justified = _voices(final, place)
+        scores = _about(chosen.scores if isinstance(chosen.scores, Parts) else Parts.of(chosen.scores), place, part)
+        order = _order(scores, place)
+        answers = _spread(scores["answer"].to_pylist(), order, len(examples))
+        confidences[order[order >= 0]] = _scores(scores)[order >= 0]
+        kept[order[order >= 0]] = np.array(scores["kept"].to_pylist(), dtype=np.bool_)[order >= 0]
+        reasons = [_SAID.get(r or "", r or "") for r in _spread(scores["reason"].to_pylist(), order, len(examples))]
+    voices = _voices(None if said is None else _about(said.parts, place, part), place)
+    justified = _voices(None if final is None else _about(final.parts, place, part), place)
     return LabelTable(
         examples=examples,
         answers=answers,
@@ -149,10 +179,20 @@ def load_prepared(run_folder: Path) -> Prepared:
     return data
 
 
-def _voices(evidence: EvidenceTable | None, place: Mapping[str, int]) -> list[Voice]:
-    if evidence is None:
+def _about(parts: Parts, place: Mapping[str, int], part: int | None) -> pa.Table:
+    """The rows about some examples, which lie in one part or anywhere; all of a table in one part."""
+    if parts.count == 1 or part is not None:
+        return parts.read(part or 0)
+    found: list[pa.Table] = []
+    for table in parts.tables():
+        wanted = [name in place for name in table["example_id"].to_pylist()]
+        found.append(table.filter(pa.array(wanted, pa.bool_())))
+    return pa.concat_tables(found, promote_options="default")
+
+
+def _voices(table: pa.Table | None, place: Mapping[str, int]) -> list[Voice]:
+    if table is None:
         return []
-    table = evidence.table
     order = _order(table, place)
     names = np.array(table["annotator_id"].to_pylist(), dtype=np.str_)
     answers = np.array(table["answer"].to_pylist(), dtype=object)

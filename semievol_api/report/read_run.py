@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Verdict
+from semievol_api.parts import Parts
 from semievol_api.report.curves import (
     BoolArray,
     FloatArray,
@@ -142,11 +142,25 @@ def read_report_data(run_folder: Path) -> ReportData:
             (d.example_id, d.part, d.reason + (" (near duplicate)" if d.near else ""))
             for d in hygiene.dropped[:MAX_LISTED_DROPS]
         ],
-        warnings=[*verdict.notes, *warnings_of(data, labels, [_difference(d) for d in verdict.differences])],
+        warnings=[
+            *_sampled(data, labels),
+            *verdict.notes,
+            *warnings_of(data, labels, [_difference(d) for d in verdict.differences]),
+        ],
         config_text=_config_text(run_folder),
         versions=_versions(run_folder),
         labels=labels,
     )
+
+
+def _sampled(data: Prepared, labels: LabelTable) -> list[str]:
+    """What a reader has to know of a table that shows a sample."""
+    if len(labels) == len(data.unlabeled):
+        return []
+    return [
+        f"Rows, curves and confidences are those of {len(labels):,} of {len(data.unlabeled):,} unlabelled examples, "
+        f"spread evenly over them; the counts of the selection are of all."
+    ]
 
 
 def _evaluated(run_folder: Path) -> list[str]:
@@ -287,8 +301,8 @@ def _job_curves(run_folder: Path) -> Iterator[JobCurve]:
 
 def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]:
     asked = {n: load_artifact(run_folder, n, EvidenceTable) for n in ("collaborate", "justify")}
-    tables = {n: t.table for n, t in asked.items() if t is not None}
-    tables |= {f"evaluate/{n}": a.evidence.table for n, a in answers.items() if n != "majority"}
+    tables = {n: t.parts for n, t in asked.items() if t is not None}
+    tables |= {f"evaluate/{n}": a.evidence.parts for n, a in answers.items() if n != "majority"}
     spend = _read_json(run_folder / "spend.json")
     merged: dict[str, float] = {}
     for name, seconds in stages_done(run_folder).items():
@@ -312,8 +326,8 @@ def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]
     return stages
 
 
-def _total(table: pa.Table | None, column: str) -> int | None:
-    return None if table is None else int(sum(table[column].to_pylist()))
+def _total(table: Parts | None, column: str) -> int | None:
+    return None if table is None else int(table[column].to_numpy().sum())
 
 
 def _training_usd(run_folder: Path, name: str) -> object:

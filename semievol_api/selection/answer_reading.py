@@ -15,7 +15,7 @@ import numpy as np
 
 from semievol_api.errors import DataError
 from semievol_api.selection.option_probability import UNSEEN_LOGPROB, option_prob, undo_permutation
-from semievol_api.selection.values import FloatArray, IntArray
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 _TRIM = " \t\r\n\u00a0\u0120\u010a\u2581*_`~\"'()[]{}<>.,:;!?|\u3002\u3001"
 """Around a label: blanks, the blank and newline marks of raw BPE and SentencePiece tokens, markup, punctuation."""
@@ -119,8 +119,33 @@ def read_options(
 
 def read_reply(logprobs: Sequence[float | None], permutation: Sequence[int] | None = None) -> OptionReading | None:
     """The label distribution of an exact option reading: one log-probability per shown label, None = not shown."""
-    leaves = [_Leaf(np.nan if value is None else value, label) for label, value in enumerate(logprobs)]
-    return _reading(leaves, 0.0, len(logprobs), permutation)
+    return read_replies([logprobs], [permutation])[0]
+
+
+def read_replies(
+    logprobs: Sequence[Sequence[float | None]], permutations: Sequence[Sequence[int] | None]
+) -> list[OptionReading | None]:
+    """The same for many replies at once."""
+    found: list[OptionReading | None] = [None] * len(logprobs)
+    by_width: dict[int, list[int]] = {}
+    for place, row in enumerate(logprobs):
+        by_width.setdefault(len(row), []).append(place)
+    for width, places in by_width.items():
+        if not width:
+            continue
+        values = np.array([[np.nan if v is None else v for v in logprobs[i]] for i in places], dtype=np.float64)
+        label_of: IntArray = np.broadcast_to(np.arange(width, dtype=np.int64), values.shape)
+        result = option_prob(values, label_of, np.full(len(places), width, dtype=np.int64), width)
+        order: IntArray = np.array([permutations[i] or range(width) for i in places], dtype=np.int64)
+        probs = undo_permutation(result.probs, order).tolist()
+        lacking: BoolArray = ~result.seen
+        incomplete: list[bool] = np.asarray(lacking.any(axis=1)).tolist()
+        for at, place in enumerate(places):
+            if probs[at][0] != probs[at][0]:  # nothing was seen
+                continue
+            missing = tuple(sorted(order[at, np.flatnonzero(lacking[at])].tolist())) if incomplete[at] else ()
+            found[place] = OptionReading(probs=tuple(probs[at]), missing=missing)
+    return found
 
 
 def answer_position(

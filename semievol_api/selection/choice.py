@@ -61,6 +61,16 @@ class Abstentions:
     no_answer: int
     missing_logprobs: int
 
+    def __add__(self, other: Abstentions) -> Abstentions:
+        return Abstentions(
+            total=self.total + other.total,
+            truncated=self.truncated + other.truncated,
+            refused=self.refused + other.refused,
+            failed=self.failed + other.failed,
+            no_answer=self.no_answer + other.no_answer,
+            missing_logprobs=self.missing_logprobs + other.missing_logprobs,
+        )
+
     @property
     def count(self) -> int:
         """All abstentions."""

@@ -6,6 +6,7 @@ Knows nothing of providers or prompts' wording; an annotator is a model role and
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -93,9 +94,15 @@ class Circumstances:
 def circumstances(task: Task, data: Prepared, warm: bool, embeddings: bool) -> Circumstances:
     """What is possible with this task and these questions."""
     closed = task.kind in ("multiple_choice", "labels")
-    options = {example.options for example in (*data.labeled, *data.unlabeled)}
-    shared = task.kind == "labels" or (closed and len(options) == 1)
+    shared = task.kind == "labels" or (closed and one_set_of_options(data))
     return Circumstances(warm=warm, closed=closed, shared_labels=shared, embeddings=embeddings)
+
+
+def one_set_of_options(data: Prepared) -> bool:
+    """Whether all questions have the same options; looks no further than the first other ones."""
+    examples = itertools.chain(data.labeled, data.unlabeled)
+    first = next(examples, None)
+    return first is not None and all(example.options == first.options for example in examples)
 
 
 def request_seed(run_seed: int, asker: str, example_id: str) -> int:

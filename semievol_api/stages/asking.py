@@ -5,18 +5,30 @@ Shared by probe, collaborate, justify and evaluate. Knows nothing of selection, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 from semievol_api.artifacts import Folds, Neighbours, Prepared
-from semievol_api.capabilities import ChatRequest, OptionRequest, Provider, require
+from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Provider, require
 from semievol_api.config import ThresholdPool
-from semievol_api.engine import Ask, RequestEngine
+from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
+from semievol_api.parts import Rows
 from semievol_api.records import Evidence, Example, Prompt
-from semievol_api.stages.reading import Question, rows_of_chat, rows_of_options
+from semievol_api.stages.reading import Question, rows_of_chat, rows_of_reads
+from semievol_api.stages.spread import Here, Shard, Spread, Work
 from semievol_api.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+READ_TOGETHER = 512
+"""Option reads whose distributions are computed at once."""
+RequestT = TypeVar("RequestT", ChatRequest, OptionRequest)
 
 
 @dataclass(frozen=True)
@@ -37,15 +49,34 @@ class Corpus:
         self, example: Example, shots: int, task: Task | None = None, order: Sequence[int] | None = None
     ) -> Prompt:
         """The example's question after its `shots` nearest labelled examples; `order` is that of the options."""
-        nearest = self.neighbours.ids[example.id][:shots]
+        nearest = self.neighbours.ids[example.id][:shots] if shots else ()
         return (task or self.task).prompt(example, tuple(self._labeled[i] for i in nearest), order)
 
-    def pool(self, threshold_pool: ThresholdPool) -> tuple[Example, ...]:
-        """The examples that annotators see: the unlabelled, those that calibrate, and the labelled ones too where
-        they place the threshold."""
-        if threshold_pool == "labeled":
-            return (*self.data.unlabeled, *self.data.labeled)
-        return (*self.data.unlabeled, *self.folds.calibration)
+    def sizes(self, threshold_pool: ThresholdPool) -> tuple[int, ...]:
+        """How many examples each part of the pool has: those of the unlabelled, and one for what is beside them.
+
+        One part holds all of a small pool.
+        """
+        unlabeled, beside = self.data.unlabeled, self.beside(threshold_pool)
+        if isinstance(unlabeled, Rows):
+            return (*unlabeled.parts.sizes, len(beside))
+        return (len(unlabeled) + len(beside),)
+
+    def pool(self, threshold_pool: ThresholdPool, shard: Shard) -> Sequence[Example]:
+        """The examples of a shard that annotators see: the unlabelled, those that calibrate, and the labelled ones too
+        where they place the threshold."""
+        unlabeled, parts = self.data.unlabeled, 1
+        if not isinstance(unlabeled, Rows):
+            examples: Sequence[Example] = (*unlabeled, *self.beside(threshold_pool))
+        elif shard.part < unlabeled.parts.count:
+            examples, parts = unlabeled.part(shard.part), unlabeled.parts.count
+        else:
+            examples = self.beside(threshold_pool)
+        return examples if shard.of == 1 else [e for e in examples if shard.has(e.id, parts)]
+
+    def beside(self, threshold_pool: ThresholdPool) -> tuple[Example, ...]:
+        """The examples of the pool that are not unlabelled."""
+        return self.data.labeled if threshold_pool == "labeled" else self.folds.calibration
 
     def by_shot_set(self, examples: Sequence[Example], shots: int) -> Sequence[Example]:
         """The examples ordered so that prompts with the same demonstrations follow each other."""
@@ -79,6 +110,11 @@ class Student:
     seed: int
     max_failed_share: float = 0.05
     guests: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
+    spread: Spread = field(default_factory=Here)
+
+    def over(self, work: Work[Student]) -> AsyncGenerator[pa.Table]:
+        """The table of every part of a work, in their order."""
+        return self.spread.over(self, work)
 
     @property
     def identity(self) -> str:
@@ -99,61 +135,78 @@ class Student:
 async def ask(student: Student, task: Task, questions: Iterable[Question], *, stage: str) -> list[Evidence]:
     """Ask every question and return its evidence rows, failures among them, in no promised order.
 
-    A prompt that does not fit the model's context is asked again with one demonstration less, the farthest.
+    Questions are taken as there is room for them. A prompt that does not fit the model's context is asked again with
+    one demonstration less, the farthest.
 
     Raises:
         StageError: more than `student.max_failed_share` of the rows failed.
     """
     rows: list[Evidence] = []
-    for role, asked in _by_provider(student, questions).items():
+    for role, of_one in _by_provider(student, questions):
+        asked: Iterable[Question] = of_one
         while asked:
-            answered, asked = await _ask_one_provider(student, student.provider_of(role), task, asked, stage)
-            rows += answered
+            asked = await _ask_one_provider(student, student.provider_of(role), (task, stage), asked, rows)
     _refuse_too_many_failures(rows, student.max_failed_share, stage)
     return rows
 
 
-def _by_provider(student: Student, questions: Iterable[Question]) -> Mapping[str, list[Question]]:
+def _by_provider(student: Student, questions: Iterable[Question]) -> Iterable[tuple[str, Iterable[Question]]]:
     """The questions by the first role of each provider, in their order."""
+    coming = iter(questions)
+    start = next(coming, None)
+    if start is None:
+        return ()
+    if not student.guests:
+        return ((start.role, itertools.chain((start,), coming)),)
     first: dict[int, str] = {}
     grouped: dict[str, list[Question]] = {}
-    for question in questions:
+    for question in (start, *coming):
         role = first.setdefault(id(student.provider_of(question.role)), question.role)
         grouped.setdefault(role, []).append(question)
-    return grouped
+    return tuple(grouped.items())
 
 
 async def _ask_one_provider(
-    student: Student, provider: Provider, task: Task, questions: Sequence[Question], stage: str
-) -> tuple[list[Evidence], list[Question]]:
-    """The rows of all questions but those that were too long and can be put with fewer demonstrations."""
-    chats: dict[str, tuple[Question, ChatRequest]] = {}
-    reads: dict[str, tuple[Question, OptionRequest]] = {}
-    for question in questions:
-        key = f"{question.example.id}\x00{question.asker}"
-        if isinstance(question.request, OptionRequest):
-            reads[key] = (question, question.request)
-        else:
-            chats[key] = (question, question.request)
-    rows: list[Evidence] = []
+    student: Student, provider: Provider, what: tuple[Task, str], questions: Iterable[Question], rows: list[Evidence]
+) -> list[Question]:
+    """Adds the rows of all questions but those that were too long and can be put with fewer demonstrations."""
+    task, stage = what
     shorter: list[Question] = []
-    if chats:
-        asks = [Ask(key, request) for key, (_, request) in chats.items()]
+    for reads, of_a_kind in itertools.groupby(questions, key=lambda q: isinstance(q.request, OptionRequest)):
+        under_way: dict[str, Question] = {}
+        if reads:
+            wanted = _asks(of_a_kind, under_way, OptionRequest)
+            some: list[tuple[Question, Answer[OptionReply]]] = []
+            async for read in student.engine.read_options(provider, wanted, stage=stage):
+                question = under_way.pop(read.id)
+                if read.too_long and question.fewer is not None:
+                    shorter.append(question.fewer())
+                    continue
+                some.append((question, read))
+                if len(some) == READ_TOGETHER:
+                    rows += rows_of_reads(some)
+                    some.clear()
+            rows += rows_of_reads(some)
+            continue
+        asks = _asks(of_a_kind, under_way, ChatRequest)
         async for answer in student.engine.chat(provider, asks, stage=stage):
-            question = chats[answer.id][0]
+            question = under_way.pop(answer.id)
             if answer.too_long and question.fewer is not None:
                 shorter.append(question.fewer())
             else:
                 rows += rows_of_chat(task, question, answer)
-    if reads:
-        wanted = [Ask(key, request) for key, (_, request) in reads.items()]
-        async for read in student.engine.read_options(provider, wanted, stage=stage):
-            question = reads[read.id][0]
-            if read.too_long and question.fewer is not None:
-                shorter.append(question.fewer())
-            else:
-                rows += rows_of_options(question, read)
-    return rows, shorter
+    return shorter
+
+
+def _asks(
+    questions: Iterable[Question], under_way: dict[str, Question], kind: type[RequestT]
+) -> Iterator[Ask[RequestT]]:
+    """What the engine is asked, one by one; `under_way` holds the questions whose answers are not here yet."""
+    for question in questions:
+        assert isinstance(question.request, kind)
+        key = f"{question.example.id}\x00{question.asker}"
+        under_way[key] = question
+        yield Ask(key, question.request)
 
 
 def reworded(task: Task, paraphrase: str | None, order: Sequence[int] | None = None) -> Task:

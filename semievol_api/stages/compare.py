@@ -167,16 +167,19 @@ def _difference(
 
 def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> dict[str, object] | None:
     """What hidden gold says of the pseudo-labels; None where there is none."""
-    known = [p for p in selection.kept if p.example_id in gold]
-    if not known:
+    if not gold:
         return None
-    right = sum(corpus.task.equal(p.answer, gold[p.example_id]) for p in known)
-    return {"kept_with_gold": len(known), "right": right, "false_share": 1 - right / len(known)}
+    verdicts = [corpus.task.equal(p.answer, gold[p.example_id]) for p in selection.kept if p.example_id in gold]
+    if not verdicts:
+        return None
+    return {"kept_with_gold": len(verdicts), "right": sum(verdicts), "false_share": 1 - sum(verdicts) / len(verdicts)}
 
 
 def _notes(corpus: Corpus, document: Mapping[str, Any]) -> list[str]:
     selection = document["selection"]
     notes = [_selection_note(selection), *_method_notes(corpus, selection)]
+    if corpus.neighbours.note:
+        notes.append(corpus.neighbours.note)
     if selection["shortened_prompts"]:
         notes.append(
             f"{selection['shortened_prompts']} few-shot prompts did not fit the model's context; their farthest "

@@ -9,17 +9,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from semievol_api.artifacts import Answers, EvidenceTable, Prepared, TunedModel
 from semievol_api.capabilities import ChatRequest
 from semievol_api.config import EvaluateSettings
+from semievol_api.parts import Parts
 from semievol_api.records import Evidence, Example
 from semievol_api.run_store import RunStore
 from semievol_api.stages.annotators import request_seed
 from semievol_api.stages.asking import Corpus, Student, ask
 from semievol_api.stages.reading import Question
+from semievol_api.stages.spread import Shard
+from semievol_api.tables import evidence_table, joined_evidence
 from semievol_api.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Part: TypeAlias = Literal["test", "development"]
 
@@ -36,11 +42,49 @@ async def evaluate(
     student: Student, corpus: Corpus, label: str, settings: EvaluateSettings, part: Part = "test"
 ) -> Answers:
     """The greedy answers of the model in the student's role `subject`; an abstention is wrong."""
-    task = corpus.task
-    examples = corpus.data.test if part == "test" else corpus.folds.development
+    work = Examination(corpus, label, settings, part)
+    table = EvidenceTable(Parts.of(*[table async for table in student.over(work)]))
+    gold = {e.id: e.answer for e in work.examples}
+    correct = {
+        row.example_id: row.answer is not None and corpus.task.equal(row.answer, gold[row.example_id] or "")
+        for row in table.rows()
+    }
+    return Answers(label=label, evidence=table, correct=correct)
 
-    def put(example: Example, shots: int) -> Question:
-        prompt = corpus.prompt(example, shots)
+
+@dataclass(frozen=True)
+class Examination:
+    """Asks one model about a shard of the test questions, or of those of the gate."""
+
+    corpus: Corpus
+    label: str
+    settings: EvaluateSettings
+    part: Part
+    stage: str = "evaluate"
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Who is asked about."""
+        return self.corpus.data.test if self.part == "test" else self.corpus.folds.development
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See `Work`."""
+        return (len(self.examples),)
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """See `Work`."""
+        return joined_evidence(tables)
+
+    async def __call__(self, student: Student, shard: Shard) -> pa.Table:
+        """The shard's answers."""
+        shots = self.settings.shots
+        questions = (self._put(student, e, shots) for e in self.examples if shard.has(e.id, 1))
+        return evidence_table(await ask(student, self.corpus.task, questions, stage=self.stage))
+
+    def _put(self, student: Student, example: Example, shots: int) -> Question:
+        settings, label = self.settings, self.label
+        prompt = self.corpus.prompt(example, shots)
         request = ChatRequest(
             model=student.models["subject"],
             prompt=prompt,
@@ -49,18 +93,9 @@ async def evaluate(
             seed=request_seed(student.seed, label, example.id) if settings.temperature else None,
             logprobs=student.provider.scored is not None,
         )
-        fewer = partial(put, example, shots - 1) if shots else None
+        fewer = partial(self._put, student, example, shots - 1) if shots else None
         dropped = settings.shots - shots
         return Question(example, label, prompt, request, "subject", fewer=fewer, dropped_shots=dropped, measure=True)
-
-    questions = (put(example, settings.shots) for example in examples)
-    table = EvidenceTable.of(await ask(student, task, questions, stage="evaluate"))
-    gold = {e.id: e.answer for e in examples}
-    correct = {
-        row.example_id: row.answer is not None and task.equal(row.answer, gold[row.example_id] or "")
-        for row in table.rows()
-    }
-    return Answers(label=label, evidence=table, correct=correct)
 
 
 async def examine(

@@ -6,12 +6,16 @@ pseudo-labels were chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+
+import pyarrow as pa
 
 from semievol_api.artifacts import Neighbours, Selection, TrainingFile
 from semievol_api.config import Config, TrainSettings
-from semievol_api.records import Example, TrainingExample
+from semievol_api.parts import Rows
+from semievol_api.records import Example, PseudoLabel, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.fine_tune import chat_jsonl, check_enough, training_line
@@ -47,8 +51,7 @@ async def demonstrations(
     """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""
     if not shows_examples(corpus, config):
         return {}
-    unlabeled = {e.id: e for e in corpus.data.unlabeled}
-    taught = (*corpus.taught, *(replace(unlabeled[p.example_id], answer=p.answer) for p in chosen.kept))
+    taught = (*corpus.taught, *(replace(e, answer=label.answer) for e, label in labelled_by(corpus, chosen)))
     shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
     if chosen.enough:
         shown["semievol"] = (*corpus.learned, *taught)
@@ -74,22 +77,56 @@ def shows_examples(corpus: Corpus, config: Config) -> bool:
 
 async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings) -> TrainingFile:
     """Labelled examples and kept pseudo-labels as a training file."""
-    unlabeled = {e.id: e for e in corpus.data.unlabeled}
-    lines = [training_line(corpus.task, unlabeled[p.example_id], p.answer, p.text) for p in chosen.kept]
-    return _with_labeled(corpus, lines, settings)
+
+    def lines() -> Iterator[TrainingExample]:
+        for example, label in labelled_by(corpus, chosen):
+            yield training_line(corpus.task, example, label.answer, label.text)
+
+    return _with_labeled(corpus, lines, len(chosen.kept), settings)
 
 
 async def ceiling_file(
     corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
 ) -> TrainingFile:
     """The same rows with their gold answers: what perfect pseudo-labels would have taught."""
-    unlabeled = {e.id: e for e in corpus.data.unlabeled}
-    rows = [(unlabeled[p.example_id], gold[p.example_id]) for p in chosen.kept if p.example_id in gold]
-    return _with_labeled(corpus, [training_line(corpus.task, e, answer) for e, answer in rows], settings)
+
+    def lines() -> Iterator[TrainingExample]:
+        for example, label in labelled_by(corpus, chosen):
+            if label.example_id in gold:
+                yield training_line(corpus.task, example, gold[label.example_id])
+
+    return _with_labeled(corpus, lines, sum(p.example_id in gold for p in chosen.kept), settings)
 
 
-def _with_labeled(corpus: Corpus, lines: list[TrainingExample], settings: TrainSettings) -> TrainingFile:
-    if settings.data == "selected+labeled":
-        lines = [training_line(corpus.task, e, e.answer or "") for e in (*corpus.learned, *corpus.taught)] + lines
-    check_enough(lines, "The final training file")
-    return chat_jsonl(lines)
+def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, PseudoLabel]]:
+    """Every kept pseudo-label beside its example, in the order of the data, which both have."""
+    if isinstance(corpus.data.unlabeled, Rows) and isinstance(chosen.kept, Rows):
+        yield from _labelled_by_part(corpus.data.unlabeled, chosen.kept)
+        return
+    labels = iter(chosen.kept)
+    label = next(labels, None)
+    for example in corpus.data.unlabeled:
+        if label is None:
+            return
+        if example.id == label.example_id:
+            yield example, label
+            label = next(labels, None)
+
+
+def _labelled_by_part(unlabeled: Rows[Example], kept: Rows[PseudoLabel]) -> Iterator[tuple[Example, PseudoLabel]]:
+    """Both lie in the same parts; only the examples that have a label are made."""
+    for place in range(unlabeled.parts.count):
+        labels, table = kept.part(place), unlabeled.parts.read(place)
+        wanted = {label.example_id for label in labels}
+        chosen = table.filter(pa.array([name in wanted for name in table["id"].to_pylist()], pa.bool_()))
+        yield from zip(unlabeled.make(chosen), labels, strict=True)
+
+
+def _with_labeled(
+    corpus: Corpus, chosen: Callable[[], Iterator[TrainingExample]], count: int, settings: TrainSettings
+) -> TrainingFile:
+    """`chosen` gives the pseudo-labels' lines, of which there are `count`, one after the other."""
+    labeled = (*corpus.learned, *corpus.taught) if settings.data == "selected+labeled" else ()
+    check_enough(len(labeled) + count, "The final training file")
+    known = (training_line(corpus.task, e, e.answer or "") for e in labeled)
+    return chat_jsonl(itertools.chain(known, chosen()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from semievol_api.artifacts import Ticket, TrainingFile, TunedModel
@@ -26,13 +26,15 @@ from semievol_api.capabilities import (
 )
 from semievol_api.config import TrainSettings
 from semievol_api.errors import JobFailedError, TransientError, UserError
-from semievol_api.records import Example, TrainingExample
+from semievol_api.records import Example, Message, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.training_file import MIN_EXAMPLES, CountTokens, check_training_file
 from semievol_api.transport.clock import Clock
 
 LOOKS_AFTER_A_LOST_REPLY = 5
+LINES_AT_ONCE = 256
+_TEXT = json.JSONEncoder(ensure_ascii=False).encode
 AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
@@ -72,26 +74,35 @@ class Trainer:
 
 def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
     """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
-    from semievol_api.records import Message
-
     reply = Message("assistant", text if text is not None else task.target(example, answer))
     return TrainingExample(messages=(*task.prompt(example, ()).messages, reply))
 
 
 def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:
-    """Chat JSONL in the fine-tuning API's format, one line an example, always the same bytes."""
-    rendered = [
-        json.dumps({"messages": [{"role": m.role, "content": m.content} for m in line.messages]}, ensure_ascii=False)
-        for line in lines
-    ]
-    return TrainingFile("".join(f"{line}\n" for line in rendered).encode())
+    """Chat JSONL in the fine-tuning API's format, one line an example, always the same bytes.
+
+    Lines are worded when the file is written, once.
+    """
+    return TrainingFile(_jsonl(lines))
 
 
-def check_enough(lines: Sequence[object], what: str) -> None:
+def _jsonl(lines: Iterable[TrainingExample]) -> Iterator[bytes]:
+    """The same bytes as `json.dumps` without ASCII escapes, in chunks."""
+    chunk: list[str] = []
+    for line in lines:
+        turns = [f'{{"role": {_TEXT(m.role)}, "content": {_TEXT(m.content)}}}' for m in line.messages]
+        chunk.append(f'{{"messages": [{", ".join(turns)}]}}\n')
+        if len(chunk) == LINES_AT_ONCE:
+            yield "".join(chunk).encode()
+            chunk.clear()
+    yield "".join(chunk).encode()
+
+
+def check_enough(count: int, what: str) -> None:
     """Refuse a training file below the API's minimum."""
-    if len(lines) < MIN_EXAMPLES:
+    if count < MIN_EXAMPLES:
         raise UserError(
-            f"{what} has {len(lines)} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
+            f"{what} has {count} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
             f'examples, or set [run] propagation = "in-context" to work without a warm-up job.'
         )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +21,13 @@ from semievol_api.stages.annotators import Crew, request_seed
 from semievol_api.stages.asking import Corpus, Student, ask
 from semievol_api.stages.pooling import Rows, opinions
 from semievol_api.stages.reading import Question
+from semievol_api.stages.spread import Shard
 from semievol_api.stages.wording import Tone, question
+from semievol_api.tables import evidence_table, joined_evidence
 from semievol_api.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 async def justify(
@@ -32,47 +39,71 @@ async def justify(
     pool: ThresholdPool,
 ) -> EvidenceTable:
     """One row per justified example; examples that nobody answered are left out and abstain."""
-    tone = Tone(settings.max_tokens, settings.temperature)
-    rows = evidence.by_example()
-
-    def proposals() -> Iterator[tuple[Example, list[str]]]:
-        if settings.on == "uncertain":
-            yield from _representatives(student, corpus, crew, rows, settings)
-        elif settings.on != "never":
-            yield from _responses(corpus, corpus.pool(pool), rows, settings)
-
-    def questions() -> Iterator[Question]:
-        for example, shown in proposals():
-            prompt = corpus.task.justify_prompt(example, (), shown)
-            yield question(student, corpus.task, crew.judge, (example, prompt, None), tone)
-
-    return EvidenceTable.of(await ask(student, corpus.task, questions(), stage="justify"))
+    return EvidenceTable(student.over(Justification(corpus, crew, evidence, settings, pool)))
 
 
-def _responses(
-    corpus: Corpus, examples: Sequence[Example], rows: Rows, settings: JustifySettings
-) -> Iterator[tuple[Example, list[str]]]:
-    """Every annotator's response, as it stands."""
-    task = corpus.task
-    for example in examples:
-        said = [row for row in rows.get(example.id, []) if row.answer is not None]
-        if said and not (settings.on == "disagreements" and _agree(task, said)):
-            yield example, [_shown(task, example, row, settings) for row in said]
+@dataclass(frozen=True)
+class Justification:
+    """Has the judge weigh what was said about a shard of the pool."""
 
+    corpus: Corpus
+    crew: Crew
+    evidence: EvidenceTable
+    settings: JustifySettings
+    threshold_pool: ThresholdPool
+    stage: str = "justify"
 
-def _representatives(
-    student: Student, corpus: Corpus, crew: Crew, rows: Rows, settings: JustifySettings
-) -> Iterator[tuple[Example, list[str]]]:
-    """One response per distinct answer, shuffled, without counts, where the crew is not sure (method §3.5)."""
-    found = opinions(corpus, crew.annotators, corpus.pool("unlabeled"), rows)
-    for place in np.flatnonzero(worth_justifying(found.pooled, settings.margin)).tolist():
-        example = found.examples[place]
-        shown = [
-            _representative(corpus.task, example, answer, rows.get(example.id, ()), settings)
-            for answer in found.answers(corpus.task, place)
-        ]
-        random.Random(request_seed(student.seed, "proposals", example.id)).shuffle(shown)
-        yield example, shown
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See `Work`."""
+        return self.corpus.sizes(self.threshold_pool)
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """See `Work`."""
+        return joined_evidence(tables)
+
+    async def __call__(self, student: Student, shard: Shard) -> pa.Table:
+        """The shard's evidence."""
+        tone = Tone(self.settings.max_tokens, self.settings.temperature)
+        task = self.corpus.task
+
+        def questions() -> Iterator[Question]:
+            for example, shown in self._proposals(student, shard):
+                prompt = task.justify_prompt(example, (), shown)
+                yield question(student, task, self.crew.judge, (example, prompt, None), tone)
+
+        return evidence_table(await ask(student, task, questions(), stage=self.stage))
+
+    def _proposals(self, student: Student, shard: Shard) -> Iterator[tuple[Example, list[str]]]:
+        if self.settings.on == "never":
+            return
+        rows = self.evidence.by_example(shard.part)
+        if self.settings.on == "uncertain":
+            yield from self._representatives(student, self.corpus.pool("unlabeled", shard), rows)
+        else:
+            yield from self._responses(self.corpus.pool(self.threshold_pool, shard), rows)
+
+    def _responses(self, examples: Sequence[Example], rows: Rows) -> Iterator[tuple[Example, list[str]]]:
+        """Every annotator's response, as it stands."""
+        task = self.corpus.task
+        for example in examples:
+            said = [row for row in rows.get(example.id, []) if row.answer is not None]
+            if said and not (self.settings.on == "disagreements" and _agree(task, said)):
+                yield example, [_shown(task, example, row, self.settings) for row in said]
+
+    def _representatives(
+        self, student: Student, examples: Sequence[Example], rows: Rows
+    ) -> Iterator[tuple[Example, list[str]]]:
+        """One response per distinct answer, shuffled, without counts, where the crew is not sure (method §3.5)."""
+        task, found = self.corpus.task, opinions(self.corpus, self.crew.annotators, examples, rows)
+        for place in np.flatnonzero(worth_justifying(found.pooled, self.settings.margin)).tolist():
+            example = found.examples[place]
+            shown = [
+                _representative(task, example, answer, rows.get(example.id, ()), self.settings)
+                for answer in found.answers(task, place)
+            ]
+            random.Random(request_seed(student.seed, "proposals", example.id)).shuffle(shown)
+            yield example, shown
 
 
 def _representative(

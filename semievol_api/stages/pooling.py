@@ -7,7 +7,8 @@ for "some other answer". Knows nothing of selection rules, prompts or providers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -52,6 +53,17 @@ class Opinions:
         """The pooled answer to an example."""
         label = int(self.pooled.label[place])
         return self.labels[place][label] if label >= 0 else None
+
+    def only(self, places: slice) -> Opinions:
+        """Those about some of the examples."""
+        pooled = {f.name: attrgetter(f.name)(self.pooled)[places] for f in fields(Pooled)}
+        return Opinions(
+            examples=self.examples[places],
+            labels=self.labels[places],
+            n_options=self.n_options[places],
+            probs=self.probs[places],
+            pooled=Pooled(**pooled),
+        )
 
     def answers(self, task: Task, place: int) -> list[str]:
         """The distinct first choices of the annotators that spoke, in the crew's order."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Reply
 from semievol_api.engine import Answer
 from semievol_api.records import Completion, Evidence, Example, Prompt, Usage
-from semievol_api.selection import read_options, read_reply, verbal_probability
+from semievol_api.selection import read_options, verbal_probability
+from semievol_api.selection.answer_reading import OptionReading, read_replies
 from semievol_api.tasks import Task
 
 UNSEEN = "not among the server's alternatives"
@@ -111,25 +112,32 @@ def asker_of(annotator_id: str) -> str:
     return annotator_id.partition("#")[0]
 
 
-def rows_of_options(question: Question, answer: Answer[OptionReply]) -> list[Evidence]:
-    """One row: the likeliest label and the whole distribution; labels that were not shown are named in `failure`."""
-    if answer.reply is None:
-        return [_failed(question, answer.failure or "the server sent no distribution")]
-    found = read_reply(answer.reply.logprobs, question.order)
-    if found is None:
-        return [_evidence(question, usage=answer.reply.usage, failure=f"{UNSEEN}: any label")]
-    likeliest = question.labels[int(np.argmax(found.probs))]
-    unseen = ", ".join(question.labels[i] for i in found.missing)
+def rows_of_reads(reads: Sequence[tuple[Question, Answer[OptionReply]]]) -> list[Evidence]:
+    """A row a read: the likeliest label and the whole distribution; labels not shown are named in `failure`."""
+    answered = [answer.reply for _, answer in reads if answer.reply is not None]
+    orders = [question.order for question, answer in reads if answer.reply is not None]
+    distributions = iter(read_replies([reply.logprobs for reply in answered], orders))
     return [
-        _evidence(
-            question,
-            text=f"Answer: {likeliest}",
-            answer=likeliest,
-            option_probs=found.probs,
-            usage=answer.reply.usage,
-            failure=f"{UNSEEN}: {unseen}" if unseen else None,
-        )
+        _failed(question, answer.failure or "the server sent no distribution")
+        if answer.reply is None
+        else _row_of_read(question, answer.reply, next(distributions))
+        for question, answer in reads
     ]
+
+
+def _row_of_read(question: Question, reply: OptionReply, found: OptionReading | None) -> Evidence:
+    if found is None:
+        return _evidence(question, usage=reply.usage, failure=f"{UNSEEN}: any label")
+    likeliest = question.labels[found.probs.index(max(found.probs))]
+    unseen = ", ".join(question.labels[i] for i in found.missing)
+    return _evidence(
+        question,
+        text=f"Answer: {likeliest}",
+        answer=likeliest,
+        option_probs=found.probs,
+        usage=reply.usage,
+        failure=f"{UNSEEN}: {unseen}" if unseen else None,
+    )
 
 
 def _row(task: Task, question: Question, completion: Completion, number: int, usage: Usage) -> Evidence:
@@ -170,14 +178,14 @@ def _failed(question: Question, reason: str) -> Evidence:
 
 def _evidence(question: Question, **values: Any) -> Evidence:
     """A row without an answer, but for the given values."""
-    row = Evidence(
-        example_id=question.example.id,
-        annotator_id=question.asker,
-        prompt_hash=prompt_hash(question.prompt),
-        text="",
-        answer=None,
-        finish="stop",
-        permutation=question.order,
-        dropped_shots=question.dropped_shots,
-    )
-    return replace(row, **values)
+    known: dict[str, Any] = {
+        "example_id": question.example.id,
+        "annotator_id": question.asker,
+        "prompt_hash": prompt_hash(question.prompt),
+        "text": "",
+        "answer": None,
+        "finish": "stop",
+        "permutation": question.order,
+        "dropped_shots": question.dropped_shots,
+    }
+    return Evidence(**(known | values))

@@ -1,31 +1,30 @@
 """In-context propagation: the nearest labelled examples of every question (paper §3.2).
 
-Exact search with faiss over unit vectors, or BM25 over words. An item is never its own neighbour, nor is
-anything with its text. Knows nothing of prompts or of who embeds.
+Search with faiss over unit vectors (exact among few, see `vector_index.py`), or BM25 over words. An item is never its
+own neighbour, nor is anything with its text. Knows nothing of prompts or of who embeds.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from semievol_api.artifacts import Folds, Neighbours, Prepared
 from semievol_api.capabilities import Provider
 from semievol_api.config import RetrieveSettings
 from semievol_api.engine import RequestEngine
+from semievol_api.parts import Rows
 from semievol_api.records import Example, FloatMatrix
+from semievol_api.stages.spread import Here, Shard, Spread
+from semievol_api.stages.vector_index import VectorIndex
+from semievol_api.stages.vectors import Ranking, nearest_vectors
 
-CACHED_ROWS = 256
-"""Vectors worked on at a time: what stays in the processor's cache is several times faster."""
-SPARE = 1
-"""Candidates searched beyond those that are wanted: they show whether the last wanted one was a near-tie."""
-NEAR_TIE = 4e-6
-"""Cosines nearer than this may change places in float32."""
 MOST_TWINS = 64
 """Copies of a question among the candidates that are looked past."""
 
@@ -37,6 +36,7 @@ class EmbeddingTool:
     engine: RequestEngine
     provider: Provider
     model: str
+    spread: Spread = field(default_factory=Here)
 
     @property
     def identity(self) -> str:
@@ -44,26 +44,72 @@ class EmbeddingTool:
         return f"{self.provider.identity}|{self.model}"
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """`indices` int64 and `scores` float32, both (queries, candidates), best first; index -1 is no candidate."""
-
-    indices: NDArray[np.int64]
-    scores: NDArray[np.float32]
-
-
 async def retrieve(
     embedder: EmbeddingTool | None, data: Prepared, folds: Folds, settings: RetrieveSettings, k: int
 ) -> Neighbours:
     """The `k` nearest examples of D_warm to every question, nearest first; what calibrates or gates is nobody's."""
-    return await nearest_among(embedder, folds.warm, every_question(data, folds), settings, k)
+    if not isinstance(data.unlabeled, Rows) and (embedder is None or isinstance(embedder.spread, Here)):
+        return await nearest_among(embedder, folds.warm, every_question(data, folds), settings, k)
+    if embedder is None or settings.method == "bm25" or not folds.warm or k == 0:
+        return Neighbours(making=Here().over(None, Retrieval(data, folds, settings, k)))
+    index = VectorIndex.of(await embedded(embedder, folds.warm, settings))
+    work = Retrieval(data, folds, settings, k, index)
+    return Neighbours(making=embedder.spread.over(embedder, work), note=index.note)
 
 
 def every_question(data: Prepared, folds: Folds) -> tuple[Example, ...]:
-    """The unlabelled, the test, the labelled questions, and those of the user's own development file."""
+    """The unlabelled, the test, the labelled questions, and those of the user's own development file.
+
+    Unlabelled ones that lie in parts are left out.
+    """
     labeled = {e.id for e in data.labeled}
     own = tuple(e for e in folds.development if e.id not in labeled)
-    return (*data.unlabeled, *data.test, *data.labeled, *own)
+    unlabeled = () if isinstance(data.unlabeled, Rows) else data.unlabeled
+    return (*unlabeled, *data.test, *data.labeled, *own)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Finds the nearest examples of D_warm to a shard of all questions; without an index by their words."""
+
+    data: Prepared
+    folds: Folds
+    settings: RetrieveSettings
+    k: int
+    index: VectorIndex | None = None
+    stage: str = "retrieve"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The unlabelled examples' parts, and one for all other questions."""
+        unlabeled = self.data.unlabeled
+        rest = (len(every_question(self.data, self.folds)),)
+        return (*unlabeled.parts.sizes, *rest) if isinstance(unlabeled, Rows) else rest
+
+    def questions(self, part: int) -> Sequence[Example]:
+        """The questions of a part."""
+        unlabeled = self.data.unlabeled
+        if isinstance(unlabeled, Rows) and part < unlabeled.parts.count:
+            return unlabeled.part(part)
+        return every_question(self.data, self.folds)
+
+    async def __call__(self, embedder: EmbeddingTool | None, shard: Shard, /) -> pa.Table:
+        """The shard's neighbours."""
+        parts = max(1, len(self.sizes) - 1) if shard.part < len(self.sizes) - 1 else 1
+        queries = [e for e in self.questions(shard.part) if shard.has(e.id, parts)]
+        if self.index is None or embedder is None or not queries:
+            return (await nearest_among(None, self.folds.warm, queries, self.settings, self.k)).table()
+        vectors = await embedded(embedder, queries, self.settings)
+        twins = Twins.among(self.folds.warm, queries)
+        ranking = self.index.ranking(vectors, twins.depth(self.k))
+        return named(self.folds.warm, queries, ranking, twins, self.k).table()
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """The shards of a part in the order of its questions."""
+        order = {e.id: place for place, e in enumerate(self.questions(part))}
+        whole = pa.concat_tables(tables).combine_chunks()
+        places = np.array([order[name] for name in whole["example_id"].to_pylist()], dtype=np.int64)
+        return whole.take(pa.array(np.argsort(places)))
 
 
 async def nearest_among(
@@ -80,7 +126,9 @@ async def nearest_among(
         twins = Twins.among(candidates, queries)
         return named(candidates, queries, _bm25(candidates, queries, twins.depth(k), settings), twins, k)
     vectors = await embedded(embedder, (*candidates, *queries), settings)
-    return nearest_texts(candidates, queries, vectors[: len(candidates)], vectors[len(candidates) :], k)
+    twins, index = Twins.among(candidates, queries), VectorIndex.of(vectors[: len(candidates)])
+    ranking = index.ranking(vectors[len(candidates) :], twins.depth(k))
+    return replace(named(candidates, queries, ranking, twins, k), note=index.note)
 
 
 async def embedded(embedder: EmbeddingTool, examples: Sequence[Example], settings: RetrieveSettings) -> FloatMatrix:
@@ -97,79 +145,6 @@ def nearest_texts(
     """The `k` nearest candidates of every query by their vectors (candidates, d) and (queries, d), twins left out."""
     twins = Twins.among(candidates, queries)
     return named(candidates, queries, nearest_vectors(near, asked, twins.depth(k)), twins, k)
-
-
-def nearest_vectors(candidates: FloatMatrix, queries: FloatMatrix, depth: int) -> Ranking:
-    """Exact cosine search: candidates (n, d), queries (q, d) to a ranking (q, depth); equal scores by index.
-
-    faiss finds the candidates in float32, whose last bits differ from processor to processor. What it found is
-    scored again in float64 and rounded, and a query whose last candidates nearly tie is searched deeper, so that a
-    run's artifacts have the same bytes on every machine.
-    """
-    import faiss
-
-    near, asked = Directed.of(candidates), Directed.of(queries)
-    index = faiss.IndexFlatIP(candidates.shape[1])
-    index.add(near.unit)
-    depth = min(depth, len(candidates))
-    wide = min(depth + SPARE, len(candidates))
-    rough, places = index.search(asked.unit, wide)
-    found = np.ascontiguousarray(places[:, :depth], dtype=np.int64)
-    scores = _cosines(near, asked, found)
-    close = np.flatnonzero(rough[:, depth - 1] - rough[:, -1] < NEAR_TIE)
-    looked_at_all = depth == len(candidates)
-    while close.size and not looked_at_all:
-        wide = min(4 * wide, len(candidates))
-        some = asked.at(close)
-        rough, places = index.search(some.unit, wide)
-        again = _sorted(places.astype(np.int64), _cosines(near, some, places))
-        found[close], scores[close] = again.indices[:, :depth], again.scores[:, :depth]
-        close = close[rough[:, depth - 1] - rough[:, -1] < NEAR_TIE]
-        looked_at_all = wide == len(candidates)
-    return _sorted(found, scores)
-
-
-@dataclass(frozen=True, eq=False)
-class Directed:
-    """Vectors as they came, float32 (n, d); their lengths, float64 (n,), never 0; and the same at length one."""
-
-    raw: FloatMatrix
-    lengths: NDArray[np.float64]
-    unit: FloatMatrix
-
-    @classmethod
-    def of(cls, vectors: FloatMatrix) -> Directed:
-        """Lengths are summed in float64, so that all machines get the same bytes."""
-        lengths, unit = np.empty(len(vectors)), np.empty(vectors.shape, dtype=np.float32)
-        for at in range(0, len(vectors), CACHED_ROWS):
-            rows, here = vectors[at : at + CACHED_ROWS], slice(at, at + CACHED_ROWS)
-            lengths[here] = np.maximum(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)), 1e-12)
-            np.divide(rows, lengths[here, None].astype(np.float32), out=unit[here])
-        return cls(vectors, lengths, unit)
-
-    def at(self, places: NDArray[np.int64]) -> Directed:
-        """Some of them."""
-        return Directed(self.raw[places], self.lengths[places], self.unit[places])
-
-
-def _cosines(near: Directed, asked: Directed, found: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The cosines of queries (q, d) with the candidates at `found` (q, depth): float32 out of float64."""
-    scores = np.empty(found.shape, dtype=np.float32)
-    for at in range(0, len(found), CACHED_ROWS):
-        rows = slice(at, at + CACHED_ROWS)
-        products = np.vecdot(near.raw[found[rows]].astype(np.float64), asked.raw[rows, None].astype(np.float64))
-        scores[rows] = products / (near.lengths[found[rows]] * asked.lengths[rows, None])
-    return scores
-
-
-def _sorted(found: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
-    """Every row by falling score, equal scores by index; most rows are already."""
-    step = np.diff(scores, axis=1)
-    rows = np.flatnonzero(((step > 0) | ((step == 0) & (np.diff(found, axis=1) < 0))).any(axis=1))
-    order = np.lexsort((found[rows], -scores[rows]), axis=1)
-    found[rows] = np.take_along_axis(found[rows], order, axis=1)
-    scores[rows] = np.take_along_axis(scores[rows], order, axis=1)
-    return Ranking(found, scores)
 
 
 def _bm25(candidates: Sequence[Example], queries: Sequence[Example], depth: int, settings: RetrieveSettings) -> Ranking:

@@ -5,7 +5,7 @@ Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,15 +14,19 @@ import pyarrow as pa
 from semievol_api.artifacts import EvidenceTable, Selection
 from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
 from semievol_api.errors import StageError
-from semievol_api.records import Evidence, Example, PseudoLabel
+from semievol_api.parts import Parts, Rows
+from semievol_api.records import Evidence, Example
 from semievol_api.selection import Selected, at_random, percentile
 from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.stages.annotators import Crew
 from semievol_api.stages.asking import Corpus
+from semievol_api.stages.columns import Column, pool_columns, unlabeled_of
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.stages.select_official import official
 from semievol_api.stages.select_pooled import Beside, by_pool
+from semievol_api.tables import as_labels
 from semievol_api.tasks import Task
+from semievol_api.tasks.prompts import target
 
 MAX_MISSING_SHARE = 0.05
 """Above this share of answers without log-probabilities the percentile rule would rank noise (method §3)."""
@@ -60,7 +64,9 @@ async def select(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSetti
         StageError: more than 5 % of the answered examples have no log-probabilities.
     """
     chosen = await _chosen(corpus, crew, heard, settings, seed)
-    shortened = sum(bool(count) for count in heard.said.table["dropped_shots"].to_pylist())
+    shortened = 0
+    for part in heard.said.parts.tables(["dropped_shots"]):
+        shortened += int(np.count_nonzero(part["dropped_shots"].to_numpy()))
     return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
 
 
@@ -69,44 +75,45 @@ async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSett
         return official(corpus, crew, heard.said, heard.final, settings)
     if settings.score == "mean_nll":
         return by_mean_nll(corpus, heard, settings, seed)
-    rows = heard.said.by_example()
-    for name, final in heard.final.by_example().items():
-        rows.setdefault(name, []).extend(final)
     beside = Beside(reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed)
-    return await by_pool(corpus, crew, rows, settings, beside)
+    return await by_pool(corpus, crew, pool_columns(corpus, crew, heard.said, heard.final), settings, beside)
 
 
 def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings, seed: int = 0) -> Selection:
     """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4), or as many at random."""
-    task, data = corpus.task, corpus.data
-    said, final = heard.said.by_example(), heard.final.by_example()
-
-    def candidates_for(examples: Sequence[Example]) -> list[Candidate]:
-        return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
-
-    candidates = candidates_for(data.unlabeled)
-    _refuse_missing_logprobs(candidates)
-    scores = _scores(candidates)
+    parts = len(corpus.sizes("unlabeled"))
+    tables: list[pa.Table] = []
+    for place in range(parts):
+        examples = unlabeled_of(corpus, place)
+        if examples or not tables:
+            tables.append(_columns(_candidates(corpus.task, heard, examples, place)))
+    found = Parts.of(*tables)
+    _refuse_missing_logprobs(found)
+    scores = _floats(found["mean_nll"])
     if settings.rule == "random":
-        chosen = at_random(scores, [c.example.id for c in candidates], settings.share, seed)
+        chosen = at_random(scores, Column(found["example_id"]), settings.share, seed)
     else:
-        pool = scores if settings.pool == "unlabeled" else _scores(candidates_for(data.labeled))
+        pool = scores
+        if settings.pool == "labeled":
+            pool = _floats(_columns(_candidates(corpus.task, heard, corpus.data.labeled, parts - 1))["mean_nll"])
         chosen = _rule(scores, pool, settings)
-    kept = tuple(
-        PseudoLabel(example_id=c.example.id, answer=c.answer, text=task.target(c.example, c.answer), score=float(score))
-        for c, score, keep in zip(candidates, scores, chosen.kept, strict=True)
-        if keep and c.answer is not None
-    )
+    kept = [_kept(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
     summary = {
         "rule": settings.rule,
         "share": settings.share,
         "threshold_mean_nll": chosen.threshold,
-        "unlabeled": len(candidates),
-        "answered": sum(c.answer is not None for c in candidates),
-        "kept": len(kept),
+        "unlabeled": len(found),
+        "answered": len(found) - found["answer"].null_count,
+        "kept": sum(map(len, kept)),
         "messages": list(chosen.messages),
     }
-    return Selection(kept=kept, scores=_table(candidates, scores, chosen.kept), summary=summary)
+    marked = [_marked(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
+    return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*marked), summary=summary)
+
+
+def _candidates(task: Task, heard: Heard, examples: Sequence[Example], place: int) -> list[Candidate]:
+    said, final = heard.said.measures(place), heard.final.measures(place)
+    return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
 
 
 def _rule(scores: FloatArray, pool: FloatArray, settings: SelectSettings) -> Selected:
@@ -121,21 +128,50 @@ def _rule(scores: FloatArray, pool: FloatArray, settings: SelectSettings) -> Sel
     return Selected(rule="percentile", kept=kept, abstained=int(np.isnan(scores).sum()), threshold=tau)
 
 
-def _scores(candidates: Sequence[Candidate]) -> FloatArray:
-    """float64, shape (candidates,): `mean_nll`, NaN where there is no answer or no score."""
-    return np.array(
-        [np.nan if c.answer is None or c.mean_nll is None else c.mean_nll for c in candidates], dtype=np.float64
-    )
-
-
-def _table(candidates: Sequence[Candidate], scores: FloatArray, kept: BoolArray) -> pa.Table:
+def _columns(candidates: Sequence[Candidate]) -> pa.Table:
+    """`mean_nll` is null where there is no answer or no score."""
     return pa.table(
         {
             "example_id": pa.array([c.example.id for c in candidates], pa.string()),
             "answer": pa.array([c.answer for c in candidates], pa.string()),
-            "mean_nll": pa.array(scores, pa.float64(), from_pandas=True),
-            "kept": pa.array(kept, pa.bool_()),
-            "reason": pa.array(["kept" if k else c.reason for c, k in zip(candidates, kept, strict=True)], pa.string()),
+            "mean_nll": pa.array([None if c.answer is None else c.mean_nll for c in candidates], pa.float64()),
+            "reason": pa.array([c.reason for c in candidates], pa.string()),
+        }
+    )
+
+
+def _floats(column: pa.ChunkedArray) -> FloatArray:
+    """float64, NaN for null."""
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _with_masks(tables: Sequence[pa.Table], kept: BoolArray) -> Iterator[tuple[pa.Table, BoolArray]]:
+    at = 0
+    for table in tables:
+        yield table, kept[at : at + len(table)]
+        at += len(table)
+
+
+def _kept(table: pa.Table, mask: BoolArray) -> pa.Table:
+    """The pseudo-labels among one part's candidates."""
+    part = table.filter(pa.array(mask))
+    return pa.table(
+        {
+            "example_id": part["example_id"],
+            "answer": part["answer"],
+            "text": pa.array([target(answer) for answer in part["answer"].to_pylist()], pa.string()),
+            "score": part["mean_nll"],
+        }
+    )
+
+
+def _marked(table: pa.Table, mask: BoolArray) -> pa.Table:
+    reasons = ["kept" if keep else why for keep, why in zip(mask, table["reason"].to_pylist(), strict=True)]
+    return pa.table(
+        {
+            **{name: table[name] for name in ("example_id", "answer", "mean_nll")},
+            "kept": pa.array(mask, pa.bool_()),
+            "reason": pa.array(reasons, pa.string()),
         }
     )
 
@@ -175,11 +211,11 @@ def _majority(task: Task, example: Example, said: list[Evidence]) -> Candidate:
     return Candidate(example, voters[0].answer, mean, reason)
 
 
-def _refuse_missing_logprobs(candidates: list[Candidate]) -> None:
-    answered = [c for c in candidates if c.answer is not None]
-    missing = [c for c in answered if c.mean_nll is None]
-    if len(missing) > MAX_MISSING_SHARE * len(answered):
+def _refuse_missing_logprobs(candidates: Parts) -> None:
+    answered = len(candidates) - candidates["answer"].null_count
+    missing = candidates["mean_nll"].null_count - candidates["answer"].null_count
+    if missing > MAX_MISSING_SHARE * answered:
         raise StageError(
-            f"select: {len(missing)} of {len(answered)} answers came without log-probabilities, and the percentile "
+            f"select: {missing} of {answered} answers came without log-probabilities, and the percentile "
             f"rule ranks by them. The server ignores `logprobs` for this model; choose another student in [roles]."
         )

@@ -12,5 +12,5 @@ from semievol_api.tasks import Task
 
 async def warm_up_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
     """Labelled examples as a training file."""
-    check_enough(labeled, "The labelled data")
+    check_enough(len(labeled), "The labelled data")
     return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)

@@ -5,6 +5,7 @@ Knows nothing of how the alerts are decided.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -23,7 +24,8 @@ from semievol_api.selection import (
     class_coverage,
     drift_test,
 )
-from semievol_api.selection.values import BoolArray
+from semievol_api.selection.values import BoolArray, IntArray
+from semievol_api.stages.annotators import one_set_of_options
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.pooling import Opinions
 from semievol_api.stages.retrieve import EmbeddingTool, embedded
@@ -74,25 +76,25 @@ class Vectors(Protocol):
     def seed(self) -> int: ...
 
 
-def label_alerts(corpus: Corpus, found: Opinions, kept: BoolArray) -> list[Alert]:
+def label_alerts(corpus: Corpus, predicted: IntArray, calibrating: Opinions, kept: BoolArray) -> list[Alert]:
     """Findings about classes and about the crew's disagreement; none where the labels are open.
 
-    Classes are looked at only where all questions have the same ones.
+    `predicted` int64 (m,) and `kept` bool (m,) are about the unlabelled examples. Classes are looked at only where all
+    questions have the same ones.
     """
-    m = len(corpus.data.unlabeled)
     if corpus.task.kind not in ("multiple_choice", "labels"):
         return []
     alerts: list[Alert] = []
     names = class_names(corpus)
     if names:
-        predicted = found.pooled.label[:m]
         letters = corpus.task.labels(corpus.data.unlabeled[0]) or ()
         gold = np.array([letters.index(e.answer) for e in corpus.data.labeled if e.answer in letters], dtype=np.int64)
         alerts += alerts_of_labels(gold, predicted, names)
         alerts += alerts_of_selection(class_coverage(predicted, kept, len(names)), names)
-    calibrating = found.examples[m:]
-    gold = np.array([_index(found.labels[m + i], e) for i, e in enumerate(calibrating)], dtype=np.int64)
-    return [*alerts, *alerts_of_ambiguity(ambiguity(found.probs[m:], gold, found.n_options[m:]))]
+    gold = np.array(
+        [_index(labels, e) for labels, e in zip(calibrating.labels, calibrating.examples, strict=True)], dtype=np.int64
+    )
+    return [*alerts, *alerts_of_ambiguity(ambiguity(calibrating.probs, gold, calibrating.n_options))]
 
 
 async def drift_alerts(corpus: Corpus, vectors: Vectors) -> tuple[Alert, ...]:
@@ -107,11 +109,10 @@ async def drift_alerts(corpus: Corpus, vectors: Vectors) -> tuple[Alert, ...]:
 
 def class_names(corpus: Corpus) -> tuple[str, ...]:
     """The words of the classes where every question has the same ones; empty otherwise."""
-    examples = (*corpus.data.unlabeled, *corpus.data.labeled)
+    first = next(itertools.chain(corpus.data.unlabeled, corpus.data.labeled))
     if corpus.task.kind == "labels":
-        return corpus.task.labels(examples[0]) or ()
-    options = {e.options for e in examples}
-    return next(iter(options)) if len(options) == 1 else ()
+        return corpus.task.labels(first) or ()
+    return first.options if one_set_of_options(corpus.data) else ()
 
 
 def _index(labels: Sequence[str], example: Example) -> int:
@@ -121,4 +122,6 @@ def _index(labels: Sequence[str], example: Example) -> int:
 def _sample(examples: Sequence[Example], seed: int) -> Sequence[Example]:
     if len(examples) <= DRIFT_ROWS:
         return examples
-    return random.Random(seed).sample(list(examples), DRIFT_ROWS)
+    places = random.Random(seed).sample(range(len(examples)), DRIFT_ROWS)
+    found = {place: examples[place] for place in sorted(places)}  # parts are read one after the other
+    return [found[place] for place in places]

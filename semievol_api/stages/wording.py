@@ -51,6 +51,8 @@ def _with_shots(
     prompt = corpus.prompt(example, shots, task, _order_for(task, order))
     fewer = partial(_with_shots, student, corpus, annotator, example, tone, shots - 1) if shots else None
     asked = question(student, corpus.task, annotator, (example, prompt, order), tone)
+    if not annotator.shots:
+        return asked
     return replace(asked, fewer=fewer, dropped_shots=annotator.shots - shots)
 
 
@@ -114,7 +116,7 @@ def verification(
 
 def _read(model: str, prompt: Prompt, labels: tuple[str, ...]) -> tuple[Prompt, OptionRequest]:
     """The prompt with the answer's first word, and the one request for what comes next."""
-    opened = replace(prompt, prefill=PREFILL)
+    opened = Prompt(prompt.messages, PREFILL)
     return opened, OptionRequest(model=model, prompt=opened, labels=labels)
 
 

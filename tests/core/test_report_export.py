@@ -37,7 +37,7 @@ def _reviewed(folder: Path, kept: str, dropped: str) -> Path:
 
 def test_a_persons_labels_stand_over_the_rules(run: Path) -> None:
     table = read_label_table(run)
-    found = selected_labels(run)
+    found = list(selected_labels(run))
     assert len(found) == int(table.kept.sum()) + 1
     assert {label.answer for label in found if label.source == "person"} == {"D", "B"}
 
@@ -46,8 +46,8 @@ def test_the_chat_file_is_what_a_fine_tuning_api_takes(run: Path, tmp_path: Path
     out = tmp_path / "labels.jsonl"
     count = export_labels(run, out, "openai")
     lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert len(lines) == count == len(selected_labels(run))
-    first = selected_labels(run)[0]
+    assert len(lines) == count == len(list(selected_labels(run)))
+    first = next(selected_labels(run))
     assert [m["role"] for m in lines[0]["messages"]] == ["user", "assistant"]
     assert first.example.question in lines[0]["messages"][0]["content"]
     assert lines[0]["messages"][-1]["content"] == f"Answer: {first.answer}"
@@ -93,4 +93,4 @@ def test_the_commands_write_where_they_are_told(run: Path, tmp_path: Path) -> No
     assert "SemiEvol report" in (tmp_path / "page.html").read_text("utf-8")
     done = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "x.parquet"), "--format", "parquet"])
     assert done.exit_code == 0, done.output
-    assert pq.read_table(tmp_path / "x.parquet").num_rows == len(selected_labels(run))
+    assert pq.read_table(tmp_path / "x.parquet").num_rows == len(list(selected_labels(run)))

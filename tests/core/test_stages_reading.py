@@ -11,7 +11,7 @@ from semievol_api.capabilities import ChatRequest, OptionReply, Reply
 from semievol_api.engine import Answer
 from semievol_api.records import Completion, Example, Message, Prompt, Usage
 from semievol_api.stages.asking import reworded
-from semievol_api.stages.reading import UNSEEN, Question, answer_logprob, rows_of_chat, rows_of_options
+from semievol_api.stages.reading import UNSEEN, Question, answer_logprob, rows_of_chat, rows_of_reads
 from semievol_api.tasks import Task, TaskDefinition
 
 EXAMPLE = Example(id="q1", question="Which?", options=("red", "green", "blue"))
@@ -33,7 +33,7 @@ def completion(*tokens: str, lps: tuple[float, ...], top: tuple[tuple[tuple[str,
 
 def test_an_option_reading_is_put_back_into_the_canonical_order() -> None:
     reply = OptionReply(logprobs=(math.log(0.7), math.log(0.2), math.log(0.1)), usage=Usage(5, 1))
-    (row,) = rows_of_options(question((2, 0, 1)), Answer("k", reply))
+    (row,) = rows_of_reads([(question((2, 0, 1)), Answer("k", reply))])
     assert row.option_probs == pytest.approx((0.2, 0.1, 0.7))
     assert (row.answer, row.text) == ("C", "Answer: C"), "A was shown for the third option"
     assert row.permutation == (2, 0, 1)
@@ -42,20 +42,20 @@ def test_an_option_reading_is_put_back_into_the_canonical_order() -> None:
 
 def test_labels_that_were_not_shown_are_named() -> None:
     reply = OptionReply(logprobs=(math.log(0.9), None, math.log(0.05)), usage=Usage())
-    (row,) = rows_of_options(question((0, 2, 1)), Answer("k", reply))
+    (row,) = rows_of_reads([(question((0, 2, 1)), Answer("k", reply))])
     assert row.failure == f"{UNSEEN}: C"
     assert row.option_probs is not None
     assert row.option_probs[2] <= 0.05
 
 
 def test_a_read_without_any_label_abstains() -> None:
-    (row,) = rows_of_options(question(), Answer("k", OptionReply(logprobs=(None, None, None), usage=Usage())))
+    (row,) = rows_of_reads([(question(), Answer("k", OptionReply(logprobs=(None, None, None), usage=Usage())))])
     assert (row.answer, row.option_probs, row.finish) == (None, None, "stop")
 
 
 def test_a_failed_request_is_a_row_with_its_reason() -> None:
     (chat,) = rows_of_chat(TASK, question(), Answer("k", None, "it broke"))
-    (read,) = rows_of_options(question(), Answer("k", None, "it broke"))
+    (read,) = rows_of_reads([(question(), Answer("k", None, "it broke"))])
     assert (chat.finish, chat.failure, read.finish, read.failure) == ("failed", "it broke", "failed", "it broke")
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from benchmarks.retrieval import Found, Searched, main, measure_near_duplicates, measure_retrieval, over_the_limits
 from semievol_api.config import RetrieveSettings
 from semievol_api.records import Example
-from semievol_api.stages.retrieve import Directed, nearest_among, nearest_texts, nearest_vectors
+from semievol_api.stages.retrieve import nearest_among, nearest_texts, nearest_vectors
+from semievol_api.stages.vectors import Directed
 
 
 def _examples(name: str, count: int) -> list[Example]:

@@ -60,7 +60,7 @@ def test_without_a_justification_the_majority_answers_and_its_voters_mean_scores
     justify = JustifySettings(on="never", unjustified="majority")
     heard = Heard(EvidenceTable.of(rows), EvidenceTable.of([]), justify, None, RetrieveSettings(), {})
     found = by_mean_nll(corpus, heard, SelectSettings(share=1.0))
-    (row,) = found.scores.to_pylist()
+    (row,) = found.scores.whole().to_pylist()
     assert row["answer"] == answer
     assert row["mean_nll"] == (None if score is None else pytest.approx(score, abs=1e-6))
     assert row["kept"] is (answer is not None)

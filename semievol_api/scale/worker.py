@@ -1,0 +1,148 @@
+"""One worker: takes a shard, asks what its journal lacks, gives the shard's table.
+
+The same engine, the same journal and the same stage work as in a run of one process; only quotas and the budget are
+leased. Knows nothing of other shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import pyarrow as pa
+
+from semievol_api.capabilities import Provider
+from semievol_api.catalogue import load_catalogue, with_limits
+from semievol_api.engine import Fleet, RequestEngine
+from semievol_api.errors import SemievolError, StageError
+from semievol_api.registry import connect
+from semievol_api.scale.keeper import Line, ShardLeases
+from semievol_api.scale.order import Asked, Done, Embedding, Order, journals_of
+from semievol_api.stages.asking import Student
+from semievol_api.stages.retrieve import EmbeddingTool
+from semievol_api.stages.spread import Shard
+
+
+class RemoteLine:
+    """The way to a keeper that is a Ray actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def opened(self, shard: str, spent: Any) -> None:
+        """See `Line`."""
+        await self._actor.opened.remote(shard, spent)
+
+    async def closed(self, shard: str, spent: Any) -> None:
+        """See `Line`."""
+        await self._actor.closed.remote(shard, spent)
+
+    async def more(self, shard: str, need: Any) -> Any:
+        """See `Line`."""
+        return await self._actor.more.remote(shard, need)
+
+    async def pace(self, tokens: float) -> int:
+        """See `Line`."""
+        return int(await self._actor.pace.remote(tokens))
+
+
+class ShardWorker:
+    """A Ray Data actor: made once per process, called with one shard at a time."""
+
+    def __init__(self, order: Any, keeper: Any) -> None:
+        import ray
+
+        self._order: Order = ray.get(order)
+        self._line = RemoteLine(keeper)
+        self._loop = asyncio.new_event_loop()
+        self._providers = _providers(self._order)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One row in, one row out: a pickled shard to what became of it."""
+        shards: list[Shard] = [pickle.loads(row) for row in batch["shard"]]  # noqa: S301  # made by the driver
+        done = [
+            self._loop.run_until_complete(answer(self._order, shard, self._providers, self._line)) for shard in shards
+        ]
+        return {"done": [pickle.dumps(one) for one in done]}
+
+
+async def answer(order: Order, shard: Shard, providers: Mapping[str, Provider], line: Line) -> Done:
+    """Work on a shard with an engine on the shard's own journal."""
+    limits = order.config.limits
+    path = order.journal(shard)
+    paced = limits.rpm is not None or limits.tpm is not None
+    own = limits.model_copy(update={"rpm": None, "tpm": None})
+    main = order.config.run.journal or order.config.run.folder / "journal.sqlite"
+    others = [p for p in (main, *journals_of(order.config.run.folder)) if p != path and _may_know(p.stem, path.stem)]
+    leases = ShardLeases(line, path.stem, paced=paced)
+    fleet = Fleet(journals=others, leases=leases)
+    bills: Any = {}
+    try:
+        async with RequestEngine.open(path, own, run=str(order.config.run.folder), fleet=fleet) as engine:
+            try:
+                table = await order.work(_tool(order, engine, providers), shard)
+            finally:
+                bills = dict(engine.ledger.stages)
+    except SemievolError as error:
+        return Done(shard, error=_portable(error), bills=bills)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return Done(shard, sink.getvalue().to_pybytes(), bills=bills)
+
+
+def _portable(error: SemievolError) -> SemievolError:
+    """The error as another process can have it: what cannot be pickled is told in its own words."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
+    except TypeError:
+        return StageError(str(error))
+    return error
+
+
+def _may_know(other: str, own: str) -> bool:
+    """Whether another journal can hold a shard's requests: the main one, or one of another number of shards whose
+    prefix overlaps."""
+    if not other.startswith(("parts-", "beside-")):
+        return True
+    kind, count, index = own.rsplit("-", 2)
+    other_kind, other_count, other_index = other.rsplit("-", 2)
+    if kind != other_kind:
+        return count != other_count
+    mine, theirs = int(index) / int(count), int(other_index) / int(other_count)
+    return mine < theirs + 1 / int(other_count) and theirs < mine + 1 / int(count)
+
+
+def _tool(order: Order, engine: RequestEngine, providers: Mapping[str, Provider]) -> Student | EmbeddingTool:
+    tool = order.tool
+    if isinstance(tool, Embedding):
+        return EmbeddingTool(engine, providers[tool.provider], tool.model)
+    return Student(
+        engine=engine,
+        provider=_with_abilities(providers[tool.provider], tool.abilities),
+        models=tool.models,
+        identities=tool.identities,
+        seed=tool.seed,
+        max_failed_share=tool.max_failed_share,
+        guests={role: providers[name] for role, name in tool.guests.items()},
+    )
+
+
+def _with_abilities(provider: Provider, abilities: tuple[str, ...]) -> Provider:
+    gone = {f.name: None for f in fields(provider) if f.name in ("scored", "option_reader") and f.name not in abilities}
+    return replace(provider, **gone)  # type: ignore[arg-type]
+
+
+def _providers(order: Order) -> Mapping[str, Provider]:
+    """The clients of the tool's providers, as `session.check` makes them."""
+    config, tool = order.config, order.tool
+    names = [tool.provider, *(tool.guests.values() if isinstance(tool, Asked) else ())]
+    catalogue = load_catalogue(config.catalogue.file)
+    base = str(config.run.folder.parent)
+    return {
+        name: with_limits(connect(name, config.providers[name], base_folder=base), catalogue)
+        for name in dict.fromkeys(names)
+    }

@@ -1,0 +1,206 @@
+"""What the crew makes of a whole pool, as columns: the only thing that selection holds of every unlabelled example.
+
+Evidence is read part by part and let go; a hundred bytes an example stay. Knows nothing of selection rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+
+from semievol_api.artifacts import EvidenceTable
+from semievol_api.parts import free_memory
+from semievol_api.records import Evidence, Example
+from semievol_api.selection import check_missing_logprobs, count_abstentions
+from semievol_api.selection.choice import Abstentions
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
+from semievol_api.stages.annotators import Annotator, Crew
+from semievol_api.stages.asking import Corpus
+from semievol_api.stages.pooling import Opinions, Rows, opinions
+from semievol_api.stages.reading import UNSEEN, asker_of
+from semievol_api.stages.spread import Shard
+
+
+class Column(Sequence[str]):
+    """A text column as a sequence that stays in Arrow."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._column.chunks:
+            yield from chunk.to_pylist()
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        if isinstance(place, slice):
+            return list(self._column[place].to_pylist())
+        return str(self._column[int(place)].as_py())
+
+    def at(self, places: IntArray) -> Column:
+        """Some of them."""
+        return self if len(places) == len(self) else Column(self._column.take(pa.array(places)))
+
+
+@dataclass(frozen=True, eq=False)
+class PoolColumns:
+    """The unlabelled examples in the order of their data; `parts` are those of the data.
+
+    Columns: `example_id`, `answer` (null = abstain), `label` int16 (-1 = abstain), `score` and `margin` float64 (null =
+    abstain), `voices` int16, `agreed` bool; see `selection.Pooled`. `calibrating` are the crew's opinions on the
+    examples that calibrate, whole. `filled_in` counts for each asker the rows in which the server did not show every
+    label.
+    """
+
+    parts: tuple[pa.Table, ...]
+    calibrating: Opinions
+    filled_in: Mapping[str, int]
+
+    @property
+    def size(self) -> int:
+        """How many unlabelled examples there are."""
+        return sum(len(part) for part in self.parts)
+
+    @cached_property
+    def score(self) -> FloatArray:
+        """float64 (m,), NaN = abstain."""
+        return self._whole("score")
+
+    @property
+    def label(self) -> IntArray:
+        """int64 (m,), an index into an example's own labels."""
+        return self._whole("label").astype(np.int64)
+
+    @property
+    def agreed(self) -> BoolArray:
+        """bool (m,): all annotators that spoke had the same first choice."""
+        return self._whole("agreed")
+
+    @property
+    def ids(self) -> Column:
+        """The examples' ids."""
+        return Column(pa.chunked_array([part["example_id"].combine_chunks() for part in self.parts], pa.string()))
+
+    def answer(self, place: int) -> str | None:
+        """The pooled answer to an example."""
+        for part in self.parts:
+            if place < len(part):
+                answer: str | None = part["answer"][place].as_py()
+                return answer
+            place -= len(part)
+        raise IndexError(place)
+
+    def with_places(self) -> Iterator[tuple[pa.Table, slice]]:
+        """Every part, and where its rows are in the whole columns."""
+        at = 0
+        for part in self.parts:
+            yield part, slice(at, at + len(part))
+            at += len(part)
+
+    def _whole(self, name: str) -> np.ndarray:
+        columns = [part[name].to_numpy(zero_copy_only=False) for part in self.parts]
+        return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def pool_columns(corpus: Corpus, crew: Crew, said: EvidenceTable, final: EvidenceTable) -> PoolColumns:
+    """Read the evidence part by part and pool it.
+
+    Raises:
+        StageError: more than 5 % of an annotator's answers came without the log-probabilities that it is read by.
+    """
+    tally = _Tally(crew)
+    parts: list[pa.Table] = []
+    last = len(corpus.sizes("unlabeled")) - 1
+    calibrating: Opinions | None = None
+    for place in range(last + 1):
+        examples, rows = corpus.pool("unlabeled", Shard(place)), heard(said, final, place)
+        found = opinions(corpus, crew.everybody, examples, rows)
+        tally.count(rows)
+        free_memory()
+        here = len(examples) if place < last else len(examples) - len(corpus.folds.calibration)
+        if here or not parts:
+            parts.append(_table(found.only(slice(0, here))))
+        if place == last:
+            calibrating = found.only(slice(here, len(examples)))
+    assert calibrating is not None
+    tally.refuse_missing()
+    return PoolColumns(tuple(parts), calibrating, dict(sorted(tally.filled_in.items())))
+
+
+def heard(said: EvidenceTable, final: EvidenceTable, place: int) -> Mapping[str, list[Evidence]]:
+    """What annotators and judge said of the examples of one part."""
+    rows = said.measures(place)
+    for name, judged in final.measures(place).items():
+        rows.setdefault(name, []).extend(judged)
+    return rows
+
+
+def unlabeled_of(corpus: Corpus, place: int) -> Sequence[Example]:
+    """The unlabelled examples of one part."""
+    examples = corpus.pool("unlabeled", Shard(place))
+    last = len(corpus.sizes("unlabeled")) - 1
+    return examples if place < last else examples[: len(examples) - len(corpus.folds.calibration)]
+
+
+def _table(found: Opinions) -> pa.Table:
+    pooled, places = found.pooled, range(len(found.examples))
+    return pa.table(
+        {
+            "example_id": pa.array([e.id for e in found.examples], pa.string()),
+            "answer": pa.array([found.answer(i) for i in places], pa.string()),
+            "label": pa.array(pooled.label.astype(np.int16)),
+            "score": pa.array(pooled.score, pa.float64(), from_pandas=True),
+            "margin": pa.array(pooled.margin, pa.float64(), from_pandas=True),
+            "voices": pa.array(pooled.voices.astype(np.int16)),
+            "agreed": pa.array(pooled.agreed, pa.bool_()),
+        }
+    )
+
+
+class _Tally:
+    """Counts over all parts what each annotator's rows lack."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._scored: list[Annotator] = [
+            a for a in crew.annotators if a.reading in ("option_prob", "answer_logprob", "p_true")
+        ]
+        self._lacking: dict[str, list[Abstentions]] = {a.id: [] for a in self._scored}
+        self.filled_in: dict[str, int] = {}
+
+    def count(self, rows: Rows) -> None:
+        """One part's rows."""
+        for annotator in self._scored:
+            own = [row for said in rows.values() for row in said if asker_of(row.annotator_id) == annotator.id]
+            needed = [
+                {"option_prob": row.option_probs, "answer_logprob": row.answer_logprob, "p_true": row.p_true}
+                for row in own
+            ]
+            scored = [evidence[annotator.reading] is not None for evidence in needed]
+            self._lacking[annotator.id].append(
+                count_abstentions(
+                    [row.finish for row in own],
+                    np.array([row.answer is not None for row in own], dtype=np.bool_),
+                    np.array(scored, dtype=np.bool_),
+                )
+            )
+        for said in rows.values():
+            for row in said:
+                if row.failure is not None and row.failure.startswith(UNSEEN):
+                    asker = asker_of(row.annotator_id)
+                    self.filled_in[asker] = self.filled_in.get(asker, 0) + 1
+
+    def refuse_missing(self) -> None:
+        """Too many answers without what the annotator's estimator needs would distort the selection."""
+        for counted in self._lacking.values():
+            check_missing_logprobs(sum(counted[1:], start=counted[0]))
