@@ -11,6 +11,7 @@ import gc
 import logging
 import pickle
 from collections.abc import AsyncGenerator, Generator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
@@ -26,6 +27,9 @@ from semievol_api.scale.keeper import Keeper
 from semievol_api.scale.order import Asked, Done, Embedding, Order, journals_of, shards_of
 from semievol_api.stages.asking import Student
 from semievol_api.stages.spread import Here, Shard, ToolT, Work
+
+ENDS_WITHIN_S = 10.0
+"""How long a pipeline that is given up may take to end; Ray ends it with the run in any case."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class RaySpread:
                 if len(tables) == done.shard.of:
                     yield work.joined(done.shard.part, waiting.pop(done.shard.part))
         finally:
-            results.close()  # else Ray Data goes on with what nobody wants any more
+            with suppress(TimeoutError):  # else Ray Data goes on with what nobody wants any more
+                await asyncio.wait_for(asyncio.to_thread(results.close), ENDS_WITHIN_S)
             await self._settle(keeper)
 
     def _taken(self, done: Done, stage: str) -> pa.Table:
