@@ -7,9 +7,11 @@ shard that is given again finds in its journal what was answered. Knows nothing 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import pickle
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
@@ -25,6 +27,9 @@ from semievol_api.scale.keeper import Keeper
 from semievol_api.scale.order import Asked, Done, Embedding, Order, journals_of, shards_of
 from semievol_api.stages.asking import Student
 from semievol_api.stages.spread import Here, Shard, ToolT, Work
+
+ENDS_WITHIN_S = 10.0
+"""How long a pipeline that is given up may take to end; Ray ends it with the run in any case."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class RaySpread:
                 if len(tables) == done.shard.of:
                     yield work.joined(done.shard.part, waiting.pop(done.shard.part))
         finally:
+            with suppress(TimeoutError):  # else Ray Data goes on with what nobody wants any more
+                await asyncio.wait_for(asyncio.to_thread(results.close), ENDS_WITHIN_S)
             await self._settle(keeper)
 
     def _taken(self, done: Done, stage: str) -> pa.Table:
@@ -108,7 +115,7 @@ def _keeper(config: Config, engine: RequestEngine) -> Any:
     return actor.remote(config.limits, {**spent, "": rest}, config.ray.workers)
 
 
-def _results(order: Order, shards: list[Shard], keeper: Any) -> Iterator[Done]:
+def _results(order: Order, shards: list[Shard], keeper: Any) -> Generator[Done]:
     """What became of each shard, in their order."""
     import ray
     import ray.data
@@ -129,8 +136,13 @@ def _results(order: Order, shards: list[Shard], keeper: Any) -> Iterator[Done]:
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,
     )
-    for row in data.iter_rows():
-        yield pickle.loads(row["done"])  # noqa: S301  # made by our own worker
+    rows = data.iter_rows()
+    try:
+        for row in rows:
+            yield pickle.loads(row["done"])  # noqa: S301  # made by our own worker
+    finally:
+        del rows, data
+        gc.collect()  # the pipeline ends with its last iterator
 
 
 def refuse_what_is_local(config: Config) -> None:

@@ -71,7 +71,9 @@ def cluster() -> Iterator[Any]:
         yield found
     finally:
         ray.shutdown()
-        found.shutdown()
+        for node in list(found.worker_nodes):
+            found.remove_node(node, allow_graceful=False)
+        found.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
