@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +11,13 @@ from typing import Any
 
 import pytest
 
+import semievol_api.demo
 from semievol_api.report.page import write_report
 from tests.chromium import chromium, console_errors, requested, serious_violations
 from tests.synthetic_run import synthetic_run
 
+DEMO = Path(semievol_api.demo.__file__).parent
+CASSETTE = Path(__file__).resolve().parents[2] / "cassettes/demo/full"
 MANY = 100_000
 MAX_BYTES = 4_000_000
 FIRST_PAINT_MS = 2_000
@@ -199,6 +204,37 @@ def test_a_hundred_thousand_rows_are_searched_filtered_and_sorted_without_lag(dr
     page.find_element("css selector", "#rows .row:last-child").click()
     assert "justification" in page.find_element("id", "row").text
     page.find_element("id", "close").click()
+    assert [url for url in requested(driver) if not url.startswith(("file:", "data:"))] == []
+    assert console_errors(driver) == []
+
+
+@pytest.mark.slow
+def test_the_demos_own_report_is_walked_by_clicks(driver: Any, tmp_path: Path, child_env: dict[str, str]) -> None:
+    text = (DEMO / "demo.toml").read_text("utf-8")
+    for name in ("model", "task.toml", "data/labeled.csv", "data/unlabeled.csv", "data/test.csv"):
+        text = text.replace(f'"{name}"', f'"{DEMO / name}"')
+    (tmp_path / "semievol.toml").write_text(text, "utf-8")
+    replay = ["run", str(tmp_path / "semievol.toml"), "--cassette", str(CASSETTE), "--json"]
+    subprocess.run([sys.executable, "-m", "semievol_api.cli", *replay], env=child_env, check=True, capture_output=True)
+    report = write_report(tmp_path / "run")
+    requested(driver)
+    page = _opened(driver, report)
+    assert max(page.execute_script("return performance.getEntriesByType('paint').map((p) => p.startTime)")) < 2_000
+    assert page.find_element("tag name", "h1").text and _count(page).startswith("600 of 600 rows")
+    page.find_element("id", "search").send_keys("market")
+    assert 0 < int(_count(page).split(" ")[0]) < 600
+    _choose(page, "decision", "kept")
+    assert set(_cells(page, 5)) == {"✓ kept"}
+    page.find_element("id", "clear").click()
+    page.find_element("css selector", '[data-sort="confidence"]').click()
+    shares = [float(c.removesuffix(" %")) for c in _cells(page, 3) if c != "–"]
+    assert shares == sorted(shares, reverse=True)
+    page.find_element("css selector", "#rows .row").click()
+    assert "Hidden gold" in page.find_element("id", "row").text
+    page.find_element("id", "close").click()
+    page.find_element("id", "theme").click()
+    assert serious_violations(page) == []
+    page.execute_script("localStorage.clear()")
     assert [url for url in requested(driver) if not url.startswith(("file:", "data:"))] == []
     assert console_errors(driver) == []
 
