@@ -40,7 +40,12 @@ class Batcher:
     """`add` rows and call `step` while `busy`; answers go to the rows' listeners."""
 
     def __init__(
-        self, shelf: AdapterShelf, packed: PackedModel, next_tokens: NextTokens, plan: CachePlan, settings: EngineSettings
+        self,
+        shelf: AdapterShelf,
+        packed: PackedModel,
+        next_tokens: NextTokens,
+        plan: CachePlan,
+        settings: EngineSettings,
     ) -> None:
         self._shelf = shelf
         self._packed = packed
@@ -55,6 +60,11 @@ class Batcher:
     def busy(self) -> bool:
         """Whether anything waits or is under way."""
         return bool(self._waiting) or any(lanes.samples for lanes in self._lanes.values())
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(lanes.allocated_bytes for lanes in self._lanes.values())
 
     def add(self, row: Row) -> None:
         """Queue one sample."""
@@ -133,7 +143,7 @@ class Batcher:
 
     def _make_room(self) -> None:
         """Give back empty lanes' slots where all slots together are more than half of what they may be."""
-        if 2 * sum(lanes.allocated_bytes for lanes in self._lanes.values()) > self._plan.limit_bytes:
+        if 2 * self.allocated_bytes > self._plan.limit_bytes:
             self.free()
 
     # ---------------------------------------------------------------------------------------------- steps

@@ -17,9 +17,7 @@ from semievol_providers.local.packed import PackedModel
 from semievol_providers.local.prefill import last_hidden, passes
 
 
-def embed_ids(
-    packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]
-) -> NDArray[np.float32]:
+def embed_ids(packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
     """Float32 array (texts, hidden size), rows of unit length, in the order of `inputs`."""
     vectors: list[NDArray[np.float32]] = []
     for members in passes(inputs):

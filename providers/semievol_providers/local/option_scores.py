@@ -1,7 +1,7 @@
 """Exact log-probabilities of given next tokens, read in one prefill; and which tokens spell a label.
 
-Prompts share passes as those of samples do, so a prompt's numbers never depend on its neighbours. Knows nothing of queues,
-adapters or HTTP.
+Prompts share passes as those of samples do, so a prompt's numbers never depend on its neighbours. Knows nothing of
+queues, adapters or HTTP.
 """
 
 from __future__ import annotations

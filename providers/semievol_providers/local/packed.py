@@ -131,7 +131,8 @@ class PackedModel:
 
 def _row_unit(model: PreTrainedModel) -> int:
     """How many rows of any layer's width are a whole number of vectors; the head's width counts where it is capped."""
-    head = model.get_output_embeddings()
+    known: Any = model
+    head = known.get_output_embeddings()
     capped = model.config.to_dict().get("final_logit_softcapping") is not None
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and (capped or m is not head)]
     widths = [width for linear in linears for width in (linear.in_features, linear.out_features)]
@@ -139,10 +140,11 @@ def _row_unit(model: PreTrainedModel) -> int:
 
 
 def _check(model: PreTrainedModel) -> None:
+    known: Any = model
     written = model.config.to_dict()
     text = written.get("text_config") or written
     kinds = set(text.get("layer_types") or ()) - _KINDS
-    if kinds or not model.is_backend_compatible():
+    if kinds or not known.is_backend_compatible():
         what = f"layers of {', '.join(sorted(kinds))}" if kinds else "an attention of its own"
         raise ModelFolderError(
             f"The model is a {type(model).__name__} with {what}, which cannot be served: samples share their steps "

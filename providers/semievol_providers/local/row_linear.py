@@ -4,11 +4,13 @@ Matrix libraries choose their kernels by the number of rows, and with another ke
 order. Here rows are multiplied in blocks of a few fixed sizes only. A block size is used for a shape of weights if a
 dense random block gives, bit for bit, in every row and at every place, what blocks of `_REFERENCE` rows give; so every
 block in use sums in one and the same order, which no data can change. Where a library does otherwise only blocks of
-`_REFERENCE` rows are left, or single rows. On accelerators the layers are those of torch. Knows nothing of models'
-architecture or requests.
+`_REFERENCE` rows are left, or single rows. On accelerators the layers are those of torch. For inference only. Knows
+nothing of models' architecture or requests.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -64,7 +66,7 @@ class BlockSizes:
         for places in range(1, _REFERENCE):
             if not torch.equal(torch.mm(block.roll(places, 0), turned).roll(-places, 0), first):
                 return (1,)
-        reference = torch.cat([torch.mm(part, turned) for part in rows.split(_REFERENCE)])
+        reference = torch.cat([torch.mm(part, turned) for part in torch.split(rows, _REFERENCE)])
         return tuple(
             size
             for size in self._candidates
@@ -76,9 +78,10 @@ class RowLinear(torch.nn.Linear):
     """A linear layer with the weights of another, computed in blocks of rows."""
 
     def __init__(self, source: torch.nn.Linear, blocks: BlockSizes) -> None:
-        super().__init__(source.in_features, source.out_features, bias=source.bias is not None, device="meta")
+        bias = cast("torch.nn.Parameter | None", source.bias)
+        super().__init__(source.in_features, source.out_features, bias=bias is not None, device="meta")
         self.weight = source.weight
-        self.bias = source.bias
+        self.register_parameter("bias", bias)
         self._blocks = blocks
 
     def forward(self, input: Tensor) -> Tensor:
@@ -86,8 +89,9 @@ class RowLinear(torch.nn.Linear):
         if input.device.type != "cpu" or input.dtype != torch.float32:
             return super().forward(input)
         out = self._blocks.multiply(input.reshape(-1, self.in_features).contiguous(), self.weight)
-        if self.bias is not None:
-            out += self.bias
+        bias = cast("torch.nn.Parameter | None", self.bias)
+        if bias is not None:
+            out += bias
         return out.view(*input.shape[:-1], self.out_features)
 
 
