@@ -17,7 +17,7 @@ from semievol_providers.local.packed import PackedModel, PromptPlan
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PASS_TOKENS = 2048
+PASS_TOKENS = 768
 """Prompts share a pass up to so many tokens together; a longer one has a pass of its own."""
 
 _Ids = tuple[int, ...]
