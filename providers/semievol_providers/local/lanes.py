@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from semievol_providers.local.packed import Look, PackedModel, attention
+from semievol_providers.local.packed import Look, PackedModel, Tokens, attention
 from semievol_providers.local.padding import cache_width
 from semievol_providers.local.prefill import Layers
 from semievol_providers.local.samples import Growing
@@ -118,9 +118,8 @@ class Lanes:
         lanes = [lane for lane in self._lanes.values() if lane.samples]
         samples = self.samples
         plan = _LanePlan(lanes)
-        ids = [sample.token for sample in samples]
-        positions = [sample.position for sample in samples]
-        logits = packed.logits(model, ids, positions, plan, torch.arange(len(ids)))
+        tokens = Tokens([sample.token for sample in samples], [sample.position for sample in samples])
+        logits = packed.logits(model, tokens, plan, torch.arange(len(samples)))
         for sample in samples:
             sample.position += 1
         return logits

@@ -37,6 +37,14 @@ class Look:
     softcap: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a pass, and the index that each has in its own sample."""
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+
+
 class Plan(Protocol):
     """Which tokens of a pass belong together."""
 
@@ -57,27 +65,40 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, lo
     scores = torch.matmul(query, key.transpose(2, 3)) * look.scale
     scores = torch.tanh(scores / look.softcap) * look.softcap
     if mask is None:
-        mask = causal_mask(query.shape[2], None, query)
+        mask = causal_mask(0, query.shape[2], None, query)
     return torch.matmul((scores + mask).softmax(-1, dtype=torch.float32).to(value.dtype), value)
 
 
-def causal_mask(length: int, window: int | None, like: Tensor) -> Tensor:
-    """(length, length), to be added to scores; a token sees itself and at most `window` tokens in all."""
+def causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Tensor:
+    """What is added to the scores of the tokens from `first`, (length - first, length).
+
+    A token sees itself and those before it, at most `window` tokens in all.
+    """
     index = torch.arange(length, device=like.device)
-    hidden = index > index[:, None]
+    asking = index[first:, None]
+    hidden = index > asking
     if window is not None:
-        hidden |= index <= index[:, None] - window
+        hidden |= index <= asking - window
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
 
 
 class PromptPlan:
-    """Prompts laid end to end: each attends to itself, at its own length. Keeps keys and values where asked to."""
+    """Prompts laid end to end: each attends to itself, at its own length. Keeps keys and values where asked to.
 
-    def __init__(self, lengths: Sequence[int], keep: bool) -> None:
+    Of the last layer only the prompts' last tokens come out; the others are zeros.
+    """
+
+    def __init__(self, lengths: Sequence[int], last_layer: int, keep: bool) -> None:
         ends = torch.tensor(lengths).cumsum(0).tolist()
         self.spans: list[tuple[int, int]] = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._last_layer = last_layer
         self._keep = keep
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """Indices of the prompts' last tokens."""
+        return torch.tensor([end - 1 for _, end in self.spans])
 
     def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
         """See Plan."""
@@ -87,14 +108,35 @@ class PromptPlan:
         out = query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
         for start, end in self.spans:
             one = [state[None, :, start:end].clone(memory_format=torch.contiguous_format) for state in states]
+            first = end - start - 1 if layer == self._last_layer else 0
             near = look.window is not None and look.window < end - start
-            mask = causal_mask(end - start, look.window, query) if near else None
-            out[start:end] = attention(one[0], one[1], one[2], mask, look)[0].transpose(0, 1)
+            mask = causal_mask(first, end - start, look.window, query) if near or first else None
+            asked = one[0][:, :, first:].contiguous()
+            out[start + first : end] = attention(asked, one[1], one[2], mask, look)[0].transpose(0, 1)
+        return out
+
+
+class _Narrowing:
+    """A plan after whose last attention only the wanted tokens are computed: nobody reads the others any more."""
+
+    def __init__(self, plan: Plan, last_layer: int, blocks: BlockSizes, wanted: tuple[Tensor, int]) -> None:
+        self._plan = plan
+        self._last_layer = last_layer
+        self._blocks = blocks
+        self._wanted = wanted
+
+    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
+        """See Plan."""
+        if self._blocks.narrowed:
+            raise ValueError(f"Layer {layer} comes after layer {self._last_layer}, which should be the last one.")
+        out = self._plan.attend(layer, states, look)
+        if layer == self._last_layer:
+            self._blocks.narrow(*self._wanted)
         return out
 
 
 class PackedModel:
-    """A base model made ready: `logits` and `hidden` of the tokens of a plan."""
+    """A base model made ready: `logits` of the next tokens of a pass, and `hidden` states of prompts."""
 
     def __init__(self, base: PreTrainedModel, pad_id: int) -> None:
         """Changes `base` in place.
@@ -106,27 +148,36 @@ class PackedModel:
         self.blocks = BlockSizes()
         self.pad_id = pad_id
         self.unit = _row_unit(base)
+        text = base.config.get_text_config()
+        self.last_layer: int = text.num_hidden_layers - 1
         register_attention()
         base.set_attn_implementation(_ATTENTION)
         use_row_linears(base, self.blocks)
 
-    def logits(self, model: Any, ids: Sequence[int], positions: Sequence[int], plan: Plan, wanted: Tensor) -> Tensor:
-        """Float32 logits (wanted, vocabulary) of the tokens with these indices."""
+    def logits(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor) -> Tensor:
+        """Float32 logits (wanted, vocabulary) of the tokens with these indices; nothing else of them may be needed."""
         padded = torch.nn.functional.pad(wanted, (0, multiple_of(self.unit, len(wanted)) - len(wanted)))
-        out = model(**self._inputs(model, ids, positions), logits_to_keep=padded.to(model.device), row_plan=plan)
+        padded = padded.to(model.device)
+        out = self._run(model, tokens, plan, padded, {"logits_to_keep": padded})
         logits: Tensor = out.logits[0].float()
         return logits[: len(wanted)]
 
-    def hidden(self, model: Any, ids: Sequence[int], positions: Sequence[int], plan: Plan) -> Tensor:
-        """Final hidden states (tokens, hidden size)."""
-        out = model.get_decoder()(**self._inputs(model, ids, positions), row_plan=plan)
-        hidden: Tensor = out.last_hidden_state[0]
-        return hidden
+    def hidden(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor) -> Tensor:
+        """Final hidden states (wanted, hidden size) of the tokens with these indices."""
+        wanted = wanted.to(model.device)
+        hidden: Tensor = self._run(model.get_decoder(), tokens, plan, wanted, {}).last_hidden_state[0]
+        return hidden[wanted]
 
-    def _inputs(self, model: Any, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
-        spare = multiple_of(self.unit, len(ids)) - len(ids)
-        both = torch.tensor([[*ids, *[self.pad_id] * spare], [*positions, *[0] * spare]], device=model.device)
-        return {"input_ids": both[:1], "position_ids": both[1:], "use_cache": False}
+    def _run(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor, settings: dict[str, Tensor]) -> Any:
+        spare = multiple_of(self.unit, len(tokens.ids)) - len(tokens.ids)
+        rows = [[*tokens.ids, *[self.pad_id] * spare], [*tokens.positions, *[0] * spare]]
+        both = torch.tensor(rows, device=wanted.device)
+        if 2 * len(wanted) < both.shape[1]:
+            plan = _Narrowing(plan, self.last_layer, self.blocks, (wanted, both.shape[1]))
+        try:
+            return model(input_ids=both[:1], position_ids=both[1:], use_cache=False, row_plan=plan, **settings)
+        finally:
+            self.blocks.widen()
 
 
 def _row_unit(model: PreTrainedModel) -> int:

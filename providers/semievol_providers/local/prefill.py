@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from semievol_providers.local.packed import PackedModel, PromptPlan
+from semievol_providers.local.packed import PackedModel, PromptPlan, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,20 +54,17 @@ def passes(prompts: Sequence[_Ids]) -> Iterator[list[int]]:
 
 def read_prompts(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids], keep: bool) -> ReadPrompts:
     """One pass over all of these; `keep` says whether keys and values are wanted."""
-    plan = PromptPlan([len(prompt) for prompt in prompts], keep)
-    ids, positions = _laid_out(prompts)
-    last = torch.tensor([end - 1 for _, end in plan.spans])
-    logits = packed.logits(model, ids, positions, plan, last)
+    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep)
+    logits = packed.logits(model, _laid_out(prompts), plan, plan.last_tokens)
     return ReadPrompts(logits, plan.spans, [plan.layers[layer] for layer in sorted(plan.layers)])
 
 
 def last_hidden(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids]) -> Tensor:
     """Final hidden states (prompts, hidden size) of each prompt's last token, in one pass."""
-    plan = PromptPlan([len(prompt) for prompt in prompts], keep=False)
-    hidden = packed.hidden(model, *_laid_out(prompts), plan)
-    return hidden[[end - 1 for _, end in plan.spans]]
+    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep=False)
+    return packed.hidden(model, _laid_out(prompts), plan, plan.last_tokens)
 
 
-def _laid_out(prompts: Sequence[_Ids]) -> tuple[list[int], list[int]]:
+def _laid_out(prompts: Sequence[_Ids]) -> Tokens:
     ids = [token for prompt in prompts for token in prompt]
-    return ids, [position for prompt in prompts for position in range(len(prompt))]
+    return Tokens(ids, [position for prompt in prompts for position in range(len(prompt))])

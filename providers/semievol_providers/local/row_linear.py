@@ -26,13 +26,33 @@ class BlockSizes:
     def __init__(self, candidates: tuple[int, ...] = _SIZES) -> None:
         self._candidates = candidates
         self._found: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        self._wanted: tuple[Tensor, int] | None = None
 
     def __deepcopy__(self, memo: object) -> BlockSizes:
         """What is known holds for copies of a model too."""
         return self
 
+    def narrow(self, wanted: Tensor, rows: int) -> None:
+        """From now on only these rows of inputs of so many rows are computed; the others come out as zeros."""
+        self._wanted = (wanted, rows)
+
+    def widen(self) -> None:
+        """Compute all rows again."""
+        self._wanted = None
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether some rows are left out."""
+        return self._wanted is not None
+
     def multiply(self, rows: Tensor, weight: Tensor) -> Tensor:
         """`rows` (rows, inputs) times the transposed `weight` (outputs, inputs), both float32 on the CPU."""
+        if self._wanted is not None and len(rows) == self._wanted[1]:
+            out = rows.new_zeros((len(rows), len(weight)))
+            return out.index_copy_(0, self._wanted[0], self._product(rows[self._wanted[0]], weight))
+        return self._product(rows, weight)
+
+    def _product(self, rows: Tensor, weight: Tensor) -> Tensor:
         sizes = self.sizes_for(weight)
         count = len(rows)
         whole = -(-count // sizes[-1]) * sizes[-1]
