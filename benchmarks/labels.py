@@ -28,6 +28,7 @@ from semievol_api.data import read_data
 from semievol_api.demo.embedded_server import serving
 from semievol_api.evaluation.confidence import auroc, auroc_difference
 from semievol_api.evaluation.intervals import BootstrapSettings
+from semievol_api.parts import Parts
 from semievol_api.run_store import load_artifact
 from semievol_api.selection import Calibration, fdr
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
@@ -128,7 +129,8 @@ def _judged(said: EvidenceTable, chosen: Selection, gold: Mapping[str, str]) -> 
         right = row.answer == gold[row.example_id]
         found.setdefault(row.annotator_id, []).append((max(row.option_probs), -row.mean_nll, right))
     annotators = {name: _columns(rows) for name, rows in sorted(found.items())}
-    table = chosen.scores.to_pylist()
+    scores = chosen.scores
+    table = (scores.whole() if isinstance(scores, Parts) else scores).to_pylist()
     wrong = [row["answer"] != gold[row["example_id"]] for row in table]
     score = np.array([np.nan if row["score"] is None else row["score"] for row in table])
     return Judged(annotators, score, np.array(wrong, dtype=np.bool_))
