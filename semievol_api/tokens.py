@@ -15,10 +15,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_api.records import Message, Prompt
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CHARACTERS_PER_TOKEN = 4.0
 """English text in OpenAI's vocabularies; other scripts need more tokens."""
@@ -36,16 +39,26 @@ RenderChat = Callable[[Sequence[Message], bool], str]
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """`name` says how it counts; `render` words a chat as the model sees it, where that is known."""
+    """`name` says how it counts; `render` words a chat as the model sees it, where that is known.
+
+    `framing` counts the special tokens that the tokenizer puts around a bare text, where its last is one of them.
+    """
 
     name: str
     count_text: Callable[[str], int]
     render: RenderChat | None = None
+    framing: int = 0
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a whole prompt, turns' frames and the first words of the answer included."""
         prefill = self.count_text(prompt.prefill) if prompt.prefill else 0
         return prefill + self._chat(prompt.messages, reply_follows=True)
+
+    def count_embedding(self, text: str) -> int:
+        """Tokens of a text that `semievol serve` embeds: bare where the tokenizer closes it, else as a user's turn."""
+        if self.framing:
+            return self.count_text(text) + self.framing
+        return self.count(Prompt((Message("user", text),)))
 
     def count_training(self, messages: Sequence[Message]) -> int:
         """Tokens of one line of a fine-tuning file."""
@@ -113,14 +126,22 @@ def _own_tokenizer(path: Path) -> TokenCounter:
     if not file.is_file():
         raise ConfigError(f"'roles.tokenizer': there is no tokenizer at {str(file)!r}. Name a model's folder.")
     try:
-        encode = Tokenizer.from_file(str(file)).encode
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # noqa: BLE001  # the package raises bare exceptions
         raise ConfigError(f"'roles.tokenizer': {str(file)!r} cannot be read: {error}.") from None
     return TokenCounter(
         f"the tokenizer of {folder.name}",
-        lambda text: len(encode(text, add_special_tokens=False).ids),
+        lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
         _chat_template(folder),
+        _framing(tokenizer),
     )
+
+
+def _framing(tokenizer: Tokenizer) -> int:
+    framed = tokenizer.encode("a").ids
+    last = tokenizer.get_added_tokens_decoder().get(framed[-1]) if framed else None
+    closed = last is not None and last.special
+    return len(framed) - len(tokenizer.encode("a", add_special_tokens=False).ids) if closed else 0
 
 
 def _chat_template(folder: Path) -> RenderChat | None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from pytest_socket import enable_socket, socket_allow_hosts
 
 from tests.planted_keys import (  # noqa: F401  # hooks: the session's output is searched for planted keys
@@ -16,6 +17,8 @@ from tests.planted_keys import (  # noqa: F401  # hooks: the session's output is
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("suite", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

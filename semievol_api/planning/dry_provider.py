@@ -59,6 +59,10 @@ class DryCounter:
             self._texts[text] = self._counter.count_text(text)
         return self._texts[text]
 
+    def embedding(self, text: str) -> int:
+        """Tokens of a text that our own server embeds."""
+        return self._counter.count_embedding(text)
+
     def training(self, messages: Sequence[Message]) -> int:
         """Tokens of a line of a training file."""
         return self._counter.count_training(messages)
@@ -73,8 +77,8 @@ class DrySettings:
     demand: Demand
     key: AnswerKey
     cache: PrefixCache
-    embeds_as_turn: bool = False
-    """Our own server embeds a text as a user's turn, other servers as it is."""
+    own_server: bool = False
+    """Ours frames a text that it embeds; others take it as it is."""
 
 
 class DryChat:
@@ -135,11 +139,8 @@ class DryEmbedder:
         rows = [np.random.default_rng(seed).standard_normal(DIMENSIONS) for seed in seeds]
         vectors = np.array(rows, dtype=np.float32)
         dry = self._dry
-        if dry.embeds_as_turn:
-            tokens = sum(dry.counter.prompt(Prompt((Message("user", text),))) for text in request.texts)
-        else:
-            tokens = sum(dry.counter.text(text) for text in request.texts)
-        usage = Usage(prompt=tokens)
+        count = dry.counter.embedding if dry.own_server else dry.counter.text
+        usage = Usage(prompt=sum(count(text) for text in request.texts))
         dry.demand.asked((dry.provider, request.model, "embed"), usage, dry.demand.shares.mean)
         return EmbedReply(vectors=vectors, usage=usage)
 

@@ -48,7 +48,7 @@ async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, r
                     demand=demand,
                     key=key,
                     cache=PrefixCache.of_vendor(plan.catalogue, provider.vendor),
-                    embeds_as_turn=provider.vendor == OWN_SERVER,
+                    own_server=provider.vendor == OWN_SERVER,
                 ),
             )
             for name, provider in plan.providers.items()

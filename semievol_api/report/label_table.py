@@ -29,8 +29,8 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 GOLD_FILE = "oracle/gold.json"
 """Optional, in the run folder: {example id: hidden gold answer} of unlabelled rows, for this report alone."""
 
-SHOWN = 20_000
-"""Rows that a page shows of a pool in parts."""
+SHOWN = 100_000
+"""Rows that a page shows at most of a pool in parts."""
 _SAID = {"above the threshold": "less sure than the cut"}
 """Reasons of the selection on the scale of this table, where higher is better."""
 
@@ -121,15 +121,16 @@ def label_tables(run_folder: Path) -> Iterator[LabelTable]:
 
 
 def shown_of(data: Prepared) -> Sequence[Example]:
-    """The unlabelled examples that a person is shown: all of one part, else about `SHOWN` evenly spread ones."""
+    """The unlabelled examples that a person is shown: all, or about `SHOWN` evenly spread ones."""
     unlabeled = data.unlabeled
     if not isinstance(unlabeled, Rows):
         return unlabeled
-    each = SHOWN // unlabeled.parts.count
+    sizes = np.array(unlabeled.parts.sizes)
+    ends = np.rint(np.cumsum(sizes) * min(1.0, SHOWN / len(unlabeled))).astype(int)
     shown: list[Example] = []
-    for part, size in enumerate(unlabeled.parts.sizes):
+    for part, (size, count) in enumerate(zip(sizes.tolist(), np.diff(ends, prepend=0).tolist(), strict=True)):
         rows = unlabeled.part(part)
-        shown += [rows[place] for place in np.unique(np.linspace(0, size - 1, min(size, each)).astype(int)).tolist()]
+        shown += [rows[place] for place in np.linspace(0, size - 1, count).astype(int).tolist()]
     return shown
 
 
