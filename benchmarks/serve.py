@@ -88,14 +88,20 @@ class Plain:
 
     def rates(self) -> Rates:
         """Tokens per second, the chat template and the tokenizer included."""
-        chats = prompts(self._shape)
-        one_by_one = [[chat] for chat in chats[: self._shape.alone]]
-        self._tokens([chats[:1]])
-        return Rates.of(
-            alone=lambda: self._tokens(one_by_one),
-            together=lambda: self._tokens([chats]),
-            four=lambda: self._tokens(one_by_one, n=4),
-        )
+        self._tokens([prompts(self._shape)[:1]])
+        return Rates.of(alone=self.alone, together=self.together, four=self.four)
+
+    def alone(self) -> int:
+        """Some prompts one by one; the tokens made."""
+        return self._tokens([[chat] for chat in prompts(self._shape)[: self._shape.alone]])
+
+    def together(self) -> int:
+        """All prompts in one static batch; the tokens made."""
+        return self._tokens([prompts(self._shape)])
+
+    def four(self) -> int:
+        """Some prompts one by one, four samples of each; the tokens made."""
+        return self._tokens([[chat] for chat in prompts(self._shape)[: self._shape.alone]], n=4)
 
     def _tokens(self, groups: Sequence[list[list[dict[str, str]]]], n: int = 1) -> int:
         import torch

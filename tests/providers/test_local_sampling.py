@@ -10,12 +10,12 @@ from semievol_providers.local.sampling import RowSampling, choose, random_stream
 
 def _draw(logits: torch.Tensor, row: RowSampling, count: int) -> np.ndarray:
     draws = torch.linspace(0, 1, count + 1, dtype=torch.float64)[:-1]
-    return choose(logits.expand(count, -1), [row] * count, draws, None).numpy()
+    return choose(logits.expand(count, -1), [row] * count, draws, [None] * len(draws)).numpy()
 
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert choose(logits, [RowSampling(0.0, 1.0)], torch.tensor([0.999]).double(), None).tolist() == [1]
+    assert choose(logits, [RowSampling(0.0, 1.0)], torch.tensor([0.999]).double(), [None]).tolist() == [1]
 
 
 def test_samples_follow_the_tempered_distribution() -> None:
@@ -35,8 +35,8 @@ def test_penalties_count_generated_tokens() -> None:
     logits = torch.tensor([[1.0, 1.5, 0.0]])
     counts = torch.tensor([[0.0, 2.0, 0.0]])
     draws = torch.zeros(1, dtype=torch.float64)
-    assert choose(logits, [RowSampling(0.0, 1.0, frequency_penalty=0.3)], draws, counts).tolist() == [0]
-    assert choose(logits, [RowSampling(0.0, 1.0, presence_penalty=0.3)], draws, counts).tolist() == [1]
+    assert choose(logits, [RowSampling(0.0, 1.0, frequency_penalty=0.3)], draws, [counts[0]]).tolist() == [0]
+    assert choose(logits, [RowSampling(0.0, 1.0, presence_penalty=0.3)], draws, [counts[0]]).tolist() == [1]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -44,8 +44,8 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     logits = torch.randn(8, 50)
     rows = [RowSampling(t, p) for t, p in ((0, 1), (1, 1), (0.7, 0.9), (1.3, 0.5), (0, 0.5), (2, 1), (1, 0.1), (1, 1))]
     draws = torch.rand(8, dtype=torch.float64)
-    together = choose(logits, rows, draws, None).tolist()
-    alone = [choose(logits[i : i + 1], rows[i : i + 1], draws[i : i + 1], None).item() for i in range(8)]
+    together = choose(logits, rows, draws, [None] * len(draws)).tolist()
+    alone = [choose(logits[i : i + 1], rows[i : i + 1], draws[i : i + 1], [None]).item() for i in range(8)]
     assert together == alone
 
 
@@ -66,5 +66,5 @@ def test_the_largest_draw_still_gives_a_possible_token() -> None:
     logits = torch.full((1, 300), -float("inf"))
     logits[0, [3, 200]] = 0.0
     for draw in (1 - 2**-53, 0.9999999999, 0.5, 0.0):
-        token = choose(logits, [RowSampling(1.0, 1.0)], torch.tensor([draw]).double(), None).item()
+        token = choose(logits, [RowSampling(1.0, 1.0)], torch.tensor([draw]).double(), [None]).item()
         assert token == (3 if draw == 0.0 else 200)

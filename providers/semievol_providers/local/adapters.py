@@ -17,12 +17,15 @@ from semievol_providers.local.requests import EngineSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from semievol_providers.local.row_linear import BlockSizes
+
 
 class AdapterShelf:
     """`model_for(adapter_folder)` gives a model ready for a forward pass; None is the base."""
 
-    def __init__(self, base: PreTrainedModel, settings: EngineSettings) -> None:
+    def __init__(self, base: PreTrainedModel, blocks: BlockSizes, settings: EngineSettings) -> None:
         self._base = base
+        self._blocks = blocks
         self._settings = settings
         self._bytes = sum(p.numel() * p.element_size() for p in base.parameters())
         self._merged: OrderedDict[str, PreTrainedModel] = OrderedDict()
@@ -75,6 +78,8 @@ class AdapterShelf:
     def _switch(self, adapter: str | None) -> None:
         from peft import PeftModel
 
+        from semievol_providers.local.row_linear import use_row_linears
+
         if adapter is None:
             self._switching.disable_adapter_layers()
             return
@@ -85,6 +90,7 @@ class AdapterShelf:
                 self._switching = PeftModel.from_pretrained(self._base, adapter, adapter_name=name).eval()
             else:
                 self._switching.load_adapter(adapter, adapter_name=name)
+            use_row_linears(self._switching, self._blocks)
             self._names[adapter] = name
         self._switching.enable_adapter_layers()
         self._switching.set_adapter(self._names[adapter])

@@ -1,7 +1,7 @@
 """The inference engine: requests from any thread go in, futures come out, one thread runs the model.
 
-Requests that wait together are gathered by adapter and cache bucket into groups; several groups advance in
-turns, one token each. Knows nothing of HTTP, processes or training.
+What arrives is sorted by kind: samples go to the batcher, embeddings and looks at the next token take turns with its
+steps. Knows nothing of HTTP, processes, training or how samples share their steps.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
-from semievol_api.errors import UserError
 from semievol_providers.local.adapters import AdapterShelf
-from semievol_providers.local.batch_group import BatchGroup, Frame, Row, cache_bucket
+from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.embedding import embed_ids
 from semievol_providers.local.model_folder import (
@@ -28,6 +27,7 @@ from semievol_providers.local.model_folder import (
     read_facts,
 )
 from semievol_providers.local.option_scores import read_next
+from semievol_providers.local.packed import PackedModel
 from semievol_providers.local.requests import (
     DeltaSink,
     Embedded,
@@ -39,6 +39,7 @@ from semievol_providers.local.requests import (
     ReadRequest,
     SampleOutput,
 )
+from semievol_providers.local.samples import NextTokens, Row
 from semievol_providers.local.transcript import Transcript
 
 
@@ -64,7 +65,10 @@ class _Forget:
 
 
 _Work = Row | _Embed | _Read | _Forget | None
-_Key = tuple[str | None, int]
+_IDLE_CACHE_S = 10.0
+_LOOKS_TOGETHER = 16
+_CPU_CACHE_BYTES = 4 * 2**30
+_ACCELERATOR_CACHE_SHARE = 0.6
 
 
 class Engine:
@@ -75,17 +79,20 @@ class Engine:
         self.settings = settings
         self.tokens = ChatTokens(load_tokenizer(folder))
         self._inbox: queue.SimpleQueue[_Work] = queue.SimpleQueue()
-        self._pending: OrderedDict[_Key, deque[tuple[float, Row]]] = OrderedDict()
         self._embeds: deque[_Embed] = deque()
         self._reads: deque[_Read] = deque()
-        self._groups: list[BatchGroup] = []
+        self._leaving: set[str] = set()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         torch.set_num_threads(settings.threads)
-        self._shelf = AdapterShelf(load_model(folder, settings.device), settings)
-        self._end_ids = end_of_turn_ids(folder, self.tokens.tokenizer)
+        model = load_model(folder, settings.device)
         pad = self.tokens.tokenizer.pad_token_id
-        self._pad_id = pad if isinstance(pad, int) else 0
+        self._packed = PackedModel(model, pad if isinstance(pad, int) else 0)
+        self._shelf = AdapterShelf(model, self._packed.blocks, settings)
+        next_tokens = NextTokens(self.tokens, end_of_turn_ids(folder, self.tokens.tokenizer))
+        token_bytes = self.facts.cache_values * model.dtype.itemsize
+        plan = CachePlan(_cache_bytes(settings), token_bytes)
+        self._batcher = Batcher(self._shelf, self._packed, next_tokens, plan, settings)
 
     def start(self) -> None:
         """Start the thread that runs the model."""
@@ -155,30 +162,24 @@ class Engine:
         with torch.inference_mode():
             while not (self._closed and not self._busy()):
                 self._receive()
-                self._admit()
-                self._groups = [group for group in self._groups if self._advance(group)]
+                self._batcher.step()
                 if self._embeds:
                     self._embed_some()
                 if self._reads:
                     self._read_some()
-
-    def _advance(self, group: BatchGroup) -> bool:
-        """One step of a group; False when it is over. A failure ends this group's requests, not the engine."""
-        try:
-            group.step()
-        except (RuntimeError, ValueError, MemoryError) as error:
-            _fail(group.rows, error)
-            return False
-        return not group.finished
+                for adapter in [name for name in self._leaving if not self._batcher.uses(name)]:
+                    self._leaving.discard(adapter)
+                    self._batcher.free()
+                    self._shelf.forget(adapter)
 
     def _busy(self) -> bool:
-        return bool(self._groups or self._pending or self._embeds or self._reads)
+        return bool(self._batcher.busy or self._embeds or self._reads)
 
     def _receive(self) -> None:
         """Take what has arrived; wait when idle, then a moment more for what arrives together."""
         if not self._busy() and not self._closed:
-            self._sort(self._inbox.get())
-            deadline = time.monotonic() + 5 * self.settings.gather_s
+            self._sort(self._first())
+            deadline = time.monotonic() + 4 * self.settings.gather_s
             while time.monotonic() < deadline:
                 try:
                     self._sort(self._inbox.get(timeout=self.settings.gather_s))
@@ -190,6 +191,14 @@ class Engine:
             except queue.Empty:
                 return
 
+    def _first(self) -> _Work:
+        """Wait for work; caches that nobody needed for a while are given back."""
+        try:
+            return self._inbox.get(timeout=_IDLE_CACHE_S)
+        except queue.Empty:
+            self._batcher.free()
+            return self._inbox.get()
+
     def _sort(self, work: _Work) -> None:
         if work is None:
             self._closed = True
@@ -198,43 +207,9 @@ class Engine:
         elif isinstance(work, _Read):
             self._reads.append(work)
         elif isinstance(work, _Forget):
-            self._shelf.forget(work.adapter)
+            self._leaving.add(work.adapter)
         else:
-            key = (work.request.adapter, cache_bucket(len(work.request.prompt_ids), self.settings))
-            self._pending.setdefault(key, deque()).append((time.monotonic(), work))
-
-    def _admit(self) -> None:
-        """Start groups: full ones first, else the one that has waited longest if the engine has room."""
-        while self._pending and len(self._groups) < self.settings.max_groups:
-            key = self._next_key()
-            if key is None:
-                return
-            waiting = self._pending[key]
-            rows = [waiting.popleft()[1] for _ in range(min(len(waiting), self.settings.decode_rows))]
-            if not waiting:
-                del self._pending[key]
-            self._start_group(key[0], rows)
-
-    def _next_key(self) -> _Key | None:
-        for key, waiting in self._pending.items():
-            if len(waiting) >= self.settings.decode_rows:
-                return key
-        oldest = min(self._pending, key=lambda key: self._pending[key][0][0])
-        patience_s = 0.0 if not self._groups else 0.05
-        waited_s = time.monotonic() - self._pending[oldest][0][0]
-        blocked = not self._shelf.merges and any(group.rows[0].request.adapter != oldest[0] for group in self._groups)
-        return oldest if waited_s >= patience_s and not blocked else None
-
-    def _start_group(self, adapter: str | None, rows: list[Row]) -> None:
-        rows = [row for row in rows if not row.listener.dropped]
-        if not rows:
-            return
-        try:
-            model = self._shelf.model_for(adapter)
-            frame = Frame(model, self.tokens, self._end_ids, self._pad_id, self.settings)
-            self._groups.append(BatchGroup(rows, frame))
-        except (RuntimeError, ValueError, OSError, MemoryError, UserError) as error:
-            _fail(rows, error)
+            self._batcher.add(work)
 
     def _embed_some(self) -> None:
         work = self._embeds.popleft()
@@ -242,22 +217,22 @@ class Engine:
             return
         try:
             model = self._shelf.model_for(work.request.adapter)
-            vectors = embed_ids(model, work.request.inputs, self._pad_id, self.settings)
-        except (RuntimeError, ValueError, OSError, MemoryError, UserError) as error:
+            vectors = embed_ids(self._packed, model, work.request.inputs)
+        except FAILURES as error:
             work.future.set_exception(error)
         else:
             work.future.set_result(Embedded(vectors, sum(len(ids) for ids in work.request.inputs)))
 
     def _read_some(self) -> None:
-        """Answer the oldest look, and with it what waits for the same adapter, a few prefills' worth."""
-        adapter, most = self._reads[0].request.adapter, 4 * self.settings.prefill_rows
+        """Answer the oldest look, and with it some that wait for the same adapter."""
+        adapter, most = self._reads[0].request.adapter, _LOOKS_TOGETHER
         taken = [work for work in self._reads if work.request.adapter == adapter][:most]
         self._reads = deque(work for work in self._reads if work not in taken)
         taken = [work for work in taken if work.future.set_running_or_notify_cancel()]
         try:
             model = self._shelf.model_for(adapter)
-            read = read_next(model, [work.request for work in taken], self._pad_id, self.settings)
-        except (RuntimeError, ValueError, OSError, MemoryError, UserError) as error:
+            read = read_next(self._packed, model, [work.request for work in taken])
+        except FAILURES as error:
             for work in taken:
                 work.future.set_exception(error)
         else:
@@ -265,9 +240,12 @@ class Engine:
                 work.future.set_result(Read(logprobs, len(work.request.prompt_ids)))
 
 
-def _fail(rows: list[Row], error: Exception) -> None:
-    for row in rows:
-        row.listener.fail(error)
+def _cache_bytes(settings: EngineSettings) -> int:
+    if settings.cache_bytes is not None:
+        return settings.cache_bytes
+    if settings.device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(settings.device)[0] * _ACCELERATOR_CACHE_SHARE)
+    return _CPU_CACHE_BYTES
 
 
 class _Collector:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,17 @@ class ModelFolderError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What can be read about a model folder without loading any weight."""
+    """What can be read about a model folder without loading any weight.
+
+    `cache_values` is how many numbers the cache of one token holds, 0 where the config does not tell.
+    """
 
     folder: str
     context_tokens: int
     hidden_size: int
     vocab_size: int
     weight_bytes: int
+    cache_values: int = 0
 
 
 def read_facts(folder: str | Path) -> ModelFacts:
@@ -64,7 +69,15 @@ def read_facts(folder: str | Path) -> ModelFacts:
         hidden_size=int(text_config.get("hidden_size", 0)),
         vocab_size=int(text_config.get("vocab_size", 0)),
         weight_bytes=sum(file.stat().st_size for file in weights),
+        cache_values=_cache_values(text_config),
     )
+
+
+def _cache_values(config: Mapping[str, Any]) -> int:
+    heads = int(config.get("num_attention_heads") or 0)
+    size = int(config.get("head_dim") or (int(config.get("hidden_size") or 0) // heads if heads else 0))
+    kept = int(config.get("num_key_value_heads") or heads)
+    return 2 * int(config.get("num_hidden_layers") or 0) * kept * size
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

@@ -1,7 +1,7 @@
 """Exact log-probabilities of given next tokens, read in one prefill; and which tokens spell a label.
 
-Runs at the engine's fixed shapes, so a prompt's numbers never depend on its neighbours. Knows nothing of queues,
-adapters or HTTP.
+Prompts share passes as those of samples do, so a prompt's numbers never depend on its neighbours. Knows nothing of
+queues, adapters or HTTP.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from semievol_providers.local.requests import EngineSettings, ReadRequest
+    from semievol_providers.local.packed import PackedModel
+    from semievol_providers.local.requests import ReadRequest
 
 
 def label_token_ids(
@@ -32,32 +33,18 @@ def label_token_ids(
 
 
 def read_next(
-    model: PreTrainedModel, requests: Sequence[ReadRequest], pad_id: int, settings: EngineSettings
+    packed: PackedModel, model: PreTrainedModel, requests: Sequence[ReadRequest]
 ) -> list[tuple[float | None, ...]]:
     """For every request, the natural log of the probability that the next token is one of each group's."""
     import torch
 
-    from semievol_providers.local.batch_group import padded_batch, prompt_bucket
+    from semievol_providers.local.prefill import passes, read_prompts
 
-    buckets: dict[int, list[int]] = {}
-    for i, request in enumerate(requests):
-        buckets.setdefault(prompt_bucket(len(request.prompt_ids), settings), []).append(i)
-    read: dict[int, tuple[float | None, ...]] = {}
-    for length, members in sorted(buckets.items()):
-        for start in range(0, len(members), settings.prefill_rows):
-            chunk = members[start : start + settings.prefill_rows]
-            prompts = [requests[i].prompt_ids for i in chunk]
-            ids, mask = padded_batch(prompts, settings.prefill_rows, length, pad_id)
-            mask = mask.to(model.device)
-            logits = model(
-                input_ids=ids.to(model.device),
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            scores = logits.float().log_softmax(-1).cpu()
-            for row, i in enumerate(chunk):
-                groups = requests[i].token_groups
-                read[i] = tuple([float(torch.logsumexp(scores[row][list(g)], 0)) if g else None for g in groups])
-    return [read[i] for i in range(len(requests))]
+    prompts = [request.prompt_ids for request in requests]
+    read: list[tuple[float | None, ...]] = []
+    for members in passes(prompts):
+        logits = read_prompts(packed, model, [prompts[i] for i in members], keep=False).logits
+        for i, scores in zip(members, logits.log_softmax(-1).cpu(), strict=True):
+            groups = requests[i].token_groups
+            read.append(tuple([float(torch.logsumexp(scores[list(g)], 0)) if g else None for g in groups]))
+    return read

@@ -118,20 +118,19 @@ class Read:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """How the engine runs; every number that can change a result's bits is here.
+    """How the engine runs; of these only `threads` and `device` can change a result's bits.
 
-    A forward pass always has `prefill_rows` or `decode_rows` rows and a bucketed length, so that a row's
-    numbers depend on the row alone and never on what else is being asked. `prompt_bucket` is the step of
-    prompt lengths in tokens. `merge_limit_bytes`: base models up to this size keep merged copies of their
-    adapters, at most `adapter_cache_bytes` of them together.
+    At most `decode_rows` samples of an adapter share a step. `prefill_s`: how long prompts are read before those that
+    are under way take their next step. `cache_bytes`: memory for keys and values together; None leaves it to the
+    device. `merge_limit_bytes`: base models up to this size keep merged copies of their adapters, at most
+    `adapter_cache_bytes` of them together. `gather_s`: how long an idle engine waits for what arrives together.
     """
 
     threads: int = 1
     device: str = "cpu"
-    prefill_rows: int = 4
-    decode_rows: int = 32
-    prompt_bucket: int = 32
-    max_groups: int = 4
+    decode_rows: int = 64
+    prefill_s: float = 0.5
+    cache_bytes: int | None = None
     merge_limit_bytes: int = 512 * 2**20
     adapter_cache_bytes: int = 1024 * 2**20
-    gather_s: float = 0.002
+    gather_s: float = 0.001

@@ -6,7 +6,7 @@ text or scheduling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,11 @@ class RowSampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
 
+    @property
+    def penalises(self) -> bool:
+        """Whether what was generated counts."""
+        return bool(self.presence_penalty or self.frequency_penalty)
+
 
 def random_stream(seed: int, sample: int) -> np.random.Generator:
     """The random numbers of one sample of one request."""
@@ -32,15 +37,17 @@ def random_stream(seed: int, sample: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def choose(logits: Tensor, rows: Sequence[RowSampling], draws: Tensor, counts: Tensor | None) -> Tensor:
+def choose(logits: Tensor, rows: Sequence[RowSampling], draws: Tensor, counts: Sequence[Tensor | None]) -> Tensor:
     """Token ids, shape (rows,).
 
     `logits` float32 (rows, vocabulary) are left as they are; `draws` float64 (rows,) in [0, 1);
-    `counts` (rows, vocabulary) says how often each token was generated, needed for penalties only.
+    `counts[i]` (vocabulary,) says how often row i generated each token, needed for penalties only.
     """
-    penalised = [i for i, row in enumerate(rows) if row.presence_penalty or row.frequency_penalty]
-    if penalised and counts is not None:
-        logits = _penalised(logits, rows, penalised, counts)
+    used = {
+        i: seen for i, (row, seen) in enumerate(zip(rows, counts, strict=True)) if row.penalises and seen is not None
+    }
+    if used:
+        logits = _penalised(logits, rows, used)
     hot = [i for i, row in enumerate(rows) if row.temperature > 0]
     if not hot:
         return logits.argmax(-1)
@@ -76,10 +83,9 @@ def _passes(cumulative: Tensor, target: Tensor) -> Tensor:
     return torch.minimum(torch.searchsorted(cumulative, target, right=True), last)
 
 
-def _penalised(logits: Tensor, rows: Sequence[RowSampling], which: Sequence[int], counts: Tensor) -> Tensor:
+def _penalised(logits: Tensor, rows: Sequence[RowSampling], counts: Mapping[int, Tensor]) -> Tensor:
     logits = logits.clone()
-    for i in which:
-        used = counts[i]
+    for i, used in counts.items():
         logits[i] -= rows[i].frequency_penalty * used + rows[i].presence_penalty * (used > 0)
     return logits
 

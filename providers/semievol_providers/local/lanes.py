@@ -1,0 +1,177 @@
+"""Samples of one adapter that are decoded together; rows join, leave and move between steps.
+
+Samples whose caches are padded to one width share a lane, which holds keys and values in slots without gaps. All lanes
+run in one pass; attention is computed lane by lane, so its shape for a sample follows from the sample's own length.
+Knows nothing of sampling, prompts or queues.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from semievol_providers.local.packed import Look, PackedModel, Tokens, attention
+from semievol_providers.local.padding import cache_width
+from semievol_providers.local.prefill import Layers
+from semievol_providers.local.samples import Growing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FIRST_SLOTS = 4
+
+
+class Lane:
+    """Slots of `width` tokens; sample i lies in slot i."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.samples: list[Growing] = []
+        self.stores: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory of keys and values."""
+        return sum(store.numel() * store.element_size() for pair in self.stores for store in pair)
+
+    def join(self, sample: Growing, layers: Layers) -> None:
+        """Let a sample in with what its cache holds so far."""
+        slot = len(self.samples)
+        if not self.stores or slot == len(self.stores[0][0]):
+            self._grow(layers)
+        self.samples.append(sample)
+        for pair, news in zip(self.stores, layers, strict=True):
+            for store, new in zip(pair, news, strict=True):
+                store[slot, :, : new.shape[1]] = new
+
+    def leave(self, slot: int) -> Growing:
+        """Take a sample out; the last one moves to its slot."""
+        left, last = self.samples[slot], len(self.samples) - 1
+        if slot != last:
+            self.samples[slot] = self.samples[last]
+            for pair in self.stores:
+                for store in pair:
+                    store[slot] = store[last]
+        self.samples.pop()
+        return left
+
+    def layers_of(self, slot: int) -> Layers:
+        """A copy of what one slot holds."""
+        return [(keys[slot].clone(), values[slot].clone()) for keys, values in self.stores]
+
+    def _grow(self, layers: Layers) -> None:
+        slots = max(_FIRST_SLOTS, 2 * len(self.samples))
+        grown: list[tuple[Tensor, Tensor]] = []
+        for number, news in enumerate(layers):
+            keys, values = (new.new_zeros((slots, new.shape[0], self.width, new.shape[2])) for new in news)
+            if self.stores:
+                for old, store in zip(self.stores[number], (keys, values), strict=True):
+                    store[: len(old)] = old
+            grown.append((keys, values))
+        self.stores = grown
+
+
+class Lanes:
+    """`put` samples in, `settle` after some ended, `advance` all by a token."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, Lane] = {}
+
+    @property
+    def samples(self) -> list[Growing]:
+        """Those that are under way, in the order of their rows."""
+        return [sample for lane in self._lanes.values() for sample in lane.samples]
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory of all slots."""
+        return sum(lane.allocated_bytes for lane in self._lanes.values())
+
+    def put(self, sample: Growing, layers: Layers) -> None:
+        """Let a sample join that has read so many tokens."""
+        width = cache_width(sample.position + 1)
+        if width not in self._lanes:
+            self._lanes[width] = Lane(width)
+        self._lanes[width].join(sample, layers)
+
+    def settle(self) -> None:
+        """Let those go that are over, and move those that have filled their slots."""
+        for lane in list(self._lanes.values()):
+            for slot in reversed(range(len(lane.samples))):
+                sample = lane.samples[slot]
+                if sample.over:
+                    lane.leave(slot)
+                elif sample.position >= lane.width:
+                    layers = lane.layers_of(slot)
+                    self.put(lane.leave(slot), layers)
+
+    def free(self) -> None:
+        """Give back the slots of empty lanes."""
+        self._lanes = {width: lane for width, lane in self._lanes.items() if lane.samples}
+
+    def advance(self, packed: PackedModel, model: PreTrainedModel) -> Tensor:
+        """Feed every sample's token; float32 logits (samples, vocabulary) of the next, in the order of `samples`."""
+        lanes = [lane for lane in self._lanes.values() if lane.samples]
+        samples = self.samples
+        plan = _LanePlan(lanes)
+        tokens = Tokens([sample.token for sample in samples], [sample.position for sample in samples])
+        logits = packed.logits(model, tokens, plan, torch.arange(len(samples)))
+        for sample in samples:
+            sample.position += 1
+        return logits
+
+
+class _LaneRows:
+    """The rows of one lane in a pass: where their tokens are written, and what they see."""
+
+    def __init__(self, lane: Lane, start: int) -> None:
+        self._lane = lane
+        self._device = lane.stores[0][0].device
+        self._places = torch.tensor([sample.position for sample in lane.samples], device=self._device)
+        self._rows = torch.arange(len(lane.samples), device=self._device)
+        self._span = slice(start, start + len(lane.samples))
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(self, layer: int, states: Sequence[Tensor], look: Look, out: Tensor) -> None:
+        query, key, value = (state.transpose(0, 1)[self._span] for state in states)
+        keys, values = self._lane.stores[layer]
+        keys[self._rows, :, self._places] = key
+        values[self._rows, :, self._places] = value
+        count, kept = len(self._rows), keys.shape[1]
+        grouped = query.reshape(count, kept, -1, query.shape[2])  # heads that share keys are as rows of one head
+        mask = self._mask(look.window, grouped)
+        found = attention(grouped, keys[:count], values[:count], mask, look)
+        out[self._span] = found.reshape(count, -1, found.shape[3])
+
+    def _mask(self, window: int | None, query: Tensor) -> Tensor:
+        found = self._masks.get(window)
+        if found is None:
+            index = torch.arange(self._lane.width, device=self._device)
+            hidden = index > self._places[:, None]
+            if window is not None:
+                hidden |= index <= self._places[:, None] - window
+            zeros = torch.zeros(hidden.shape, dtype=query.dtype, device=self._device)
+            found = self._masks[window] = zeros.masked_fill_(hidden, -math.inf)[:, None, None]
+        return found.expand(-1, 1, query.shape[2], -1)
+
+
+class _LanePlan:
+    """One token of every sample of these lanes."""
+
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        self._parts: list[_LaneRows] = []
+        start = 0
+        for lane in lanes:
+            self._parts.append(_LaneRows(lane, start))
+            start += len(lane.samples)
+
+    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
+        query, _, value = states
+        out = query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
+        for part in self._parts:
+            part.attend(layer, states, look, out)
+        return out
