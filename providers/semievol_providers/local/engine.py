@@ -78,7 +78,7 @@ class Engine:
         self.facts: ModelFacts = read_facts(folder)
         self.settings = settings
         self.tokens = ChatTokens(load_tokenizer(folder))
-        self._inbox: queue.Queue[_Work] = queue.Queue()  # a SimpleQueue's short timeout may never end, see decision 0006
+        self._inbox: queue.Queue[_Work] = queue.Queue()  # not a SimpleQueue, see decision 0006
         self._embeds: deque[_Embed] = deque()
         self._reads: deque[_Read] = deque()
         self._leaving: set[str] = set()
