@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     found = operations()
-    each = -(-asked.requests // len(found))
+    each = -(-asked.requests // (len(found) - 1))  # a request without settings, to list models, is made once only
     ids = real_ids(asked.url)
     told: dict[str, Mapping[int, int]] = {}
     for operation in found:
