@@ -19,8 +19,8 @@ def label_factors(counts: IntArray, mean: FloatArray) -> FloatArray:
     part of the gap that the draw of the labelled examples does not explain (method of moments, as Efron and Morris
     1973); X2 = 4 sum (sqrt(n_c) - sqrt(n mean_c))^2 (Freeman and Tukey 1950), of expectation K - 1 without a gap.
 
-    All 1 where the gap is chance, and where every label was drawn equally often: such shares were chosen, they are
-    not those of the questions.
+    All 1 where the gap is chance, and where the labels are about equally frequent: such shares are often chosen, and
+    then they are not those of the questions.
 
     Args:
         counts: int64, shape (K,), how often each label stands among the labelled examples: a sample of the same
@@ -29,7 +29,7 @@ def label_factors(counts: IntArray, mean: FloatArray) -> FloatArray:
     """
     options, labelled = counts.size, int(counts.sum())
     neutral = np.ones(options)
-    if options < 2 or labelled == 0 or int(counts.max()) - int(counts.min()) <= 1:
+    if options < 2 or labelled == 0 or not _clearly_uneven(counts):
         return neutral
     said = np.maximum(mean, FLOOR)
     said /= said.sum()
@@ -49,3 +49,10 @@ def at_label_shares(probs: FloatArray, factors: FloatArray) -> FloatArray:
         factors: float64, shape (K,), see `label_factors`.
     """
     return floored(probs * factors, np.full(probs.shape[0], probs.shape[1], dtype=np.int64))
+
+
+def _clearly_uneven(counts: IntArray) -> bool:
+    """Whether Pearson's test rejects equal shares at 5 %; the quantile as Wilson and Hilferty (1931) have it."""
+    freedom, even = counts.size - 1, float(counts.sum()) / counts.size
+    quantile = freedom * (1.0 - 2.0 / (9.0 * freedom) + 1.6449 * (2.0 / (9.0 * freedom)) ** 0.5) ** 3
+    return float(np.sum((counts - even) ** 2)) / even > quantile

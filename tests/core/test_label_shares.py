@@ -48,9 +48,15 @@ def test_a_gap_within_chance_changes_nothing() -> None:
     assert np.median(np.abs(np.log(drawn)).max(axis=1)) == 0.0
 
 
-@pytest.mark.parametrize("counts", [[20, 20, 20], [17, 16, 16], [0, 0, 0], [1, 0, 0]])
-def test_labels_drawn_equally_often_say_nothing_of_the_questions(counts: list[int]) -> None:
+@pytest.mark.parametrize("counts", [[20, 20, 20], [35, 34, 31], [42, 33, 25], [0, 0, 0], [1, 0, 0]])
+def test_labels_about_equally_frequent_say_nothing_of_the_questions(counts: list[int]) -> None:
     assert label_factors(np.array(counts), np.array([0.02, 0.18, 0.8])).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_equal_shares_are_doubted_in_one_of_twenty_draws() -> None:
+    rng, far = np.random.default_rng(0), np.array([0.97, 0.02, 0.01])
+    touched = [bool((label_factors(rng.multinomial(90, np.ones(3) / 3), far) != 1).any()) for _ in range(2_000)]
+    assert 0.035 < float(np.mean(touched)) < 0.065
 
 
 def test_a_label_that_nobody_says_and_one_that_nobody_was_taught_stay_finite() -> None:
