@@ -55,4 +55,4 @@ def _clearly_uneven(counts: IntArray) -> bool:
     """Whether Pearson's test rejects equal shares at 5 %; the quantile as Wilson and Hilferty (1931) have it."""
     freedom, even = counts.size - 1, float(counts.sum()) / counts.size
     quantile = freedom * (1.0 - 2.0 / (9.0 * freedom) + 1.6449 * (2.0 / (9.0 * freedom)) ** 0.5) ** 3
-    return float(np.sum((counts - even) ** 2)) / even > quantile
+    return bool(np.sum((counts - even) ** 2) > quantile * even)

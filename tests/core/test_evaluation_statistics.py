@@ -203,8 +203,9 @@ def test_answers_to_the_same_question_are_drawn_together() -> None:
     right, ours, theirs = rng.random(80) < 0.6, rng.random(80), rng.random(80)
     settings = BootstrapSettings(resamples=200)
     once = auroc_difference(ours, theirs, right, settings)
-    twice = (np.tile(side, 2) for side in (ours, theirs, right))
-    assert auroc_difference(*twice, settings, np.tile(np.arange(80) + 7, 2)) == replace(once, n=160)
+    about = np.tile(np.arange(80) + 7, 2)
+    twice = auroc_difference(np.tile(ours, 2), np.tile(theirs, 2), np.tile(right, 2), settings, about)
+    assert twice == replace(once, n=160)
 
 
 def test_a_confidence_compared_with_itself_differs_by_nothing() -> None:

@@ -185,7 +185,7 @@ def test_without_factors_the_pool_is_bit_for_bit_what_it_was() -> None:
 
 def selected(here: Corpus, who: Crew, said: EvidenceTable, shares: str) -> Selection:
     heard = Heard(said, EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), {})
-    settings = SelectSettings(rule="top-n", n=10, score="pooled", label_shares=shares)  # type: ignore[arg-type]
+    settings = SelectSettings(rule="top-n", n=10, score="pooled", label_shares=shares)
     return asyncio.run(select(here, who, heard, settings, 0))
 
 
