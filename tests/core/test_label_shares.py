@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_without_factors_the_pool_is_bit_for_bit_what_it_was() -> None:
     assert found.factors == {} and found.score.tobytes() == plain.score.tobytes()
 
 
-def selected(here: Corpus, who: Crew, said: EvidenceTable, shares: str) -> Selection:
+def selected(here: Corpus, who: Crew, said: EvidenceTable, shares: Literal["labeled", "as-read"]) -> Selection:
     heard = Heard(said, EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), {})
     settings = SelectSettings(rule="top-n", n=10, score="pooled", label_shares=shares)
     return asyncio.run(select(here, who, heard, settings, 0))
