@@ -311,22 +311,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tasks["fpb"] = {"data.task": "fpb", **files}
     found: list[Confidence] = []
     shares: list[Realised] = []
+    pooled: dict[str, float] = {}
     with serving(DEMO / "model", "demo-llama", chosen.folder / "server") as url:
         for name, changes in tasks.items():
             folder = chosen.folder / (f"{name}-{size}" + (f"-{chosen.seed}" if chosen.seed else ""))
             judged = judged_run(changes, folder.resolve(), url, size, chosen.seed)
             found += confidences(name, judged, len(tasks) * sum(one["model"] != "neighbour_vote" for one in CREW))
             shares += realised(name, judged, splits)
+            pooled[name] = round(auroc(judged.score, ~judged.wrong), 4)
     broken = broken_promises(found, shares)
     if chosen.json:
         rows = {"confidences": [asdict(row) for row in found], "realised": [asdict(row) for row in shares]}
-        print(json.dumps({**rows, "broken": broken}, indent=1))
+        print(json.dumps({**rows, "pooled": pooled, "broken": broken}, indent=1))
     else:
-        _print_tables(found, shares, broken)
+        _print_tables(found, shares, pooled, broken)
     return 1 if chosen.check and broken else 0
 
 
-def _print_tables(found: Sequence[Confidence], shares: Sequence[Realised], broken: Sequence[str]) -> None:
+def _print_tables(
+    found: Sequence[Confidence], shares: Sequence[Realised], pooled: Mapping[str, float], broken: Sequence[str]
+) -> None:
     print("| task | annotator | right | as read | option_prob | mean_nll | difference [95 %] | family | same answer |")
     print("|---|---|---|---|---|---|---|---|---|")
     for one in found:
@@ -336,6 +340,7 @@ def _print_tables(found: Sequence[Confidence], shares: Sequence[Realised], broke
             f"| [{one.family_low:+.3f}, {one.family_high:+.3f}] "
             f"| {one.option_prob_within:.3f} : {one.mean_nll_within:.3f} |"
         )
+    print("\nThe crew's pooled score: " + ", ".join(f"{name} {value:.3f}" for name, value in pooled.items()))
     print("\n| task | alpha | n_cal | false share | nine in ten runs | if any kept | coverage | empty |")
     print("|---|---|---|---|---|---|---|---|")
     for row in shares:
