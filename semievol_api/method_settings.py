@@ -96,6 +96,9 @@ class SelectSettings(Settings):
     """`random` keeps a random `share`: the control of all others."""
     score: Literal["mean_nll", "pooled"] = "mean_nll"
     """What is ranked: the justified answer's mean negative log-probability, or the crew's pooled probability."""
+    label_shares: Literal["labeled", "as-read"] = "labeled"
+    """Whether, for `pooled`, an annotator that says a label far more or less often than it stands among the labels is
+    brought back to their shares. `as-read` where the labelled rows were not drawn like the unlabelled ones."""
     alpha: float = Field(default=0.1, gt=0, lt=1)
     """The tolerated share of false labels, for `fdr` (on average) and `high-probability`."""
     delta: float = Field(default=0.1, gt=0, lt=1)

@@ -53,9 +53,16 @@ def auroc(scores: FloatArray, correct: BoolArray) -> float:
 
 
 def auroc_difference(
-    ours: FloatArray, theirs: FloatArray, correct: BoolArray, settings: BootstrapSettings | None = None
+    ours: FloatArray,
+    theirs: FloatArray,
+    correct: BoolArray,
+    settings: BootstrapSettings | None = None,
+    questions: NDArray[np.int64] | None = None,
 ) -> Interval:
     """AUROC(ours) - AUROC(theirs) on the same items, with a paired percentile bootstrap over items.
+
+    `questions`, int64 (n,), tells which question each item is about, where several are about one: then whole questions
+    are drawn.
 
     Raises:
         DataError: the shapes differ, or all items are right, or all wrong.
@@ -70,9 +77,13 @@ def auroc_difference(
     sides = [np.unique(_filled(side), return_inverse=True)[1] for side in (ours, theirs)]
     differences: list[FloatArray] = []
     chunk = max(1, 1_000_000 // n)
+    about, asked = (None, n) if questions is None else _numbered(questions)
     for start in range(0, settings.resamples, chunk):
-        drawn = rng.integers(n, size=(min(chunk, settings.resamples - start), n))
-        values = [_auroc_of_draws(groups, correct, drawn) for groups in sides]
+        drawn = rng.integers(asked, size=(min(chunk, settings.resamples - start), asked))
+        if about is None:
+            values = [_auroc_of_draws(groups, correct, drawn) for groups in sides]
+        else:
+            values = [_auroc_of_questions(groups, correct, about, drawn) for groups in sides]
         differences.append(values[0] - values[1])
     found = np.concatenate(differences)
     tail = (1.0 - settings.level) / 2.0
@@ -160,3 +171,27 @@ def _auroc_of_draws(groups: NDArray[np.int64], correct: BoolArray, drawn: NDArra
     good = np.bincount(cells[right], minlength=shape[0] * width).reshape(shape).astype(np.float64)
     bad = np.bincount(cells[~right], minlength=shape[0] * width).reshape(shape).astype(np.float64)
     return _auroc_of_counts(good, bad)
+
+
+def _numbered(questions: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """The questions from 0 on, and how many there are."""
+    names, about = np.unique(questions, return_inverse=True)
+    return about, names.size
+
+
+def _auroc_of_questions(
+    groups: NDArray[np.int64], correct: BoolArray, about: NDArray[np.int64], drawn: NDArray[np.int64]
+) -> FloatArray:
+    """The same where whole questions are drawn: item i counts as often as its question `about[i]`."""
+    resamples, asked = drawn.shape
+    row = np.arange(resamples)[:, None]
+    times = np.bincount((row * asked + drawn).ravel(), minlength=resamples * asked).reshape(resamples, asked)
+    weights = times[:, about].astype(np.float64)
+    width = int(groups.max()) + 1
+    cells = row * width + groups
+    shape = (resamples, width)
+    good, bad = (
+        np.bincount(cells[:, which].ravel(), weights=weights[:, which].ravel(), minlength=resamples * width)
+        for which in (correct, ~correct)
+    )
+    return _auroc_of_counts(good.astype(np.float64).reshape(shape), bad.astype(np.float64).reshape(shape))

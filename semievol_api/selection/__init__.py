@@ -47,6 +47,8 @@ from semievol_api.selection.expectations import feasibility as feasibility
 from semievol_api.selection.expectations import realised_range as realised_range
 from semievol_api.selection.fdr import fdr as fdr
 from semievol_api.selection.high_probability import high_probability as high_probability
+from semievol_api.selection.label_shares import at_label_shares as at_label_shares
+from semievol_api.selection.label_shares import label_factors as label_factors
 from semievol_api.selection.neighbours import neighbour_vote as neighbour_vote
 from semievol_api.selection.official import official_2025 as official_2025
 from semievol_api.selection.official import unanimous as unanimous

@@ -21,6 +21,7 @@ from semievol_api.selection.choice import Abstentions
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.stages.annotators import Annotator, Crew
 from semievol_api.stages.asking import Corpus
+from semievol_api.stages.label_shares import Factors
 from semievol_api.stages.pooling import Opinions, Rows, opinions
 from semievol_api.stages.reading import UNSEEN, asker_of
 from semievol_api.stages.spread import Shard
@@ -60,12 +61,13 @@ class PoolColumns:
     Columns: `example_id`, `answer` (null = abstain), `label` int16 (-1 = abstain), `score` and `margin` float64 (null =
     abstain), `voices` int16, `agreed` bool; see `selection.Pooled`. `calibrating` are the crew's opinions on the
     examples that calibrate, whole. `filled_in` counts for each asker the rows in which the server did not show every
-    label.
+    label. `factors` are those that the annotators were brought to the labels' shares by.
     """
 
     parts: tuple[pa.Table, ...]
     calibrating: Opinions
     filled_in: Mapping[str, int]
+    factors: Factors
 
     @property
     def size(self) -> int:
@@ -113,8 +115,10 @@ class PoolColumns:
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
-def pool_columns(corpus: Corpus, crew: Crew, said: EvidenceTable, final: EvidenceTable) -> PoolColumns:
-    """Read the evidence part by part and pool it.
+def pool_columns(
+    corpus: Corpus, crew: Crew, said: EvidenceTable, final: EvidenceTable, factors: Factors | None = None
+) -> PoolColumns:
+    """Read the evidence part by part and pool it; `factors` bring annotators to the labels' shares.
 
     Raises:
         StageError: more than 5 % of an annotator's answers came without the log-probabilities that it is read by.
@@ -125,7 +129,7 @@ def pool_columns(corpus: Corpus, crew: Crew, said: EvidenceTable, final: Evidenc
     calibrating: Opinions | None = None
     for place in range(last + 1):
         examples, rows = corpus.pool("unlabeled", Shard(place)), heard(said, final, place)
-        found = opinions(corpus, crew.everybody, examples, rows)
+        found = opinions(corpus, crew.everybody, examples, rows, factors)
         tally.count(rows)
         free_memory()
         here = len(examples) if place < last else len(examples) - len(corpus.folds.calibration)
@@ -135,7 +139,7 @@ def pool_columns(corpus: Corpus, crew: Crew, said: EvidenceTable, final: Evidenc
             calibrating = found.only(slice(here, len(examples)))
     assert calibrating is not None
     tally.refuse_missing()
-    return PoolColumns(tuple(parts), calibrating, dict(sorted(tally.filled_in.items())))
+    return PoolColumns(tuple(parts), calibrating, dict(sorted(tally.filled_in.items())), factors or {})
 
 
 def heard(said: EvidenceTable, final: EvidenceTable, place: int) -> Mapping[str, list[Evidence]]:

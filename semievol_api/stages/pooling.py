@@ -13,10 +13,11 @@ from operator import attrgetter
 import numpy as np
 
 from semievol_api.records import Evidence, Example
-from semievol_api.selection import ESTIMATORS, Pooled, neighbour_vote, pool, readings_of
+from semievol_api.selection import ESTIMATORS, Pooled, at_label_shares, neighbour_vote, pool, readings_of
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.stages.annotators import Annotator, Reading
 from semievol_api.stages.asking import Corpus
+from semievol_api.stages.label_shares import Factors
 from semievol_api.stages.reading import asker_of
 from semievol_api.tasks import Task
 from semievol_api.tasks.answer_line import comparable
@@ -77,8 +78,17 @@ class Opinions:
         return said
 
 
-def opinions(corpus: Corpus, crew: Sequence[Annotator], examples: Sequence[Example], rows: Rows) -> Opinions:
-    """The crew's label probabilities and their pool; rows of askers outside the crew are left alone."""
+def opinions(
+    corpus: Corpus,
+    crew: Sequence[Annotator],
+    examples: Sequence[Example],
+    rows: Rows,
+    factors: Factors | None = None,
+) -> Opinions:
+    """The crew's label probabilities and their pool; rows of askers outside the crew are left alone.
+
+    `factors` bring annotators to the labels' shares, where they have some.
+    """
     task = corpus.task
     askers = {annotator.id for annotator in crew}
     mine = {e.id: [row for row in rows.get(e.id, ()) if asker_of(row.annotator_id) in askers] for e in examples}
@@ -92,6 +102,9 @@ def opinions(corpus: Corpus, crew: Sequence[Annotator], examples: Sequence[Examp
             probs[:, column] = _neighbours(corpus, annotator, examples, labels, width)
         else:
             probs[:, column] = _estimate(task, annotator, [mine[e.id] for e in examples], labels)
+            for options, weights in (factors or {}).get(annotator.id, {}).items():
+                same = n_options == options
+                probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
     pooled = pool(probs, n_options, open_answers=not closed)
     return Opinions(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
 

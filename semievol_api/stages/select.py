@@ -21,6 +21,7 @@ from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.stages.annotators import Crew
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.columns import Column, pool_columns, unlabeled_of
+from semievol_api.stages.label_shares import factors_of_crew
 from semievol_api.stages.retrieve import EmbeddingTool
 from semievol_api.stages.select_official import official
 from semievol_api.stages.select_pooled import Beside, by_pool
@@ -76,7 +77,9 @@ async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSett
     if settings.score == "mean_nll":
         return by_mean_nll(corpus, heard, settings, seed)
     beside = Beside(reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed)
-    return await by_pool(corpus, crew, pool_columns(corpus, crew, heard.said, heard.final), settings, beside)
+    factors = factors_of_crew(corpus, crew, heard.said, heard.reviewed) if settings.label_shares == "labeled" else None
+    pool = pool_columns(corpus, crew, heard.said, heard.final, factors)
+    return await by_pool(corpus, crew, pool, settings, beside)
 
 
 def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings, seed: int = 0) -> Selection:

@@ -93,8 +93,9 @@ async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: Selec
         "enough": count >= ENOUGH_KEPT,
         "annotators": {a.id: {"role": a.role, "read_by": a.reading} for a in crew.everybody},
         "labels_filled_in": pool.filled_in,
+        **({"label_factors": _factors(pool)} if pool.factors else {}),
         "false_share_range": None if spread is None or np.isnan(spread.low) else [spread.low, spread.high],
-        "messages": _messages(choice, spread, settings),
+        "messages": [*_messages(choice, spread, settings), *_message_of_factors(pool)],
         "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
     }
     return Selection(
@@ -182,6 +183,24 @@ def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dic
         "asked_of_a_person": int(np.count_nonzero(choice.asked)),
         "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
     }
+
+
+def _factors(pool: PoolColumns) -> dict[str, dict[str, list[float]]]:
+    """What each annotator's labels were weighted by, by the number of options."""
+    return {
+        annotator: {str(options): weights.tolist() for options, weights in by_options.items()}
+        for annotator, by_options in pool.factors.items()
+    }
+
+
+def _message_of_factors(pool: PoolColumns) -> list[str]:
+    if not pool.factors:
+        return []
+    return [
+        f"Some labels are said more often than they stand among the labelled rows, beyond chance, by "
+        f"{', '.join(pool.factors)}: those probabilities were weighted towards the labels' shares. If the labelled "
+        f'rows were not drawn like the unlabelled ones, set [select] label_shares = "as-read".'
+    ]
 
 
 def _spread(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> RealisedRange | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -194,6 +196,16 @@ def test_resampled_aurocs_are_the_aurocs_of_the_resamples(rows: list[tuple[float
     values = [auroc(scores[d], right[d]) - auroc(1 - scores[d], right[d]) for d in draws]
     expected = np.nanquantile(values, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+def test_answers_to_the_same_question_are_drawn_together() -> None:
+    rng = np.random.default_rng(3)
+    right, ours, theirs = rng.random(80) < 0.6, rng.random(80), rng.random(80)
+    settings = BootstrapSettings(resamples=200)
+    once = auroc_difference(ours, theirs, right, settings)
+    about = np.tile(np.arange(80) + 7, 2)
+    twice = auroc_difference(np.tile(ours, 2), np.tile(theirs, 2), np.tile(right, 2), settings, about)
+    assert twice == replace(once, n=160)
 
 
 def test_a_confidence_compared_with_itself_differs_by_nothing() -> None:

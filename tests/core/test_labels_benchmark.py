@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.labels import Judged, broken_promises, confidences, realised
+from benchmarks.labels import TOGETHER, Answers, Judged, broken_promises, confidences, realised
 from benchmarks.recipes import RECIPES, Measured, differences, summary, table
 from semievol_api.evaluation.intervals import BootstrapSettings
 
@@ -17,7 +17,12 @@ def judged(informative: bool = True, items: int = 600) -> Judged:
     sure = np.clip(0.5 + 0.3 * right + 0.15 * rng.standard_normal(items), 0.2, 1.0)
     noise = rng.random(items)
     ours, theirs = (sure, noise) if informative else (noise, sure)
-    return Judged({"warm": (ours, theirs, right)}, sure, ~right)
+    return Judged({"warm": answers(ours, theirs, right)}, sure, ~right)
+
+
+def answers(ours: np.ndarray, theirs: np.ndarray, right: np.ndarray, said: np.ndarray | None = None) -> Answers:
+    said = np.zeros(right.size, dtype=np.int64) if said is None else said
+    return Answers(ours, ours, theirs, right, said, np.arange(right.size))
 
 
 def test_a_confidence_that_knows_less_is_named_and_one_that_knows_more_is_not() -> None:
@@ -32,7 +37,27 @@ def test_a_confidence_that_knows_less_is_named_and_one_that_knows_more_is_not() 
 
 def test_an_annotator_without_errors_has_no_auroc_and_is_left_out() -> None:
     flawless = np.ones(50, dtype=np.bool_)
-    assert confidences("t", Judged({"a": (np.ones(50), np.ones(50), flawless)}, np.ones(50), ~flawless)) == []
+    said = answers(np.ones(50), np.ones(50), flawless)
+    assert confidences("t", Judged({"a": said}, np.ones(50), ~flawless)) == []
+
+
+def test_an_interval_for_a_family_is_wider_and_the_question_is_what_is_drawn() -> None:
+    alone, twice = judged().annotators["warm"], judged()
+    (single,) = confidences("t", twice, family=6)
+    assert single.family_low < single.low < single.difference < single.high < single.family_high
+    first, second, together = confidences("t", Judged({"a": alone, "b": alone}, twice.score, twice.wrong))
+    assert together.annotator == TOGETHER and together.items == 2 * first.items
+    assert (together.difference, together.low, together.high) == (first.difference, first.low, first.high)
+    assert second.difference == first.difference
+
+
+def test_what_only_tells_one_answer_from_another_tells_nothing_among_equal_answers() -> None:
+    rng = np.random.default_rng(1)
+    said = rng.integers(2, size=2_000)
+    right = rng.random(2_000) < np.where(said == 0, 0.9, 0.4)
+    by_answer = said + 0.01 * rng.random(2_000)
+    (row,) = confidences("t", Judged({"a": answers(rng.random(2_000), -by_answer, right, said)}, by_answer, ~right))
+    assert row.mean_nll > 0.7 and abs(row.mean_nll_within - 0.5) < 0.05
 
 
 def test_the_budget_holds_on_average_over_splits_and_more_calibration_keeps_more() -> None:
