@@ -12,7 +12,8 @@
     │   ├── RateLimitError      wait, then ask again; costs no attempt
     │   ├── TransientError      worth another attempt: timeout, cut, 408, 409, 5xx, invalid body
     │   ├── RefusedError        asking again would not help: 400, 401, 403, 404, 422
-    │   │   └── ContextLengthError  the prompt and its answer do not fit the model's context
+    │   │   ├── ContextLengthError  the prompt and its answer do not fit the model's context
+    │   │   └── ModelNotFoundError  there is no such model, or it is not deployed yet
     │   └── JobFailedError      a fine-tuning job ended without a model
     ├── BudgetError             the next request could pass the cap; everything paid for is kept
     └── StageError              too many rows of a stage failed
@@ -95,6 +96,10 @@ class RefusedError(ProviderError):
 
 class ContextLengthError(RefusedError):
     """The prompt and the answer asked for do not fit the model's context; a shorter prompt may."""
+
+
+class ModelNotFoundError(RefusedError):
+    """The vendor has no such model for this key: misspelt, ended, or trained and not deployed yet."""
 
 
 class JobFailedError(ProviderError):

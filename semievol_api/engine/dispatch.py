@@ -18,7 +18,7 @@ from semievol_api.engine.asking import Asker, Load
 from semievol_api.engine.gate import Gate
 from semievol_api.engine.work import AnyPiece, Customer
 from semievol_api.engine.writer import GroupCommit
-from semievol_api.errors import RefusedError, SemievolError, TransientError
+from semievol_api.errors import ModelNotFoundError, RefusedError, SemievolError, TransientError
 from semievol_api.transport.clock import Clock
 
 SPARE_FILES = 64
@@ -30,13 +30,14 @@ REFUSALS_OF_ALL = 8
 class Station:
     """The pieces that wait for one key and model, and who carries them."""
 
-    __slots__ = ("carriers", "gate", "queue", "refusals")
+    __slots__ = ("answered", "carriers", "gate", "queue", "refusals")
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
         self.queue: deque[AnyPiece] = deque()
         self.carriers: dict[asyncio.Task[None], Load] = {}
         self.refusals = 0
+        self.answered = False
 
 
 class Dispatcher:
@@ -157,11 +158,18 @@ class Dispatcher:
             else:
                 load.piece = None
                 station.refusals = 0
+                station.answered = True
                 self._writer.put(piece)
 
     def _stop_if_hopeless(self, station: Station, piece: AnyPiece, error: SemievolError) -> None:
-        """Stop a stage whose key or model is refused, before every row has been tried."""
-        if isinstance(error, RefusedError) and error.status in (401, 403, 404):
+        """Stop a stage whose key or model is refused, before every row has been tried.
+
+        A model that never answered and is said not to be there is refused for good: a probe of one question must not
+        take it for a model that gives no log-probabilities.
+        """
+        if isinstance(error, ModelNotFoundError) and not station.answered:
+            piece.owner.stop(error)
+        elif isinstance(error, RefusedError) and error.status in (401, 403, 404):
             station.refusals += 1
             if error.status == 401 or station.refusals >= REFUSALS_OF_ALL:
                 piece.owner.stop(error)

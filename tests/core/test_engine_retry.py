@@ -12,7 +12,7 @@ from semievol_api.capabilities import ChatRequest, Reply
 from semievol_api.config import Limits
 from semievol_api.engine import Answer, RequestEngine
 from semievol_api.engine.asking import PATIENCE_S
-from semievol_api.errors import RateLimitError, RefusedError, TransientError
+from semievol_api.errors import ModelNotFoundError, RateLimitError, RefusedError, TransientError
 from semievol_api.records import Completion, Usage
 from semievol_api.transport.clock import Clock
 
@@ -194,6 +194,19 @@ async def test_a_missing_model_stops_the_stage_but_one_odd_row_does_not(tmp_path
     with pytest.raises(RefusedError, match="no such model"):
         await run(tmp_path, server, 5000, Limits(timeout_s=5))
     assert len(server.chats) <= 128
+
+
+async def test_a_model_that_never_answered_stops_even_one_question_and_one_that_did_fails_a_row(tmp_path: Path) -> None:
+    async def last_is_absent(number: int, request: ChatRequest) -> None:
+        if question(request) == "q0":
+            raise ModelNotFoundError("Deploy it.", status=404)
+
+    with pytest.raises(ModelNotFoundError, match="Deploy it"):
+        await run(tmp_path, FakeServer(last_is_absent), 1, Limits())
+    async with RequestEngine.open(tmp_path / "j", Limits()) as engine:
+        who = provider(FakeServer(last_is_absent))
+        failed = [answer.failure for n in (1, 0) async for answer in engine.chat(who, [chat_ask(f"q{n}")], stage="s")]
+    assert failed == [None, "Deploy it."]
 
 
 async def test_a_failed_sample_keeps_the_samples_that_came(tmp_path: Path) -> None:

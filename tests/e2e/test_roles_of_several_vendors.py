@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
+from pytest_socket import disable_socket, enable_socket
 
 from tests.e2e.conftest import Project, Semievol
 from tests.e2e.threaded import serving
 from tests.providers.local_samples import make_tiny_model
 from tests.providers.openai_loopback import LoopbackServer
 from tests.providers.vendor_servers import AZURE_KEY, AzureServer, IgnorantServer
+from tests.record_demo import artifact_hashes
 
 CONFIG = """
 [run]
@@ -85,10 +88,10 @@ def openai_at(server: LoopbackServer, **more: str) -> str:
     return "\n".join(f"{name} = {json.dumps(value)}" for name, value in lines.items())
 
 
-def runs(project: Project, semievol: Semievol) -> None:
-    done = semievol("run", project.config, "--json")
+def runs(project: Project, semievol: Semievol, *more: object, into: str = "out") -> None:
+    done = semievol("run", project.config, "--json", *more)
     assert done.code == 0, done.err
-    made = project.folder / "out"
+    made = project.folder / into
     assert (made / "verdict" / "verdict.json").is_file()
     assert {path.name for path in made.glob("jobs/*-model")} == {f"{job}-model" for job in JOBS}
 
@@ -129,14 +132,23 @@ def test_a_student_behind_litellm_asks_models_that_another_provider_trained(
     assert len(server.jobs) == len(JOBS) and server.asked("/embeddings")
 
 
-def test_azure_trains_waits_for_deployments_and_buys_nothing_twice(
-    project: Project, semievol: Semievol, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def network() -> Iterator[Callable[[], None]]:
+    """A way to cut off even this machine's own addresses until the test ends."""
+    yield partial(disable_socket, allow_unix_socket=True)
+    enable_socket()
+
+
+def test_azure_trains_waits_for_deployments_and_its_run_is_replayed_with_nobody_there(
+    project: Project, semievol: Semievol, monkeypatch: pytest.MonkeyPatch, network: Callable[[], None]
 ) -> None:
+    """As a user does it: deploy where a run ends, go on; then record a run that finds all trainings done."""
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", AZURE_KEY)
-    azure = AzureServer()
+    azure, made = AzureServer(), project.folder
     with serving(azure) as server:
         table = f'kind = "openai"\nvendor = "azure"\nbase_url = "{server.base_url}"'
         crew(project, asked=table, trained=table, second=table, embeds=table)
+        azure.fail("errors/too many requests", on="/chat")
         for bought in (1, 3):
             stopped = semievol("run", project.config)
             assert stopped.code == 1 and "DeploymentNotFound" in stopped.err, stopped
@@ -144,7 +156,18 @@ def test_azure_trains_waits_for_deployments_and_buys_nothing_twice(
             assert len(server.jobs) == bought
             azure.deployments |= {job["fine_tuned_model"] for job in server.jobs.values()}
         runs(project, semievol)
-        assert len(server.jobs) == len(JOBS)
+        assert set(json.loads((made / "out/probe/abilities.json").read_text()).values()) == {"options"}
+        project.change(('folder = "out"', 'folder = "recorded"'))
+        azure.fail("errors/too many requests", on="/chat")
+        runs(project, semievol, "--cassette", made / "tape", "--cassette-mode", "record", into="recorded")
+        assert len(server.jobs) == len(JOBS), "nothing is bought twice"
+        project.change(*[(server.base_url, "http://192.0.2.1:9/openai")] * 4, ('"recorded"', '"replayed"'))
+    monkeypatch.delenv("AZURE_OPENAI_API_KEY")
+    network()
+    runs(project, semievol, "--cassette", made / "tape", into="replayed")
+    first, recorded, replayed = (artifact_hashes(made / name) for name in ("out", "recorded", "replayed"))
+    assert {"select/kept.parquet", "evolve/train.jsonl"} <= set(first)
+    assert first == recorded == replayed
 
 
 def test_a_vendor_that_ignores_log_probabilities_runs_on_votes(project: Project, semievol: Semievol) -> None:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 import pytest
 
 from semievol_api.capabilities import ChatRequest, EmbedRequest, Provider, ProviderSettings, require
-from semievol_api.errors import ConfigError, MissingAbilityError, RateLimitError, RefusedError, TransientError
+from semievol_api.errors import (
+    ConfigError,
+    MissingAbilityError,
+    ModelNotFoundError,
+    RateLimitError,
+    RefusedError,
+    TransientError,
+)
 from semievol_api.records import Message, Prompt
 from tests.providers.openai_loopback import Cut, Fault, LoopbackServer, error_body
 
@@ -90,7 +97,7 @@ def test_fine_tuning_is_refused_with_the_reason() -> None:
         (Fault(429, error_body("slow down", "rate_limit_exceeded"), {"retry-after": "3"}), RateLimitError, "waits"),
         (Fault(429, error_body("You exceeded your current quota", "insufficient_quota")), RefusedError, "add credit"),
         (Fault(401, error_body(f"bad key {KEY}", "invalid_api_key")), RefusedError, "api_key_env"),
-        (Fault(404, error_body("no such model", "model_not_found")), RefusedError, "VENDOR/MODEL"),
+        (Fault(404, error_body("no such model", "model_not_found")), ModelNotFoundError, "VENDOR/MODEL"),
         (Fault(400, error_body("maximum context length is 8", "context_length_exceeded")), RefusedError, "shorter"),
         (Fault(500, b"<html>oops</html>"), TransientError, "another attempt"),
         (Fault(503, b"{}"), TransientError, "another attempt"),

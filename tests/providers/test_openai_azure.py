@@ -1,25 +1,22 @@
-"""Vendors by preset: Azure's deployment paths, versions, states and bodies; Nebius's LoRA; what others lack.
+"""Vendors by preset: Azure replayed from recorded bodies; Nebius's LoRA; what others lack.
 
-The Azure bodies have the fields, null fields, states and error shapes that Azure's reference documents; a job's life
-has those of a real one of September 2025 (gpt-4.1), as a public notebook printed it: no suffix, no metadata, no
-method, -1 for `auto`, an estimated end, metrics in its events. Ids and most numbers are ours.
+What Azure answers lies in tests/data/azure; its manifest says where that comes from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from semievol_api.capabilities import (
     ChatRequest,
     EmbedRequest,
+    FineTuner,
     FineTuneRequest,
     Hyperparameters,
     JobTicket,
@@ -27,15 +24,31 @@ from semievol_api.capabilities import (
     Provider,
     ProviderSettings,
 )
-from semievol_api.errors import RateLimitError, RefusedError
+from semievol_api.errors import (
+    ContextLengthError,
+    ModelNotFoundError,
+    ProviderError,
+    RateLimitError,
+    RefusedError,
+    TransientError,
+)
 from semievol_api.records import Message, Prompt
+from semievol_api.transport.store import read_manifest
 from semievol_providers.openai import connect
+from semievol_providers.openai.files import content_name
 from semievol_providers.openai.presets import load_presets
+from tests.conformance import validate_response
 from tests.providers.openai_loopback import LoopbackServer
+from tests.providers.vendor_servers import (
+    AZURE,
+    AZURE_KEY,
+    AZURE_VERSION,
+    AzureServer,
+    azure_recording,
+    azure_settings,
+)
 
-KEY = "0123456789abcdef0123456789abcdef"
-VERSION = "2024-10-21"
-CHAT = ChatRequest(model="my deployment", prompt=Prompt((Message("user", "hi"),)), max_tokens=4, logprobs=True)
+CHAT = ChatRequest(model="tiny", prompt=Prompt((Message("user", "hi"),)), max_tokens=4, logprobs=True)
 TRAINING = FineTuneRequest(
     model="gpt-4o-mini-2024-07-18",
     training_file=b'{"messages":[]}\n' * 10,
@@ -43,174 +56,85 @@ TRAINING = FineTuneRequest(
     hyperparameters=Hyperparameters(n_epochs=2),
     suffix="semievol",
 )
-FILTERED = {
-    "error": {
-        "message": "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
-        "type": None,
-        "param": "prompt",
-        "code": "content_filter",
-        "status": 400,
-        "innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {}},
-    }
-}
-NOT_DEPLOYED = {"error": {"code": "DeploymentNotFound", "message": "The API deployment for this resource is absent."}}
-BUSY = {
-    "error": {"code": "429", "message": "Requests have exceeded the call rate limit. Please retry after 2 seconds."}
-}
 
 
-@dataclass
-class Azure:
-    """A small Azure OpenAI: everything below /openai, an api-version on every request, the key in `api-key`."""
-
-    seen: list[tuple[str, str, Mapping[str, str], Mapping[str, str], Any]] = field(default_factory=list)
-    faults: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    shows_suffix: bool = True
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    async def answer(self, request: web.Request) -> web.Response:
-        body = await request.json() if request.content_type == "application/json" and request.can_read_body else None
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        self.seen.append((request.method, request.path, dict(request.query), headers, body))
-        if request.query.get("api-version") != VERSION:
-            return web.json_response({"error": {"code": "404", "message": "Resource not found"}}, status=404)
-        if self.faults:
-            status, fault = self.faults.pop(0)
-            return web.json_response(fault, status=status, headers={"retry-after": "2"} if status == 429 else {})
-        path = request.path.removeprefix("/openai")
-        if path.startswith("/deployments/"):
-            return web.json_response(_chat() if path.endswith("/chat/completions") else _vectors(body))
-        if path == "/files" and request.method == "POST":
-            form = await request.post()
-            upload = form["file"]
-            assert isinstance(upload, web.FileField)
-            id = f"file-{len(self.files)}"
-            self.files[id] = {"id": id, "filename": upload.filename, "status": "pending", "purpose": "fine-tune"}
-            return web.json_response(self.files[id], status=201)
-        if path == "/files":
-            return web.json_response({"object": "list", "data": list(self.files.values())})
-        return self._job(request, path, body)
-
-    def _job(self, request: web.Request, path: str, body: Any) -> web.Response:
-        if request.method == "POST" and path == "/fine_tuning/jobs":
-            assert not {"metadata", "method"} & set(body), "Azure's classic API knows neither"
-            id = f"ftjob-{len(self.jobs)}"
-            self.jobs[id] = _job(id, body) | ({"suffix": body["suffix"]} if self.shows_suffix else {})
-            return web.json_response(self.jobs[id], status=201)
-        if path.endswith("/events"):
-            return web.json_response({"object": "list", "data": EVENTS, "has_more": False})
-        if path == "/fine_tuning/jobs":
-            return web.json_response({"object": "list", "data": list(self.jobs.values()), "has_more": False})
-        return web.json_response(self.jobs[path.split("/")[3]])
+@asynccontextmanager
+async def provider_at(azure: AzureServer, **options: object) -> AsyncGenerator[Provider]:
+    async with azure:
+        provider = connect(azure_settings(azure, **options))
+        azure.clients.push_async_callback(provider.aclose)
+        yield provider
 
 
-NULLS = ("error", "fine_tuned_model", "finished_at", "organization_id", "result_files", "trained_tokens")
-EVENTS = [
-    {"id": "ftevent-4", "created_at": 90, "message": "Training tokens billed: 8000", "data": None, "type": "message"},
-    {"id": "ftevent-3", "created_at": 80, "message": "Job succeeded.", "data": None, "type": "message"},
-    {
-        "id": "ftevent-2",
-        "created_at": 70,
-        "message": "Step 80: training loss=1.25",
-        "data": {"step": 80, "train_loss": 1.25, "valid_loss": 1.5, "full_valid_mean_token_accuracy": 0.625},
-        "type": "metrics",
-    },
-    {"id": "ftevent-1", "created_at": 1, "message": "Job enqueued.", "data": None, "type": "message"},
-]
+@asynccontextmanager
+async def tuner_at(azure: AzureServer, **options: object) -> AsyncGenerator[FineTuner]:
+    async with provider_at(azure, **options) as provider:
+        assert provider.finetuner is not None
+        yield provider.finetuner
 
 
-def _job(id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A job that was just accepted."""
-    automatic: dict[str, Any] = {"batch_size": -1, "learning_rate_multiplier": 2.0, "n_epochs": -1}
-    return {
-        **dict.fromkeys((*NULLS, "integrations", "metadata", "method")),
-        "id": id,
-        "object": "fine_tuning.job",
-        "created_at": 1,
-        "estimated_finish": 1081,
-        "status": "pending",
-        "model": body["model"],
-        "seed": body.get("seed", 105),
-        "hyperparameters": automatic | body.get("hyperparameters", {}),
-        "training_file": body["training_file"],
-        "validation_file": body.get("validation_file"),
-    }
+def test_the_recording_says_that_azure_itself_was_never_recorded() -> None:
+    manifest = read_manifest(AZURE)
+    assert "no evidence about Azure or any vendor" in manifest.recorded_against
+    assert AZURE_VERSION in manifest.notes
 
 
-def _chat() -> dict[str, Any]:
-    filters = {"hate": {"filtered": False, "severity": "safe"}}
-    entry = {"token": "B", "logprob": -0.5, "bytes": [66], "top_logprobs": [{"token": "B", "logprob": -0.5}]}
-    choice = {"index": 0, "message": {"role": "assistant", "content": "B"}, "finish_reason": "stop"}
-    return {
-        "choices": [{**choice, "logprobs": {"content": [entry]}, "content_filter_results": filters}],
-        "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": filters}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
-    }
-
-
-def _vectors(body: Any) -> dict[str, Any]:
-    data = [{"index": i, "embedding": [float(i), 1.0]} for i in range(len(body["input"]))]
-    return {"data": data, "usage": {"prompt_tokens": 2, "total_tokens": 2}}
-
-
-class Opened(AsyncExitStack):
-    """The server and a provider on it."""
-
-    def __init__(self, **options: object) -> None:
-        super().__init__()
-        self.azure = Azure()
-        self._options = options
-
-    async def __aenter__(self) -> Opened:
-        app = web.Application()
-        app.router.add_route("*", "/{tail:.*}", self.azure.answer)
-        server = TestServer(app)
-        await server.start_server()
-        self.push_async_callback(server.close)
-        options = {"vendor": "azure", "base_url": str(server.make_url("/openai")), **self._options}
-        self.provider: Provider = connect(
-            ProviderSettings(name="azure", options=options, environ={"AZURE_OPENAI_API_KEY": KEY})
-        )
-        self.push_async_callback(self.provider.aclose)
-        return self
+@pytest.mark.parametrize(
+    ("situation", "path"),
+    [("chat/answer", "/v1/chat/completions"), ("embeddings/vectors", "/v1/embeddings")],
+)
+def test_azures_answers_are_openais_and_more(situation: str, path: str) -> None:
+    validate_response("POST", path, 200, azure_recording()[situation].body.to_bytes())
 
 
 async def test_models_are_asked_at_their_deployments_with_version_and_api_key() -> None:
-    async with Opened(embedding_format="float") as opened:
-        provider = opened.provider
+    azure = AzureServer()
+    azure.deployments |= {"my deployment", "d", "e"}
+    async with provider_at(azure, embedding_format="float") as provider:
         assert provider.scored and provider.embedder and provider.option_reader
-        reply = await provider.scored.complete(CHAT)
-        read = await provider.option_reader.read(OptionRequest(model="d", prompt=CHAT.prompt, labels=("B",)))
-        vectors = (await provider.embedder.embed(EmbedRequest(model="e", texts=("a", "b")))).vectors
-        paths = [seen[1] for seen in opened.azure.seen]
-        headers = [seen[3] for seen in opened.azure.seen]
-    assert reply.completions[0].text == "B" and reply.completions[0].token_logprobs is not None
-    assert read.logprobs == (-0.5,)
-    assert vectors.tolist() == [[0.0, 1.0], [1.0, 1.0]]
-    assert paths == [
+        reply = await provider.scored.complete(replace(CHAT, model="my deployment"))
+        read = await provider.option_reader.read(OptionRequest(model="d", prompt=CHAT.prompt, labels=("A", "B")))
+        vectors = (await provider.embedder.embed(EmbedRequest(model="e", texts=("a", "bc")))).vectors
+    assert reply.completions[0].text == "Answer: B" and reply.completions[0].token_logprobs is not None
+    assert read.logprobs[0] == -1.5 and read.logprobs[1] == pytest.approx(-0.5, abs=0.1)
+    assert vectors.tolist() == [[1.0, 1.0, -0.5], [2.0, 1.0, -0.5]]
+    assert [seen.path for seen in azure.requests] == [
         "/openai/deployments/my deployment/chat/completions",
         "/openai/deployments/d/chat/completions",
         "/openai/deployments/e/embeddings",
     ]
-    assert all(each["api-key"] == KEY and "authorization" not in each for each in headers)
+    headers = [seen.headers for seen in azure.requests]
+    assert all(each["api-key"] == AZURE_KEY and "authorization" not in each for each in headers)
+
+
+@pytest.mark.parametrize(
+    ("chat", "finish", "text"),
+    [("cut off by the filter", "refused", ""), ("filter did not run", "stop", "Answer: B")],
+)
+async def test_a_filter_that_stops_an_answer_is_a_refusal_and_one_that_did_not_run_is_none(
+    chat: str, finish: str, text: str
+) -> None:
+    azure = AzureServer()
+    azure.chat = chat
+    async with provider_at(azure) as provider:
+        assert provider.chat is not None
+        (completion,) = (await provider.chat.complete(CHAT)).completions
+    assert (completion.finish, completion.text) == (finish, text)
 
 
 async def test_a_job_is_worded_as_azure_knows_it_and_found_by_suffix_and_file() -> None:
-    async with Opened() as opened:
-        tuner = opened.provider.finetuner
-        assert tuner is not None
+    azure = AzureServer()
+    async with tuner_at(azure) as tuner:
         assert await tuner.find(TRAINING) is None
         ticket = await tuner.submit(TRAINING)
         found = await tuner.find(TRAINING)
-        posts = [seen for seen in opened.azure.seen if seen[0] == "POST" and seen[1].endswith("/jobs")]
-        keys = [(seen[3].get("api-key"), seen[3].get("authorization")) for seen in opened.azure.seen]
-    (_, _, query, _, body) = posts[0]
+    (job,) = azure.asked("/fine_tuning/jobs")
     assert found is not None and found.job_id == ticket.job_id
-    assert query == {"api-version": VERSION}
-    assert body["hyperparameters"] == {"n_epochs": 2}
-    assert len(body["suffix"]) <= 18
-    assert set(keys) == {(KEY, None)}, "the SDK's bearer token would be another kind of login"
+    assert job.query == {"api-version": AZURE_VERSION}
+    assert job.body["hyperparameters"] == {"n_epochs": 2}
+    assert len(job.body["suffix"]) <= 18
+    keys = {(seen.headers.get("api-key"), seen.headers.get("authorization")) for seen in azure.requests}
+    assert keys == {(AZURE_KEY, None)}, "the SDK's bearer token would be another kind of login"
 
 
 def _changed(**changes: Any) -> FineTuneRequest:
@@ -218,12 +142,10 @@ def _changed(**changes: Any) -> FineTuneRequest:
 
 
 async def test_a_job_that_shows_no_mark_at_all_is_found_by_what_it_trains_on() -> None:
-    """As the recorded ones do: the connection was cut after Azure took the job, and a second would be paid for."""
+    """As real ones do: the connection was cut after Azure took the job, and a second would be paid for."""
     asked = _changed()
-    async with Opened() as opened:
-        opened.azure.shows_suffix = False
-        tuner = opened.provider.finetuner
-        assert tuner is not None
+    azure = AzureServer(shows_suffix=False)
+    async with tuner_at(azure) as tuner:
         ticket = await tuner.submit(asked)
         found = await tuner.find(asked)
         strangers = [
@@ -232,94 +154,170 @@ async def test_a_job_that_shows_no_mark_at_all_is_found_by_what_it_trains_on() -
             await tuner.find(_changed(model="gpt-4.1-2025-04-14")),
             await tuner.find(replace(asked, seed=8)),
         ]
-        opened.azure.jobs[ticket.job_id] |= {"status": "succeeded", "fine_tuned_model": "gpt-4o-mini.ft-0af3-x-1"}
+        azure.move(ticket.job_id, "succeeded")
         ended = await tuner.find(asked)
     assert found is not None and found.job_id == ticket.job_id
     assert ended is not None and ended.job_id == ticket.job_id
     assert strangers == [None] * 4
 
 
-async def test_a_jobs_events_carry_its_curves() -> None:
-    async with Opened() as opened:
-        tuner = opened.provider.finetuner
-        assert tuner is not None
+async def test_only_files_that_can_still_be_used_are_named() -> None:
+    azure = AzureServer()
+    listed = azure.body("files/list")["data"]
+    name = content_name(TRAINING.training_file)
+    azure.files |= {file["id"]: {**file, "filename": name} for file in listed}
+    async with provider_at(azure) as provider:
+        assert provider.remote is not None
+        usable = await provider.remote.files_with(TRAINING.training_file)
+    states = {file["id"]: file["status"] for file in listed}
+    assert {states[id] for id in usable} == set(states.values()) - {"error", "deleting", "deleted"}
+
+
+@pytest.mark.parametrize("order", ["newest first", "oldest first"])
+async def test_a_jobs_events_carry_its_curves_in_whatever_order_they_are_listed(order: str) -> None:
+    azure = AzureServer()
+    azure.events = order
+    async with tuner_at(azure) as tuner:
         ticket = await tuner.submit(TRAINING)
-        opened.azure.jobs[ticket.job_id] |= {
-            "status": "succeeded",
-            "fine_tuned_model": "gpt-4o-mini-2024-07-18.ft-0af3",
-            "trained_tokens": 10_440,
-            "finished_at": 90,
-            "result_files": ["file-9"],
-        }
-        state = await tuner.poll(ticket)
         events = await tuner.events(ticket, None)
-        newer = await tuner.events(ticket, "ftevent-3")
-    assert (state.status, state.model, state.trained_tokens) == ("succeeded", "gpt-4o-mini-2024-07-18.ft-0af3", 10_440)
-    assert [event.id for event in events] == ["ftevent-1", "ftevent-2", "ftevent-3", "ftevent-4"]
-    assert events[1].metrics == {
+        ids = [event.id for event in events]
+        newer = {after: [event.id for event in await tuner.events(ticket, after)] for after in ids}
+    assert [event.message.split(".")[0][:12] for event in events] == [
+        "Job enqueued",
+        "Job started",
+        "Step 80: tra",
+        "Job succeede",
+        "Training tok",
+    ]
+    assert events[2].metrics == {
         "step": 80.0,
         "train_loss": 1.25,
         "valid_loss": 1.5,
         "full_valid_mean_token_accuracy": 0.625,
     }
-    assert [event.message for event in newer] == ["Training tokens billed: 8000"]
+    assert newer == {id: ids[place + 1 :] for place, id in enumerate(ids)}
 
 
-@pytest.mark.parametrize(
-    ("word", "status"),
-    [
-        ("pending", "queued"),
-        ("notRunning", "queued"),
-        ("running", "running"),
-        ("canceled", "cancelled"),
-        ("failed", "failed"),
-        ("succeeded", "succeeded"),
-        ("paused", "paused"),
-        ("somethingNew", "unknown"),
-    ],
-)
-async def test_azures_words_for_a_jobs_state_are_understood(word: str, status: str) -> None:
-    async with Opened() as opened:
-        tuner = opened.provider.finetuner
-        assert tuner is not None
+STATES = {
+    "pending": ("queued", None),
+    "created": ("queued", None),
+    "notRunning": ("queued", None),
+    "running": ("running", None),
+    "succeeded": ("succeeded", None),
+    "failed": ("failed", "fewer examples than the 10"),
+    "failed without a reason": ("failed", "gave no reason"),
+    "failed by the safety evaluation": ("failed", "harmful rows"),
+    "cancelled": ("cancelled", None),
+    "canceled": ("cancelled", None),
+    "cancelled by request": ("cancelled", None),
+    "deleted": ("cancelled", "deleted"),
+    "paused": ("paused", None),
+    "somethingNew": ("unknown", None),
+}
+
+
+@pytest.mark.parametrize("situation", STATES)
+async def test_every_state_of_a_job_is_understood_and_a_new_one_kept(situation: str) -> None:
+    azure = AzureServer()
+    async with tuner_at(azure) as tuner:
         ticket = await tuner.submit(TRAINING)
-        opened.azure.jobs[ticket.job_id] |= {
-            "status": word,
-            "fine_tuned_model": "gpt-4o-mini.ft-1" * (word == "succeeded"),
-        }
+        azure.move(ticket.job_id, situation)
         state = await tuner.poll(ticket)
-    assert (state.status, state.raw_status) == (status, word)
-    assert (state.model is not None) == (word == "succeeded")
+        found = await tuner.find(TRAINING)
+    status, reason = STATES[situation]
+    assert (state.status, state.raw_status) == (status, azure.body(f"jobs/{situation}")["status"])
+    assert (state.model is not None, state.trained_tokens) == ((True, 99) if status == "succeeded" else (False, None))
+    assert reason in (state.reason or "") if reason else state.reason is None
+    assert (found is None) == (status in ("failed", "cancelled")), "an ended job is no reason not to train"
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "kind", "words"),
-    [
-        (400, FILTERED, RefusedError, "content rules"),
-        (404, NOT_DEPLOYED, RefusedError, "Deploy the model under this name"),
-        (429, BUSY, RateLimitError, "waits"),
-    ],
-    ids=["filtered", "not deployed", "busy"],
-)
-async def test_azures_errors_say_what_to_do(
-    status: int, body: dict[str, Any], kind: type[Exception], words: str
-) -> None:
-    async with Opened() as opened:
-        opened.azure.faults.append((status, body))
-        assert opened.provider.chat is not None
+def test_no_recorded_state_or_error_is_without_a_test() -> None:
+    recorded = {situation.partition("/")[::2] for situation in azure_recording()}
+    assert {state for kind, state in recorded if kind == "jobs"} - set(STATES) == {"accepted", "list"}
+    assert {error for kind, error in recorded if kind == "errors"} == set(ERRORS)
+
+
+ERRORS: dict[str, tuple[str, type[ProviderError], str]] = {
+    "content filter": ("chat", RefusedError, "content_filter.*content rules"),
+    "content filter as the reference spells it": ("chat", RefusedError, "ResponsibleAIPolicyViolation.*content rules"),
+    "not deployed": ("chat", ModelNotFoundError, "Deploy the model under this name"),
+    "other api-version": ("chat", RefusedError, "Resource not found.*api_version"),
+    "wrong key": ("chat", RefusedError, "AZURE_OPENAI_API_KEY"),
+    "too many requests": ("chat", RateLimitError, "waits"),
+    "too many tokens": ("chat", RateLimitError, "waits"),
+    "context length": ("chat", ContextLengthError, "longer context"),
+    "no chat model": ("chat", RefusedError, "OperationNotSupported.*model's name"),
+    "broken inside": ("chat", TransientError, "another attempt"),
+    "files full": ("files", RefusedError, "semievol clean --remote"),
+    "file not valid": ("files", RefusedError, "at least 10 of them"),
+    "jobs full": ("fine_tuning", RefusedError, "semievol clean --remote"),
+    "unknown field": ("fine_tuning", RefusedError, "setting that the message names"),
+    "not trained here": ("fine_tuning", RefusedError, "job_extra_body"),
+    "may not": ("fine_tuning", RefusedError, "may use this model"),
+    "too many calls": ("fine_tuning", RateLimitError, "waits"),
+    "away": ("fine_tuning", TransientError, "another attempt"),
+    "no such job": ("poll", RefusedError, "notFound"),
+    "has ended": ("cancel", RefusedError, "unexpectedEntityState"),
+    "no such model": ("model", RefusedError, "notFound"),
+}
+
+
+async def _ask(provider: Provider, azure: AzureServer, what: str, situation: str) -> None:
+    """Make the request that the error answers; jobs, files and chat fail at once, the rest of themselves."""
+    tuner, remote = provider.finetuner, provider.remote
+    assert tuner is not None and remote is not None and provider.chat is not None
+    match what:
+        case "poll":
+            await tuner.poll(JobTicket(job_id="ftjob-0", run_key="k"))
+        case "cancel":
+            ticket = await tuner.submit(TRAINING)
+            await tuner.cancel(ticket)
+            await tuner.cancel(ticket)
+        case "model":
+            await remote.model("nothing")
+        case "chat":
+            azure.fail(f"errors/{situation}")
+            await provider.chat.complete(CHAT)
+        case _:
+            azure.fail(f"errors/{situation}", on=what)
+            await tuner.submit(TRAINING)
+
+
+@pytest.mark.parametrize("situation", ERRORS)
+async def test_azures_errors_say_what_to_do(situation: str) -> None:
+    what, kind, words = ERRORS[situation]
+    azure = AzureServer()
+    async with provider_at(azure) as provider:
         with pytest.raises(kind, match=words) as caught:
-            await opened.provider.chat.complete(CHAT)
-    assert KEY not in str(caught.value)
+            await _ask(provider, azure, what, situation)
+    assert type(caught.value) is kind
+    assert AZURE_KEY not in str(caught.value)
     if isinstance(caught.value, RateLimitError):
-        assert caught.value.retry_after_s == 2.0
+        waits_s = {"too many requests": 1.0, "too many tokens": 6.5, "too many calls": None}
+        assert caught.value.retry_after_s == waits_s[situation]
 
 
-async def test_another_api_version_can_be_named() -> None:
-    async with Opened(api_version="2025-04-01-preview") as opened:
-        assert opened.provider.chat is not None
+async def test_another_api_version_can_be_named_and_a_key_is_no_bearer_token() -> None:
+    azure = AzureServer()
+    async with provider_at(azure, api_version="2025-04-01-preview") as provider:
+        assert provider.chat is not None
         with pytest.raises(RefusedError, match="Resource not found"):
-            await opened.provider.chat.complete(CHAT)
-    assert opened.azure.seen[0][2] == {"api-version": "2025-04-01-preview"}
+            await provider.chat.complete(CHAT)
+    assert azure.requests[0].query == {"api-version": "2025-04-01-preview"}
+
+
+async def test_the_end_of_a_model_is_read_from_its_deprecation() -> None:
+    async with provider_at(AzureServer()) as provider:
+        assert provider.remote is not None
+        assert (await provider.remote.model("tiny")).shutdown_date == "2027-10-01"
+
+
+async def test_a_job_gets_the_fields_that_a_newer_azure_wants() -> None:
+    azure = AzureServer()
+    async with tuner_at(azure, job_extra_body={"trainingType": 1}) as tuner:
+        with pytest.raises(RefusedError, match="unknown fields"):
+            await tuner.submit(TRAINING)
+    assert azure.asked("/fine_tuning/jobs")[0].body["trainingType"] == 1
 
 
 async def test_nebius_trains_adapters_and_gets_no_metadata() -> None:

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from semievol_api.capabilities import ChatRequest, FineTuneRequest, Provider, ProviderSettings
-from semievol_api.errors import ContextLengthError, ProviderError, RateLimitError, RefusedError, TransientError
+from semievol_api.errors import (
+    ContextLengthError,
+    ModelNotFoundError,
+    ProviderError,
+    RateLimitError,
+    RefusedError,
+    TransientError,
+)
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
 from semievol_providers.openai.error_translation import error_from_answer, error_on_the_way
@@ -50,7 +57,7 @@ HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502</h1></bo
         (401, _said(f"Incorrect API key provided: {KEY}.", "invalid_api_key"), RefusedError, "'OPENAI_API_KEY'"),
         (401, _said("Your key has expired"), RefusedError, "'OPENAI_API_KEY'"),
         (403, _said("not supported", "unsupported_country_region_territory"), RefusedError, "region"),
-        (404, _said("The model x does not exist", "model_not_found"), RefusedError, "model's name"),
+        (404, _said("The model x does not exist", "model_not_found"), ModelNotFoundError, "model's name"),
         (404, b'{"detail":"Not Found"}', RefusedError, "base_url (https://example.test/v1)"),
         (
             400,
@@ -172,7 +179,7 @@ def test_every_recorded_error_is_a_refusal_in_openais_words(shared: Path) -> Non
     assert len(errors) >= 7
     for status, body in errors:
         error = _translate(status, json.dumps(body).encode())
-        assert type(error) is RefusedError
+        assert isinstance(error, RefusedError)
         assert error.code == body["error"]["code"]
         assert body["error"]["message"].split("not-a-re")[0].rstrip(".") in str(error)
 

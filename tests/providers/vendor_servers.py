@@ -1,35 +1,40 @@
-"""Loopback servers that are like one vendor: Azure's paths, login, states and bodies; one that ignores settings.
+"""Loopback servers that are like one vendor: Azure, replayed from recorded bodies; one that ignores settings.
 
     async with AzureServer() as server:
         connect(azure_settings(server))
 
-Azure's shapes follow its published REST description (authoring, api-version 2024-10-21; data plane alike) and its
-examples: fields that have no value are left out, a new job is `pending`, a file is `pending` with 201, and a tuned
-model answers only at a deployment. The exchanges are ours: there is no recording of Azure. Knows nothing of providers'
+Azure's bodies lie in tests/data/azure, a cassette whose manifest says where they come from: there is no recording of
+Azure itself. A slot names the situation, such as `jobs/running`; the server plays it, and fills in only what is the
+request's own: ids, names, sizes, vectors. A tuned model answers only at a deployment. Knows nothing of providers'
 insides.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from aiohttp import web
 
 from semievol_api.capabilities import ProviderSettings
+from semievol_api.transport.exchange import Response
+from semievol_api.transport.store import load
 from tests.conformance import ConformanceError, validate_request
-from tests.providers.openai_loopback import VENDORS_OWN, LoopbackServer
+from tests.providers.openai_loopback import VENDORS_OWN, Fault, LoopbackServer
 
+AZURE = Path(__file__).resolve().parents[1] / "data" / "azure"
 AZURE_KEY = "0123456789abcdef0123456789abcdef"
 AZURE_VERSION = "2024-10-21"
-NOT_DEPLOYED = {
-    "error": {
-        "code": "DeploymentNotFound",
-        "message": "The API deployment for this resource does not exist. If you created the deployment within the last "
-        "5 minutes, please wait a moment and try again.",
-    }
-}
 KNOWN_JOB_FIELDS = {"model", "training_file", "validation_file", "hyperparameters", "suffix", "seed"}
+NEXT_STATE = {"pending": "running", "running": "succeeded"}
+
+
+def azure_recording() -> Mapping[str, Response]:
+    """What was recorded, by situation."""
+    return {one.slot: one.response for one in load(AZURE).exchanges.values()}
 
 
 class IgnorantServer(LoopbackServer):
@@ -40,14 +45,49 @@ class IgnorantServer(LoopbackServer):
 
 
 class AzureServer(LoopbackServer):
-    """Azure OpenAI with classic paths. `deployments` are the models that answer."""
+    """Azure OpenAI with classic paths. `deployments` are the models that answer.
+
+    `chat` and `events` name the recorded answers that are played to everyone.
+    """
 
     prefix = "/openai"
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_suffix: bool = True) -> None:
         super().__init__()
+        self.recorded = azure_recording()
         self.deployments = {"tiny"}
+        self.events = "newest first"
+        self.chat = "answer"
+        self._shows_suffix = shows_suffix
+        self._own: dict[str, dict[str, Any]] = {}
 
+    # ---------------------------------------------------------------------------------------- replay
+    def body(self, situation: str) -> dict[str, Any]:
+        """A recorded body, a fresh copy each time."""
+        found: dict[str, Any] = json.loads(self.recorded[situation].body.to_bytes())
+        return found
+
+    def fail(self, situation: str, on: str = "") -> None:
+        """Answer the next request (below `on`) with a recorded error."""
+        self.faults.append(self._fault(situation, on))
+
+    def move(self, job: str, situation: str) -> None:
+        """Bring a job into a recorded state."""
+        own = self._own[job]
+        self.jobs[job] = {**self.body(f"jobs/{situation}"), **own}
+        if situation == "succeeded":
+            self.jobs[job]["fine_tuned_model"] = f"{own['model']}.ft-{job.removeprefix('ftjob-')}"
+
+    def _fault(self, situation: str, on: str = "") -> Fault:
+        answer = self.recorded[situation].to_http()
+        return Fault(answer.status, answer.body, dict(answer.headers), on)
+
+    def _play(self, situation: str, body: Mapping[str, Any] | None = None) -> web.Response:
+        answer = self.recorded[situation].to_http()
+        content = answer.body if body is None else json.dumps(body).encode()
+        return web.Response(status=answer.status, body=content, headers=answer.headers)
+
+    # ---------------------------------------------------------------------------------------- routes
     def _routes(self) -> list[web.RouteDef]:
         jobs = "/openai/fine_tuning/jobs"
         return [
@@ -67,9 +107,9 @@ class AzureServer(LoopbackServer):
     async def _check(self, request: web.Request) -> None:
         """Hold inference to OpenAI's specification, which Azure's bodies follow; version and key to Azure's."""
         if request.query.get("api-version") != AZURE_VERSION:
-            raise web.HTTPNotFound(text='{"error": {"code": "404", "message": "Resource not found"}}')
-        if request.headers.get("api-key") != AZURE_KEY or "authorization" in request.headers:
-            raise web.HTTPUnauthorized(text='{"error": {"code": "401", "message": "Access denied"}}')
+            self.faults.insert(0, self._fault("errors/other api-version"))
+        elif request.headers.get("api-key") != AZURE_KEY or "authorization" in request.headers:
+            self.faults.insert(0, self._fault("errors/wrong key"))
         path = unquote(request.path)
         if not path.startswith("/openai/deployments/"):
             return
@@ -79,49 +119,93 @@ class AzureServer(LoopbackServer):
         except ConformanceError as error:
             self.violations.append(str(error))
 
+    # ------------------------------------------------------------------------------------- inference
     async def _deployed_chat(self, request: web.Request) -> web.Response:
         if request.match_info["deployment"] not in self.deployments:
-            return web.json_response(NOT_DEPLOYED, status=404)
-        answer = self._completion(await request.json())
-        filters = {"hate": {"filtered": False, "severity": "safe"}}
-        for choice in answer["choices"]:
-            choice["content_filter_results"] = filters
-        return web.json_response({**answer, "prompt_filter_results": [{"prompt_index": 0}], "system_fingerprint": None})
+            return self._play("errors/not deployed")
+        return self._play(f"chat/{self.chat}", self._cut(self.body(f"chat/{self.chat}"), await request.json()))
+
+    @staticmethod
+    def _cut(recorded: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The recorded answer, with as many choices, tokens and alternatives as were asked for."""
+        (choice,), usage = recorded["choices"], recorded["usage"]
+        if choice["logprobs"]:
+            entries = choice["logprobs"]["content"][: asked["max_tokens"]]
+            if asked["max_tokens"] <= usage["completion_tokens"]:
+                choice["finish_reason"] = "length"
+            choice["message"]["content"] = "".join(entry["token"] for entry in entries)
+            for entry in entries:
+                entry["top_logprobs"] = entry["top_logprobs"][: asked.get("top_logprobs", 0)]
+            choice["logprobs"] = {**choice["logprobs"], "content": entries} if asked.get("logprobs") else None
+            usage["completion_tokens"] = len(entries)
+        usage["completion_tokens"] *= asked.get("n", 1)
+        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        return {**recorded, "choices": [{**choice, "index": i} for i in range(asked.get("n", 1))]}
 
     async def _deployed_embed(self, request: web.Request) -> web.Response:
         if request.match_info["deployment"] not in self.deployments:
-            return web.json_response(NOT_DEPLOYED, status=404)
-        return await self._embed(request)
+            return self._play("errors/not deployed")
+        own: dict[str, Any] = json.loads((await self._embed(request)).text or "")
+        frame = self.body("embeddings/vectors")
+        data = [{**frame["data"][0], **item} for item in own["data"]]
+        return self._play("embeddings/vectors", {**frame, "data": data, "usage": own["usage"]})
 
+    async def _model(self, request: web.Request) -> web.Response:
+        if request.match_info["id"] != "tiny":
+            return self._play("errors/no such model")
+        return self._play("models/base")
+
+    # -------------------------------------------------------------------------------- files and jobs
     async def _upload_pending(self, request: web.Request) -> web.Response:
         await self._upload(request)
         newest = next(reversed(self.files.values()))
-        return web.json_response({**newest, "status": "pending"}, status=201)
+        own = {name: newest[name] for name in ("id", "filename", "purpose")}
+        return self._play("files/uploaded", {**self.body("files/uploaded"), **own})
+
+    async def _list_files(self, request: web.Request) -> web.Response:
+        wanted = [file for file in self.files.values() if file["purpose"] == request.query.get("purpose")]
+        return self._play("files/list", {**self.body("files/list"), "data": wanted})
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        await super()._delete(request)
+        return self._play("files/deleted", {**self.body("files/deleted"), "id": request.match_info["id"]})
 
     async def _create_job(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        strange = set(body) - KNOWN_JOB_FIELDS
-        if strange:
-            message = f"Unknown fields: {', '.join(sorted(strange))}"
-            return web.json_response({"error": {"code": "invalidPayload", "message": message}}, status=400)
-        id = f"ftjob-{next(self._ids)}"
-        self.jobs[id] = {"object": "fine_tuning.job", "id": id, "created_at": next(self._ids), **body}
-        self.jobs[id]["status"] = "pending"
-        return web.json_response(self.jobs[id], status=201)
+        asked = await request.json()
+        if set(asked) - KNOWN_JOB_FIELDS:
+            return self._play("errors/unknown field")
+        accepted = self.body("jobs/accepted")
+        number = next(self._ids)
+        id = f"ftjob-{number:032x}"
+        own = {name: value for name, value in asked.items() if name != "suffix" or self._shows_suffix}
+        hyperparameters = accepted["hyperparameters"] | asked.get("hyperparameters", {})
+        self._own[id] = {**own, "id": id, "created_at": number, "hyperparameters": hyperparameters}
+        self.jobs[id] = {**accepted, **self._own[id]}
+        return self._play("jobs/accepted", self.jobs[id])
 
     async def _list_jobs(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": list(self.jobs.values())[::-1], "has_more": False})
+        return self._play("jobs/list", {**self.body("jobs/list"), "data": list(self.jobs.values())[::-1]})
 
     async def _job(self, request: web.Request) -> web.Response:
-        job = self.jobs[request.match_info["id"]]
-        answer = web.json_response(job)
-        job["status"] = {"pending": "running", "running": "succeeded"}.get(job["status"], job["status"])
-        if job["status"] == "succeeded":
-            job |= {"fine_tuned_model": f"{job['model']}.ft-{job['id']}-{job['suffix']}", "trained_tokens": 99}
-        return answer
+        job = self.jobs.get(request.match_info["id"])
+        if job is None:
+            return self._play("errors/no such job")
+        if job["status"] in NEXT_STATE:
+            self.move(job["id"], NEXT_STATE[job["status"]])
+        return web.json_response(job)
+
+    async def _events(self, request: web.Request) -> web.Response:
+        return self._play(f"events/{self.events}")
+
+    async def _cancel_job(self, request: web.Request) -> web.Response:
+        id = request.match_info["id"]
+        if self.jobs[id]["status"] not in ("pending", "running"):
+            return self._play("errors/has ended")
+        self.move(id, "cancelled by request")
+        return self._play("jobs/cancelled by request", self.jobs[id])
 
 
-def azure_settings(server: AzureServer) -> ProviderSettings:
+def azure_settings(server: AzureServer, **options: object) -> ProviderSettings:
     """A provider at it."""
-    options = {"vendor": "azure", "base_url": server.base_url}
+    options = {"vendor": "azure", "base_url": server.base_url, **options}
     return ProviderSettings(name="azure", options=options, environ={"AZURE_OPENAI_API_KEY": AZURE_KEY})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from semievol_api.errors import ProviderError, RateLimitError, RefusedError, TransientError
+from semievol_api.errors import ModelNotFoundError, ProviderError, RateLimitError, RefusedError, TransientError
 from semievol_providers.litellm.settings import Access
 
 _KEY_SHAPE = re.compile(r"\b(?:sk|rk|pk|gsk|org|proj)[-_][A-Za-z0-9_*-]{8,}|\bBearer\s+\S+|\bAIza[\w-]{20,}")
@@ -53,7 +53,8 @@ def translate(what: str, error: Exception, access: Access) -> ProviderError:
     if status is None or status >= 500 or status in (408, 409, 425):
         return TransientError(f'{opening}: "{said}". Another attempt may succeed.', status=status)
     advice = _ADVICE.get(status, "The vendor's message is all that is known.")
-    return RefusedError(f'{opening}: "{said}". {advice}', status=status)
+    refusal = ModelNotFoundError if status == 404 else RefusedError
+    return refusal(f'{opening}: "{said}". {advice}', status=status)
 
 
 def scrub(text: str, access: Access) -> str:

@@ -20,6 +20,8 @@ QUOTA_CODES = frozenset(
 )
 """Codes that vendors send with status 429 although waiting would not help."""
 
+ABSENT_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
+
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
 _KEY = "Check that {key_source} holds a current key of this vendor, then start again; nothing is lost."
 _MODEL = "Check the model's name for this vendor, and whether the key's project may use it or the vendor ended it."
@@ -42,6 +44,7 @@ _BY_CODE: Mapping[str, str] = {
         "Deploy the model under this name at the vendor (a tuned one under its own name), wait some minutes until "
         "it answers, and run again: nothing is lost."
     ),
+    "OperationNotSupported": _MODEL,
     "model_not_available": _TRAINING,
     "model_not_supported": _TRAINING,
     "fine_tuning_not_supported": _TRAINING,
@@ -49,6 +52,7 @@ _BY_CODE: Mapping[str, str] = {
     "string_above_max_length": _LENGTH,
     "content_filter": _CONTENT,
     "content_policy_violation": _CONTENT,
+    "ResponsibleAIPolicyViolation": _CONTENT,
     "invalid_prompt": _CONTENT,
     "invalid_training_file": _FILE,
     "invalid_file_format": _FILE,
@@ -87,6 +91,8 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     ("context window", _LENGTH),
     ("expired", _KEY),
     ("content management policy", _CONTENT),
+    ("resource not found", "Check api_version and base_url ({base_url}): Azure's end with /openai, or /openai/v1."),
+    ("does not support fine-tuning", _TRAINING + " Newer Azure wants job_extra_body = { trainingType = 1 } here."),
     ("safety", "Look at the vendor's reason; harmful rows in the training data are the usual cause."),
     ("country", "Not served in this region: use another provider for the role."),
 )

@@ -18,8 +18,15 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from semievol_api.errors import ContextLengthError, ProviderError, RateLimitError, RefusedError, TransientError
-from semievol_providers.openai.advice import QUOTA_CODES, is_context_length, next_step
+from semievol_api.errors import (
+    ContextLengthError,
+    ModelNotFoundError,
+    ProviderError,
+    RateLimitError,
+    RefusedError,
+    TransientError,
+)
+from semievol_providers.openai.advice import ABSENT_MODEL_CODES, QUOTA_CODES, is_context_length, next_step
 from semievol_providers.openai.pace import duration_s, pace_of
 from semievol_providers.openai.settings import Connection
 
@@ -56,8 +63,13 @@ def error_from_answer(
         return TransientError(text, status=status, code=said.code, param=said.param)
     code = "insufficient_quota" if status == 429 and said.code is None else said.code
     advice = _fill(next_step(status, code, said.message), connection)
-    refusal = ContextLengthError if is_context_length(code, said.message) else RefusedError
-    return refusal(f"{opening}{quote}. {advice}", status=status, code=code, param=said.param)
+    return _refusal(code, said.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=said.param)
+
+
+def _refusal(code: str | None, message: str) -> type[RefusedError]:
+    if is_context_length(code, message):
+        return ContextLengthError
+    return ModelNotFoundError if code in ABSENT_MODEL_CODES else RefusedError
 
 
 def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> ProviderError:
@@ -116,7 +128,7 @@ def read_vendor_error(body: bytes) -> VendorError:
     found = tree.get("error", tree)
     if not isinstance(found, dict):
         return VendorError(str(found), _word(tree.get("code")))
-    inner = found.get("innererror")
+    inner = found.get("innererror") or found.get("inner_error")  # as Azure sends it, and as it documents it
     code = inner.get("code") if isinstance(inner, dict) and found.get("code") is None else found.get("code")
     message = found.get("message") or found.get("detail") or tree.get("message") or ""
     if isinstance(message, list):

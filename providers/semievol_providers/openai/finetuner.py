@@ -37,7 +37,7 @@ _STATUSES: dict[str, JobStatus] = {
     **dict.fromkeys(("running", "in_progress", "processing", "cancelling", "evaluating"), "running"),
     **dict.fromkeys(("succeeded", "success", "completed"), "succeeded"),
     **dict.fromkeys(("failed", "error"), "failed"),
-    **dict.fromkeys(("cancelled", "canceled"), "cancelled"),
+    **dict.fromkeys(("cancelled", "canceled", "deleted"), "cancelled"),
     **dict.fromkeys(("paused", "pausing"), "paused"),
 }
 _BEST_FIRST: tuple[JobStatus, ...] = ("succeeded", "running", "queued", "paused", "unknown")
@@ -127,6 +127,8 @@ class OpenAIFineTuner:
             )
         if status == "failed" and reason is None:
             reason = "The vendor gave no reason; its events or its console may."
+        if job.status.lower() == "deleted":
+            reason = "Someone deleted the job at the vendor"
         return JobState(
             status=status,
             raw_status=job.status,
@@ -136,20 +138,25 @@ class OpenAIFineTuner:
         )
 
     async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
-        """Events newer than `after`, oldest first. The vendor lists the newest first."""
+        """Events newer than `after`, oldest first. OpenAI lists the newest first, Azure's reference the oldest."""
         listed = self._sdk.items(
             Event,
             f"{_WHAT}/events",
             lambda client, paging: client.fine_tuning.jobs.with_raw_response.list_events(ticket.job_id, **paging),
         )
-        newer: list[JobEvent] = []
+        events: list[JobEvent] = []
+        met = False
         async for listed_event in listed:
-            event = _job_event(listed_event)
-            if event.id == after:
-                break
-            newer.append(event)
-        newer.reverse()  # before the sort: events of one second keep their order
-        return sorted(newer, key=lambda event: event.created_at)
+            events.append(_job_event(listed_event))
+            met = met or events[-1].id == after
+            if met and events[0].created_at > events[-1].created_at:
+                break  # newest first: what follows is older than `after`
+        if events and events[0].created_at >= events[-1].created_at:
+            events.reverse()  # before the sort: events of one second keep their order
+        events.sort(key=lambda event: event.created_at)
+        if after is None or not met:
+            return events
+        return events[[event.id for event in events].index(after) + 1 :]
 
     async def cancel(self, ticket: JobTicket) -> None:
         """Ask the vendor to stop the job; a job that has already ended may be refused."""
@@ -206,6 +213,8 @@ def job_arguments(
         arguments["validation_file"] = validation_id
     if request.seed is not None:
         arguments["seed"] = request.seed
+    if dialect.job_extra_body:
+        arguments["extra_body"] = dict(dialect.job_extra_body)
     return arguments
 
 

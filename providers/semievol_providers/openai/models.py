@@ -5,6 +5,7 @@ Knows nothing of prices or abilities.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -14,13 +15,27 @@ from semievol_providers.openai.sdk import Sdk
 _WHAT = "models"
 
 
+class Deprecation(Struct, frozen=True):
+    """Azure's dates of a model's end, in Unix seconds."""
+
+    inference: int | None = None
+
+
 class ModelFacts(Struct, frozen=True):
-    """One model; `shutdown_date` (ISO) is None where the vendor announces none."""
+    """One model as its vendor tells it."""
 
     id: str
     created: int | None = None
     owned_by: str | None = None
     shutdown_date: str | None = None
+    deprecation: Deprecation | None = None
+
+    @property
+    def end(self) -> str | None:
+        """The ISO date from which the model does not answer; None where the vendor announces none."""
+        if self.shutdown_date or self.deprecation is None or self.deprecation.inference is None:
+            return self.shutdown_date
+        return datetime.datetime.fromtimestamp(self.deprecation.inference, datetime.UTC).date().isoformat()
 
 
 class OpenAIModels:

@@ -25,7 +25,7 @@ class OpenAIRemote:
     async def model(self, name: ModelName) -> RemoteModel:
         """One model; `RefusedError` with code `model_not_found` where there is none."""
         facts = await self._models.retrieve(name)
-        return RemoteModel(name=facts.id, shutdown_date=facts.shutdown_date)
+        return RemoteModel(name=facts.id, shutdown_date=facts.end)
 
     async def files_with(self, training_file: bytes) -> Sequence[str]:
         """The ids of the files that were uploaded under this content's name."""

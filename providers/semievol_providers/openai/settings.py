@@ -52,6 +52,8 @@ class OpenAIOptions(BaseModel):
     embedding_dimensions: int | None = Field(default=None, gt=0)
     embedding_format: str = Field(default="base64", pattern="^(base64|float)$")
     extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    job_extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    """Fields that every fine-tuning job gets besides, such as Azure's `trainingType`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class Dialect:
         default_factory=dict[str, bool | int | float | str]
     )
     extra_body: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    job_extra_body: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,4 +273,5 @@ def _dialect(options: OpenAIOptions, preset: Preset, where: str) -> Dialect:
         job_method=preset.job_method,
         job_hyperparameters=preset.job_hyperparameters,
         extra_body=options.extra_body,
+        job_extra_body=options.job_extra_body,
     )
