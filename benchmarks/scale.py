@@ -47,11 +47,11 @@ class Sizes:
 
     few: int = 200_000
     many: int = 1_000_000
-    engine: int = 200_000
+    engine: int = 1_000_000
     scored: int = SELECTED_AT
 
 
-QUICK = Sizes(few=20_000, many=100_000, engine=20_000, scored=1_000_000)
+QUICK = Sizes(few=20_000, many=100_000, engine=100_000, scored=1_000_000)
 
 
 def child(**settings: Any) -> Figures:
