@@ -1,13 +1,14 @@
 """Does memory stay flat where the rows grow, and what does the pipeline cost beside the request engine alone?
 
-    python -m benchmarks.scale --json         200,000 and 1,000,000 rows, 10,000,000 scored ones: about 20 minutes
+    python -m benchmarks.scale --json         200,000 and 1,000,000 rows, 10,000,000 scored ones: about 25 minutes
     python -m benchmarks.scale --check        exit 1 where a promise is broken
     python -m benchmarks.scale --quick        20,000 and 100,000 rows, 1,000,000 scored ones: two minutes
     python -m benchmarks.scale --only selection
 
-Questions of 300 tokens, one option read each from a mock server at zero latency on a core of its own, through
-collaborate, select and the training file; every measurement in a process of its own. Knows nothing of how a
-measurement is made.
+Questions of 300 tokens in a JSONL file, read, cleaned (exact matches), one option read each from a mock server at zero
+latency on a core of its own, selected, and written into the training file; every measurement in a process of its own.
+What rows cost beside the engine alone is told of collaborate, select and the training file, at the same number of
+requests. Knows nothing of how a measurement is made.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ MOST = {
     "selection_peak_mb": 2048.0,
 }
 LEAST = {"rows_per_cpu_s_share_of_engine": 0.75}
+STAGES = ("read", "prepare", "collaborate", "select", "export")
 SELECTED_AT = 10_000_000
 """Rows that the promise of `selection_wall_s` is about."""
 
@@ -47,11 +49,11 @@ class Sizes:
 
     few: int = 200_000
     many: int = 1_000_000
-    engine: int = 200_000
+    engine: int = 1_000_000
     scored: int = SELECTED_AT
 
 
-QUICK = Sizes(few=20_000, many=100_000, engine=20_000, scored=1_000_000)
+QUICK = Sizes(few=20_000, many=100_000, engine=100_000, scored=1_000_000)
 
 
 def child(**settings: Any) -> Figures:
@@ -67,7 +69,7 @@ def child(**settings: Any) -> Figures:
 def walked(server: MockServer, rows: int) -> Figures:
     """One walk through the pipeline."""
     with tempfile.TemporaryDirectory(prefix="semievol-scale-") as folder:
-        child(do="make", folder=folder, rows=rows, characters=CHARACTERS)
+        child(do="files", folder=folder, rows=rows, characters=CHARACTERS)
         server.configure(zero=1)
         figures = child(do="pipeline", folder=folder, url=server.url)
         figures["sent"] = int(server.stats()["total"])
@@ -91,7 +93,8 @@ def pipeline(sizes: Sizes) -> Figures:
         "peak_mb_few": few["peak_mb"],
         "peak_mb_many": many["peak_mb"],
         "peak_ratio": many["peak_mb"] / few["peak_mb"],
-        **{f"{stage}_cpu_s": many[f"{stage}_cpu_s"] for stage in ("collaborate", "select", "export")},
+        **{f"{stage}_cpu_s": many[f"{stage}_cpu_s"] for stage in STAGES},
+        **{f"peak_mb_after_{stage}": many[f"rss_mb_after_{stage}"] for stage in STAGES},
         "wall_s": sum(many[f"{stage}_wall_s"] for stage in ("collaborate", "select", "export")),
         "engine_rows_per_cpu_s": engine_rate,
         "rows_per_cpu_s": many["rows"] / cpu_s,
@@ -102,7 +105,7 @@ def pipeline(sizes: Sizes) -> Figures:
 def selection(sizes: Sizes) -> Figures:
     """Scored columns to a training file."""
     with tempfile.TemporaryDirectory(prefix="semievol-scale-") as folder:
-        child(do="make", folder=folder, rows=sizes.scored, characters=SHORT, scores=True)
+        child(do="scores", folder=folder, rows=sizes.scored, characters=SHORT)
         done = child(do="selection", folder=folder)
     print(f"selection {sizes.scored:,}: {done}", file=sys.stderr)
     return {

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,12 +33,14 @@ from semievol_api.artifacts import (
 from semievol_api.capabilities import OptionRequest, Provider, ProviderSettings
 from semievol_api.config import (
     AnnotateSettings,
+    DataSettings,
     JustifySettings,
     Limits,
     RetrieveSettings,
     SelectSettings,
     TrainSettings,
 )
+from semievol_api.data import read_data
 from semievol_api.engine import Ask, RequestEngine
 from semievol_api.parts import part_of, parts_for
 from semievol_api.records import Example
@@ -49,6 +52,7 @@ from semievol_api.stages.columns import PoolColumns
 from semievol_api.stages.evolve import evolve_file
 from semievol_api.stages.justify import justify
 from semievol_api.stages.pooling import opinions
+from semievol_api.stages.prepare import prepare
 from semievol_api.stages.select import Heard, select
 from semievol_api.stages.select_pooled import Beside, by_pool
 from semievol_api.tables import examples_table
@@ -81,8 +85,24 @@ def examples(rows: range | np.ndarray, characters: int, *, gold: bool = False) -
     ]
 
 
-def make_data(settings: dict[str, Any]) -> Figures:
-    """The artifact of `prepare`, written part by part; with `scores`, scored columns beside it."""
+def make_files(settings: dict[str, Any]) -> Figures:
+    """A user's two files."""
+    folder, rows, characters = Path(settings["folder"]), settings["rows"], settings["characters"]
+
+    def write(name: str, places: Iterator[range], *, gold: bool) -> None:
+        with (folder / name).open("wb") as file:
+            for some in places:
+                for e in examples(some, characters, gold=gold):
+                    row = {"id": e.id, "question": e.question, "options": e.options}
+                    file.write(orjson.dumps(row | ({"answer": e.answer} if gold else {})) + b"\n")
+
+    write("unlabeled.jsonl", (range(at, min(rows, at + 10_000)) for at in range(0, rows, 10_000)), gold=False)
+    write("labeled.jsonl", iter((range(rows, rows + LABELLED),)), gold=True)
+    return {}
+
+
+def make_scores(settings: dict[str, Any]) -> Figures:
+    """The artifact of `prepare`, written part by part, and scored columns beside it."""
     folder, rows, characters = Path(settings["folder"]), settings["rows"], settings["characters"]
     place = folder / "prepare"
     count = parts_for(rows)
@@ -94,8 +114,7 @@ def make_data(settings: dict[str, Any]) -> Figures:
         own = np.flatnonzero(where == part)
         path = place / "unlabeled" / f"part-{part:05d}.parquet"
         pq.write_table(examples_table(examples(own, characters)), path, compression="zstd")
-        if settings.get("scores"):
-            pq.write_table(scored_columns(own, rng), folder / "scored" / f"part-{part:05d}.parquet", compression="zstd")
+        pq.write_table(scored_columns(own, rng), folder / "scored" / f"part-{part:05d}.parquet", compression="zstd")
     labelled = examples(range(rows, rows + LABELLED), characters, gold=True)
     pq.write_table(examples_table(labelled), place / "labeled.parquet")
     pq.write_table(examples_table([]), place / "test.parquet")
@@ -128,9 +147,8 @@ def provider_of(url: str) -> Provider:
     return connect(ProviderSettings(name="mock", options=options, environ={"MOCK_KEY": "sk-mock"}))
 
 
-def corpus_of(store: RunStore) -> Corpus:
-    """The prepared data; a third of the labels calibrate."""
-    data = store.load("prepare", Prepared)
+def corpus_of(data: Prepared) -> Corpus:
+    """The prepared data; half of the labels calibrate."""
     folds = Folds(data.labeled[300:], data.labeled[:300], (), tunable=True, note="")
     return Corpus(load_task("arc"), data, folds, Neighbours())
 
@@ -157,15 +175,26 @@ def peak_mb() -> float:
 
 
 async def pipeline(settings: dict[str, Any]) -> Figures:
-    """Collaborate by option reads, justify nothing, select, and write the training file: the stages themselves."""
+    """From the user's files to the training file: option reads, nothing justified; the stages themselves."""
     folder = Path(settings["folder"])
     provider = provider_of(settings["url"])
     watch = Watch()
-    with RunStore.open(folder, "benchmark") as store:
+    task = load_task("arc")
+    with RunStore.open(folder / "run", "benchmark") as store:
+        files = DataSettings(
+            labeled=folder / "labeled.jsonl",
+            unlabeled=folder / "unlabeled.jsonl",
+            task="arc",
+            columns={"id": "id", "question": "question", "options": "options", "answer": "answer"},
+        )
+        raw = read_data(files, task)
+        watch.lap("read")
+        data = await store.once("prepare", Prepared, prepare, raw.labeled, raw.unlabeled, (), (), False, raw.notes)
+        del raw
+        watch.lap("prepare")
         async with RequestEngine.open(folder / "journal.sqlite", Limits(concurrency=256)) as engine:
-            corpus = corpus_of(store)
+            corpus = corpus_of(data)
             student = Student(engine, provider, {"base": MODEL, "judge": MODEL}, {"base": MODEL}, 0)
-            watch.lap("load")
             annotate = AnnotateSettings()
             said = await store.once(
                 "collaborate", EvidenceTable, collaborate, student, corpus, CREW, annotate, "unlabeled"
@@ -214,7 +243,7 @@ async def selection(settings: dict[str, Any]) -> Figures:
     folder = Path(settings["folder"])
     watch = Watch()
     with RunStore.open(folder, "benchmark") as store:
-        corpus = corpus_of(store)
+        corpus = corpus_of(store.load("prepare", Prepared))
         settings_of_rule = SelectSettings(rule="fdr", score="pooled", alpha=0.1)
 
         async def choose(name: str) -> Selection:
@@ -250,14 +279,15 @@ def _calibrating(corpus: Corpus) -> Any:
     return replace(found, probs=probs, pooled=replace(found.pooled, score=score, label=label))
 
 
+MAKES = {"files": make_files, "scores": make_scores}
 DOES = {"pipeline": pipeline, "engine": engine_alone, "selection": selection}
 
 
 def main() -> None:
     """Do what the first argument says."""
     settings = json.loads(sys.argv[1])
-    if settings["do"] == "make":
-        figures = make_data(settings)
+    if settings["do"] in MAKES:
+        figures = MAKES[settings["do"]](settings)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         pin(cores()[1])

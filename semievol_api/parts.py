@@ -12,6 +12,10 @@ stands in a table, or of who writes it.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import shutil
+import tempfile
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +189,63 @@ class ByPart(Mapping[str, ValueT_co], Generic[ValueT_co]):
     def __iter__(self) -> Iterator[str]:
         for place in range(self.parts.count):
             yield from self._part(place)
+
+
+class Scratch:
+    """A folder for what is too large for memory; it goes when nobody holds it any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="semievol-"))
+        self._end = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def spread(tables: Iterable[pa.Table], rows: int) -> Parts:
+    """Rows as parts by the ids in their column `id`, in their order; they lie in a scratch folder meanwhile.
+
+    `rows` is how many there are: it gives the number of parts.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    scratch, count = Scratch(), parts_for(rows)
+    sizes, schema = [0] * count, None
+
+    def path(place: int) -> Path:
+        return scratch.path / f"part-{place:05d}.arrows"
+
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    for table in tables:
+        schema = table.schema
+        places = np.array([part_of(name, count) for name in table["id"].to_pylist()], dtype=np.int64)
+        ordered = table.take(pa.array(np.argsort(places, kind="stable")))
+        edges = np.searchsorted(np.sort(places), np.arange(count + 1)).tolist()
+        for place, (start, end) in enumerate(itertools.pairwise(edges)):
+            if start < end:
+                with path(place).open("ab") as file, pa.ipc.new_stream(file, schema, options=options) as writer:
+                    writer.write_table(ordered.slice(start, end - start))
+                sizes[place] += end - start
+        free_memory()
+
+    def read(place: int) -> pa.Table:
+        found = list(_streams(path(place)))
+        assert schema is not None
+        return pa.concat_tables(found).combine_chunks() if found else schema.empty_table()
+
+    return Parts(tuple(sizes), make=read)
+
+
+def _streams(path: Path) -> Iterator[pa.Table]:
+    """The Arrow streams that were appended to a file."""
+    import pyarrow as pa
+
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        file.seek(0)
+        while file.tell() < end:
+            with pa.ipc.open_stream(file) as reader:
+                yield reader.read_all()
 
 
 def parts_for(rows: int) -> int:

@@ -78,7 +78,7 @@ async def predict(
     plan = check(config)
     table = read_table(data)
     columns = columns_of(plan.task, config.data.columns)
-    examples = read_examples(table, plan.task, "unlabeled", columns).examples
+    examples = tuple(read_examples(table, plan.task, "unlabeled", columns).examples)
     tolerated = config.select.alpha if alpha is None else alpha
     (answered,) = await answers_of(plan, [model], examples, watcher)
     said = {row.example_id: row for row in answered.evidence.rows()}

@@ -6,12 +6,14 @@ gave, so that the promise of its rule holds round by round. Knows nothing of wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from semievol_api.artifacts import Folds, Prepared, Selection, Verdict
 from semievol_api.config import Config
-from semievol_api.data import RawData
+from semievol_api.data import Pool, RawData
 from semievol_api.pipeline import semievol
+from semievol_api.records import Example
 from semievol_api.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.tools import Tools
@@ -38,8 +40,15 @@ async def all_rounds(tools: Tools, store: RunStore, task: Task, raw: RawData, co
 
 def with_reviewed(raw: RawData) -> RawData:
     """The data in which what a person reviewed is labelled and no longer asked about."""
+    if not raw.reviewed:
+        return raw
     answered = tuple(replace(e, answer=raw.reviewed[e.id]) for e in raw.unlabeled if e.id in raw.reviewed)
-    rest = tuple(e for e in raw.unlabeled if e.id not in raw.reviewed)
+    unlabeled = raw.unlabeled
+    rest: Sequence[Example]
+    if isinstance(unlabeled, Pool):
+        rest = unlabeled.without([row for row, name in unlabeled.ids() if name in raw.reviewed])
+    else:
+        rest = tuple(e for e in unlabeled if e.id not in raw.reviewed)
     return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=rest)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-from msgspec import convert
 
 from semievol_api.records import Evidence, Example, PseudoLabel, Usage
 
@@ -24,6 +23,8 @@ EXAMPLE_SCHEMA = pa.schema(
         ("category", pa.string()),
     ]
 )
+OUTLINE = ("id", "options")
+"""What selection reads of an example."""
 EVIDENCE_SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
@@ -79,6 +80,16 @@ def examples_table(examples: Sequence[Example]) -> pa.Table:
         for e in examples
     ]
     return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+
+
+def without_texts(table: pa.Table) -> pa.Table:
+    """The columns of `OUTLINE` as a table of examples whose questions are empty."""
+    blank = {"question": pa.repeat("", len(table))}
+    columns = [
+        table[field.name] if field.name in OUTLINE else blank.get(field.name, pa.nulls(len(table), field.type))
+        for field in EXAMPLE_SCHEMA
+    ]
+    return pa.table(columns, schema=EXAMPLE_SCHEMA)
 
 
 def as_examples(table: pa.Table) -> Iterator[Example]:
@@ -137,21 +148,43 @@ def joined_evidence(tables: Sequence[pa.Table]) -> pa.Table:
 
 def as_evidence(table: pa.Table, *, measures_only: bool = False) -> Iterator[Evidence]:
     """A table's rows as values; `measures_only` spares what only people and bills look at."""
-    names = set(table.column_names)
-    wanted = MEASURES if measures_only else tuple(name for name in EVIDENCE_FIELDS if name in names)
-    columns: list[Iterable[Any]] = [
-        _lists(table[name]) if name in ("permutation", "option_probs") else table[name].to_pylist()
-        for name in wanted
-        if name in names
-    ]
-    wanted = tuple(name for name in wanted if name in names)
     if measures_only:
-        for row in zip(*columns, strict=True):
-            yield Evidence(prompt_hash="", text="", **dict(zip(wanted, row, strict=True)))
+        yield from _as_measures(table)
         return
+    names = set(table.column_names)
+    wanted = tuple(name for name in EVIDENCE_FIELDS if name in names)
+    columns = [_values(table, name) for name in wanted]
     counts = (table[name].to_pylist() for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
     for row, usage in zip(zip(*columns, strict=True), zip(*counts, strict=True), strict=True):
         yield Evidence(usage=Usage(*usage), **dict(zip(wanted, row, strict=True)))
+
+
+def _as_measures(table: pa.Table) -> Iterator[Evidence]:
+    """Selection reads every row there is: field by field this takes half the time of a mapping for each row."""
+    names = set(table.column_names)
+    columns = [_values(table, name) if name in names else itertools.repeat(None, len(table)) for name in MEASURES]
+    for example_id, annotator_id, answer, finish, probs, logprob, nll, verbal, failure, p_true in zip(
+        *columns, strict=True
+    ):
+        yield Evidence(
+            example_id=example_id,
+            annotator_id=annotator_id,
+            prompt_hash="",
+            text="",
+            answer=answer,
+            finish=finish,
+            option_probs=probs,
+            answer_logprob=logprob,
+            mean_nll=nll,
+            verbal=verbal,
+            p_true=p_true,
+            failure=failure,
+        )
+
+
+def _values(table: pa.Table, name: str) -> Iterable[Any]:
+    """A column of an evidence table, lists as tuples."""
+    return _lists(table[name]) if name in ("permutation", "option_probs") else table[name].to_pylist()
 
 
 def grouped(rows: Iterable[Evidence]) -> dict[str, list[Evidence]]:
@@ -176,8 +209,9 @@ def kept_table(labels: Sequence[PseudoLabel]) -> pa.Table:
 
 def as_labels(table: pa.Table) -> Iterator[PseudoLabel]:
     """A table's rows as pseudo-labels."""
-    for row in table.to_pylist():
-        yield convert(row, PseudoLabel)
+    columns = (table[name].to_pylist() for name in ("example_id", "answer", "text", "score"))
+    for example_id, answer, text, score in zip(*columns, strict=True):
+        yield PseudoLabel(example_id=example_id, answer=answer, text=text, score=score)
 
 
 def near_ids(table: pa.Table) -> dict[str, tuple[str, ...]]:

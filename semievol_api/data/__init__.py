@@ -9,8 +9,10 @@ Knows nothing of models, prompts or the method.
 from semievol_api.data.examples import Note, Reading, content_id, read_examples
 from semievol_api.data.hygiene import CleanData, Dropped, HygieneReport, SharedQuestion, clean, exact_key
 from semievol_api.data.load import RawData, read_data, read_source, read_task_data
+from semievol_api.data.pool import Pool
 from semievol_api.data.splits import split, subsample
 from semievol_api.data.starter import Starter, render_config, render_task, start
+from semievol_api.data.suspects import clean_pool
 from semievol_api.data.table import Table, read_table
 from semievol_api.data.understand import Understanding, understand
 
@@ -19,6 +21,7 @@ __all__ = [
     "Dropped",
     "HygieneReport",
     "Note",
+    "Pool",
     "RawData",
     "Reading",
     "SharedQuestion",
@@ -26,6 +29,7 @@ __all__ = [
     "Table",
     "Understanding",
     "clean",
+    "clean_pool",
     "content_id",
     "exact_key",
     "read_data",

@@ -48,12 +48,14 @@ class Note:
 class Reading:
     """What one file gave."""
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class Draft:
+    """A row's example, without an id of its own where the file names none, and what is to be said of it."""
+
     example: Example
     line: int
     remarks: tuple[str, ...]
@@ -80,8 +82,8 @@ def read_examples(table: Table, task: Task, role: DataRole, columns: Columns | N
         DataError: a column is missing, or a row's question, options, answer or id cannot be used.
     """
     columns = columns or task.definition.columns
-    _require_columns(table, task, role, columns)
-    drafts = [_draft(table, row, task, role, columns) for row in range(len(table.rows))]
+    require_columns(table, task, role, columns)
+    drafts = [draft_of(table, row, task, role, columns) for row in range(len(table.rows))]
     examples = _with_ids(table, drafts, from_column=columns.id is not None)
     return Reading(examples, _notes(table, examples, drafts))
 
@@ -92,7 +94,8 @@ def content_id(question: str, options: Sequence[str]) -> str:
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def _require_columns(table: Table, task: Task, role: DataRole, columns: Columns) -> None:
+def require_columns(table: Table, task: Task, role: DataRole, columns: Columns) -> None:
+    """Refuse a table that lacks a column."""
     table.require(columns.question, "question")
     for column in _option_columns(table, task, columns):
         table.require(column, "options")
@@ -121,7 +124,8 @@ def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ..
     return () if missing and task.definition.labels else names
 
 
-def _draft(table: Table, row: int, task: Task, role: DataRole, columns: Columns) -> _Draft:
+def draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Columns) -> Draft:
+    """A row as an example."""
     question = _text(table.cell(row, columns.question))
     if not question:
         raise DataError(f"{table.where(row)}: the question (column {columns.question!r}) is empty.")
@@ -140,7 +144,7 @@ def _draft(table: Table, row: int, task: Task, role: DataRole, columns: Columns)
         raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
     answered, remark = _with_answer(table, row, bare, task, (role, columns.answer))
     held_key = [KEYS_REMOVED] if row in table.held_keys else []
-    return _Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
+    return Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
 
 
 def _with_answer(
@@ -221,17 +225,31 @@ def _parsed(text: str) -> object:
             return text
 
 
-def _with_ids(table: Table, drafts: Sequence[_Draft], *, from_column: bool) -> tuple[Example, ...]:
+def same_id(where: tuple[str, str], key: str, first: int, again: int) -> DataError:
+    """The fault of a file, given by its name and what it is counted in, that names an id twice."""
+    source, unit = where
+    return DataError(
+        f"{source}: the id {key!r} stands in {unit} {first} and again in {unit} {again}. "
+        f"Make ids unique, or name no id column; then they come from the content."
+    )
+
+
+def note_of(source: str, kind: str, example_ids: tuple[str, ...], where: tuple[str, Sequence[int]]) -> Note:
+    """A remark about some examples; `where` is what the file is counted in, and where the first of them stand."""
+    unit, lines = where
+    named = ", ".join(str(line) for line in lines[:MOST_ROWS_NAMED])
+    more = f" and {len(example_ids) - MOST_ROWS_NAMED} more" if len(example_ids) > MOST_ROWS_NAMED else ""
+    return Note(source, kind, example_ids, f"{unit} {named}{more}")
+
+
+def _with_ids(table: Table, drafts: Sequence[Draft], *, from_column: bool) -> tuple[Example, ...]:
     seen: dict[str, int] = {}
     examples: list[Example] = []
     for draft in drafts:
         if from_column:
             key = draft.example.id
             if key in seen:
-                raise DataError(
-                    f"{table.source}: the id {key!r} stands in {table.unit} {seen[key]} and again in {table.unit} "
-                    f"{draft.line}. Make ids unique, or name no id column; then they come from the content."
-                )
+                raise same_id((table.source, table.unit), key, seen[key], draft.line)
             seen[key] = draft.line
             examples.append(draft.example)
         else:
@@ -241,14 +259,13 @@ def _with_ids(table: Table, drafts: Sequence[_Draft], *, from_column: bool) -> t
     return tuple(examples)
 
 
-def _notes(table: Table, examples: Sequence[Example], drafts: Sequence[_Draft]) -> tuple[Note, ...]:
+def _notes(table: Table, examples: Sequence[Example], drafts: Sequence[Draft]) -> tuple[Note, ...]:
     kinds = dict.fromkeys(remark for draft in drafts for remark in draft.remarks)
     notes: list[Note] = []
     for kind in kinds:
         concerned = [(e.id, d.line) for e, d in zip(examples, drafts, strict=True) if kind in d.remarks]
-        lines = ", ".join(str(line) for _, line in concerned[:MOST_ROWS_NAMED])
-        more = f" and {len(concerned) - MOST_ROWS_NAMED} more" if len(concerned) > MOST_ROWS_NAMED else ""
-        notes.append(Note(table.source, kind, tuple(i for i, _ in concerned), f"{table.unit} {lines}{more}"))
+        ids, lines = tuple(i for i, _ in concerned), [line for _, line in concerned]
+        notes.append(note_of(table.source, kind, ids, (table.unit, lines)))
     return tuple(notes)
 
 

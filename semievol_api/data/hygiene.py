@@ -88,7 +88,7 @@ class CleanData:
     """What is left, in the order of the files, and the report."""
 
     labeled: tuple[Example, ...]
-    unlabeled: tuple[Example, ...]
+    unlabeled: Sequence[Example]
     test: tuple[Example, ...]
     report: HygieneReport
 
@@ -144,6 +144,11 @@ def clean(
 def exact_key(example: Example) -> tuple[str, ...]:
     """Normalised question and sorted options: two examples with one key ask the same thing."""
     return _key(_item("test", example))
+
+
+def whole_text(example: Example) -> str:
+    """The text of an example by which near duplicates are looked for."""
+    return _item("unlabeled", example).whole
 
 
 def _item(part: Part, example: Example) -> _Item:

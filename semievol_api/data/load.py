@@ -7,22 +7,25 @@ Knows nothing of hygiene or of the method.
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from semievol_api import parts
 from semievol_api.config import DataSettings
+from semievol_api.data.chunks import is_large, read_chunks
 from semievol_api.data.examples import DataRole, Note, Reading, columns_of, read_examples
 from semievol_api.data.hub import hub_address, read_address, read_folder, read_task_dataset
+from semievol_api.data.large import SAME_ID, held, read_large, with_other_ids
 from semievol_api.data.leaked_keys import without_keys
+from semievol_api.data.pool import Pool
 from semievol_api.data.reviewed import read_reviewed
-from semievol_api.data.splits import split, subsample
+from semievol_api.data.splits import order_of, split, subsample
 from semievol_api.data.table import Table, read_table
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task
-
-SAME_ID = "ids that another file gives to another question got the suffix of their file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class RawData:
     """The three parts as read, before hygiene; `test` is empty where the config names none."""
 
     labeled: tuple[Example, ...]
-    unlabeled: tuple[Example, ...]
+    unlabeled: Sequence[Example]
+    """A `Pool` where they are too many to be held."""
     test: tuple[Example, ...]
     notes: tuple[Note, ...] = ()
     development: tuple[Example, ...] = ()
@@ -47,6 +51,8 @@ class RawData:
     @property
     def gold(self) -> Mapping[str, str]:
         """The hidden answers of the unlabelled part by example id: for the oracle report alone."""
+        if isinstance(self.unlabeled, Pool):
+            return self.unlabeled.gold
         return {e.id: e.hidden_answer for e in self.unlabeled if e.hidden_answer is not None}
 
     @property
@@ -92,9 +98,9 @@ def read_data(settings: DataSettings, task: Task, seed: int = 0) -> RawData:
     development = () if settings.dev is None else _read("test", settings.dev, settings, task).examples
     readings = {role: _read(role, source, settings, task) for role, source in sources}
     test = readings["test"].examples if "test" in readings else ()
-    labeled = _thinned(readings["labeled"].examples, settings.max_labeled, seed)
+    labeled = tuple(_thinned(readings["labeled"].examples, settings.max_labeled, seed))
     unlabeled = _thinned(readings["unlabeled"].examples, settings.max_unlabeled, seed)
-    test = _thinned(test, settings.max_test, seed)
+    test = tuple(_thinned(test, settings.max_test, seed))
     notes = [note for reading in readings.values() for note in reading.notes]
     whole = _distinct_ids(labeled, unlabeled, test, notes)
     reviewed = {} if settings.reviewed is None else read_reviewed(settings.reviewed, task, whole.unlabeled)
@@ -122,10 +128,15 @@ def _read(role: DataRole, source: Path, settings: DataSettings, task: Task) -> R
     hub = task.definition.hub
     if address is not None and hub is not None and address.dataset == hub.dataset and not settings.columns:
         columns = hub.columns
+    if role == "unlabeled" and is_large(source):
+        return read_large(map(without_keys, read_chunks(source)), task, columns)
     return read_examples(read_source(source), task, role, columns)
 
 
-def _thinned(examples: Sequence[Example], size: int | None, seed: int) -> tuple[Example, ...]:
+def _thinned(examples: Sequence[Example], size: int | None, seed: int) -> Sequence[Example]:
+    if isinstance(examples, Pool):
+        chosen = examples if size is None else examples.sampled(size, lambda name: order_of(seed, name))
+        return held(chosen, parts.PART_ROWS)
     return tuple(examples) if size is None else subsample(examples, size, seed)
 
 
@@ -149,12 +160,17 @@ def _refuse_same_file(settings: DataSettings) -> None:
 def _same_bytes(a: Path, b: Path) -> bool:
     if not (a.is_file() and b.is_file()) or a.stat().st_size != b.stat().st_size:
         return False
-    return a.read_bytes() == b.read_bytes()
+    return filecmp.cmp(a, b, shallow=False)
 
 
 def _apart(development: Sequence[Example], others: RawData) -> tuple[Example, ...]:
     """Development examples under ids of their own."""
-    taken = {e.id for e in (*others.labeled, *others.unlabeled, *others.test)}
+    unlabeled = others.unlabeled
+    taken = {e.id for e in (*others.labeled, *others.test)}
+    if isinstance(unlabeled, Pool):
+        taken |= unlabeled.known({e.id for e in development})
+    else:
+        taken |= {e.id for e in unlabeled}
     return tuple(replace(e, id=f"{e.id}@dev") if e.id in taken else e for e in development)
 
 
@@ -178,4 +194,8 @@ def _distinct_ids(
         taken.update({e.id: (e.question, e.options) for e in result})
         return result
 
-    return RawData(renamed("labeled", labeled), renamed("unlabeled", unlabeled), tuple(test), (*notes, *changed))
+    known = renamed("labeled", labeled)
+    if isinstance(unlabeled, Pool):
+        pool, moved = with_other_ids(unlabeled, taken, "unlabeled")
+        return RawData(known, pool, tuple(test), (*notes, *changed, *moved))
+    return RawData(known, renamed("unlabeled", unlabeled), tuple(test), (*notes, *changed))

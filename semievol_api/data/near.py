@@ -95,20 +95,26 @@ def _candidates(texts: Sequence[str]) -> set[tuple[int, int]]:
     """Pairs that share a whole band of their signatures."""
     if len(texts) < 2:
         return set()
-    bands = signatures(texts).reshape(len(texts), BANDS, ROWS)
+    keys = band_keys(texts)
     found: set[tuple[int, int]] = set()
     for band in range(BANDS):
-        for bucket in _buckets(bands[:, band, :]):
+        for bucket in _buckets(keys[:, band]):
             for place, i in enumerate(bucket[:_BUCKET_CAP]):
                 found.update((i, j) for j in bucket[place + 1 :])
     return found
 
 
-def _buckets(rows: NDArray[np.uint32]) -> Iterator[list[int]]:
-    """Groups of indices, ascending, whose rows are equal (by a 64-bit hash); groups of one are left out."""
-    key = np.zeros(len(rows), dtype=np.uint64)
-    for column in range(rows.shape[1]):
-        key = _mixed(key ^ rows[:, column].astype(np.uint64))
+def band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each band of each text's signature: uint64, shape (texts, BANDS)."""
+    bands = signatures(texts).reshape(len(texts), BANDS, ROWS)
+    keys = np.zeros((len(texts), BANDS), dtype=np.uint64)
+    for row in range(ROWS):
+        keys = _mixed(keys ^ bands[:, :, row].astype(np.uint64))
+    return keys
+
+
+def _buckets(key: NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Groups of indices, ascending, whose keys are equal; groups of one are left out."""
     order = np.argsort(key, kind="stable")
     edges = np.flatnonzero(np.diff(key[order])) + 1
     for group in np.split(order, edges):

@@ -25,9 +25,11 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The reviewed file {str(path)!r} cannot be read: {error}.") from None
-    known = {e.id: e for e in unlabeled}
+    standing = list(_standing(path, lines))
+    named = {name for _, name, _ in standing}
+    known = {e.id: e for e in unlabeled if e.id in named}
     answers: dict[str, str] = {}
-    for number, name, cell in _standing(path, lines):
+    for number, name, cell in standing:
         answer = task.read_gold(cell, known[name]) if name in known else None
         if answer is None:
             raise DataError(

@@ -48,7 +48,7 @@ def subsample(examples: Sequence[Example], size: int, seed: int) -> tuple[Exampl
     classes = Counter(example.answer for example in examples)
     quota = _quota(classes, size)
     chosen: set[str] = set()
-    for example in sorted(examples, key=lambda e: _order(seed, e.id)):
+    for example in sorted(examples, key=lambda e: order_of(seed, e.id)):
         if quota[example.answer] > 0:
             quota[example.answer] -= 1
             chosen.add(example.id)
@@ -82,10 +82,11 @@ def _strata(examples: Sequence[Example], seed: int) -> dict[str, list[list[str]]
         stratum = min(counted, key=lambda answer: (-counted[answer], answer))
         strata.setdefault(stratum, []).append((name, [e.id for e in members]))
     return {
-        stratum: [ids for _, ids in sorted(named, key=lambda pair: (-len(pair[1]), _order(seed, pair[0])))]
+        stratum: [ids for _, ids in sorted(named, key=lambda pair: (-len(pair[1]), order_of(seed, pair[0])))]
         for stratum, named in sorted(strata.items())
     }
 
 
-def _order(seed: int, name: str) -> bytes:
+def order_of(seed: int, name: str) -> bytes:
+    """What examples, or groups of them, are sorted by before some are taken; 16 bytes."""
     return hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=16).digest()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from semievol_api.config import nearest
 from semievol_api.errors import DataError
@@ -92,39 +92,66 @@ def _read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"The file {str(path)!r} is not UTF-8: line {line} holds the byte 0x{data[error.start]:02x}. "
-            "Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again."
-        ) from None
+        raise _no_utf8(path, line, data[error.start]) from None
+
+
+def refuse_no_utf8(path: Path) -> NoReturn:
+    """Says where a file stops being UTF-8, looking at it line by line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _no_utf8(path, number, line[error.start]) from None
+    raise DataError(f"The file {str(path)!r} is not UTF-8. Save it as UTF-8 and try again.")
+
+
+def _no_utf8(path: Path, line: int, byte: int) -> DataError:
+    return DataError(
+        f"The file {str(path)!r} is not UTF-8: line {line} holds the byte 0x{byte:02x}. "
+        "Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again."
+    )
 
 
 def _read_csv(path: Path) -> Table:
     text = _read_text(path)
     csv.field_size_limit(2**31 - 1)
-    records = _csv_records(path, text, "\t" if path.suffix.lower() == ".tsv" else _delimiter(text))
-    header = next(records, None)
-    if header is None:
-        raise DataError(f"The file {str(path)!r} is empty: it has not even a header line.")
-    columns = tuple(name.strip() for name in header[1])
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise DataError(f"{path.name} names the column {twice[0]!r} twice in its header. Rename one of them.")
+    records = csv_records(path, io.StringIO(text, newline=""), text.split("\n", 1)[0])
+    columns = csv_header(path, next(records, None))
     rows: list[Row] = []
     lines: list[int] = []
-    for line, fields in records:
-        if len(fields) != len(columns):
-            raise DataError(
-                f"{path.name}, line {line}: {len(fields)} fields where the header has {len(columns)} columns. "
-                "A comma or a line break inside a value needs double quotes around the value."
-            )
-        rows.append(dict(zip(columns, fields, strict=True)))
-        lines.append(line)
+    for record in records:
+        rows.append(csv_row(path, columns, record))
+        lines.append(record[0])
     return Table(path.name, "line", columns, tuple(rows), tuple(lines))
 
 
-def _csv_records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line where it begins; empty lines are passed over."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def csv_header(path: Path, record: tuple[int, list[str]] | None) -> tuple[str, ...]:
+    """The columns that a file's first record names."""
+    if record is None:
+        raise DataError(f"The file {str(path)!r} is empty: it has not even a header line.")
+    columns = tuple(name.strip() for name in record[1])
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{path.name} names the column {twice[0]!r} twice in its header. Rename one of them.")
+    return columns
+
+
+def csv_row(path: Path, columns: Sequence[str], record: tuple[int, list[str]]) -> Row:
+    """A record's fields by their columns."""
+    line, fields = record
+    if len(fields) != len(columns):
+        raise DataError(
+            f"{path.name}, line {line}: {len(fields)} fields where the header has {len(columns)} columns. "
+            "A comma or a line break inside a value needs double quotes around the value."
+        )
+    return dict(zip(columns, fields, strict=True))
+
+
+def csv_records(path: Path, text: Iterable[str], header: str) -> Iterator[tuple[int, list[str]]]:
+    """Each record with the line where it begins; empty lines are passed over. `header` tells the delimiter."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max((",", ";", "\t"), key=header.count)
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     line = 1
     try:
         for fields in reader:
@@ -138,28 +165,27 @@ def _csv_records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, l
         ) from None
 
 
-def _delimiter(text: str) -> str:
-    """The one of comma, semicolon and tab that stands most often in the header."""
-    header = text.split("\n", 1)[0]
-    return max((",", ";", "\t"), key=header.count)
-
-
 def _read_jsonl(path: Path) -> Table:
     rows: list[Row] = []
     lines: list[int] = []
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path.name}, line {number}: this is not JSON ({error.msg}, column {error.colno}). "
-                "Each line of a JSONL file is one JSON object."
-            ) from None
-        rows.append(_object(value, f"{path.name}, line {number}"))
+        rows.append(json_line(path, number, line))
         lines.append(number)
     return Table(path.name, "line", _all_columns(rows), tuple(rows), tuple(lines))
+
+
+def json_line(path: Path, number: int, line: str) -> Row:
+    """The object in a line of a JSONL file."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path.name}, line {number}: this is not JSON ({error.msg}, column {error.colno}). "
+            "Each line of a JSONL file is one JSON object."
+        ) from None
+    return _object(value, f"{path.name}, line {number}")
 
 
 def _read_json(path: Path) -> Table:

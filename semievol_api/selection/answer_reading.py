@@ -133,10 +133,12 @@ def read_replies(
     for width, places in by_width.items():
         if not width:
             continue
-        values = np.array([[np.nan if v is None else v for v in logprobs[i]] for i in places], dtype=np.float64)
+        values = np.array([logprobs[i] for i in places], dtype=np.float64)  # None becomes NaN
         label_of: IntArray = np.broadcast_to(np.arange(width, dtype=np.int64), values.shape)
         result = option_prob(values, label_of, np.full(len(places), width, dtype=np.int64), width)
-        order: IntArray = np.array([permutations[i] or range(width) for i in places], dtype=np.int64)
+        order = label_of
+        if any(permutations):
+            order = np.array([permutations[i] or range(width) for i in places], dtype=np.int64)
         probs = undo_permutation(result.probs, order).tolist()
         lacking: BoolArray = ~result.seen
         incomplete: list[bool] = np.asarray(lacking.any(axis=1)).tolist()

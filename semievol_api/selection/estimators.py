@@ -118,10 +118,9 @@ def readings_of(rows: Sequence[Evidence | None], labels: Sequence[Sequence[str]]
         for row, options in zip(sound, labels, strict=True)
     ]
     probs = np.full((len(rows), width), np.nan)
-    for i, row in enumerate(sound):
-        if row is not None and row.option_probs is not None:
-            probs[i] = 0.0
-            probs[i, : len(row.option_probs)] = row.option_probs
+    shown = {i: row.option_probs for i, row in enumerate(sound) if row is not None and row.option_probs is not None}
+    if shown:
+        probs[list(shown)] = [values + (0.0,) * (width - len(values)) for values in shown.values()]
     return Readings(
         answers=np.array(answers, dtype=np.int64)[:, None],
         n_options=np.array([len(options) for options in labels], dtype=np.int64),

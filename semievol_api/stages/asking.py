@@ -20,6 +20,7 @@ from semievol_api.parts import Rows
 from semievol_api.records import Evidence, Example, Prompt
 from semievol_api.stages.reading import Question, rows_of_chat, rows_of_reads
 from semievol_api.stages.spread import Here, Shard, Spread, Work
+from semievol_api.tables import OUTLINE, without_texts
 from semievol_api.tasks import Task
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ class Corpus:
         self, example: Example, shots: int, task: Task | None = None, order: Sequence[int] | None = None
     ) -> Prompt:
         """The example's question after its `shots` nearest labelled examples; `order` is that of the options."""
-        nearest = self.neighbours.ids[example.id][:shots] if shots else ()
-        return (task or self.task).prompt(example, tuple(self._labeled[i] for i in nearest), order)
+        task = task or self.task
+        if not shots:
+            return task.prompt(example, (), order)
+        return task.prompt(example, tuple(self._labeled[i] for i in self.neighbours.ids[example.id][:shots]), order)
 
     def sizes(self, threshold_pool: ThresholdPool) -> tuple[int, ...]:
         """How many examples each part of the pool has: those of the unlabelled, and one for what is beside them.
@@ -73,6 +76,14 @@ class Corpus:
         else:
             examples = self.beside(threshold_pool)
         return examples if shard.of == 1 else [e for e in examples if shard.has(e.id, parts)]
+
+    def outlines(self, part: int) -> Sequence[Example]:
+        """The examples of a part of the unlabelled pool and of those that calibrate, in `pool`'s order; unlabelled
+        ones of a pool in parts come without their questions' texts, which are most of what there is to read."""
+        unlabeled = self.data.unlabeled
+        if not isinstance(unlabeled, Rows) or part == unlabeled.parts.count:
+            return self.pool("unlabeled", Shard(part))
+        return tuple(unlabeled.make(without_texts(unlabeled.parts.read(part, OUTLINE))))
 
     def beside(self, threshold_pool: ThresholdPool) -> tuple[Example, ...]:
         """The examples of the pool that are not unlabelled."""

@@ -15,16 +15,24 @@ import pyarrow as pa
 
 from semievol_api.artifacts import EvidenceTable
 from semievol_api.parts import free_memory
-from semievol_api.records import Evidence, Example
+from semievol_api.records import Example
 from semievol_api.selection import check_missing_logprobs, count_abstentions
 from semievol_api.selection.choice import Abstentions
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
-from semievol_api.stages.annotators import Annotator, Crew
+from semievol_api.stages.annotators import Annotator, Crew, Reading
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.label_shares import Factors
-from semievol_api.stages.pooling import Opinions, Rows, opinions
+from semievol_api.stages.measures import Measures
+from semievol_api.stages.pooling import Opinions, opinions
 from semievol_api.stages.reading import UNSEEN, asker_of
 from semievol_api.stages.spread import Shard
+
+_NEEDED: Mapping[Reading, str] = {
+    "option_prob": "option_probs",
+    "answer_logprob": "answer_logprob",
+    "p_true": "p_true",
+}
+"""The column without which an annotator's answer has no score; exact option reads fail as a whole instead."""
 
 
 class Column(Sequence[str]):
@@ -128,9 +136,9 @@ def pool_columns(
     last = len(corpus.sizes("unlabeled")) - 1
     calibrating: Opinions | None = None
     for place in range(last + 1):
-        examples, rows = corpus.pool("unlabeled", Shard(place)), heard(said, final, place)
-        found = opinions(corpus, crew.everybody, examples, rows, factors)
-        tally.count(rows)
+        examples, heard = corpus.outlines(place), Measures.of((said, final), place)
+        found = opinions(corpus, crew.everybody, examples, heard, factors)
+        tally.count(heard)
         free_memory()
         here = len(examples) if place < last else len(examples) - len(corpus.folds.calibration)
         if here or not parts:
@@ -140,14 +148,6 @@ def pool_columns(
     assert calibrating is not None
     tally.refuse_missing()
     return PoolColumns(tuple(parts), calibrating, dict(sorted(tally.filled_in.items())), factors or {})
-
-
-def heard(said: EvidenceTable, final: EvidenceTable, place: int) -> Mapping[str, list[Evidence]]:
-    """What annotators and judge said of the examples of one part."""
-    rows = said.measures(place)
-    for name, judged in final.measures(place).items():
-        rows.setdefault(name, []).extend(judged)
-    return rows
 
 
 def unlabeled_of(corpus: Corpus, place: int) -> Sequence[Example]:
@@ -176,33 +176,23 @@ class _Tally:
     """Counts over all parts what each annotator's rows lack."""
 
     def __init__(self, crew: Crew) -> None:
-        self._scored: list[Annotator] = [
-            a for a in crew.annotators if a.reading in ("option_prob", "answer_logprob", "p_true")
-        ]
+        self._scored: list[Annotator] = [a for a in crew.annotators if a.reading in _NEEDED]
         self._lacking: dict[str, list[Abstentions]] = {a.id: [] for a in self._scored}
         self.filled_in: dict[str, int] = {}
 
-    def count(self, rows: Rows) -> None:
+    def count(self, heard: Measures) -> None:
         """One part's rows."""
         for annotator in self._scored:
-            own = [row for said in rows.values() for row in said if asker_of(row.annotator_id) == annotator.id]
-            needed = [
-                {"option_prob": row.option_probs, "answer_logprob": row.answer_logprob, "p_true": row.p_true}
-                for row in own
-            ]
-            scored = [evidence[annotator.reading] is not None for evidence in needed]
+            own, needed = heard.of_asker(annotator.id), _NEEDED[annotator.reading]
+            scored = own[needed].is_valid().to_numpy() if needed in own.column_names else np.zeros(len(own), np.bool_)
             self._lacking[annotator.id].append(
-                count_abstentions(
-                    [row.finish for row in own],
-                    np.array([row.answer is not None for row in own], dtype=np.bool_),
-                    np.array(scored, dtype=np.bool_),
-                )
+                count_abstentions(own["finish"].to_pylist(), own["answer"].is_valid().to_numpy(), scored)
             )
-        for said in rows.values():
-            for row in said:
-                if row.failure is not None and row.failure.startswith(UNSEEN):
-                    asker = asker_of(row.annotator_id)
-                    self.filled_in[asker] = self.filled_in.get(asker, 0) + 1
+        failed = heard.table.filter(heard.table["failure"].is_valid())
+        for name, reason in zip(failed["annotator_id"].to_pylist(), failed["failure"].to_pylist(), strict=True):
+            if reason.startswith(UNSEEN):
+                asker = asker_of(name)
+                self.filled_in[asker] = self.filled_in.get(asker, 0) + 1
 
     def refuse_missing(self) -> None:
         """Too many answers without what the annotator's estimator needs would distort the selection."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+
+import orjson
 
 from semievol_api.artifacts import Ticket, TrainingFile, TunedModel
 from semievol_api.capabilities import (
@@ -34,7 +35,8 @@ from semievol_api.transport.clock import Clock
 
 LOOKS_AFTER_A_LOST_REPLY = 5
 LINES_AT_ONCE = 256
-_TEXT = json.JSONEncoder(ensure_ascii=False).encode
+_text = orjson.dumps
+"""A text in quotes, with the escapes that `json.dumps` writes."""
 AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
@@ -88,14 +90,14 @@ def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:
 
 def _jsonl(lines: Iterable[TrainingExample]) -> Iterator[bytes]:
     """The same bytes as `json.dumps` without ASCII escapes, in chunks."""
-    chunk: list[str] = []
+    chunk: list[bytes] = []
     for line in lines:
-        turns = [f'{{"role": {_TEXT(m.role)}, "content": {_TEXT(m.content)}}}' for m in line.messages]
-        chunk.append(f'{{"messages": [{", ".join(turns)}]}}\n')
+        turns = [b'{"role": %b, "content": %b}' % (_text(m.role), _text(m.content)) for m in line.messages]
+        chunk.append(b'{"messages": [%b]}\n' % b", ".join(turns))
         if len(chunk) == LINES_AT_ONCE:
-            yield "".join(chunk).encode()
+            yield b"".join(chunk)
             chunk.clear()
-    yield "".join(chunk).encode()
+    yield b"".join(chunk)
 
 
 def check_enough(count: int, what: str) -> None:

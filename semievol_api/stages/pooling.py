@@ -6,18 +6,28 @@ for "some other answer". Knows nothing of selection rules, prompts or providers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 
 import numpy as np
 
 from semievol_api.records import Evidence, Example
-from semievol_api.selection import ESTIMATORS, Pooled, at_label_shares, neighbour_vote, pool, readings_of
+from semievol_api.selection import (
+    ESTIMATORS,
+    Estimator,
+    Pooled,
+    Readings,
+    at_label_shares,
+    neighbour_vote,
+    pool,
+    readings_of,
+)
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.stages.annotators import Annotator, Reading
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.label_shares import Factors
+from semievol_api.stages.measures import Measures
 from semievol_api.stages.reading import asker_of
 from semievol_api.tasks import Task
 from semievol_api.tasks.answer_line import comparable
@@ -82,7 +92,7 @@ def opinions(
     corpus: Corpus,
     crew: Sequence[Annotator],
     examples: Sequence[Example],
-    rows: Rows,
+    heard: Rows | Measures,
     factors: Factors | None = None,
 ) -> Opinions:
     """The crew's label probabilities and their pool; rows of askers outside the crew are left alone.
@@ -90,21 +100,30 @@ def opinions(
     `factors` bring annotators to the labels' shares, where they have some.
     """
     task = corpus.task
-    askers = {annotator.id for annotator in crew}
-    mine = {e.id: [row for row in rows.get(e.id, ()) if asker_of(row.annotator_id) in askers] for e in examples}
     closed = task.kind in ("multiple_choice", "labels")
-    labels = [task.labels(e) or _clusters(task, mine[e.id]) for e in examples]
+    columns = heard if isinstance(heard, Measures) and closed and heard.single else None
+    rows = heard.rows() if isinstance(heard, Measures) and columns is None else heard
+    if isinstance(rows, Measures):
+        said: Sequence[Sequence[Evidence]] = ()
+        labels = [task.labels(e) or () for e in examples]
+    else:
+        askers = {annotator.id for annotator in crew}
+        said = [rows.get(e.id, ()) for e in examples]
+        labels = [task.labels(e) or _clusters(task, own, askers) for e, own in zip(examples, said, strict=True)]
     n_options = np.array([len(options) for options in labels], dtype=np.int64)
     width = int(n_options.max(initial=1))
     probs = np.full((len(examples), len(crew), width), np.nan)
     for column, annotator in enumerate(crew):
         if annotator.reading == "neighbour_vote":
             probs[:, column] = _neighbours(corpus, annotator, examples, labels, width)
+        elif columns is not None:
+            readings = columns.readings(annotator.id, [e.id for e in examples], labels)
+            probs[:, column] = _estimator(annotator).estimate(readings)
         else:
-            probs[:, column] = _estimate(task, annotator, [mine[e.id] for e in examples], labels)
-            for options, weights in (factors or {}).get(annotator.id, {}).items():
-                same = n_options == options
-                probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
+            probs[:, column] = _estimator(annotator).estimate(_readings(task, annotator, said, labels))
+        for options, weights in (factors or {}).get(annotator.id, {}).items():
+            same = n_options == options
+            probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
     pooled = pool(probs, n_options, open_answers=not closed)
     return Opinions(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
 
@@ -115,12 +134,20 @@ def wrong_answers(task: Task, found: Opinions) -> BoolArray:
     return np.array(wrong, dtype=np.bool_)
 
 
-def _estimate(
+def _estimator(annotator: Annotator) -> Estimator:
+    return next(e for e in ESTIMATORS if e.name == _ESTIMATOR_OF[annotator.reading])
+
+
+def _readings(
     task: Task, annotator: Annotator, rows: Sequence[Sequence[Evidence]], labels: Sequence[tuple[str, ...]]
-) -> FloatArray:
-    """float64 (m, width): the annotator's estimator over its rows; more than one sample can vote."""
+) -> Readings:
+    """The annotator's rows as arrays; more than one sample can vote."""
     own = [
-        [_as_label(task, row, options) for row in said if asker_of(row.annotator_id) == annotator.id]
+        [
+            row if row.answer is None or row.answer in options else _as_label(task, row, options)
+            for row in said
+            if row.annotator_id == annotator.id or asker_of(row.annotator_id) == annotator.id
+        ]
         for said, options in zip(rows, labels, strict=True)
     ]
     samples = max((len(said) for said in own), default=0)
@@ -130,21 +157,19 @@ def _estimate(
     readings = by_sample[0]
     if samples > 1:
         readings = replace(readings, answers=np.concatenate([reading.answers for reading in by_sample], axis=1))
-    estimator = next(e for e in ESTIMATORS if e.name == _ESTIMATOR_OF[annotator.reading])
-    return estimator.estimate(readings)
+    return readings
 
 
 def _as_label(task: Task, row: Evidence, options: Sequence[str]) -> Evidence:
     """The row with its answer spelt as the label that it equals."""
-    if row.answer is None or row.answer in options:
-        return row
     return replace(row, answer=next((label for label in options if task.equal(row.answer, label)), None))
 
 
-def _clusters(task: Task, rows: Sequence[Evidence]) -> tuple[str, ...]:
-    """The distinct answers of an open question, in a fixed order, and the label for all others."""
+def _clusters(task: Task, rows: Sequence[Evidence], askers: Collection[str]) -> tuple[str, ...]:
+    """The distinct answers of the askers to an open question, in a fixed order, and the label for all others."""
     distinct: list[str] = []
-    for answer in sorted({row.answer for row in rows if row.answer is not None}):
+    answers = {row.answer for row in rows if row.answer is not None and asker_of(row.annotator_id) in askers}
+    for answer in sorted(answers):
         if not any(task.equal(answer, other) for other in distinct):
             distinct.append(answer)
     return (*distinct, OTHER)

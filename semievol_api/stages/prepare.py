@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semievol_api.artifacts import Prepared
-from semievol_api.data import Note, clean
+from semievol_api.data import Note, Pool, clean, clean_pool
+from semievol_api.parts import Rows, parts_for, spread
 from semievol_api.records import Example
+from semievol_api.tables import EXAMPLE_SCHEMA, as_examples
 
 
 async def prepare(
@@ -22,10 +24,23 @@ async def prepare(
     `notes`, what was put right while reading, stand in the report. What matches the user's own development file
     leaves the others, as what matches the test does.
     """
-    cleaned = clean(labeled, unlabeled, (*test, *development), near=near_duplicates)
+    held_out = (*test, *development)
+    if isinstance(unlabeled, Pool):
+        cleaned = clean_pool(labeled, unlabeled, held_out, near=near_duplicates)
+    else:
+        cleaned = clean(labeled, unlabeled, held_out, near=near_duplicates)
+    left = cleaned.unlabeled
     return Prepared(
         labeled=cleaned.labeled,
-        unlabeled=cleaned.unlabeled,
+        unlabeled=_in_parts(left) if isinstance(left, Pool) else left,
         test=cleaned.test[: len(test)],
         report={**cleaned.report.as_json(), **({"notes": [note.as_json() for note in notes]} if notes else {})},
     )
+
+
+def _in_parts(pool: Pool) -> Sequence[Example]:
+    """A pool's examples in the order of their parts; the only part is held."""
+    if parts_for(len(pool)) == 1:
+        return tuple(pool)
+    tables = (table.select(EXAMPLE_SCHEMA.names).cast(EXAMPLE_SCHEMA) for _, table in pool.tables())
+    return Rows(spread(tables, len(pool)), as_examples)

@@ -15,13 +15,14 @@ import numpy as np
 
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Reply
 from semievol_api.engine import Answer
-from semievol_api.records import Completion, Evidence, Example, Prompt, Usage
+from semievol_api.records import Completion, Evidence, Example, Finish, Prompt, Usage
 from semievol_api.selection import read_options, verbal_probability
 from semievol_api.selection.answer_reading import OptionReading, read_replies
 from semievol_api.tasks import Task
 
 UNSEEN = "not among the server's alternatives"
 """How the `failure` of an answered row begins, where labels had to be filled in."""
+NOTHING_USED = Usage()
 _MARKER = re.compile(r"answer[\s*_]*:", re.IGNORECASE)
 
 
@@ -127,16 +128,21 @@ def rows_of_reads(reads: Sequence[tuple[Question, Answer[OptionReply]]]) -> list
 
 def _row_of_read(question: Question, reply: OptionReply, found: OptionReading | None) -> Evidence:
     if found is None:
-        return _evidence(question, usage=reply.usage, failure=f"{UNSEEN}: any label")
+        return _silent(question, f"{UNSEEN}: any label", usage=reply.usage)
     likeliest = question.labels[found.probs.index(max(found.probs))]
-    unseen = ", ".join(question.labels[i] for i in found.missing)
-    return _evidence(
-        question,
+    unseen = ", ".join([question.labels[i] for i in found.missing]) if found.missing else ""
+    return Evidence(
+        example_id=question.example.id,
+        annotator_id=question.asker,
+        prompt_hash=prompt_hash(question.prompt),
         text=f"Answer: {likeliest}",
         answer=likeliest,
+        finish="stop",
+        permutation=question.order,
         option_probs=found.probs,
         usage=reply.usage,
         failure=f"{UNSEEN}: {unseen}" if unseen else None,
+        dropped_shots=question.dropped_shots,
     )
 
 
@@ -173,19 +179,20 @@ def _measured(question: Question, completion: Completion) -> dict[str, Any]:
 
 
 def _failed(question: Question, reason: str) -> Evidence:
-    return _evidence(question, finish="failed", failure=reason)
+    return _silent(question, reason, finish="failed")
 
 
-def _evidence(question: Question, **values: Any) -> Evidence:
-    """A row without an answer, but for the given values."""
-    known: dict[str, Any] = {
-        "example_id": question.example.id,
-        "annotator_id": question.asker,
-        "prompt_hash": prompt_hash(question.prompt),
-        "text": "",
-        "answer": None,
-        "finish": "stop",
-        "permutation": question.order,
-        "dropped_shots": question.dropped_shots,
-    }
-    return Evidence(**(known | values))
+def _silent(question: Question, failure: str, *, usage: Usage = NOTHING_USED, finish: Finish = "stop") -> Evidence:
+    """A row without an answer."""
+    return Evidence(
+        example_id=question.example.id,
+        annotator_id=question.asker,
+        prompt_hash=prompt_hash(question.prompt),
+        text="",
+        answer=None,
+        finish=finish,
+        permutation=question.order,
+        usage=usage,
+        failure=failure,
+        dropped_shots=question.dropped_shots,
+    )

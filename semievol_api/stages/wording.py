@@ -122,8 +122,10 @@ def _read(model: str, prompt: Prompt, labels: tuple[str, ...]) -> tuple[Prompt, 
 
 def shuffled_order(task: Task, example: Example, annotator: Annotator, seed: int) -> tuple[int, ...] | None:
     """The order in which an annotator shows an example's options; None for the canonical one."""
+    if not annotator.permute:
+        return None
     count = len(task.labels(example) or ())
-    if not annotator.permute or count < 2:
+    if count < 2:
         return None
     order = list(range(count))
     random.Random(request_seed(seed, f"order\x00{annotator.id}", example.id)).shuffle(order)

@@ -74,17 +74,17 @@ def _with_answer(proposal: str) -> str:
 
 
 def _ask(definition: TaskDefinition, example: Example, permutation: Sequence[int] | None, last: str) -> str:
-    parts = [definition.instruction, f"Question: {example.question}"]
+    closed = ""
     if definition.kind == "multiple_choice":
-        parts.append(f"Options:\n{_option_lines(example.options, permutation)}")
+        closed = f"\n\nOptions:\n{_option_lines(example.options, permutation)}"
     elif definition.kind == "labels":
-        parts.append(f"Labels: {', '.join(definition.labels)}")
-    return "\n\n".join((*parts, last))
+        closed = f"\n\nLabels: {', '.join(definition.labels)}"
+    return f"{definition.instruction}\n\nQuestion: {example.question}{closed}\n\n{last}"
 
 
 def _option_lines(options: Sequence[str], permutation: Sequence[int] | None) -> str:
     order = range(len(options)) if permutation is None else permutation
-    return "\n".join(f"{LETTERS[place]}. {options[i]}" for place, i in enumerate(order))
+    return "\n".join([f"{LETTERS[place]}. {options[i]}" for place, i in enumerate(order)])
 
 
 def _system(definition: TaskDefinition, shots: Sequence[Example]) -> str | None:
