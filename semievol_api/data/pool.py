@@ -186,7 +186,8 @@ class PoolWriter:
         hidden = pa.array([example.hidden_answer for example, _ in self._waiting], pa.string())
         lines = pa.array([line for _, line in self._waiting], pa.int64())
         path = self._scratch.path / f"rows-{len(self._paths):05d}.parquet"
-        pq.write_table(table.append_column(HIDDEN, hidden).append_column(LINE, lines), path, compression="lz4")
+        with self._scratch.writing():
+            pq.write_table(table.append_column(HIDDEN, hidden).append_column(LINE, lines), path, compression="lz4")
         self._paths.append(path)
         self._waiting.clear()
         free_memory()
