@@ -247,6 +247,7 @@ def spread(tables: Iterable[pa.Table], rows: int) -> Parts:
                 ):
                     writer.write_table(some)
                 sizes[place] += end - start
+        del table, ordered  # before the next one is read
         free_memory()
 
     def read(place: int) -> pa.Table:

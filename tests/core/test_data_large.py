@@ -19,7 +19,7 @@ import pytest
 from semievol_api import parts
 from semievol_api.artifacts import Prepared
 from semievol_api.config import DataSettings
-from semievol_api.data import Pool, RawData, chunks, read_data
+from semievol_api.data import Pool, RawData, chunks, pool, read_data
 from semievol_api.errors import DataError, RunFolderError
 from semievol_api.run_store import RunStore
 from semievol_api.stages.prepare import prepare
@@ -103,6 +103,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(parts, "PART_ROWS", 40)
         monkeypatch.setattr(chunks, "LARGE_BYTES", 0)
         monkeypatch.setattr(chunks, "CHUNK_ROWS", 7)
+        monkeypatch.setattr(pool, "STORED_ROWS", 30)
 
     return small
 
