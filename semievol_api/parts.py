@@ -16,10 +16,13 @@ import itertools
 import shutil
 import tempfile
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
+
+from semievol_api.errors import RunFolderError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -198,6 +201,21 @@ class Scratch:
         self.path = Path(tempfile.mkdtemp(prefix="semievol-"))
         self._end = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Inside the block files of the folder are written.
+
+        Raises:
+            RunFolderError: there is no room.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"The scratch folder {str(self.path)!r} cannot be written: {error.strerror or error}. Name a folder "
+                f"with more room, about twice the unlabelled file, in the variable TMPDIR."
+            ) from None
+
 
 def spread(tables: Iterable[pa.Table], rows: int) -> Parts:
     """Rows as parts by the ids in their column `id`, in their order; they lie in a scratch folder meanwhile.
@@ -221,9 +239,15 @@ def spread(tables: Iterable[pa.Table], rows: int) -> Parts:
         edges = np.searchsorted(np.sort(places), np.arange(count + 1)).tolist()
         for place, (start, end) in enumerate(itertools.pairwise(edges)):
             if start < end:
-                with path(place).open("ab") as file, pa.ipc.new_stream(file, schema, options=options) as writer:
-                    writer.write_table(ordered.slice(start, end - start))
+                some = ordered.slice(start, end - start)
+                with (
+                    scratch.writing(),
+                    path(place).open("ab") as file,
+                    pa.ipc.new_stream(file, schema, options=options) as writer,
+                ):
+                    writer.write_table(some)
                 sizes[place] += end - start
+        del table, ordered  # before the next one is read
         free_memory()
 
     def read(place: int) -> pa.Table:

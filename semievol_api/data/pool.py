@@ -24,13 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from semievol_api import parts
 from semievol_api.parts import Parts, Scratch, free_memory
 from semievol_api.records import Example
 from semievol_api.tables import EXAMPLE_SCHEMA, as_examples, examples_table
 
 HIDDEN = "hidden_answer"
 LINE = "line"
+STORED_ROWS = 4096
+"""Rows that are held before they are stored, and read together."""
 BoolArray: TypeAlias = NDArray[np.bool_]
 
 
@@ -169,7 +170,7 @@ class PoolWriter:
         """One more example, and where it stands in the file."""
         self._waiting.append((example, line))
         self.rows += 1
-        if len(self._waiting) >= parts.PART_ROWS:
+        if len(self._waiting) >= STORED_ROWS:
             self._store()
 
     def pool(self) -> Pool:
@@ -186,7 +187,8 @@ class PoolWriter:
         hidden = pa.array([example.hidden_answer for example, _ in self._waiting], pa.string())
         lines = pa.array([line for _, line in self._waiting], pa.int64())
         path = self._scratch.path / f"rows-{len(self._paths):05d}.parquet"
-        pq.write_table(table.append_column(HIDDEN, hidden).append_column(LINE, lines), path, compression="lz4")
+        with self._scratch.writing():
+            pq.write_table(table.append_column(HIDDEN, hidden).append_column(LINE, lines), path, compression="lz4")
         self._paths.append(path)
         self._waiting.clear()
         free_memory()

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from operator import itemgetter
 
 from semievol_api.records import Example
 
@@ -48,10 +49,11 @@ def subsample(examples: Sequence[Example], size: int, seed: int) -> tuple[Exampl
     classes = Counter(example.answer for example in examples)
     quota = _quota(classes, size)
     chosen: set[str] = set()
-    for example in sorted(examples, key=lambda e: order_of(seed, e.id)):
-        if quota[example.answer] > 0:
-            quota[example.answer] -= 1
-            chosen.add(example.id)
+    ordered = sorted(((order_of(seed, e.id), e.id, e.answer) for e in examples), key=itemgetter(0))
+    for _, name, answer in ordered:
+        if quota[answer] > 0:
+            quota[answer] -= 1
+            chosen.add(name)
     return tuple(example for example in examples if example.id in chosen)
 
 

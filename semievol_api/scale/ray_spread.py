@@ -28,6 +28,8 @@ from semievol_api.scale.order import Asked, Done, Embedding, Order, journals_of,
 from semievol_api.stages.asking import Student
 from semievol_api.stages.spread import Here, Shard, ToolT, Work
 
+LOOPBACK = "127.0.0.1"
+"""Where a Ray of this machine alone listens: an outer address may be behind a VPN or a firewall, and open to others."""
 ENDS_WITHIN_S = 10.0
 """How long a pipeline that is given up may take to end; Ray ends it with the run in any case."""
 
@@ -173,11 +175,18 @@ class Connection:
         if not self._ours:
             return
         local: dict[str, Any] = {}
-        if settings.address is None:
-            local["include_dashboard"] = False
+        if settings.address is None:  # a new one, whatever cluster was last seen on this machine
+            local |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
             if settings.object_store_mb is not None:
                 local["object_store_memory"] = settings.object_store_mb * 2**20
-        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.WARNING, **local)
+        try:
+            ray.init(address=settings.address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
+        except (OSError, RuntimeError, ValueError) as error:
+            where = "on this machine" if settings.address is None else f"at {settings.address!r}"
+            raise ConfigError(
+                f"Ray could not be started or reached {where}: {str(error).splitlines()[0]} Check [ray] address, or "
+                f'set [run] engine = "local".'
+            ) from None
 
     def close(self) -> None:
         """End what was begun here."""

@@ -35,7 +35,7 @@ def fdr(scores: FloatArray, calibration: Calibration, alpha: float | Fraction = 
     bound = exact_alpha(alpha)
     valid = ~np.isnan(scores)
     levels, counts = np.unique(scores[valid], return_counts=True)
-    reached: IntArray = np.cumsum(counts[::-1])[::-1].astype(np.int64)
+    reached: IntArray = np.cumsum(counts[::-1], dtype=np.int64)[::-1]
     wrong = wrong_at_least(levels, calibration)
     passing = np.flatnonzero(_passes(wrong, reached, scores.size, calibration.size, bound))
     abstained = int(scores.size - np.count_nonzero(valid))

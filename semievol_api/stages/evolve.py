@@ -22,6 +22,9 @@ from semievol_api.stages.fine_tune import chat_jsonl, check_enough, training_lin
 from semievol_api.stages.retrieve import EmbeddingTool, every_question, nearest_among
 from semievol_api.stages.warm_up import warm_up_file
 
+MADE_TOGETHER = 2048
+"""Examples of a part that are made at once for the training file."""
+
 
 async def lessons(
     store: RunStore, corpus: Corpus, chosen: Selection, gold: Mapping[str, str], config: Config
@@ -117,9 +120,12 @@ def _labelled_by_part(unlabeled: Rows[Example], kept: Rows[PseudoLabel]) -> Iter
     """Both lie in the same parts; only the examples that have a label are made."""
     for place in range(unlabeled.parts.count):
         labels, table = kept.part(place), unlabeled.parts.read(place)
-        wanted = {label.example_id for label in labels}
-        chosen = table.filter(pa.array([name in wanted for name in table["id"].to_pylist()], pa.bool_()))
-        yield from zip(unlabeled.make(chosen), labels, strict=True)
+        wanted, at = {label.example_id for label in labels}, 0
+        for start in range(0, len(table), MADE_TOGETHER):
+            some = table.slice(start, MADE_TOGETHER)
+            chosen = some.filter(pa.array([name in wanted for name in some["id"].to_pylist()], pa.bool_()))
+            yield from zip(unlabeled.make(chosen), labels[at : at + len(chosen)], strict=True)
+            at += len(chosen)
 
 
 def _with_labeled(

@@ -124,11 +124,14 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
     numbers = RuleSettings(
         rule=rule, alpha=settings.alpha, delta=settings.delta, share=settings.share, n=settings.n, seed=beside.seed
     )
-    rest = ~audited
-    selected = apply_rule(scores[rest], ids.at(np.flatnonzero(rest)), calibration, numbers)
-    kept = nobody.copy()
-    kept[rest] = selected.kept
-    selected = replace(selected, kept=kept)
+    if audited.any():
+        rest = ~audited
+        selected = apply_rule(scores[rest], ids.at(np.flatnonzero(rest)), calibration, numbers)
+        kept = nobody.copy()
+        kept[rest] = selected.kept
+        selected = replace(selected, kept=kept)
+    else:
+        selected = apply_rule(scores, ids, calibration, numbers)
     if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
         selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, beside.seed)
     return Choice(selected=selected, calibration=calibration, asked=asked, by_person=by_person)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
 import gc
 import json
 from collections.abc import Callable
@@ -18,8 +19,8 @@ import pytest
 from semievol_api import parts
 from semievol_api.artifacts import Prepared
 from semievol_api.config import DataSettings
-from semievol_api.data import Pool, RawData, chunks, read_data
-from semievol_api.errors import DataError
+from semievol_api.data import Pool, RawData, chunks, pool, read_data
+from semievol_api.errors import DataError, RunFolderError
 from semievol_api.run_store import RunStore
 from semievol_api.stages.prepare import prepare
 from semievol_api.tables import examples_table
@@ -102,6 +103,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(parts, "PART_ROWS", 40)
         monkeypatch.setattr(chunks, "LARGE_BYTES", 0)
         monkeypatch.setattr(chunks, "CHUNK_ROWS", 7)
+        monkeypatch.setattr(pool, "STORED_ROWS", 30)
 
     return small
 
@@ -223,3 +225,16 @@ def test_examples_are_stored_in_one_part_where_they_are_few(settings: DataSettin
     raw = read_data(settings, TASK)
     assert isinstance(raw.unlabeled, tuple)
     assert len(examples_table(raw.unlabeled)) == 300
+
+
+def test_a_full_disk_is_told_in_a_paragraph(
+    settings: DataSettings, cut: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(RunFolderError, match=r"No space left on device.*TMPDIR"):
+        read_data(settings, TASK)

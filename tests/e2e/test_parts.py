@@ -10,6 +10,7 @@ import pytest
 
 from semievol_api import parts, run
 from semievol_api.artifacts import EvidenceTable, Selection
+from semievol_api.data import chunks
 from semievol_api.report import label_table
 from semievol_api.run_store import load_artifact
 from tests.e2e.conftest import Project, Semievol, tree, write_rows
@@ -39,6 +40,7 @@ def test_a_pool_in_parts_gives_the_labels_of_a_pool_in_one(
     larger.change(MODES[mode])
     whole = run(larger.change(('folder = "out"', 'folder = "whole"'))).folder
     monkeypatch.setattr(parts, "PART_ROWS", 40)
+    monkeypatch.setattr(chunks, "LARGE_BYTES", 0)
     cut = run(larger.change(('folder = "whole"', 'folder = "cut"'))).folder
     assert len(list((cut / "prepare" / "unlabeled").iterdir())) == 4
     assert len(list((cut / "collaborate" / "evidence").iterdir())) == 5

@@ -84,6 +84,27 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 
 @pytest.mark.slow
+def test_a_ray_of_this_machine_alone_gives_the_bytes_of_one_process(
+    project: Project, child_env: dict[str, str]
+) -> None:
+    """In a process of its own: it has no address, whatever cluster other tests are connected to."""
+    pytest.importorskip("ray")
+    local = run(project.config)
+    project.change(('folder = "out"', 'folder = "ray"\nengine = "ray"'), ('state = "server"', 'state = "server-2"'))
+    project.change(("[train]", "[ray]\nworkers = 1\nshard_rows = 32\nobject_store_mb = 80\n[train]"))
+    script = "import sys; from semievol_api import run; run(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(project.config)]
+    done = subprocess.run(command, env=child_env, capture_output=True, text=True, check=False)
+    if "Ray could not be started" in done.stderr:
+        pytest.skip("Ray starts no node on this machine")
+    assert done.returncode == 0, done.stderr[-2000:]
+    spread = project.folder / "ray"
+    assert len(journals_of(spread)) >= 2
+    without = ("journal", "stamps", "config_key", ".lock", "jobs", "spend")
+    assert tree(spread, without=without) == tree(local.folder, without=without)
+
+
+@pytest.mark.slow
 def test_two_nodes_give_the_bytes_of_one_process(cluster: Any, project: Project) -> None:
     write_rows(project.folder / "labeled.csv", 100)
     write_rows(project.folder / "unlabeled.csv", 150, start=100)
@@ -132,7 +153,7 @@ def test_a_killed_worker_and_a_killed_node_cost_no_more_than_was_in_flight(clust
 
 def _kill(cluster: Any, server: MockServer) -> int:
     """A worker's process after 100 answers, a whole node after 300; how many workers that were."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     def workers_under(pid: int) -> list[int]:
         below = psutil.Process(pid).children(recursive=True)
