@@ -44,7 +44,7 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/python -m pip install --quiet --upgrade pip
 	$(VLLM_BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		"$(VLLM)" "$(VLLM_TRANSFORMERS)" --editable ".[serve]" pytest pytest-asyncio pytest-socket hypothesis hypothesis
+		"$(VLLM)" "$(VLLM_TRANSFORMERS)" --editable ".[serve]" pytest pytest-asyncio pytest-socket hypothesis
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_BIN)/python -m benchmarks.vllm_metadata
 	touch $@
