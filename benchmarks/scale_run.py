@@ -248,7 +248,7 @@ async def selection(settings: dict[str, Any]) -> Figures:
 
         async def choose(name: str) -> Selection:
             parts = tuple(pq.read_table(path) for path in sorted((folder / "scored").iterdir()))
-            pool = PoolColumns(parts, _calibrating(corpus), {})
+            pool = PoolColumns(parts, _calibrating(corpus), {}, {})
             beside = Beside(reviewed={}, embedder=None, retrieve=RetrieveSettings(), seed=0)
             return await by_pool(corpus, CREW, pool, settings_of_rule, beside)
 

@@ -11,9 +11,11 @@ stands in a table, or of who writes it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -307,10 +309,15 @@ def content_of(parts: Parts) -> str:
 
 
 def free_memory() -> None:
-    """Give back what Arrow keeps for later: parts are of about one size, but not of the same columns."""
+    """Give back what Arrow and the C library keep for later: parts are of one size, but not of the same columns."""
+    import ctypes
+
     import pyarrow as pa
 
     pa.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # glibc has it, other C libraries need none
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

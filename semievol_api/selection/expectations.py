@@ -17,6 +17,7 @@ from semievol_api.selection.fdr import exact_alpha, fdr
 from semievol_api.selection.values import ENOUGH_CALIBRATION, Calibration, FloatArray, Selected
 
 _LARGEST_POOL = 2_000
+_ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +164,12 @@ def _wrong_rate(scores: FloatArray, calibration: Calibration) -> FloatArray:
         return np.ones(scores.shape)
     observed = calibration.scores[valid]
     wrong = np.append(calibration.wrong[valid], True).astype(np.float64)
-    fitted = isotonic_decreasing(np.append(observed, observed.max()), wrong, scores)
-    return np.where(np.isnan(scores), 1.0, fitted)
+    rates = np.ones(scores.shape)
+    for start in range(0, scores.size, _ROWS_AT_ONCE):
+        some = scores[start : start + _ROWS_AT_ONCE]
+        fitted = isotonic_decreasing(np.append(observed, observed.max()), wrong, some)
+        np.copyto(rates[start : start + _ROWS_AT_ONCE], fitted, where=~np.isnan(some))
+    return rates
 
 
 def _summary(shares: FloatArray, n: int, alpha: float) -> RealisedRange:

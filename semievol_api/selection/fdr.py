@@ -34,11 +34,13 @@ def fdr(scores: FloatArray, calibration: Calibration, alpha: float | Fraction = 
     """
     bound = exact_alpha(alpha)
     valid = ~np.isnan(scores)
-    levels, counts = np.unique(scores[valid], return_counts=True)
-    reached: IntArray = np.cumsum(counts[::-1], dtype=np.int64)[::-1]
+    ordered = scores[valid]
+    ordered.sort()
+    levels = _candidates(ordered, calibration)
+    reached: IntArray = ordered.size - np.searchsorted(ordered, levels, side="left").astype(np.int64)
     wrong = wrong_at_least(levels, calibration)
     passing = np.flatnonzero(_passes(wrong, reached, scores.size, calibration.size, bound))
-    abstained = int(scores.size - np.count_nonzero(valid))
+    abstained = int(scores.size - ordered.size)
     if not passing.size:
         return Selected(rule="fdr", kept=np.zeros_like(valid), abstained=abstained, messages=(_EMPTY,))
     first = passing[0]
@@ -66,6 +68,16 @@ def wrong_at_least(levels: FloatArray, calibration: Calibration) -> IntArray:
     """W(t) for each t of `levels` (shape (l,)): wrong calibration items with a score of at least t."""
     wrong = np.sort(calibration.scores[calibration.wrong & ~np.isnan(calibration.scores)])
     return (wrong.size - np.searchsorted(wrong, levels, side="left")).astype(np.int64)
+
+
+def _candidates(ordered: FloatArray, calibration: Calibration) -> FloatArray:
+    """The cuts worth a look: W is constant between wrong calibration scores, where the lowest cut keeps the most.
+
+    `ordered` (m,) are the sorted scores of the unlabelled items; at most one cut more than wrong calibration items.
+    """
+    wrong = calibration.scores[calibration.wrong & ~np.isnan(calibration.scores)]
+    first = np.unique(np.append(np.searchsorted(ordered, wrong, side="right"), 0))
+    return np.asarray(ordered[first[first < ordered.size]], dtype=np.float64)
 
 
 def _passes(wrong: IntArray, reached: IntArray, m: int, n: int, alpha: Fraction) -> BoolArray:

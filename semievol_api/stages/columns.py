@@ -18,7 +18,7 @@ from semievol_api.parts import free_memory
 from semievol_api.records import Example
 from semievol_api.selection import check_missing_logprobs, count_abstentions
 from semievol_api.selection.choice import Abstentions
-from semievol_api.selection.values import BoolArray, FloatArray, IntArray
+from semievol_api.selection.values import FloatArray, IntArray
 from semievol_api.stages.annotators import Annotator, Crew, Reading
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.label_shares import Factors
@@ -85,22 +85,30 @@ class PoolColumns:
     @cached_property
     def score(self) -> FloatArray:
         """float64 (m,), NaN = abstain."""
-        return self._whole("score")
+        return self._whole("score", np.float64)
 
     @property
     def label(self) -> IntArray:
         """int64 (m,), an index into an example's own labels."""
-        return self._whole("label").astype(np.int64)
+        return self._whole("label", np.int64)
 
     @property
-    def agreed(self) -> BoolArray:
-        """bool (m,): all annotators that spoke had the same first choice."""
-        return self._whole("agreed")
+    def answered(self) -> int:
+        """How many examples any annotator had an answer to."""
+        return sum(int(np.count_nonzero(part["label"].to_numpy() >= 0)) for part in self.parts)
+
+    @property
+    def agreed(self) -> int:
+        """To how many of them all annotators that spoke had the same first choice."""
+        return sum(
+            int(np.count_nonzero(part["agreed"].to_numpy(zero_copy_only=False) & (part["label"].to_numpy() >= 0)))
+            for part in self.parts
+        )
 
     @property
     def ids(self) -> Column:
         """The examples' ids."""
-        return Column(pa.chunked_array([part["example_id"].combine_chunks() for part in self.parts], pa.string()))
+        return Column(pa.chunked_array([ids for part in self.parts for ids in part["example_id"].chunks], pa.string()))
 
     def answer(self, place: int) -> str | None:
         """The pooled answer to an example."""
@@ -118,9 +126,11 @@ class PoolColumns:
             yield part, slice(at, at + len(part))
             at += len(part)
 
-    def _whole(self, name: str) -> np.ndarray:
-        columns = [part[name].to_numpy(zero_copy_only=False) for part in self.parts]
-        return columns[0] if len(columns) == 1 else np.concatenate(columns)
+    def _whole(self, name: str, kind: type[np.generic]) -> np.ndarray:
+        whole = np.empty(self.size, dtype=kind)
+        for part, at in self.with_places():
+            whole[at] = part[name].to_numpy(zero_copy_only=False)
+        return whole
 
 
 def pool_columns(

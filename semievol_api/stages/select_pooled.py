@@ -178,11 +178,11 @@ def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dic
         "threshold": selected.threshold,
         "estimated_false_share": selected.estimate,
         "unlabeled": pool.size,
-        "answered": int(np.count_nonzero(pool.label >= 0)),
+        "answered": pool.answered,
         "coverage": selected.coverage,
         "calibration": 0 if calibration is None else calibration.size,
         "calibration_error": None if calibration is None else _number(calibration.error),
-        "agreed": int(np.count_nonzero(pool.agreed & (pool.label >= 0))),
+        "agreed": pool.agreed,
         "asked_of_a_person": int(np.count_nonzero(choice.asked)),
         "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
     }
