@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from semievol_api.selection.alerts import Alert
-from semievol_api.selection.values import BoolArray, FloatArray, IntArray
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray, LabelArray
 
 _CHANCE = 0.005
 """An absence that luck explains more often than this is not reported."""
 _LARGE_SHIFT = 0.35
 """A total variation above this is reported."""
+_ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,10 +35,10 @@ class ClassCoverage:
     total_variation: float
 
 
-def class_coverage(labels: IntArray, kept: BoolArray, n_classes: int) -> ClassCoverage:
-    """Count classes before and after selecting; `labels` int64 (m,), -1 = abstain, `kept` bool (m,)."""
-    predicted = np.bincount(labels[labels >= 0], minlength=n_classes).astype(np.int64)
-    chosen = np.bincount(labels[kept & (labels >= 0)], minlength=n_classes).astype(np.int64)
+def class_coverage(labels: LabelArray, kept: BoolArray, n_classes: int) -> ClassCoverage:
+    """Count classes before and after selecting; `labels` (m,) any integers, -1 = abstain, `kept` bool (m,)."""
+    predicted = _counts(labels, n_classes)
+    chosen = _counts(labels, n_classes, kept)
     coverage: FloatArray = np.full(predicted.size, np.nan)
     np.divide(chosen, predicted, out=coverage, where=predicted > 0)
     distance = 0.0
@@ -46,7 +47,17 @@ def class_coverage(labels: IntArray, kept: BoolArray, n_classes: int) -> ClassCo
     return ClassCoverage(predicted=predicted, kept=chosen, coverage=coverage, total_variation=distance)
 
 
-def alerts_of_labels(gold: IntArray, predicted: IntArray | None, names: Sequence[str]) -> tuple[Alert, ...]:
+def _counts(labels: LabelArray, n_classes: int, among: BoolArray | None = None) -> IntArray:
+    """How many items each class has, int64 (K,), without a copy of all labels."""
+    counts = np.zeros(max(n_classes, int(labels.max(initial=-1)) + 1), dtype=np.int64)
+    for start in range(0, labels.size, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        known = labels[rows] >= 0 if among is None else (labels[rows] >= 0) & among[rows]
+        counts += np.bincount(labels[rows][known], minlength=counts.size)
+    return counts
+
+
+def alerts_of_labels(gold: IntArray, predicted: LabelArray | None, names: Sequence[str]) -> tuple[Alert, ...]:
     """Classes that the labelled examples lack although they should be there.
 
     A class is missed when its share of the pool's predictions (equal shares without any) makes its absence
@@ -54,7 +65,7 @@ def alerts_of_labels(gold: IntArray, predicted: IntArray | None, names: Sequence
 
     Args:
         gold: int64, shape (n,), labels of the labelled examples.
-        predicted: int64, shape (m,), predictions on the pool, -1 = abstain, or None.
+        predicted: integers, shape (m,), predictions on the pool, -1 = abstain, or None.
         names: the K class names.
     """
     count = np.bincount(gold[gold >= 0], minlength=len(names))
@@ -72,7 +83,7 @@ def alerts_of_labels(gold: IntArray, predicted: IntArray | None, names: Sequence
         )
     share = np.full(k, 1.0 / k)
     if predicted is not None and (predicted >= 0).any():
-        pool = np.bincount(predicted[predicted >= 0], minlength=k)
+        pool = _counts(predicted, k)
         share = pool / pool.sum()
     missing = [name for c, name in enumerate(names) if count[c] == 0 and (1 - share[c]) ** n < _CHANCE / k]
     if not missing:

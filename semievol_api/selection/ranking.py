@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np
 
 from semievol_api.errors import ConfigError, DataError
-from semievol_api.selection.values import BoolArray, FloatArray, IntArray, Selected, share_in_unit_interval
+from semievol_api.selection.values import BoolArray, FloatArray, LabelArray, Selected, share_in_unit_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,7 +92,7 @@ def human_budget(
 def with_class_quota(
     selected: Selected,
     scores: FloatArray,
-    labels: IntArray,
+    labels: LabelArray,
     ids: Sequence[str],
     share: float,
     seed: int = 0,
@@ -100,7 +100,7 @@ def with_class_quota(
     """The selection, completed so that every predicted class keeps at least `share` of its items.
 
     Keeps classes from vanishing, at the price of precision: what the quota adds lies below the rule's cut, so
-    the rule's estimate no longer holds and is dropped. `labels` is int64, shape (m,), -1 = abstain.
+    the rule's estimate no longer holds and is dropped. `labels` are integers, shape (m,), -1 = abstain.
 
     Raises:
         ConfigError: `share` is not a share.

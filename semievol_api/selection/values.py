@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 """Boolean array."""
 IntArray: TypeAlias = NDArray[np.int64]
 """int64 array; a label is an index into the canonical options, -1 an abstention."""
+
+LabelArray: TypeAlias = NDArray[np.signedinteger[Any]]
+"""Labels in any width: many of them are held as int16."""
 
 ENOUGH_KEPT = 20
 """Fewer kept pseudo-labels than this are not worth a training."""

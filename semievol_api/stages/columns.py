@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -18,7 +17,7 @@ from semievol_api.parts import free_memory
 from semievol_api.records import Example
 from semievol_api.selection import check_missing_logprobs, count_abstentions
 from semievol_api.selection.choice import Abstentions
-from semievol_api.selection.values import FloatArray, IntArray
+from semievol_api.selection.values import FloatArray, IntArray, LabelArray
 from semievol_api.stages.annotators import Annotator, Crew, Reading
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.label_shares import Factors
@@ -82,15 +81,15 @@ class PoolColumns:
         """How many unlabelled examples there are."""
         return sum(len(part) for part in self.parts)
 
-    @cached_property
+    @property
     def score(self) -> FloatArray:
         """float64 (m,), NaN = abstain."""
         return self._whole("score", np.float64)
 
     @property
-    def label(self) -> IntArray:
-        """int64 (m,), an index into an example's own labels."""
-        return self._whole("label", np.int64)
+    def label(self) -> LabelArray:
+        """int16 (m,), an index into an example's own labels."""
+        return self._whole("label", np.int16)
 
     @property
     def answered(self) -> int:

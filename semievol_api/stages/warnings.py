@@ -24,7 +24,7 @@ from semievol_api.selection import (
     class_coverage,
     drift_test,
 )
-from semievol_api.selection.values import BoolArray, IntArray
+from semievol_api.selection.values import BoolArray, LabelArray
 from semievol_api.stages.annotators import one_set_of_options
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.pooling import Opinions
@@ -76,11 +76,11 @@ class Vectors(Protocol):
     def seed(self) -> int: ...
 
 
-def label_alerts(corpus: Corpus, predicted: IntArray, calibrating: Opinions, kept: BoolArray) -> list[Alert]:
+def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: Opinions, kept: BoolArray) -> list[Alert]:
     """Findings about classes and about the crew's disagreement; none where the labels are open.
 
-    `predicted` int64 (m,) and `kept` bool (m,) are about the unlabelled examples. Classes are looked at only where all
-    questions have the same ones.
+    `predicted` integers (m,) and `kept` bool (m,) are about the unlabelled examples. Classes are looked at only where
+    all questions have the same ones.
     """
     if corpus.task.kind not in ("multiple_choice", "labels"):
         return []
