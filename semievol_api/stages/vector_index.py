@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.records import FloatMatrix
-from semievol_api.stages.vectors import Directed, Ranking, cosines, exact, flat_index, in_order
+from semievol_api.stages.vectors import Directed, Ranking, cosines, exact, flat_index, in_order, searched
 
 EXACT_UP_TO = 50_000
 """Candidates that are searched exactly: below, building the inverted file costs more than it saves."""
@@ -66,7 +66,7 @@ class VectorIndex:
         if not self.lists.size:
             return exact(self.near, asked, depth, self._index)
         self._index.nprobe = self.probes
-        _, places = self._index.search(asked.unit, depth)
+        _, places = searched(self._index, asked, depth)
         found = np.ascontiguousarray(places, dtype=np.int64)
         scores = cosines(self.near, asked, np.maximum(found, 0))
         scores[found < 0] = -np.inf
@@ -88,18 +88,19 @@ def _inverted(near: Directed) -> VectorIndex:
     """Train, fill, and look into more lists until a sample's nearest are found."""
     import faiss
 
-    count, width = near.unit.shape
+    unit = near.unit()
+    count, width = unit.shape
     cells = int(4 * np.sqrt(count))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
-    index.train(near.unit[np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)])
-    index.add(near.unit)
+    index.train(unit[np.linspace(0, count - 1, min(count, TRAINED_ON * cells)).astype(np.int64)])
+    index.add(unit)
     sample = np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64)
-    _, truth = flat_index(near).search(near.unit[sample], MEASURED_AT + 1)
+    _, truth = flat_index(near).search(unit[sample], MEASURED_AT + 1)
     probes, recall = 1, 0.0
     while recall < WANTED_RECALL and probes < cells:
         probes *= 2
         index.nprobe = probes
-        _, found = index.search(near.unit[sample], MEASURED_AT + 1)
+        _, found = index.search(unit[sample], MEASURED_AT + 1)
         recall = _recall(truth, found)
     return VectorIndex(near, np.asarray(faiss.serialize_index(index)), probes, recall)
 

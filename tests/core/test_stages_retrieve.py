@@ -11,7 +11,7 @@ from benchmarks.retrieval import Found, Searched, main, measure_near_duplicates,
 from semievol_api.config import RetrieveSettings
 from semievol_api.records import Example
 from semievol_api.stages.retrieve import nearest_among, nearest_texts, nearest_vectors
-from semievol_api.stages.vectors import Directed
+from semievol_api.stages.vectors import SEARCHED_ROWS, Directed
 
 
 def _examples(name: str, count: int) -> list[Example]:
@@ -42,13 +42,23 @@ def test_the_ranking_is_that_of_double_precision_with_equal_scores_by_index(
     assert (ranking.indices == order[:, :depth]).all()
 
 
-def test_near_ties_that_single_precision_confuses_are_searched_deeper() -> None:
+@pytest.mark.parametrize("length", [1e-9, 1.0, 1e9])
+def test_near_ties_that_single_precision_confuses_are_searched_deeper(length: float) -> None:
     rng = np.random.default_rng(3)
     one = rng.standard_normal(384)
     near = (one + 1e-6 * rng.standard_normal((80, 384))).astype(np.float32)
-    asked = (one + 0.3 * rng.standard_normal((20, 384))).astype(np.float32)
+    asked = (length * (one + 0.3 * rng.standard_normal((20, 384)))).astype(np.float32)
     exact = cosines(asked, near)
     order = np.lexsort((np.broadcast_to(np.arange(80), exact.shape), -exact), axis=1)
+    assert (nearest_vectors(near, asked, 3).indices == order[:, :3]).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, SEARCHED_ROWS, SEARCHED_ROWS + 1])
+def test_portions_of_the_queries_are_joined_in_their_order(count: int) -> None:
+    rng = np.random.default_rng(4)
+    near = rng.standard_normal((50, 8)).astype(np.float32)
+    asked = rng.standard_normal((count, 8)).astype(np.float32)
+    order = np.argsort(-cosines(asked, near), axis=1, kind="stable")
     assert (nearest_vectors(near, asked, 3).indices == order[:, :3]).all()
 
 
@@ -88,7 +98,7 @@ async def test_words_without_vectors_leave_twins_out_too() -> None:
 
 
 def test_a_vector_of_zeros_has_no_direction_and_no_nan() -> None:
-    assert not np.isnan(Directed.of(np.zeros((2, 4), dtype=np.float32)).unit).any()
+    assert not np.isnan(Directed.of(np.zeros((2, 4), dtype=np.float32)).unit()).any()
     assert nearest_vectors(np.zeros((2, 4), dtype=np.float32), np.ones((1, 4), dtype=np.float32), 2).scores.sum() == 0
 
 
