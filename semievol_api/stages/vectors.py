@@ -98,7 +98,7 @@ class Directed:
 
     def unit(self) -> FloatMatrix:
         """The same vectors at length one, float32 (n, d); a vector of zeros stays one."""
-        return self.raw / self.lengths[:, None].astype(np.float32)
+        return np.divide(self.raw, self.lengths[:, None], dtype=np.float32)
 
     def at(self, places: NDArray[np.int64]) -> Directed:
         """Some of them."""
