@@ -17,6 +17,7 @@ from semievol_api.selection.choice import (
     check_missing_logprobs,
     count_abstentions,
     select,
+    too_few,
 )
 from semievol_api.selection.expectations import (
     calibration_size,
@@ -260,9 +261,10 @@ def test_fewer_than_twenty_kept_skip_the_final_stage_and_say_so() -> None:
     few = select(scores, names(100), None, RuleSettings(rule="top-n", n=19))
     enough = select(scores, names(100), None, RuleSettings(rule="top-n", n=20))
     assert not few.enough
-    assert "final stage is skipped" in few.messages[-1]
     assert enough.enough
-    assert not enough.messages
+    (said,) = too_few(few.count, scores.size)
+    assert "Only 19 of 100" in said and "final stage is skipped" in said
+    assert too_few(enough.count, scores.size) == ()
 
 
 @pytest.mark.parametrize("rule", ["fdr", "high-probability", "percentile", "top-n"])
