@@ -99,6 +99,15 @@ def test_the_audit_sample_does_not_depend_on_the_scores() -> None:
     assert (one == other).all()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.2])
+def test_the_audit_is_ten_to_twenty_percent_of_every_budget_that_allows_it(share: float) -> None:
+    for budget in range(5, 120):
+        queue = human_budget(np.linspace(0, 1, 300), names(300), budget, share)
+        assert queue.asked.sum() == budget
+        assert 0.1 <= queue.audit.sum() / budget <= 0.2 or queue.audit.sum() == 1, budget
+    assert human_budget(np.zeros(7), names(7), 3, share).audit.sum() == 1
+
+
 def test_a_budget_larger_than_the_pool_asks_everything() -> None:
     assert human_budget(np.zeros(7), names(7), 100).asked.all()
     assert not human_budget(np.zeros(7), names(7), 0).asked.any()

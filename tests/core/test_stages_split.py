@@ -39,7 +39,7 @@ async def folds_of(count: int, settings: SplitSettings = AUTO, groups: int = 0, 
         (100, 50, 50, 0),
         (140, 90, 50, 0),
         (400, 320, 80, 0),
-        (500, 360, 90, 50),
+        (500, 350, 100, 50),
         (5000, 4000, 500, 500),
     ],
 )
