@@ -113,6 +113,14 @@ def test_a_budget_larger_than_the_pool_asks_everything() -> None:
     assert not human_budget(np.zeros(7), names(7), 0).asked.any()
 
 
+def test_ties_among_the_least_certain_are_broken_by_another_lot_than_the_audits() -> None:
+    queue = human_budget(np.zeros(400), names(400), 100, 0.2)
+    alike = human_budget(np.zeros(400), names(400), 20, 0.2)
+    rest = queue.asked & ~queue.audit
+    assert 5 <= int(np.sum(human_budget(np.zeros(400), names(400), 400, 0.2).audit & rest)) <= 40
+    assert (alike.audit <= queue.audit).all()
+
+
 def test_an_audit_share_outside_ten_to_twenty_percent_is_refused() -> None:
     with pytest.raises(ConfigError, match="audit"):
         human_budget(np.zeros(7), names(7), 3, audit_share=0.5)

@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from semievol_api.artifacts import Answers
 from semievol_api.errors import UserError
+from semievol_api.run_store import load_artifact
 from semievol_api.session import RunResult, run
 from tests.e2e.conftest import CONFIG, TASK, Project, tree, write_rows
 
@@ -60,9 +62,18 @@ def test_the_default_mode_calibrates_promises_and_gates(labels: Project) -> None
     assert {m["label"] for m in told["models"]} >= {"vanilla", "SFT", "SemiEvol", "gold-label ceiling"}
     assert told["gate"]["items"] == 50
     assert told["promoted"] == told["gate"]["promoted"] == (told["gate"]["points"] > 0)
+    assert told["gate"]["points"] == pytest.approx(
+        2 * (_right_at_the_gate(labels, "semievol") - _right_at_the_gate(labels, "sft"))
+    )
     words = "\n".join(told["notes"])
     for said in ("50 calibrate", "In simulated runs", "must leave out at least", "does not bound"):
         assert said in words
+
+
+def _right_at_the_gate(project: Project, name: str) -> int:
+    found = load_artifact(project.folder / "out", f"gate/{name}", Answers)
+    assert found is not None and len(found.correct) == 50
+    return sum(found.correct.values())
 
 
 def test_the_default_crew_asks_each_question_once_and_reads_the_whole_distribution(labels: Project) -> None:
