@@ -49,6 +49,13 @@ async def test_the_sizes_are_those_of_the_method(count: int, warm: int, calibrat
     assert folds.tunable == (warm >= 10)
 
 
+async def test_a_gate_that_leaves_too_few_to_calibrate_leaves_all_of_them_to_teach() -> None:
+    folds = await folds_of(100, SplitSettings(calibration="auto", development=50))
+    assert (len(folds.warm), len(folds.calibration), len(folds.development)) == (50, 0, 50)
+    folds = await folds_of(100, SplitSettings(calibration="auto", development=40))
+    assert (len(folds.warm), len(folds.calibration), len(folds.development)) == (30, 30, 40)
+
+
 async def test_the_paper_holds_nothing_back() -> None:
     data = labelled(600)
     folds = await split_labels(data, (), (), (), SplitSettings(), 0)
