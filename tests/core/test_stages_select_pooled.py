@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import human_budget
 from semievol_api.stages.annotators import Annotator, Crew
-from semievol_api.stages.asking import Corpus
+from semievol_api.stages.asking import Corpus, reworded
 from semievol_api.stages.reading import UNSEEN
 from semievol_api.stages.select import Heard, select
 from semievol_api.stages.wording import shuffled_order
@@ -59,12 +60,15 @@ def evidence(here: Corpus) -> list[Evidence]:
 
 
 def selected(
-    rows: Sequence[Evidence], settings: SelectSettings, reviewed: Mapping[str, str] | None = None
+    rows: Sequence[Evidence],
+    settings: SelectSettings,
+    reviewed: Mapping[str, str] | None = None,
+    taught: tuple[Example, ...] = (),
 ) -> Selection:
     heard = Heard(
         EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), reviewed or {}
     )
-    return asyncio.run(select(corpus(), CREW, heard, settings, 0))
+    return asyncio.run(select(replace(corpus(), taught=taught), CREW, heard, settings, 0))
 
 
 @pytest.mark.parametrize("person", ["B", "C"])
@@ -95,6 +99,23 @@ def test_only_the_audited_answers_calibrate_and_they_leave_the_pool(person: str)
     assert all(answers[name] == person for name in reviewed), "a person's words count more than the crew's"
 
 
+def test_what_earlier_rounds_kept_counts_in_the_pool_of_fdr() -> None:
+    settings = SelectSettings(rule="fdr", score="pooled", alpha=0.25)
+    taught = tuple(example(f"t{i}", "B") for i in range(120))
+    first, later = selected(evidence(corpus()), settings), selected(evidence(corpus()), settings, taught=taught)
+    assert len(first.kept) > len(later.kept) > 0
+    scores = np.array(later.scores["score"].to_pylist())
+    threshold = later.summary["threshold"]
+    assert isinstance(threshold, float)
+    cal = np.array([row.option_probs[1] for row in evidence(corpus())[UNLABELED:] if row.option_probs])
+    wrong = np.array([e.answer == "A" for e in corpus().folds.calibration])
+    above, reached = int(np.sum(wrong & (cal >= threshold - 1e-9))), int(np.sum(scores >= threshold - 1e-9))
+    assert later.summary["estimated_false_share"] == pytest.approx(
+        (UNLABELED + 120) * (1 + above) / ((CALIBRATING + 1) * reached)
+    )
+    assert later.summary["false_share_range"] is None and first.summary["false_share_range"] is not None
+
+
 def test_more_than_five_percent_of_answers_without_probabilities_fail_the_run() -> None:
     settings, rows = SelectSettings(rule="fdr", score="pooled"), evidence(corpus())
     few = [replace(row, option_probs=None) if i % 20 == 0 else row for i, row in enumerate(rows)]
@@ -117,3 +138,20 @@ def test_every_question_and_every_annotator_has_an_order_of_its_own() -> None:
     assert orders != [shuffled_order(CHOICE, e, other, 0) for e in four]
     assert orders == [shuffled_order(CHOICE, e, one, 0) for e in four]
     assert shuffled_order(CHOICE, four[0], replace(one, permute=False), 0) is None
+
+
+def test_questions_with_the_same_demonstrations_follow_each_other_behind_one_prefix() -> None:
+    warm = tuple(example(f"w{i}", "ABC"[i % 3]) for i in range(3))
+    asked = tuple(example(f"q{i:02}") for i in range(40))
+    near = {e.id: tuple(f"w{(i * 7 + j) % 3}" for j in range(3)) for i, e in enumerate(asked)}
+    here = Corpus(CHOICE, Prepared(warm, asked, (), {}), Folds(warm, (), (), True, ""), Neighbours(near, {}))
+    other_words = reworded(CHOICE, "Choose.", (2, 0, 1))
+    for shots in (1, 2, 3):
+        ordered = here.by_shot_set(asked, shots)
+        assert sorted(e.id for e in ordered) == sorted(e.id for e in asked)
+        prefixes = [here.prompt(e, shots).messages[0] for e in ordered]
+        assert {message.role for message in prefixes} == {"system"}
+        changes = sum(a != b for a, b in pairwise(prefixes))
+        assert changes == len(set(prefixes)) - 1 < 6, "every set of demonstrations once"
+        assert here.prompt(ordered[0], shots, other_words, (2, 0, 1)).messages[0] == prefixes[0]
+    assert list(here.by_shot_set(asked, 0)) == list(asked)
