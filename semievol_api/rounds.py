@@ -1,13 +1,15 @@
 """Iterations: what one round keeps is labelled data in the next, which works on the rest (paper §3.5, method §1.7).
 
 A round is the whole pipeline in a folder of its own. Its calibration fold is drawn anew from the labels that people
-gave, so that the promise of its rule holds round by round. Knows nothing of what happens inside a round.
+gave; these are like the whole pool and not like what is left of it, which selection takes into account. Knows nothing
+of what happens inside a round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from semievol_api.artifacts import Folds, Prepared, Selection, Verdict
 from semievol_api.config import Config
@@ -22,20 +24,32 @@ from semievol_api.tools import Tools
 async def all_rounds(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """The verdict of the last round; later rounds lie in `round-2`, `round-3` ...
 
-    It ends early where a round keeps nothing, or nothing is left to label.
+    It ends early where a round keeps too little to train on, or nothing is left to label. Such a round has no evolved
+    model of its own: the verdict before it stands.
     """
     if config.select.rule != "human-budget":
         raw = with_reviewed(raw)
     verdict, room = await semievol(tools, store, task, raw, config), store
     for turn in range(2, config.run.rounds + 1):
         chosen = room.load("select", Selection)
-        if not chosen.kept or len(chosen.kept) == len(chosen.scores):
+        if not chosen.enough or not chosen.kept or len(chosen.kept) == len(chosen.scores):
             break
         raw = after(raw, room.load("prepare", Prepared), room.load("split", Folds), chosen)
         room = store.room(f"round-{turn}")
         fresh = config.run.model_copy(update={"seed": config.run.seed + turn - 1})
-        verdict = await semievol(tools, room, task, raw, config.model_copy(update={"run": fresh}))
+        found = await semievol(tools, room, task, raw, config.model_copy(update={"run": fresh}))
+        added = room.load("select", Selection)
+        if not added.enough:
+            return _standing(verdict, turn, len(added.kept))
+        verdict = found
     return verdict
+
+
+def _standing(verdict: Verdict, turn: int, kept: int) -> Verdict:
+    """The verdict of the round before one that kept too little, and that this is so."""
+    said = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
+    notes = cast("Sequence[str]", verdict.document["notes"])
+    return Verdict({**verdict.document, "notes": [*notes, said]})
 
 
 def with_reviewed(raw: RawData) -> RawData:

@@ -128,8 +128,8 @@ def kept_cell(folder: Path, key: str) -> DoneCell | None:
 
 
 def _result(folder: Path, cell: Cell) -> Answers:
-    for place in (*sorted(folder.glob("round-*"), reverse=True), folder):
-        for name in RESULT_OF[cell.arm.recipe]:
+    for name in RESULT_OF[cell.arm.recipe]:
+        for place in (*sorted(folder.glob("round-*"), reverse=True), folder):
             answers = load_artifact(place, f"evaluate/{name}", Answers)
             if answers is not None and answers.correct:
                 return answers

@@ -22,6 +22,7 @@ from semievol_api.selection.choice import budget_per_round as budget_per_round
 from semievol_api.selection.choice import check_missing_logprobs as check_missing_logprobs
 from semievol_api.selection.choice import count_abstentions as count_abstentions
 from semievol_api.selection.choice import select as select
+from semievol_api.selection.choice import too_few as too_few
 from semievol_api.selection.classes import ClassCoverage as ClassCoverage
 from semievol_api.selection.classes import alerts_of_labels as alerts_of_labels
 from semievol_api.selection.classes import alerts_of_selection as alerts_of_selection

@@ -6,13 +6,12 @@ of which one is the gold; where answers are poor, they do not go with the gold a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from semievol_api.selection.alerts import Alert
-from semievol_api.selection.binomial import binomial_tail
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 Verdict: TypeAlias = Literal["clear", "ambiguous", "uninformative", "undecided"]
@@ -25,6 +24,10 @@ _MOSTLY = 0.75
 """Four annotators that flip a coin each split on 7 of 8 items; crews that err now and then, on far fewer."""
 _COIN = 0.65
 """A leader that is right this often or less, among items whose gold is the leader or the second, is a coin flip."""
+_PAIRED = 0.6
+"""Two labels take nearly all that is valid when they hold the gold by this part of the way from chance to always;
+crews that know little leave the gold to a third label more often."""
+_PERMUTATIONS = 999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +35,16 @@ class Ambiguity:
     """What the calibration slice says about disagreement.
 
     `contested` is the share of items whose leading label has a rival; among those, `pair_rate` is how often the
-    gold is one of the two. `leader_rate` is how often, on all items whose gold is the first or second label, it
-    is the first. `p_informative` is the chance
-    that answers without any relation to the gold agree with it as often. NaN where there is nothing to count.
+    gold is one of the two, and `pair_chance` how often it would be without any relation to the gold. `leader_rate`
+    is how often, on all items whose gold is the first or second label, it is the first. `p_informative` is the
+    chance that answers without any relation to the gold give it as much probability. NaN where there is nothing to
+    count.
     """
 
     verdict: Verdict
     contested: float
     pair_rate: float
+    pair_chance: float
     leader_rate: float
     p_informative: float
 
@@ -47,8 +52,9 @@ class Ambiguity:
 def ambiguity(probs: FloatArray, gold: IntArray, n_options: IntArray, seed: int = 0) -> Ambiguity:
     """Tell an ambiguous task from poor answers, on items whose gold is known.
 
-    The agreement with the gold is tested against permuted gold (999 permutations), as chance-corrected agreement
-    is (Cohen 1960). Two options alone cannot show a rival pair: there an uninformative crew is "undecided".
+    What the crew says is compared with permuted gold (999 permutations among items with as many options), as
+    chance-corrected agreement is (Cohen 1960): a crew that says the frequent labels knows nothing of the items. Two
+    options alone cannot show a rival pair: there an uninformative crew is "undecided".
 
     Args:
         probs: float64, shape (n, annotators, options), NaN = abstain.
@@ -56,25 +62,31 @@ def ambiguity(probs: FloatArray, gold: IntArray, n_options: IntArray, seed: int 
         n_options: int64, shape (n,).
         seed: of the permutations.
     """
-    leader, rival, contested = _leader_and_rival(probs, n_options)
+    mass, leader, rival, contested = _leader_and_rival(probs, n_options)
     known = (leader >= 0) & (gold >= 0)
     nan = float("nan")
-    if np.count_nonzero(known) < _FEWEST:
-        return Ambiguity(verdict="undecided", contested=nan, pair_rate=nan, leader_rate=nan, p_informative=nan)
-    p_informative = _p_of_agreement(leader[known], gold[known], seed)
-    fought = known & contested & (n_options > 2)
-    in_pair = known & ((gold == leader) | (gold == rival))
-    fights, pairs = int(np.count_nonzero(fought)), int(np.count_nonzero(fought & in_pair))
-    share = float(np.mean(contested[known]))
-    leader_rate = float(np.mean(gold[in_pair] == leader[in_pair])) if in_pair.any() else nan
     found = Ambiguity(
-        verdict="clear",
-        contested=share,
-        pair_rate=pairs / fights if fights else nan,
-        leader_rate=leader_rate,
-        p_informative=p_informative,
+        verdict="undecided", contested=nan, pair_rate=nan, pair_chance=nan, leader_rate=nan, p_informative=nan
     )
-    return _with_verdict(found, fights, pairs, n_options[known])
+    if np.count_nonzero(known) < _FEWEST:
+        return found
+    leader, rival, gold, n_options = (column[known] for column in (leader, rival, gold, n_options))
+    fought = contested[known] & (n_options > 2)
+    truth = np.concatenate([gold[None], _permuted(gold, n_options, seed)])
+    given = np.sum(mass[known][np.arange(gold.size), truth], axis=1)
+    pairs = np.count_nonzero(((truth == leader) | (truth == rival)) & fought, axis=1)
+    fights = int(np.count_nonzero(fought))
+    in_pair = (gold == leader) | (gold == rival)
+    found = replace(
+        found,
+        contested=float(np.mean(contested[known])),
+        pair_rate=int(pairs[0]) / fights if fights else nan,
+        pair_chance=float(np.mean(pairs[1:])) / fights if fights else nan,
+        leader_rate=float(np.mean(gold[in_pair] == leader[in_pair])) if in_pair.any() else nan,
+        p_informative=_p_value(given),
+    )
+    finds_pairs = fights >= _FEWEST and _p_value(pairs) <= _SIGNIFICANCE
+    return replace(found, verdict=_verdict(found, finds_pairs, bool(np.all(n_options <= 2))))
 
 
 def alerts_of_ambiguity(found: Ambiguity) -> tuple[Alert, ...]:
@@ -101,33 +113,25 @@ def alerts_of_ambiguity(found: Ambiguity) -> tuple[Alert, ...]:
     return ()
 
 
-def _with_verdict(found: Ambiguity, fights: int, pairs: int, n_options: IntArray) -> Ambiguity:
-    chance = float(np.mean(2.0 / np.maximum(n_options, 2)))
-    finds_pairs = fights >= _FEWEST and 1.0 - binomial_tail(pairs - 1, fights, chance) <= _SIGNIFICANCE
-    verdict: Verdict = "clear"
-    if finds_pairs and found.contested >= _MOSTLY and found.leader_rate <= _COIN:
-        verdict = "ambiguous"
-    elif found.p_informative > _SIGNIFICANCE:
-        verdict = "undecided" if bool(np.all(n_options <= 2)) else "uninformative"
-    return Ambiguity(
-        verdict=verdict,
-        contested=found.contested,
-        pair_rate=found.pair_rate,
-        leader_rate=found.leader_rate,
-        p_informative=found.p_informative,
-    )
+def _verdict(found: Ambiguity, finds_pairs: bool, two_options: bool) -> Verdict:
+    apart = found.pair_rate - found.pair_chance >= _PAIRED * (1.0 - found.pair_chance)
+    if finds_pairs and apart and found.contested >= _MOSTLY and found.leader_rate <= _COIN:
+        return "ambiguous"
+    if found.p_informative > _SIGNIFICANCE:
+        return "undecided" if two_options else "uninformative"
+    return "clear"
 
 
-def _leader_and_rival(probs: FloatArray, n_options: IntArray) -> tuple[IntArray, IntArray, BoolArray]:
-    """The two labels with most mass in the mean over annotators, -1 = abstain, and whether the second is a rival.
+def _leader_and_rival(probs: FloatArray, n_options: IntArray) -> tuple[FloatArray, IntArray, IntArray, BoolArray]:
+    """The sum over annotators (n, options), its two largest labels, -1 = abstain, and whether the second is a rival.
 
-    What every label has (an estimator's prior) is taken off first.
+    What every label has (an estimator's prior) is taken off first, for the rivalry.
     """
     n, _, width = probs.shape
     real: BoolArray = np.less(np.arange(width), n_options[:, None])
     spoke: BoolArray = ~np.any(np.isnan(np.where(real[:, None, :], probs, 0.0)), axis=2)
-    mass = np.sum(np.where(spoke[:, :, None] & real[:, None, :], probs, 0.0), axis=1)
-    mass -= np.where(n_options > 2, np.min(np.where(real, mass, np.inf), axis=1, initial=np.inf), 0.0)[:, None]
+    total = np.sum(np.where(spoke[:, :, None] & real[:, None, :], probs, 0.0), axis=1)
+    mass = total - np.where(n_options > 2, np.min(np.where(real, total, np.inf), axis=1, initial=np.inf), 0.0)[:, None]
     mass[~real] = -1.0
     order = np.argsort(-mass, axis=1, kind="stable")
     silent = ~np.any(spoke, axis=1)
@@ -135,12 +139,19 @@ def _leader_and_rival(probs: FloatArray, n_options: IntArray) -> tuple[IntArray,
     rival = np.where(silent | (n_options < 2), -1, order[:, min(1, width - 1)])
     rows = np.arange(n)
     contested = (rival >= 0) & (mass[rows, rival] >= _RIVAL * mass[rows, leader]) & (mass[rows, leader] > 0)
-    return leader.astype(np.int64), rival.astype(np.int64), np.asarray(contested, dtype=np.bool_)
+    return total, leader.astype(np.int64), rival.astype(np.int64), np.asarray(contested, dtype=np.bool_)
 
 
-def _p_of_agreement(answers: IntArray, gold: IntArray, seed: int, permutations: int = 999) -> float:
-    """The share of permutations of the gold that agree with the answers at least as often."""
+def _permuted(gold: IntArray, n_options: IntArray, seed: int) -> IntArray:
+    """The gold in other orders, int64 (permutations, n); each among the items with as many options."""
     rng = np.random.default_rng(seed)
-    observed = int(np.count_nonzero(answers == gold))
-    as_good = sum(int(np.count_nonzero(answers == rng.permutation(gold)) >= observed) for _ in range(permutations))
-    return (1 + as_good) / (1 + permutations)
+    shuffled = np.tile(gold, (_PERMUTATIONS, 1))
+    for count in np.unique(n_options).tolist():
+        same = np.flatnonzero(n_options == count)
+        shuffled[:, same] = rng.permuted(shuffled[:, same], axis=1)
+    return shuffled
+
+
+def _p_value(values: FloatArray | IntArray) -> float:
+    """The share of values, the first among them, that reach the first: float64 or int64 (1 + permutations,)."""
+    return float(np.mean(values >= values[0] - 1e-9))

@@ -37,7 +37,7 @@ class RuleSettings:
 
     `alpha` and `delta` belong to the rules with a budget, `share` (theta) to `percentile`, `random` and the fallback,
     `n` to `top-n`. Over `rounds` iterations the budget is shared out unless every round has a calibration fold
-    of its own.
+    of its own; `gone` items of the pool were kept in earlier rounds.
     """
 
     rule: RuleName = "fdr"
@@ -48,6 +48,7 @@ class RuleSettings:
     seed: int = 0
     rounds: int = 1
     fresh_fold_per_round: bool = True
+    gone: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +102,16 @@ def select(scores: FloatArray, ids: Sequence[str], calibration: Calibration | No
         selected = percentile_of_score(scores, settings.share).saying(_no_guarantee(calibration, settings))
     else:
         selected = _with_budget(scores, calibration, settings)
-    if selected.enough:
-        return selected
-    return selected.saying(
-        f"Only {selected.count} of {scores.size:,} items were kept; fewer than {ENOUGH_KEPT} are not worth a "
-        f"training, so the final stage is skipped."
+    return selected
+
+
+def too_few(kept: int, of: int) -> tuple[str, ...]:
+    """What is said where fewer than 20 pseudo-labels are left in the end; nothing where there are enough."""
+    if kept >= ENOUGH_KEPT:
+        return ()
+    return (
+        f"Only {kept} of {of:,} items were kept; fewer than {ENOUGH_KEPT} are not worth a training, so the final "
+        f"stage is skipped.",
     )
 
 
@@ -153,7 +159,7 @@ def _with_budget(scores: FloatArray, calibration: Calibration, settings: RuleSet
     alpha = budget_per_round(settings)
     if settings.rule == "high-probability":
         return high_probability(scores, calibration, alpha, settings.delta)
-    selected = fdr(scores, calibration, alpha)
+    selected = fdr(scores, calibration, alpha, gone=settings.gone)
     return selected.saying(feasibility(calibration.size, calibration.error, alpha).message)
 
 

@@ -91,12 +91,12 @@ def error_above_cut(selected: Selected, calibration: Calibration, level: float =
     return clopper_pearson(int(np.count_nonzero(calibration.wrong & above)), int(np.count_nonzero(above)), level)
 
 
-def calibration_size(n_labelled: int) -> int:
-    """How many labelled items calibrate: clip(0.2 n, 50, 500) and at most half; 0 where that is below 30.
+def calibration_size(n_labelled: int, n_gate: int = 0) -> int:
+    """How many labelled items calibrate: clip(0.2 n, 50, 500), at most half of those that do not gate; 0 below 30.
 
     With 0 there is no split: all labels train, and no guarantee is given.
     """
-    size = min(max(round(0.2 * n_labelled), 50), 500, n_labelled // 2)
+    size = min(max(round(0.2 * n_labelled), 50), 500, (n_labelled - n_gate) // 2)
     return size if size >= ENOUGH_CALIBRATION else 0
 
 

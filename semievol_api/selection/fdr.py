@@ -16,7 +16,7 @@ from semievol_api.selection.values import BoolArray, Calibration, FloatArray, In
 _INT64_MAX = 2**63 - 1
 
 
-def fdr(scores: FloatArray, calibration: Calibration, alpha: float | Fraction = 0.1) -> Selected:
+def fdr(scores: FloatArray, calibration: Calibration, alpha: float | Fraction = 0.1, *, gone: int = 0) -> Selected:
     """Keep `s >= tau`, tau the smallest t with [m (1 + W(t)) / (n + 1)] / max(R(t), 1) <= alpha.
 
     W(t) counts wrong calibration items with s >= t, R(t) unlabelled items with s >= t. The same set as
@@ -28,23 +28,25 @@ def fdr(scores: FloatArray, calibration: Calibration, alpha: float | Fraction = 
         scores: float64, shape (m,), higher is better, NaN = abstain.
         calibration: items answered in the same way whose gold is known.
         alpha: the expected share of false labels among the kept, in (0, 1).
+        gone: items of the same pool that earlier rounds kept. Calibration items are like the whole pool, not like
+            what is left of it, so these count in m, as if they had abstained.
 
     Raises:
         ConfigError: alpha does not lie between 0 and 1.
     """
-    bound = exact_alpha(alpha)
+    bound, m = exact_alpha(alpha), scores.size + gone
     valid = ~np.isnan(scores)
     ordered = scores[valid]
     ordered.sort()
     levels = _candidates(ordered, calibration)
     reached: IntArray = ordered.size - np.searchsorted(ordered, levels, side="left").astype(np.int64)
     wrong = wrong_at_least(levels, calibration)
-    passing = np.flatnonzero(_passes(wrong, reached, scores.size, calibration.size, bound))
+    passing = np.flatnonzero(_passes(wrong, reached, m, calibration.size, bound))
     abstained = int(scores.size - ordered.size)
     if not passing.size:
         return Selected(rule="fdr", kept=np.zeros_like(valid), abstained=abstained, messages=(_EMPTY,))
     first = passing[0]
-    estimate = scores.size * (1 + int(wrong[first])) / ((calibration.size + 1) * int(reached[first]))
+    estimate = m * (1 + int(wrong[first])) / ((calibration.size + 1) * int(reached[first]))
     kept: BoolArray = np.greater_equal(scores, levels[first], where=valid, out=np.zeros_like(valid))
     return Selected(rule="fdr", kept=kept, abstained=abstained, threshold=float(levels[first]), estimate=estimate)
 

@@ -83,7 +83,8 @@ def human_budget(
     _same_length(scores, ids)
     total = min(budget, scores.size)
     everyone = np.ones(scores.size, dtype=np.bool_)
-    audit = _best(np.zeros(scores.size), ids, round(total * audit_share + 0.499), seed + 1, everyone)
+    audited = min(round(total * audit_share + 0.499), max(total // 5, -(-total // 10)))  # of few, a fifth at most
+    audit = _best(np.zeros(scores.size), ids, audited, seed + 1, everyone)
     doubt = np.where(np.isnan(scores), np.inf, -scores)
     least_certain = _best(doubt, ids, total - int(audit.sum()), seed, ~audit)
     return HumanQueue(asked=audit | least_certain, audit=audit)

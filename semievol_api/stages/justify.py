@@ -110,12 +110,17 @@ def _representative(
     task: Task, example: Example, answer: str, rows: Sequence[Evidence], settings: JustifySettings
 ) -> str:
     said = (row for row in rows if row.answer is not None and task.equal(row.answer, answer))
-    row = next(said, None) if settings.show == "response" else None
-    return task.target(example, answer) if row is None else row.text
+    row = next(said, None)
+    return task.target(example, answer) if row is None or not _in_own_words(task, row, settings) else row.text
 
 
 def _shown(task: Task, example: Example, row: Evidence, settings: JustifySettings) -> str:
-    return row.text if settings.show == "response" else task.target(example, row.answer or "")
+    return row.text if _in_own_words(task, row, settings) else task.target(example, row.answer or "")
+
+
+def _in_own_words(task: Task, row: Evidence, settings: JustifySettings) -> bool:
+    """Not where the row's letters stood for other options than the judge's."""
+    return settings.show == "response" and (row.permutation is None or task.kind != "multiple_choice")
 
 
 def _agree(task: Task, said: Sequence[Evidence]) -> bool:

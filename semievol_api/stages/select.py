@@ -121,14 +121,8 @@ def _candidates(task: Task, heard: Heard, examples: Sequence[Example], place: in
 
 def _rule(scores: FloatArray, pool: FloatArray, settings: SelectSettings) -> Selected:
     """The paper's percentile over the unlabelled pool, or its variants (ambiguities 4 and 7)."""
-    if pool is scores and settings.interpolation == "linear":
-        return percentile(scores, settings.share)
-    valid = pool[~np.isnan(pool)]
-    if valid.size == 0 or settings.share == 0:
-        return percentile(scores, 0.0)
-    tau = float(np.quantile(valid, settings.share, method=settings.interpolation))
-    kept = np.less_equal(scores, tau, where=~np.isnan(scores), out=np.zeros(scores.shape, dtype=np.bool_))
-    return Selected(rule="percentile", kept=kept, abstained=int(np.isnan(scores).sum()), threshold=tau)
+    reference = None if pool is scores else pool
+    return percentile(scores, settings.share, reference=reference, interpolation=settings.interpolation)
 
 
 def _columns(candidates: Sequence[Candidate]) -> pa.Table:

@@ -24,6 +24,7 @@ from semievol_api.selection import (
     feasibility,
     human_budget,
     realised_range,
+    too_few,
     with_class_quota,
 )
 from semievol_api.selection import select as apply_rule
@@ -57,10 +58,12 @@ class Beside:
 class Choice:
     """A rule's result over the unlabelled items: what it kept, on which calibration, and what a person is asked.
 
-    `by_person` bool (m,): items whose label a person gave.
+    `promised`: whether the rule's promise covers all that was kept. `by_person` bool (m,): items whose label a
+    person gave.
     """
 
     selected: Selected
+    promised: bool
     calibration: Calibration | None
     asked: BoolArray
     by_person: BoolArray
@@ -80,7 +83,7 @@ async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: Selec
     taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
     counts = tuple(int(np.count_nonzero(taken[at])) for at in places)
     count = sum(counts)
-    spread = _spread(pool, choice, settings)
+    spread = _spread(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
         *await drift_alerts(corpus, beside),
@@ -95,7 +98,7 @@ async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: Selec
         "labels_filled_in": pool.filled_in,
         **({"label_factors": _factors(pool)} if pool.factors else {}),
         "false_share_range": None if spread is None or np.isnan(spread.low) else [spread.low, spread.high],
-        "messages": [*_messages(choice, spread, settings), *_message_of_factors(pool)],
+        "messages": [*_messages(corpus, choice, spread, settings, count), *_message_of_factors(pool)],
         "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
     }
     return Selection(
@@ -122,7 +125,13 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
     calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), beside.reviewed)
     rule: RuleName = "fdr" if settings.rule in ("human-budget", "official-2025") else settings.rule  # type: ignore[assignment]
     numbers = RuleSettings(
-        rule=rule, alpha=settings.alpha, delta=settings.delta, share=settings.share, n=settings.n, seed=beside.seed
+        rule=rule,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        share=settings.share,
+        n=settings.n,
+        seed=beside.seed,
+        gone=len(corpus.taught),
     )
     if audited.any():
         rest = ~audited
@@ -132,9 +141,13 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
         selected = replace(selected, kept=kept)
     else:
         selected = apply_rule(scores, ids, calibration, numbers)
+    by_rule = selected
     if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
         selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, beside.seed)
-    return Choice(selected=selected, calibration=calibration, asked=asked, by_person=by_person)
+    promised = selected is by_rule and (
+        selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.taught)
+    )
+    return Choice(selected=selected, promised=promised, calibration=calibration, asked=asked, by_person=by_person)
 
 
 def _calibration(
@@ -170,11 +183,10 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
 def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dict[str, object]:
     """The numbers of the summary; None for what cannot be known."""
     selected, calibration = choice.selected, choice.calibration
-    guaranteed = selected.rule in ("fdr", "high-probability")
     return {
-        "alpha": settings.alpha if guaranteed else None,
+        "alpha": settings.alpha if selected.rule in ("fdr", "high-probability") else None,
         "applied_rule": selected.rule,
-        "guarantee": guaranteed,
+        "guarantee": choice.promised,
         "threshold": selected.threshold,
         "estimated_false_share": selected.estimate,
         "unlabeled": pool.size,
@@ -206,16 +218,21 @@ def _message_of_factors(pool: PoolColumns) -> list[str]:
     ]
 
 
-def _spread(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
-    """The simulated share of false labels of runs like this one; None where the rule promises nothing."""
-    if choice.calibration is None or choice.selected.rule != "fdr":
+def _spread(corpus: Corpus, pool: PoolColumns, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
+    """The simulated share of false labels of runs like this one; None where nothing is promised.
+
+    Nor in later rounds: what is left of the pool is no sample of what calibrates.
+    """
+    if choice.calibration is None or choice.selected.rule != "fdr" or not choice.promised or corpus.taught:
         return None
     return realised_range(pool.score, choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
 
 
-def _messages(choice: Choice, spread: RealisedRange | None, settings: SelectSettings) -> list[str]:
+def _messages(
+    corpus: Corpus, choice: Choice, spread: RealisedRange | None, settings: SelectSettings, kept: int
+) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
-    told = list(selected.messages)
+    told = [*selected.messages, *too_few(kept, choice.asked.size)]
     waiting = int(np.count_nonzero(choice.asked & ~choice.by_person))
     if waiting:
         told.append(
@@ -224,6 +241,8 @@ def _messages(choice: Choice, spread: RealisedRange | None, settings: SelectSett
         )
     if calibration is None or selected.rule not in ("fdr", "high-probability"):
         return told
+    if corpus.taught:
+        told.append(_about_earlier_rounds(len(corpus.taught), choice))
     if selected.rule == "high-probability":
         told.append(feasibility(calibration.size, calibration.error, settings.alpha).message)
     if spread is not None:
@@ -235,6 +254,19 @@ def _messages(choice: Choice, spread: RealisedRange | None, settings: SelectSett
             f"{share.high:.1%}); the cut was chosen on the same items, so this describes and does not bound."
         )
     return told
+
+
+def _about_earlier_rounds(taught: int, choice: Choice) -> str:
+    """What is left of a pool is harder than what calibrates it."""
+    if choice.selected.rule == "fdr":
+        return (
+            f"The {taught:,} questions that earlier rounds kept count in the pool still: calibration items are like "
+            f"the whole pool, and what is left of it is harder."
+        )
+    return (
+        f"Nothing is promised in this round: calibration items are like the whole pool, and what is left of it after "
+        f"{taught:,} were kept is harder. The rule 'fdr' takes that into account."
+    )
 
 
 def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:

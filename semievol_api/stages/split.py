@@ -39,7 +39,7 @@ async def split_labels(
     gate = _gate_size(len(labeled), settings) if not development else 0
     rest, held = _apart(labeled, gate, seed + 1)
     wanted = settings.calibration
-    size = calibration_size(len(rest)) if wanted == "auto" else min(wanted, len(rest) // 2)
+    size = calibration_size(len(labeled), len(held)) if wanted == "auto" else min(wanted, len(rest) // 2)
     warm, calibration = _apart(rest, size, seed)
     return Folds(
         warm=(*warm, *extra, *taught),

@@ -271,6 +271,15 @@ def test_the_gate_promotes_above_zero_only_and_prints_the_interval() -> None:
     assert "kept" in level.message
 
 
+def test_a_gain_that_may_be_chance_is_promoted_and_its_interval_said() -> None:
+    base = np.repeat([True, False], 25)
+    little = base.copy()
+    little[[0, 25, 26]] = False, True, True
+    told = promotion_gate(little, base)
+    assert told.promoted and told.gain is not None and told.gain.low < 0 < told.gain.estimate
+    assert "interval -" in told.message
+
+
 def test_without_a_development_set_there_is_no_gate_and_that_is_said() -> None:
     told = promotion_gate(None, None)
     assert told.gain is None

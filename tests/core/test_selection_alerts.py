@@ -193,6 +193,49 @@ def test_confident_errors_are_not_ambiguity() -> None:
     assert found.verdict == "clear"
 
 
+def weighed(
+    signal: float, shares: tuple[float, ...], n: int, noise: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gold and soft opinions: what is frequent, some noise that four annotators share, and a little of the gold."""
+    k = len(shares)
+    gold = rng.choice(k, size=n, p=shares)
+    logits = np.log(shares) + rng.standard_normal((n, 1, k)) * noise + rng.standard_normal((n, 4, k)) * 0.25
+    logits += signal * np.eye(k)[gold][:, None, :]
+    probs = np.exp(logits)
+    return gold, probs / probs.sum(axis=2, keepdims=True)
+
+
+def verdicts_of(signal: float, shares: tuple[float, ...], n: int, noise: float) -> Counter[str]:
+    """What is said of 100 such tasks."""
+    said: Counter[str] = Counter()
+    for seed in range(100):
+        gold, probs = weighed(signal, shares, n, noise, np.random.default_rng(seed))
+        said[ambiguity(probs, gold, np.full(n, len(shares))).verdict] += 1
+    return said
+
+
+def test_a_crew_that_knows_the_frequent_labels_and_nothing_else_is_ignorant_and_the_task_not_ambiguous() -> None:
+    said = verdicts_of(0.0, (0.5, 0.38, 0.12), 60, 0.2)
+    assert said["ambiguous"] == 0
+    assert said["uninformative"] >= 95
+
+
+def test_a_weak_crew_knows_something_and_its_doubt_is_not_the_tasks() -> None:
+    assert verdicts_of(0.3, (0.25,) * 4, 200, 0.6)["clear"] >= 95
+    assert verdicts_of(0.3, (0.6, 0.28, 0.12), 200, 0.2)["clear"] >= 95
+
+
+def test_items_with_different_numbers_of_options_are_compared_with_their_like() -> None:
+    n_options = np.repeat([2, 5], 40)
+    gold = np.r_[np.arange(40) % 2, np.arange(40) % 5]
+    probs = np.zeros((80, 2, 5))
+    probs[:40, :, :2], probs[40:] = 0.5, 0.2
+    assert ambiguity(probs, gold, n_options).verdict == "uninformative", "fewer options are no knowledge"
+    rows = np.arange(80)
+    probs[rows, :, gold] += 0.3
+    assert ambiguity(probs / probs.sum(axis=2, keepdims=True), gold, n_options).p_informative == pytest.approx(0.001)
+
+
 def test_two_options_cannot_tell_ambiguity_from_ignorance_and_that_is_said() -> None:
     found = ambiguity(
         crew(np.arange(200) % 2, World(skill=0.0, classes=2), np.random.default_rng(3)),

@@ -302,6 +302,13 @@ def test_agreement_with_a_thin_margin_is_worth_justifying() -> None:
     assert worth_justifying(pooled).tolist() == [True, False]
 
 
+def test_one_who_differs_is_worth_a_justification_whatever_the_margin() -> None:
+    sure, other, nobody = [0.98, 0.01, 0.01], [0.3, 0.4, 0.3], [NAN] * 3
+    pooled = pool(np.array([[sure, sure, other], [sure, sure, nobody], [nobody] * 3]), np.full(3, 3))
+    assert pooled.margin[0] > 0.5
+    assert worth_justifying(pooled).tolist() == [True, False, False]
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match="shape"):
         pool(np.ones((2, 3)), np.array([3, 3]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil, comb
 
 import numpy as np
 import pytest
@@ -165,3 +166,68 @@ def test_high_probability_does_not_walk_past_a_failing_cut() -> None:
     scores = np.r_[np.full(20, 0.52), np.full(600, 0.05)]
     calibration = Calibration(scores=scores, wrong=scores > 0.5)
     assert high_probability(pool, calibration, 0.1).count == 0
+
+
+@settings(deadline=None)
+@given(pools, slices, st.integers(0, 30))
+def test_what_earlier_rounds_kept_counts_in_the_pool_like_abstentions(
+    scores: list[float], pairs: list[tuple[float, bool]], gone: int
+) -> None:
+    calibration = calibration_of(pairs)
+    left = fdr(np.array(scores), calibration, 0.25, gone=gone)
+    whole = fdr(np.array(scores + [NAN] * gone), calibration, 0.25)
+    assert left.kept.tolist() == whole.kept[: len(scores)].tolist()
+    assert left.estimate == whole.estimate
+
+
+def test_a_later_round_keeps_the_budget_on_what_the_first_one_left() -> None:
+    """The easy items are gone, and a fresh calibration fold is as easy as the whole pool was."""
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        ease = rng.random(1_600)
+        wrong = rng.random((2, 1_600)) < np.array([[0.3], [0.17]]) * (1 - ease)
+        scores = ease + np.array([[0.05], [1.0]]) * rng.standard_normal((2, 1_600))
+        first, second, pool = np.arange(300), np.arange(300, 600), np.arange(600, 1_600)
+        kept = fdr(scores[0, pool], Calibration(scores=scores[0, first], wrong=wrong[0, first]), 0.1).kept
+        rest, fresh = pool[~kept], Calibration(scores=scores[1, second], wrong=wrong[1, second])
+        for counted in shares:
+            more = fdr(scores[1, rest], fresh, 0.1, gone=int(kept.sum()) if counted else 0).kept
+            shares[counted].append(float(wrong[1, rest][more].mean()) if more.any() else 0.0)
+    assert np.mean(shares[True]) <= 0.1
+    assert np.mean(shares[False]) > 0.11, "the count of what is left alone breaks the promise"
+
+
+def certified_by_hand(scores: list[float], pairs: list[tuple[float, bool]], alpha: float) -> list[bool]:
+    """Learn-then-Test, cut by cut, in fractions."""
+    ranked = sorted((s for s in scores if s == s), reverse=True)
+    bound, cuts = Fraction(str(alpha)), list[float]()
+    for start, share in (
+        (Fraction(1, 2), Fraction(1, 2)),
+        (Fraction(3, 10), Fraction(1, 4)),
+        (Fraction(3, 20), Fraction(1, 4)),
+    ):
+        coverage = start
+        while coverage <= 1 and max(1, ceil(len(scores) * coverage)) <= len(ranked):
+            cut = ranked[max(1, ceil(len(scores) * coverage)) - 1]
+            above = [wrong for score, wrong in pairs if score >= cut]
+            n = len(above)
+            tail = sum(comb(n, i) * bound**i * (1 - bound) ** (n - i) for i in range(sum(above) + 1))
+            if not above or tail > share / 10:
+                break
+            cuts.append(cut)
+            coverage += Fraction(1, 20)
+    return [bool(cuts) and score >= min(cuts) for score in scores]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.1, 0.2]), st.sampled_from([5, 20, 1_000]))
+def test_high_probability_equals_its_walks_cut_by_cut(seed: int, alpha: float, grid: int) -> None:
+    rng = np.random.default_rng(seed)
+    m, n = int(rng.integers(5, 80)), int(rng.integers(30, 200))
+    scores, calibrating = (np.round(rng.random(size) * grid) / grid for size in (m, n))
+    scores[rng.random(m) < rng.choice([0.0, 0.3])] = NAN
+    wrong = rng.random(n) < rng.choice([0.05, 0.2, 0.6]) * (1 - calibrating) ** 2
+    pairs = list(zip(calibrating.tolist(), wrong.tolist(), strict=True))
+    kept = high_probability(scores, calibration_of(pairs), alpha).kept
+    assert kept.tolist() == certified_by_hand(scores.tolist(), pairs, alpha)

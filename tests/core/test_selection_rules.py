@@ -17,6 +17,7 @@ from semievol_api.selection.choice import (
     check_missing_logprobs,
     count_abstentions,
     select,
+    too_few,
 )
 from semievol_api.selection.expectations import (
     calibration_size,
@@ -98,9 +99,26 @@ def test_the_audit_sample_does_not_depend_on_the_scores() -> None:
     assert (one == other).all()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.2])
+def test_the_audit_is_ten_to_twenty_percent_of_every_budget_that_allows_it(share: float) -> None:
+    for budget in range(5, 120):
+        queue = human_budget(np.linspace(0, 1, 300), names(300), budget, share)
+        assert queue.asked.sum() == budget
+        assert 0.1 <= queue.audit.sum() / budget <= 0.2 or queue.audit.sum() == 1, budget
+    assert human_budget(np.zeros(7), names(7), 3, share).audit.sum() == 1
+
+
 def test_a_budget_larger_than_the_pool_asks_everything() -> None:
     assert human_budget(np.zeros(7), names(7), 100).asked.all()
     assert not human_budget(np.zeros(7), names(7), 0).asked.any()
+
+
+def test_ties_among_the_least_certain_are_broken_by_another_lot_than_the_audits() -> None:
+    queue = human_budget(np.zeros(400), names(400), 100, 0.2)
+    alike = human_budget(np.zeros(400), names(400), 20, 0.2)
+    rest = queue.asked & ~queue.audit
+    assert 5 <= int(np.sum(human_budget(np.zeros(400), names(400), 400, 0.2).audit & rest)) <= 40
+    assert (alike.audit <= queue.audit).all()
 
 
 def test_an_audit_share_outside_ten_to_twenty_percent_is_refused() -> None:
@@ -260,9 +278,10 @@ def test_fewer_than_twenty_kept_skip_the_final_stage_and_say_so() -> None:
     few = select(scores, names(100), None, RuleSettings(rule="top-n", n=19))
     enough = select(scores, names(100), None, RuleSettings(rule="top-n", n=20))
     assert not few.enough
-    assert "final stage is skipped" in few.messages[-1]
     assert enough.enough
-    assert not enough.messages
+    (said,) = too_few(few.count, scores.size)
+    assert "Only 19 of 100" in said and "final stage is skipped" in said
+    assert too_few(enough.count, scores.size) == ()
 
 
 @pytest.mark.parametrize("rule", ["fdr", "high-probability", "percentile", "top-n"])

@@ -83,6 +83,8 @@ def test_the_answers_log_probability_is_that_of_its_own_tokens() -> None:
     lps = (-1.0, -1.0, -1.0, -1.0, -0.5, -0.5, -0.25, -0.125, 0.0, -3.0)
     said = Completion("".join(tokens), "stop", np.array(lps, dtype=np.float32), tokens)
     assert answer_logprob(said) == pytest.approx(-0.375)
+    twice = completion("Answer", ":", " A", "\n", "Answer", ":", " B", lps=(-1, -1, -1, -1, -1, -1, -0.25), top=())
+    assert answer_logprob(twice) == pytest.approx(-0.25), "the last answer counts"
     assert answer_logprob(Completion("x", "stop")) is None
     assert answer_logprob(Completion("x", "stop", np.array([np.nan], dtype=np.float32))) is None
     assert answer_logprob(Completion("x", "stop", np.array([-9999.0], dtype=np.float32))) is None

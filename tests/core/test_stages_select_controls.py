@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -64,3 +67,21 @@ def test_without_a_justification_the_majority_answers_and_its_voters_mean_scores
     assert row["answer"] == answer
     assert row["mean_nll"] == (None if score is None else pytest.approx(score, abs=1e-6))
     assert row["kept"] is (answer is not None)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, 4), (0.5, 2), (0.0, 0)])
+@pytest.mark.parametrize("interpolation", ["linear", "lower", "higher"])
+def test_the_labelled_place_the_threshold_and_theta_of_one_keeps_all_that_is_answered(
+    share: float, kept: int, interpolation: Literal["linear", "lower", "higher"]
+) -> None:
+    unlabeled = tuple(Example(id=f"q{i}", question=f"Which {i}?", options=("one", "two")) for i in range(5))
+    labeled = tuple(replace(e, id=f"l{i}", answer="A") for i, e in enumerate(unlabeled[:3]))
+    data = Prepared(labeled, unlabeled, (), {})
+    corpus = Corpus(load_task("arc"), data, Folds(labeled, (), (), True, ""), Neighbours({}, {}))
+    rows = [said(f"q{i}", "a", "A", nll) for i, nll in enumerate((0.1, 0.3, 0.5, 0.9))]
+    rows += [said(f"l{i}", "a", "A", nll) for i, nll in enumerate((0.2, 0.4, 0.6))]
+    heard = Heard(
+        EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(on="never"), None, RetrieveSettings(), {}
+    )
+    found = by_mean_nll(corpus, heard, SelectSettings(share=share, pool="labeled", interpolation=interpolation))
+    assert len(found.kept) == kept

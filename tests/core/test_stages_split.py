@@ -39,7 +39,7 @@ async def folds_of(count: int, settings: SplitSettings = AUTO, groups: int = 0, 
         (100, 50, 50, 0),
         (140, 90, 50, 0),
         (400, 320, 80, 0),
-        (500, 360, 90, 50),
+        (500, 350, 100, 50),
         (5000, 4000, 500, 500),
     ],
 )
@@ -47,6 +47,13 @@ async def test_the_sizes_are_those_of_the_method(count: int, warm: int, calibrat
     folds = await folds_of(count)
     assert (len(folds.warm), len(folds.calibration), len(folds.development)) == (warm, calibration, development)
     assert folds.tunable == (warm >= 10)
+
+
+async def test_a_gate_that_leaves_too_few_to_calibrate_leaves_all_of_them_to_teach() -> None:
+    folds = await folds_of(100, SplitSettings(calibration="auto", development=50))
+    assert (len(folds.warm), len(folds.calibration), len(folds.development)) == (50, 0, 50)
+    folds = await folds_of(100, SplitSettings(calibration="auto", development=40))
+    assert (len(folds.warm), len(folds.calibration), len(folds.development)) == (30, 30, 40)
 
 
 async def test_the_paper_holds_nothing_back() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from semievol_api.artifacts import Answers
 from semievol_api.errors import UserError
+from semievol_api.run_store import load_artifact
 from semievol_api.session import RunResult, run
 from tests.e2e.conftest import CONFIG, TASK, Project, tree, write_rows
 
@@ -60,9 +62,18 @@ def test_the_default_mode_calibrates_promises_and_gates(labels: Project) -> None
     assert {m["label"] for m in told["models"]} >= {"vanilla", "SFT", "SemiEvol", "gold-label ceiling"}
     assert told["gate"]["items"] == 50
     assert told["promoted"] == told["gate"]["promoted"] == (told["gate"]["points"] > 0)
+    assert told["gate"]["points"] == pytest.approx(
+        2 * (_right_at_the_gate(labels, "semievol") - _right_at_the_gate(labels, "sft"))
+    )
     words = "\n".join(told["notes"])
     for said in ("50 calibrate", "In simulated runs", "must leave out at least", "does not bound"):
         assert said in words
+
+
+def _right_at_the_gate(project: Project, name: str) -> int:
+    found = load_artifact(project.folder / "out", f"gate/{name}", Answers)
+    assert found is not None and len(found.correct) == 50
+    return sum(found.correct.values())
 
 
 def test_the_default_crew_asks_each_question_once_and_reads_the_whole_distribution(labels: Project) -> None:
@@ -277,6 +288,73 @@ def test_a_second_round_learns_what_the_first_kept_and_calibrates_on_other_label
     again = run(labels.config)
     assert again.computed == ()
     assert again.verdict.document == result.verdict.document
+
+
+WEAK_CREW = """
+[[annotators]]
+id = "one"
+model = "base"
+[[annotators]]
+id = "other"
+model = "base"
+shots = 1
+"""
+
+
+def test_a_later_round_counts_what_the_first_one_kept_and_simulates_no_range(labels: Project) -> None:
+    labels.change(
+        ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.4')
+    )
+    add(labels, WEAK_CREW)
+    result = run(labels.config)
+    first, second = (_summary(result.folder / name) for name in (".", "round-2"))
+    assert first["false_share_range"] is not None and second["false_share_range"] is None
+    assert first["guarantee"] is second["guarantee"] is True
+    assert any(f"The {first['kept']} questions that earlier rounds kept count" in said for said in second["messages"])
+    assert not any("earlier rounds" in said for said in first["messages"])
+
+
+def test_high_probability_promises_nothing_about_what_the_first_round_left(labels: Project) -> None:
+    labels.change(
+        ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.5')
+    )
+    add(labels, f'{WEAK_CREW}\n[select]\nrule = "high-probability"\nalpha = 0.2\ndelta = 0.4')
+    result = run(labels.config)
+    first, second = (_summary(result.folder / name) for name in (".", "round-2"))
+    assert first["guarantee"] is True and second["guarantee"] is False
+    assert any("Nothing is promised in this round" in said for said in second["messages"])
+
+
+def test_a_round_that_keeps_too_little_leaves_the_verdict_before_it(labels: Project) -> None:
+    labels.change(("ceiling = true", "ceiling = false\nrounds = 3"))
+    add(labels, '[select]\nrule = "top-n"\nn = 235')
+    result = run(labels.config)
+    told = document(result)
+    assert "SemiEvol" in {m["label"] for m in told["models"]}
+    assert told["selection"]["kept"] == 235
+    assert "Round 2 kept 5 pseudo-labels more" in told["notes"][-1]
+    assert not (result.folder / "round-3").exists()
+    assert document(run(labels.config)) == told
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "select/summary.json").read_text("utf-8")))
+
+
+def test_a_class_quota_keeps_every_class_and_takes_the_promise_back(labels: Project) -> None:
+    labels.change(('state = "server"', 'state = "server"\nskill = 0.3'))
+    add(labels, f"{WEAK_CREW}\n[select]\nalpha = 0.01\nclass_quota = 0.3")
+    result = run(labels.config)
+    told = document(result)["selection"]
+    kept = pq.read_table(result.folder / "select/kept.parquet")["answer"].to_pylist()
+    scores = pq.read_table(result.folder / "select/scores.parquet")["answer"].to_pylist()
+    for letter in "ABCD":
+        assert kept.count(letter) >= int(0.3 * scores.count(letter))
+    assert any("class quota added" in said for said in told["messages"])
+    assert told["guarantee"] is False and told["false_share_range"] is None
+    assert told["estimated_false_share"] is None
+    assert told["enough"] is True
+    assert not any("final stage is skipped" in said for said in told["messages"]), "the quota made it enough"
 
 
 def test_the_official_mode_keeps_the_unanimous_and_says_what_it_is(labels: Project) -> None:

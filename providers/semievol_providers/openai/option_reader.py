@@ -75,23 +75,27 @@ class OpenAIOptionReader:
 
 
 def label_place(entries: Sequence[TokenWithAlternatives], request: OptionRequest) -> int | None:
-    """Index of the token where the answer's label stands: after the prefill's words, else the first label."""
-    marker = (request.prompt.prefill or "").strip()
-    text = "".join([entry.token for entry in entries])
-    start = text.find(marker)
-    if marker and start >= 0:
-        return _first_word_after(entries, start + len(marker))
-    labels = set(request.labels)
-    return next((place for place, entry in enumerate(entries) if entry.token.strip() in labels), None)
+    """Index of the first label after the last of the prefill's words, of the first word there without one.
+
+    Without the prefill's words that of the first label.
+    """
+    marker, labels = (request.prompt.prefill or "").strip(), set(request.labels)
+    start = "".join([entry.token for entry in entries]).rfind(marker)
+    announced = bool(marker) and start >= 0
+    words = _words_after(entries, start + len(marker) if announced else 0)
+    label = next((place for place, word in words if word in labels), None)
+    return words[0][0] if label is None and announced and words else label
 
 
-def _first_word_after(entries: Sequence[TokenWithAlternatives], end: int) -> int | None:
+def _words_after(entries: Sequence[TokenWithAlternatives], end: int) -> list[tuple[int, str]]:
+    """Places and words of the tokens after so many characters."""
+    found: list[tuple[int, str]] = []
     position = 0
     for place, entry in enumerate(entries):
         if position >= end and entry.token.strip():
-            return place
+            found.append((place, entry.token.strip()))
         position += len(entry.token)
-    return None
+    return found
 
 
 def label_logprob(label: str, entry: TokenWithAlternatives | None) -> float | None:

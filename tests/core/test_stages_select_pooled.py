@@ -1,0 +1,157 @@
+"""Selection by the pooled probability: a person's audit calibrates, what is missing is counted, quotas and verdicts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from semievol_api.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
+from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
+from semievol_api.errors import StageError
+from semievol_api.records import Evidence, Example
+from semievol_api.selection import human_budget
+from semievol_api.stages.annotators import Annotator, Crew
+from semievol_api.stages.asking import Corpus, reworded
+from semievol_api.stages.reading import UNSEEN
+from semievol_api.stages.select import Heard, select
+from semievol_api.stages.wording import shuffled_order
+from semievol_api.tasks import Task, TaskDefinition
+
+CHOICE = Task(TaskDefinition(name="c", kind="multiple_choice", instruction="Which?"))
+CREW = Crew((Annotator("a", "warm", 0, reading="option_prob"),), Annotator("judge", "judge", 0, reading="option_prob"))
+UNLABELED, CALIBRATING = 200, 60
+
+
+def example(name: str, answer: str | None = None) -> Example:
+    return Example(id=name, question=f"{name}?", options=("one", "two", "three"), answer=answer)
+
+
+def corpus() -> Corpus:
+    """Every fifth calibration item is answered wrongly: the crew always says B."""
+    unlabeled = tuple(example(f"u{i:03}") for i in range(UNLABELED))
+    calibration = tuple(example(f"c{i:03}", "A" if i % 5 == 0 else "B") for i in range(CALIBRATING))
+    data = Prepared(labeled=calibration, unlabeled=unlabeled, test=(), report={})
+    return Corpus(CHOICE, data, Folds((), calibration, (), True, ""), Neighbours({}, {}))
+
+
+def said_b(name: str, surety: float) -> Evidence:
+    rest = (1 - surety) / 2
+    return Evidence(
+        example_id=name,
+        annotator_id="a",
+        prompt_hash="",
+        text="Answer: B",
+        answer="B",
+        finish="stop",
+        option_probs=(rest, surety, rest),
+    )
+
+
+def evidence(here: Corpus) -> list[Evidence]:
+    """Each item with a surety of its own; wrong calibration items are the least sure."""
+    rows = [said_b(e.id, 0.4 + 0.5 * (i + 1) / UNLABELED) for i, e in enumerate(here.data.unlabeled)]
+    sureties = [0.41 + i / 1_000 if e.answer == "A" else 0.6 + i / 1_000 for i, e in enumerate(here.folds.calibration)]
+    return [*rows, *(said_b(e.id, s) for e, s in zip(here.folds.calibration, sureties, strict=True))]
+
+
+def selected(
+    rows: Sequence[Evidence],
+    settings: SelectSettings,
+    reviewed: Mapping[str, str] | None = None,
+    taught: tuple[Example, ...] = (),
+) -> Selection:
+    heard = Heard(
+        EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), reviewed or {}
+    )
+    return asyncio.run(select(replace(corpus(), taught=taught), CREW, heard, settings, 0))
+
+
+@pytest.mark.parametrize("person", ["B", "C"])
+def test_only_the_audited_answers_calibrate_and_they_leave_the_pool(person: str) -> None:
+    settings = SelectSettings(rule="human-budget", score="pooled", budget=40, audit_share=0.2, alpha=0.25)
+    here = corpus()
+    first = selected(evidence(here), settings)
+    scores = np.array(first.scores["score"].to_pylist())
+    asked = human_budget(scores, [e.id for e in here.data.unlabeled], 40, 0.2, 0)
+    assert first.queue.count(b"\n") == 40
+    reviewed = {e.id: person for e, yes in zip(here.data.unlabeled, asked.asked, strict=True) if yes}
+    second = selected(evidence(here), settings, reviewed)
+    found = second.summary
+    assert found["answered_by_a_person"] == 40 and second.queue == b""
+    assert found["calibration"] == CALIBRATING + 8, "the other 32 were chosen for their doubt"
+    assert found["calibration_error"] == pytest.approx((12 + (8 if person == "C" else 0)) / (CALIBRATING + 8))
+    threshold = found["threshold"]
+    assert isinstance(threshold, float)
+    cal = np.array([row.option_probs[1] for row in evidence(here)[UNLABELED:] if row.option_probs])
+    wrong = np.array([e.answer == "A" for e in here.folds.calibration])
+    above = int(np.sum(wrong & (cal >= threshold - 1e-9)))
+    above += int(np.sum(scores[asked.audit] >= threshold - 1e-9)) if person == "C" else 0
+    reached = int(np.sum(scores[~asked.audit] >= threshold - 1e-9))
+    assert found["estimated_false_share"] == pytest.approx(
+        (UNLABELED - 8) * (1 + above) / ((CALIBRATING + 8 + 1) * reached)
+    )
+    answers = {label.example_id: label.answer for label in second.kept}
+    assert all(answers[name] == person for name in reviewed), "a person's words count more than the crew's"
+
+
+def test_what_earlier_rounds_kept_counts_in_the_pool_of_fdr() -> None:
+    settings = SelectSettings(rule="fdr", score="pooled", alpha=0.25)
+    taught = tuple(example(f"t{i}", "B") for i in range(120))
+    first, later = selected(evidence(corpus()), settings), selected(evidence(corpus()), settings, taught=taught)
+    assert len(first.kept) > len(later.kept) > 0
+    scores = np.array(later.scores["score"].to_pylist())
+    threshold = later.summary["threshold"]
+    assert isinstance(threshold, float)
+    cal = np.array([row.option_probs[1] for row in evidence(corpus())[UNLABELED:] if row.option_probs])
+    wrong = np.array([e.answer == "A" for e in corpus().folds.calibration])
+    above, reached = int(np.sum(wrong & (cal >= threshold - 1e-9))), int(np.sum(scores >= threshold - 1e-9))
+    assert later.summary["estimated_false_share"] == pytest.approx(
+        (UNLABELED + 120) * (1 + above) / ((CALIBRATING + 1) * reached)
+    )
+    assert later.summary["false_share_range"] is None and first.summary["false_share_range"] is not None
+
+
+def test_more_than_five_percent_of_answers_without_probabilities_fail_the_run() -> None:
+    settings, rows = SelectSettings(rule="fdr", score="pooled"), evidence(corpus())
+    few = [replace(row, option_probs=None) if i % 20 == 0 else row for i, row in enumerate(rows)]
+    assert selected(few, settings).summary["answered"] == UNLABELED - UNLABELED // 20
+    many = [replace(row, option_probs=None) if i % 18 == 0 else row for i, row in enumerate(rows)]
+    with pytest.raises(StageError, match="without log-probabilities"):
+        selected(many, settings)
+
+
+def test_answers_with_labels_that_the_server_did_not_show_are_counted() -> None:
+    rows = [replace(row, failure=f"{UNSEEN}: C") if i < 7 else row for i, row in enumerate(evidence(corpus()))]
+    assert selected(rows, SelectSettings(rule="fdr", score="pooled")).summary["labels_filled_in"] == {"a": 7}
+
+
+def test_every_question_and_every_annotator_has_an_order_of_its_own() -> None:
+    four = [Example(id=f"q{i}", question="?", options=("w", "x", "y", "z")) for i in range(60)]
+    one, other = (Annotator(name, "base", 0, permute=True) for name in ("one", "other"))
+    orders = [shuffled_order(CHOICE, e, one, 0) for e in four]
+    assert len(set(orders)) > 15 and all(sorted(order or ()) == [0, 1, 2, 3] for order in orders)
+    assert orders != [shuffled_order(CHOICE, e, other, 0) for e in four]
+    assert orders == [shuffled_order(CHOICE, e, one, 0) for e in four]
+    assert shuffled_order(CHOICE, four[0], replace(one, permute=False), 0) is None
+
+
+def test_questions_with_the_same_demonstrations_follow_each_other_behind_one_prefix() -> None:
+    warm = tuple(example(f"w{i}", "ABC"[i % 3]) for i in range(3))
+    asked = tuple(example(f"q{i:02}") for i in range(40))
+    near = {e.id: tuple(f"w{(i * 7 + j) % 3}" for j in range(3)) for i, e in enumerate(asked)}
+    here = Corpus(CHOICE, Prepared(warm, asked, (), {}), Folds(warm, (), (), True, ""), Neighbours(near, {}))
+    other_words = reworded(CHOICE, "Choose.", (2, 0, 1))
+    for shots in (1, 2, 3):
+        ordered = here.by_shot_set(asked, shots)
+        assert sorted(e.id for e in ordered) == sorted(e.id for e in asked)
+        prefixes = [here.prompt(e, shots).messages[0] for e in ordered]
+        assert {message.role for message in prefixes} == {"system"}
+        changes = sum(a != b for a, b in pairwise(prefixes))
+        assert changes == len(set(prefixes)) - 1 < 6, "every set of demonstrations once"
+        assert here.prompt(ordered[0], shots, other_words, (2, 0, 1)).messages[0] == prefixes[0]
+    assert list(here.by_shot_set(asked, 0)) == list(asked)
