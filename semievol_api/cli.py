@@ -101,12 +101,14 @@ def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None
     from semievol_api.config import load_config
     from semievol_api.data import read_data
     from semievol_api.session import check as check_config
-    from semievol_api.session import check_data
+    from semievol_api.session import check_data, trains
+    from semievol_api.spending import refuse_unpriced
     from semievol_api.terminal.bars import out, pairs
 
     plan = check_config(load_config(config), today=on.date() if on else None)
     raw = read_data(plan.config.data, plan.task)
     check_data(plan, raw)
+    refuse_unpriced(plan.config, plan.provider, plan.trainer_ref if trains(plan.config) else None)
     facts = {
         "task": plan.task.name,
         "labelled": len(raw.labeled),
