@@ -142,11 +142,14 @@ def init(
     folder: Annotated[Path, typer.Option(help="Where to write task.toml and semievol.toml.")] = Path(),
     unlabeled: Annotated[Path | None, typer.Option(help="Your unlabelled file.")] = None,
     test: Annotated[Path | None, typer.Option(help="Your test file.")] = None,
+    question: Annotated[str | None, typer.Option(help="The column with the text, if it is not found.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The column with the label, if it is not found.")] = None,
 ) -> None:
     """Write a task and a config from your own file, showing what was understood."""
+    from semievol_api.data import start
     from semievol_api.terminal.starter import write_starter
 
-    write_starter(data, folder, unlabeled, test)
+    write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
 
 
 def status(config: ConfigPath, as_json: AsJson = False) -> None:

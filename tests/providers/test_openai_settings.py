@@ -142,5 +142,5 @@ def test_a_key_in_the_place_of_a_variables_name_is_refused_and_not_shown(kind: s
 
 
 def test_a_long_variable_name_of_words_is_one() -> None:
-    with pytest.raises(ConfigError, match="AZURE_OPENAI_API_KEY_SWEDEN_CENTRAL.*is not set"):
+    with pytest.raises(ConfigError, match=r"AZURE_OPENAI_API_KEY_SWEDEN_CENTRAL.*is not set"):
         _read({"api_key_env": "AZURE_OPENAI_API_KEY_SWEDEN_CENTRAL"})
