@@ -45,6 +45,7 @@ def run(
 ) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
+    from semievol_api.planning import spent_by
     from semievol_api.session import run_async, run_blocking
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
@@ -59,7 +60,7 @@ def run(
         _agree_on_price(settings)
     with Bars(err()) as bars:
         result = run_blocking(run_async(settings, watcher=bars, accept_change=accept_config_change))
-    show_result(result, as_json=as_json)
+    show_result(result, as_json=as_json, spent=spent_by(settings))
 
 
 def _agree_on_price(settings: Config) -> None:
@@ -206,7 +207,7 @@ def clean(
 
 def providers(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own [catalogue] file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own \\[catalogue] file.")] = None,
     as_json: AsJson = False,
     on: OnDay = None,
 ) -> None:
@@ -228,7 +229,7 @@ def providers(
 
 
 def probe(
-    name: Annotated[str, typer.Argument(help="A provider of the config: [providers.NAME].")],
+    name: Annotated[str, typer.Argument(help="A provider of the config: \\[providers.NAME].")],
     config: Annotated[Path, typer.Option(help="The config that names it.")] = Path("semievol.toml"),
     as_json: AsJson = False,
 ) -> None:

@@ -303,7 +303,7 @@ def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, 
             lines |= {str(ended): None}
         else:
             lines |= dict.fromkeys(verdict.lines)
-    return tuple(lines)
+    return tuple(line for line in lines if not any(other != line and other.startswith(line) for other in lines))
 
 
 def guests_of(config: Config) -> tuple[ModelRef, ...]:
