@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-import typer
+from typer.core import TyperArgument, TyperGroup, TyperOption
+from typer.main import get_command
 
 from semievol_api.cli import build_app
 from semievol_api.report.findings import no_better_than_majority
@@ -16,20 +17,20 @@ from semievol_api.session import run
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 
-def helps(command: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+def helps(command: TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every help text of every command that speaks of a key in brackets."""
     for name, sub in command.commands.items():
-        if isinstance(sub, typer.core.TyperGroup):
+        if isinstance(sub, TyperGroup):
             yield from helps(sub, (*path, name))
         for parameter in sub.params:
-            assert isinstance(parameter, typer.core.TyperOption | typer.core.TyperArgument)
+            assert isinstance(parameter, TyperOption | TyperArgument)
             text = parameter.help or ""
             yield from (((*path, name), key) for key in re.findall(r"\[[a-zA-Z_.]+\]", text))
 
 
 def test_no_help_text_loses_a_key_in_brackets(semievol: Semievol) -> None:
-    group = typer.main.get_command(build_app())
-    assert isinstance(group, typer.core.TyperGroup)
+    group = get_command(build_app())
+    assert isinstance(group, TyperGroup)
     found = list(helps(group))
     assert ("report",) in [path for path, _ in found], "the test looks at what it means to"
     for path, key in found:
@@ -123,9 +124,8 @@ def test_sft_is_a_name_of_the_warm_model_that_was_trained_on_all_labels(done: Pr
 
 def test_a_plan_says_nothing_twice_and_shows_no_empty_bill(project: Project, semievol: Semievol) -> None:
     project.change(('kind = "scripted"\nstate = "server"', 'kind = "openai"\napi_key_env = "A_KEY_THAT_IS_NOT_SET"'))
-    for _ in range(2):
-        text = project.change(('model = "tiny"', 'model = "gpt-4o-mini-2024-07-18"')).read_text("utf-8")
-    assert "tiny" not in text
+    tiny, mini = 'model = "tiny"', 'model = "gpt-4o-mini-2024-07-18"'
+    project.change((f'student = {{ provider = "mine", {tiny}', f'student = {{ provider = "mine", {mini}'))
     notices = json.loads(semievol("plan", project.config, "--json", "--on", "2027-01-07").out)["notices"]
     assert sum("accepted no new fine-tuning job" in notice for notice in notices) == 1
     (project.folder / "out").mkdir()
