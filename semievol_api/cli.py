@@ -45,6 +45,7 @@ def run(
 ) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
+    from semievol_api.planning import spent_by
     from semievol_api.session import run_async, run_blocking
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
@@ -59,7 +60,7 @@ def run(
         _agree_on_price(settings)
     with Bars(err()) as bars:
         result = run_blocking(run_async(settings, watcher=bars, accept_change=accept_config_change))
-    show_result(result, as_json=as_json)
+    show_result(result, as_json=as_json, spent=spent_by(settings))
 
 
 def _agree_on_price(settings: Config) -> None:
@@ -101,12 +102,14 @@ def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None
     from semievol_api.config import load_config
     from semievol_api.data import read_data
     from semievol_api.session import check as check_config
-    from semievol_api.session import check_data
+    from semievol_api.session import check_data, trains
+    from semievol_api.spending import refuse_unpriced
     from semievol_api.terminal.bars import out, pairs
 
     plan = check_config(load_config(config), today=on.date() if on else None)
     raw = read_data(plan.config.data, plan.task)
     check_data(plan, raw)
+    refuse_unpriced(plan.config, plan.provider, plan.trainer_ref if trains(plan.config) else None)
     facts = {
         "task": plan.task.name,
         "labelled": len(raw.labeled),
@@ -140,11 +143,14 @@ def init(
     folder: Annotated[Path, typer.Option(help="Where to write task.toml and semievol.toml.")] = Path(),
     unlabeled: Annotated[Path | None, typer.Option(help="Your unlabelled file.")] = None,
     test: Annotated[Path | None, typer.Option(help="Your test file.")] = None,
+    question: Annotated[str | None, typer.Option(help="The column with the text, if it is not found.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The column with the label, if it is not found.")] = None,
 ) -> None:
     """Write a task and a config from your own file, showing what was understood."""
+    from semievol_api.data import start
     from semievol_api.terminal.starter import write_starter
 
-    write_starter(data, folder, unlabeled, test)
+    write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
 
 
 def status(config: ConfigPath, as_json: AsJson = False) -> None:
@@ -201,7 +207,7 @@ def clean(
 
 def providers(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own [catalogue] file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own \\[catalogue] file.")] = None,
     as_json: AsJson = False,
     on: OnDay = None,
 ) -> None:
@@ -223,7 +229,7 @@ def providers(
 
 
 def probe(
-    name: Annotated[str, typer.Argument(help="A provider of the config: [providers.NAME].")],
+    name: Annotated[str, typer.Argument(help="A provider of the config: \\[providers.NAME].")],
     config: Annotated[Path, typer.Option(help="The config that names it.")] = Path("semievol.toml"),
     as_json: AsJson = False,
 ) -> None:

@@ -152,6 +152,8 @@ def read_side(spec: str) -> Side:
             f"{spec!r} is no run that was evaluated: {str(folder / 'evaluate')!r} holds nothing. Name a run's folder, "
             f"or folder:model."
         )
+    if name == "sft" and name not in there and "warm" in there:
+        name = "warm"  # trained on all labels, it is the SFT model of its run
     chosen = name or next((n for n in BEST_FIRST if n in there), there[0])
     answers = load_artifact(folder, f"evaluate/{chosen}", Answers)
     if answers is None:

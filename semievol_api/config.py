@@ -224,6 +224,10 @@ class Config(Settings):
                 f'[select] rule {self.select.rule!r} ranks by the pooled probability; set [select] score = "pooled" '
                 f'and a crew with estimators, or [run] mode = "calibrated"'
             )
+        counts = {"top-n": ("n", self.select.n), "human-budget": ("budget", self.select.budget)}
+        name, count = counts.get(self.select.rule, ("", 1))
+        if not count:
+            raise ValueError(f"[select] rule {self.select.rule!r} needs {name}, such as {name} = 100")
         ids = [annotator.id for annotator in self.annotators]
         if len(set(ids)) < len(ids):
             raise ValueError("two [[annotators]] have the same id")
@@ -255,7 +259,7 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Co
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a tree; a `ConfigError` names the file and the line where it is no TOML."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"There is no config file {str(path)!r}. Make one with: semievol init data.csv") from None
     except OSError as error:
@@ -293,7 +297,10 @@ def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, mess
         return f"{where}: unknown key {path!r}. {nearest(str(loc[-1]), _names_at(model, loc[:-1]))}"
     if kind == "missing":
         return f"{where}: the key {path!r} is missing; it has no default."
-    return f"{where}: {path!r} is wrong: {re.sub(r'^Value error, ', '', message)}."
+    said = re.sub(r"^Value error, ", "", message)
+    if kind == "model_type":
+        said = f"a table belongs there, such as {{ {', '.join(f'{name} = ...' for name in _names_at(model, loc))} }}"
+    return f"{where}: {path!r} is wrong: {said}." if path else f"{where}: {said}."
 
 
 def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

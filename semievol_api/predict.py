@@ -29,7 +29,7 @@ from semievol_api.session import Plan, Silent, Watcher, check, open_tools
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.evaluate import evaluate
 from semievol_api.stages.retrieve import nearest_among
-from semievol_api.tasks import Task
+from semievol_api.tasks import Columns, Task
 from semievol_api.tools import Tools
 
 FloatArray = NDArray[np.float64]
@@ -77,7 +77,8 @@ async def predict(
     """
     plan = check(config)
     table = read_table(data)
-    columns = columns_of(plan.task, config.data.columns)
+    columns = _without_absent(columns_of(plan.task, config.data.columns), table)
+    model = _name_in(config, model)
     examples = tuple(read_examples(table, plan.task, "unlabeled", columns).examples)
     tolerated = config.select.alpha if alpha is None else alpha
     (answered,) = await answers_of(plan, [model], examples, watcher)
@@ -102,6 +103,19 @@ async def answers_of(
             await evaluate(tools.student({"subject": tuned}), corpus, name, config.evaluate)
             for name, tuned in found.items()
         ]
+
+
+def _without_absent(columns: Columns, table: Table) -> Columns:
+    """New rows need no id, group or category: those columns serve the run's own splits."""
+    own = (("id", columns.id), ("group", columns.group), ("category", columns.category))
+    return columns.model_copy(update={role: None for role, name in own if name not in table.columns})
+
+
+def _name_in(config: Config, name: str) -> str:
+    """`sft` is the warm model of a run whose warm model was trained on all labels, and so serves as baseline."""
+    jobs = config.run.folder / "jobs"
+    is_warm = name == "sft" and not (jobs / "sft-model").exists() and (jobs / "warm_up-model").exists()
+    return "warm" if is_warm else name
 
 
 def model_of(config: Config, name: str) -> TunedModel:
@@ -170,9 +184,19 @@ def _accepted(
     else:
         chosen = select(scores, [e.id for e in examples], calibration, RuleSettings(rule="fdr", alpha=alpha))
         kept, cut = chosen.kept, chosen.threshold
+        right = 1.0 - float(np.mean(calibration.wrong))
+        nothing = (
+            f"Accepted: 0 of {scores.size}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of "
+            f"the {known} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; the "
+            f"confidences are in the file."
+        )
         messages = (
-            f"Accepted: {chosen.count} of {scores.size}. Among them at most {alpha:.0%} wrong answers are expected, on "
-            f"average over files like this one, if its rows are like the {known} held-out ones of the run.",
+            (nothing,)
+            if not chosen.count
+            else (
+                f"Accepted: {chosen.count} of {scores.size}. Among them at most {alpha:.0%} wrong answers are expected, on "
+                f"average over files like this one, if its rows are like the {known} held-out ones of the run.",
+            )
         )
     rows = tuple(
         Prediction(

@@ -34,6 +34,7 @@ from semievol_api.rounds import all_rounds
 from semievol_api.run_store import RunStore
 from semievol_api.scale.order import journals_of
 from semievol_api.scale.where import open_spread
+from semievol_api.spending import refuse_unpriced, with_cap
 from semievol_api.stages.annotators import guest_role
 from semievol_api.stages.fine_tune import OnEvent, Trainer
 from semievol_api.stages.retrieve import EmbeddingTool
@@ -168,6 +169,7 @@ async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cas
     plan = check(config, wire=None if cassette is None else cassette.send)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
+    refuse_unpriced(config, plan.provider, plan.trainer_ref if trains(config) else None)
     with (
         RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store,
         open_logs(config) as logs,
@@ -301,7 +303,7 @@ def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, 
             lines |= {str(ended): None}
         else:
             lines |= dict.fromkeys(verdict.lines)
-    return tuple(lines)
+    return tuple(line for line in lines if not any(other != line and other.startswith(line) for other in lines))
 
 
 def guests_of(config: Config) -> tuple[ModelRef, ...]:
@@ -373,18 +375,19 @@ async def open_tools(
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":
             embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, spread)
+        trainer = Trainer(
+            provider=plan.provider(plan.trainer_ref),
+            base=plan.trainer_ref.model,
+            clock=clock or RealClock(),
+            seed=config.run.seed,
+            on_event=on_job or watcher.on_job,
+            count=lambda: token_counter(plan.trainer_ref.model, roles.tokenizer).count_training,
+        )
         yield Tools(
             engine=engine,
             student_provider=plan.provider(roles.student),
             student_model=roles.student.model,
-            trainer=Trainer(
-                provider=plan.provider(plan.trainer_ref),
-                base=plan.trainer_ref.model,
-                clock=clock or RealClock(),
-                seed=config.run.seed,
-                on_event=on_job or watcher.on_job,
-                count=lambda: token_counter(plan.trainer_ref.model, roles.tokenizer).count_training,
-            ),
+            trainer=with_cap(trainer, engine, config),
             embedder=embedder,
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,

@@ -18,12 +18,14 @@ from semievol_api.data.load import read_source
 from semievol_api.data.splits import split
 from semievol_api.data.table import Table
 from semievol_api.data.understand import Understanding, is_answered, understand
+from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition
 
 TASK_FILE = "task.toml"
 CONFIG_FILE = "semievol.toml"
 _MIN_LABELED_FOR_TEST = 50
+_NAMED_AT_MOST = 5
 _INSTRUCTIONS = {
     "multiple_choice": "Answer the multiple-choice question.",
     "labels": "Choose the label that fits the text.",
@@ -50,30 +52,44 @@ class Starter:
     remarks: tuple[str, ...]
 
 
-def start(data: Path, unlabeled: Path | None = None, test: Path | None = None) -> Starter:
+def start(
+    data: Path,
+    unlabeled: Path | None = None,
+    test: Path | None = None,
+    *,
+    question: str | None = None,
+    answer: str | None = None,
+) -> Starter:
     """Everything that `semievol init` writes for a file of the user's own.
 
     Without an unlabelled file, the rows without an answer are it; where every row has one, the file is split
-    labelled : unlabelled : test = 2 : 6 : 2 (the unlabelled part's answers stay hidden from the method).
+    labelled : unlabelled : test = 2 : 6 : 2 (the unlabelled part's answers stay hidden from the method). `question`
+    and `answer` name columns that could not be guessed.
 
     Raises:
-        DataError: the file cannot be read, or its rows don't fit what was understood.
+        DataError: the file cannot be read, holds no answers, or its rows don't fit what was understood.
     """
     others = [path for path in (unlabeled, test) if path is not None]
-    found = _shared_by(understand(data), [read_source(path) for path in others])
+    found = _shared_by(understand(data, question=question, answer=answer), [read_source(path) for path in others])
     task_text = render_task(found)
     table = read_source(data)
+    if not found.answered:
+        why = "no column looks like the answer" if found.columns.answer is None else "the answers are all empty"
+        raise DataError(
+            f"{table.source} is the labelled file, and {why}. Its columns: {', '.join(table.columns)}. Name the one "
+            f"that holds the answers with --answer COLUMN (and --question COLUMN)."
+        )
     task = Task(_definition(found))
     if unlabeled is not None:
         read_examples(table, task, "labeled")
         paths = DataPaths(str(data.resolve()), str(unlabeled.resolve()), str(test.resolve()) if test else None)
         return Starter(found, {TASK_FILE: task_text, CONFIG_FILE: render_config(paths)}, ())
-    parts, remark = _parts(table, task, found, with_test=test is None)
+    parts, remarks = _parts(table, task, found, with_test=test is None)
     paths = DataPaths("labeled.jsonl", "unlabeled.jsonl", str(test.resolve()) if test else None)
     if parts.get("test.jsonl"):
         paths = DataPaths(paths.labeled, paths.unlabeled, "test.jsonl")
     files = {TASK_FILE: task_text, CONFIG_FILE: render_config(paths), **{k: v for k, v in parts.items() if v}}
-    return Starter(found, files, (remark,))
+    return Starter(found, files, remarks)
 
 
 def render_task(found: Understanding) -> str:
@@ -100,17 +116,22 @@ def render_config(paths: DataPaths) -> str:
     """The text of a config for one OpenAI-compatible provider."""
     test = f"test = {_toml(paths.test)}\n" if paths.test else "# No test file: the evaluation is skipped.\n"
     return (
-        '[run]\nfolder = "runs/first"\nmode = "paper"\nseed = 0\n\n'
+        '[run]\nfolder = "runs/first"\nmode = "paper"     # or "calibrated", "official-2025": docs/method.md\n'
+        "seed = 0\n\n"
         f"[data]\ntask = {_toml(TASK_FILE)}\nlabeled = {_toml(paths.labeled)}\n"
         f"unlabeled = {_toml(paths.unlabeled)}\n"
         f"{test}\n"
-        "# OpenAI itself, or anything that speaks its protocol: set base_url, such as http://127.0.0.1:8000/v1\n"
-        "# for `semievol serve`. The key is read from the variable OPENAI_API_KEY.\n"
-        '[providers.main]\nkind = "openai"\n\n'
+        "# OpenAI itself; the key is read from the variable OPENAI_API_KEY. Its fine-tuning ends, and is closed to\n"
+        "# organisations that have not used it lately: `semievol plan` tells until when, and where else this runs.\n"
+        '[providers.main]\nkind = "openai"\n'
+        "# A model of your own, served by `semievol serve MODEL_FOLDER --name my-llama`: add these three lines, and\n"
+        '# write model = "my-llama" in both roles.\n'
+        '# vendor = "semievol"\n# base_url = "http://127.0.0.1:8000/v1"\n# api_key_env = ""\n\n'
         '[roles]\nstudent = { provider = "main", model = "gpt-4o-mini-2024-07-18" }\n'
         'embedder = { provider = "main", model = "text-embedding-3-small" }\n\n'
         '[retrieve]\nmethod = "embedding"   # or "bm25", which needs no embedder\nk = 3\n\n'
-        "[select]\nshare = 0.5\n\n[train]\nn_epochs = 2\n"
+        "[select]\nshare = 0.5\n\n[train]\nn_epochs = 2\n\n"
+        "[limits]\nmax_usd = 5.0      # the run stops there and keeps what it paid for; raise it to go on\n"
     )
 
 
@@ -138,8 +159,10 @@ def _definition(found: Understanding) -> TaskDefinition:
     )
 
 
-def _parts(table: Table, task: Task, found: Understanding, *, with_test: bool) -> tuple[dict[str, str], str]:
-    """The data's parts as JSONL texts, and a sentence that says how they came about."""
+def _parts(
+    table: Table, task: Task, found: Understanding, *, with_test: bool
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The data's parts as JSONL texts, and sentences that say how they came about."""
     column = found.columns.answer
     answered = [row for row in range(len(table.rows)) if is_answered(table, row, column)]
     rest = [row for row in range(len(table.rows)) if not is_answered(table, row, column)]
@@ -166,11 +189,19 @@ def _parts(table: Table, task: Task, found: Understanding, *, with_test: bool) -
             f"{' : test' if with_test else ''} = {' : '.join(map(str, ratio))}; the answers of the unlabelled part "
             "stay hidden from the method and are used only for the report."
         )
+    remarks = [remark, f"Rows: {len(labeled)} labelled, {len(unlabeled)} unlabelled, {len(test)} for the test."]
+    missing = [label for label in found.labels if label not in {e.answer for e in labeled}]
+    if missing:
+        named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
+        remarks.append(
+            f"No labelled row is left for {len(missing)} of {len(found.labels)} labels ({named}), so nothing would "
+            f"teach them: label more, or make the parts yourself and name them with --unlabeled and --test."
+        )
     return {
         "labeled.jsonl": _jsonl(table, [row_of[e.id] for e in labeled]),
         "unlabeled.jsonl": _jsonl(table, unlabeled),
         "test.jsonl": _jsonl(table, [row_of[e.id] for e in test]),
-    }, remark
+    }, tuple(remarks)
 
 
 def _jsonl(table: Table, rows: Sequence[int]) -> str:

@@ -52,7 +52,7 @@ _OPTION_SERIES = tuple(
     for marks in (LETTERS.lower(), "123456789", "0123456789")
     if stem or marks == LETTERS.lower()
 )
-MAX_LABELS = 30
+MAX_LABELS = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,20 @@ class Understanding:
     reasons: tuple[str, ...]
 
 
-def understand(path: Path) -> Understanding:
-    """Guess kind, columns and labels of a file.
+def understand(path: Path, *, question: str | None = None, answer: str | None = None) -> Understanding:
+    """Guess kind, columns and labels of a file; its owner may name two columns.
 
     Raises:
-        DataError: the file cannot be read, or no column looks like a question.
+        DataError: the file cannot be read, no column looks like a question, or a named one is not there.
     """
     table = read_source(path)
+    for named in (question, answer):
+        if named is not None and named not in table.columns:
+            raise DataError(f"{table.source} has no column {named!r}. Its columns: {', '.join(table.columns)}.")
     options = _options(table)
     taken: set[str | None] = {options} if isinstance(options, str) else set(options or ())
-    answer = _named(table, "answer", taken)
-    question = _question(table, taken | {answer})
+    answer = answer or _named(table, "answer", taken | {question})
+    question = question or _question(table, taken | {answer})
     taken |= {answer, question}
     columns = Columns(
         question=question,
@@ -95,13 +98,16 @@ def understand(path: Path) -> Understanding:
     answers = _answers(table, answer)
     kind, why = _kind(answers, has_options=options is not None)
     counts = Counter(answers).most_common()
+    spelled: dict[str, str] = {}
+    for label, _ in counts:  # the most frequent spelling stands for all
+        spelled.setdefault(label.casefold(), label)
     return Understanding(
         source=table.source,
         rows=len(table.rows),
         answered=len(answers),
         kind=kind,
         columns=columns,
-        labels=tuple(sorted(dict(counts))) if kind == "labels" else (),
+        labels=tuple(sorted(spelled.values())) if kind == "labels" else (),
         answer_counts=tuple(counts[:10]),
         first_option_digit=0 if kind == "multiple_choice" and "0" in dict(counts) else 1,
         reasons=(*_column_reasons(columns), why),
@@ -116,13 +122,19 @@ def is_answered(table: Table, row: int, column: str | None) -> bool:
 def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[Kind, str]:
     if has_options:
         return "multiple_choice", "There are options, so the task is multiple choice."
-    distinct = Counter(answers)
+    distinct = Counter(answer.casefold() for answer in answers)
     if not distinct:
         return "free_text", "No row has an answer, so the task could not be told: free text is only a default."
+    if len(distinct) == 1 < len(answers):
+        return "free_text", f"All {len(answers)} answers are {answers[0]!r}: is it the right column? (--answer COLUMN)"
     few = 2 <= len(distinct) <= MAX_LABELS and len(answers) >= 3 * len(distinct)
     numeric = sum(read_number(f"Answer: {a}", NumberSettings()) is not None for a in answers) / len(answers)
-    if few and (numeric < 0.95 or all(a.lstrip("-").isdecimal() for a in distinct)):
-        return "labels", f"The answers are {len(distinct)} repeated values, so they are labels."
+    worded = all(any(c.isalpha() for c in a) for a in distinct)
+    if few and (numeric < 0.95 or worded or all(a.lstrip("-").isdecimal() for a in distinct)):
+        why = f"The answers are {len(distinct)} repeated values, so they are labels."
+        if all(a.lstrip("-").isdecimal() for a in distinct):
+            why += " They are numbers: write into the task's instruction what each of them means."
+        return "labels", why
     if numeric >= 0.95:
         return "number", "Nearly all answers are numbers, so answers count as right within 1 %."
     return (

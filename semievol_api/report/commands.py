@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(help="The run's folder, as [run] folder names it.")]
+RunFolder = Annotated[Path, typer.Argument(help="The run's folder, as \\[run] folder names it.")]
 
 
 def report(

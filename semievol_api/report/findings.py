@@ -40,6 +40,15 @@ def warnings_of(data: Prepared, labels: LabelTable, differences: Sequence[Differ
     ]
 
 
+def no_better_than_majority(label: str, low: float, high: float) -> str:
+    """What it means that a trained model's lead over the most frequent answer is not above 0."""
+    return (
+        f"{label} is not shown to be better than always giving the most frequent answer (95 % interval of the "
+        f"difference {low:+.1f} to {high:+.1f}): it may have learned nothing else. Look at its answers and the loss "
+        f"curve; more labels of the rare answers or more epochs ([train] n_epochs) may help."
+    )
+
+
 def _reading_notes(data: Prepared) -> Iterator[str]:
     """What was put right while the files were read, with the first rows that it concerns."""
     for note in msgspec.convert(data.report.get("notes", []), list[_Note]):
@@ -65,6 +74,8 @@ def _measurement_warnings(differences: Sequence[Difference]) -> Iterator[str]:
                 f"The interval of {d.of_label} against {d.against_label} contains 0: this test does not show a "
                 f"difference in either direction."
             )
+        if d.against == "majority" and d.low <= 0:
+            yield no_better_than_majority(d.of_label, d.low, d.high)
 
 
 def _label_warnings(data: Prepared, labels: LabelTable) -> Iterator[str]:

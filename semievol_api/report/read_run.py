@@ -73,6 +73,10 @@ class _Difference(msgspec.Struct):
     smallest_detectable: float | None = None
 
 
+class _Gate(msgspec.Struct):
+    items: int = 0
+
+
 class _Verdict(msgspec.Struct):
     """The verdict's document as this report reads it; unknown keys are left alone, missing ones are empty."""
 
@@ -84,6 +88,7 @@ class _Verdict(msgspec.Struct):
     notes: list[str] = []
     sentence: str = "This run has no verdict yet."
     promoted: bool | None = None
+    gate: _Gate | None = None
 
 
 class _Dropped(msgspec.Struct):
@@ -124,6 +129,7 @@ def read_report_data(run_folder: Path) -> ReportData:
         title="/".join(run_folder.resolve().parts[-2:]),
         sentence=verdict.sentence,
         promoted=verdict.promoted,
+        gate_items=verdict.gate.items if verdict.gate is not None else 0,
         n_test=verdict.n_test or len(data.test),
         counts={"labelled": len(data.labeled), "unlabelled": len(data.unlabeled), "test": len(data.test)},
         models=[_model(m) for m in verdict.models],

@@ -117,6 +117,7 @@ class ReportData:
     title: str
     sentence: str
     promoted: bool | None
+    gate_items: int
     n_test: int
     counts: Mapping[str, int]
     models: Sequence[ModelScore]

@@ -9,6 +9,7 @@ import asyncio
 import datetime
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,21 +54,24 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     if not jobs:
         out().print("No run here has started a training.", markup=False)
         return
-    columns = ["run", "job", "id", "state", "base", "model", "tokens", "USD"]
-    rows = [
-        [
-            str(job["run"]),
-            job["name"],
-            job["job_id"],
-            job["state"],
-            job["base"] or "-",
-            job["model"] or "-",
-            f"{job['trained_tokens']:,}" if job["trained_tokens"] else "-",
-            "-" if job["usd"] is None else f"{job['usd']:.2f}",
+    console = out()
+    for run, of_run in groupby(jobs, key=lambda job: str(job["run"])):
+        mine = list(of_run)
+        rows = [
+            [
+                job["name"],
+                job["state"],
+                job["base"] or "-",
+                f"{job['trained_tokens']:,}" if job["trained_tokens"] else "-",
+                "-" if job["usd"] is None else f"{job['usd']:.2f}",
+            ]
+            for job in mine
         ]
-        for job in jobs
-    ]
-    out().print(table("Trainings", columns, rows))
+        console.print(f"\n{run}", markup=False, soft_wrap=True)
+        console.print(table("", ["job", "state", "base", "tokens", "USD"], rows))
+        for job in mine:  # names are copied: nothing of them may be cut off
+            model = f", model {job['model']}" if job["model"] else ""
+            console.print(f"{job['name']}: {job['job_id']}{model}", markup=False, soft_wrap=True)
 
 
 def clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:

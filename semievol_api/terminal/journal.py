@@ -16,9 +16,13 @@ import typer
 
 from semievol_api.errors import UserError
 
-JournalPath = Annotated[Path, typer.Argument(help="The journal's file, such as runs/one/journal.sqlite.")]
+JournalPath = Annotated[Path, typer.Argument(help="A run's folder, or its journal.sqlite.")]
 
 app = typer.Typer(no_args_is_help=True, help="Read the journal of paid answers.")
+
+
+def _file(journal: Path) -> Path:
+    return journal / "journal.sqlite" if journal.is_dir() else journal
 
 
 def _rows(lines: Sequence[tuple[str, ...]]) -> str:
@@ -33,7 +37,7 @@ def count(journal: JournalPath) -> None:
     """How many answers the journal holds, by stage, kind and model."""
     from semievol_api.engine.journal import Journal
 
-    opened = Journal.read_only(journal)
+    opened = Journal.read_only(_file(journal))
     lines = [("stage", "kind", "model", "mode", "requests", "samples")]
     for total in opened.totals():
         source = total.source
@@ -47,7 +51,7 @@ def spend(journal: JournalPath) -> None:
     """What the answers cost, by stage, model and endpoint; lost replies at their upper bound."""
     from semievol_api.engine.journal import Journal
 
-    opened = Journal.read_only(journal)
+    opened = Journal.read_only(_file(journal))
     lines = [("stage", "model", "provider", "mode", "prompt", "cached", "completion", "USD")]
     totals, lost = opened.totals(), opened.lost()
     opened.close()
@@ -70,7 +74,7 @@ def export(
     from semievol_api.engine.export import as_json
     from semievol_api.engine.journal import Journal
 
-    opened = Journal.read_only(journal)
+    opened = Journal.read_only(_file(journal))
     try:
         if str(out) == "-":
             for record in opened.export():

@@ -52,7 +52,7 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
             console.print(f"- {offer.vendor}, {offer.model}: {' '.join(offer.remarks)}", markup=False)
     for notice in planned.notices:
         console.print(f"! {notice}", markup=False)
-    if spent is not None:
+    if spent is not None and (spent.requests or spent.trained_tokens):
         console.print(_beside(planned, spent))
 
 

@@ -10,12 +10,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from semievol_api.jobs import jobs_under
+from semievol_api.planning import Spent
+from semievol_api.report.findings import no_better_than_majority
 from semievol_api.session import RunResult
 from semievol_api.terminal.bars import out, table
 
 
-def show_result(result: RunResult, *, as_json: bool) -> None:
-    """Print the verdict of a finished run; JSON for a program, a table for a person."""
+def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None) -> None:
+    """Print the verdict of a finished run; JSON for a program, a table for a person.
+
+    `spent` is what the run has cost over all its processes.
+    """
     document: dict[str, Any] = dict(result.verdict.document)
     bills = result.ledger.stages.values()
     asked = {
@@ -23,21 +29,36 @@ def show_result(result: RunResult, *, as_json: bool) -> None:
         "attempts": sum(bill.attempts for bill in bills),
         "computed": list(result.computed),
     }
+    trained = {job.name: job.model for job in jobs_under(result.folder) if job.model}
     if as_json:
-        document |= {"folder": str(result.folder), "seconds": dict(result.seconds), "this_process": asked}
+        document |= {"trained": trained, "folder": str(result.folder), "seconds": dict(result.seconds)}
+        document |= {"this_process": asked}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
         return
     console = out()
     if document["n_test"]:
         console.print(_models(document, result.seconds))
         console.print(_differences(document["differences"]))
-    for line in (*document["notes"], *filter(None, [result.advice]), document["sentence"]):
+    for line in (*document["notes"], *_beware(document), *filter(None, [result.advice]), document["sentence"]):
         console.print(line, markup=False)
+    for name, model in trained.items():
+        console.print(f"Trained ({name}): {model}", markup=False, soft_wrap=True)
+    if spent is not None and spent.usd + (spent.trainings_usd or 0.0) > 0:
+        trainings = "an unknown price" if spent.trainings_usd is None else f"{spent.trainings_usd:.2f} USD"
+        console.print(f"Paid so far: {spent.usd:.2f} USD for requests, {trainings} for trainings.", markup=False)
     console.print(
         f"This process asked {asked['requests']} requests and made {len(result.computed)} artifacts; the rest was "
         f"there. Everything is in {result.folder}",
         markup=False,
+        soft_wrap=True,
     )
+    console.print(f"To read it, with every label: semievol report {result.folder}", markup=False, soft_wrap=True)
+
+
+def _beware(document: Mapping[str, Any]) -> list[str]:
+    """Whether the trained model says more than the most frequent answer."""
+    against = [d for d in document.get("differences", []) if d["against"] == "majority" and d["interval"][0] <= 0]
+    return [f"Beware: {no_better_than_majority(d['of_label'], *d['interval'])}" for d in against]
 
 
 def _models(document: Mapping[str, Any], seconds: Mapping[str, float]) -> object:

@@ -73,3 +73,27 @@ def test_a_config_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path.write_bytes("# é".encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_config(path)
+
+
+def test_a_config_saved_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "semievol.toml"
+    path.write_text(GOOD, "utf-8-sig")
+    assert load_config(path).run.folder == tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('student = { provider = "mine", model = "m" }', 'student = "m"'), ["'roles.student'", "{ provider = ..., m"]),
+        (("[providers.mine]", '[select]\nrule = "top-n"\n[providers.mine]'), ["'top-n' needs n, such as n = 100"]),
+        (("[providers.mine]", '[select]\nrule = "human-budget"\n[providers.mine]'), ["'human-budget' needs budget"]),
+    ],
+)
+def test_a_message_says_what_to_write_and_shows_no_empty_path(
+    tmp_path: Path, change: tuple[str, str], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, GOOD.replace(*change)))
+    for word in words:
+        assert word in str(caught.value)
+    assert "''" not in str(caught.value)

@@ -117,3 +117,46 @@ def test_the_released_files_are_understood(shared: Path, name: str) -> None:
     assert found.kind == "multiple_choice"
     assert found.columns.options == "options"
     assert found.columns.answer == "answer"
+
+
+def test_spellings_of_a_label_that_differ_by_case_are_one_label(tmp_path: Path) -> None:
+    answers = ["positive", "negative", "positive", "Negative", "positive ", "negative"]
+    rows: list[dict[str, object]] = [{"text": f"text {i}", "label": answer} for i, answer in enumerate(answers)]
+    starter = start(rows_file(tmp_path / "data.jsonl", rows))
+    assert starter.understanding.labels == ("negative", "positive")
+    config = load_config(write_all(tmp_path, starter.files))
+    data = read_data(config.data, load_task(config.data.task))
+    assert {e.answer for e in data.labeled} <= {"negative", "positive"}
+
+
+def test_a_labelled_file_without_answers_says_how_to_name_their_column(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"q": f"text number {i}", "gist": "no" if i % 2 else "yes"} for i in range(12)]
+    data = rows_file(tmp_path / "data.jsonl", rows)
+    with pytest.raises(DataError, match=r"no column looks like the answer.*q, gist.*--answer COLUMN"):
+        start(data)
+    with pytest.raises(DataError, match="no column 'gits'"):
+        start(data, answer="gits")
+    found = start(data, answer="gist").understanding
+    assert (found.columns.question, found.columns.answer, found.labels) == ("q", "gist", ("no", "yes"))
+    assert start(data, question="gist", answer="q").understanding.columns.question == "gist"
+
+
+def test_the_parts_are_counted_and_a_label_that_no_part_teaches_is_told(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"text {i}", "label": "ab"[i % 2] if i else "rare"} for i in range(50)]
+    rows[1]["label"] = "rare"
+    starter = start(rows_file(tmp_path / "data.jsonl", rows))
+    assert "Rows: 10 labelled, 30 unlabelled, 10 for the test." in starter.remarks
+    assert any("No labelled row is left for 1 of 3 labels ('rare')" in remark for remark in starter.remarks)
+
+
+def test_seventy_intents_are_labels_and_numbers_as_labels_ask_for_words(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"text {i}", "label": f"intent {i % 70}"} for i in range(210)]
+    assert len(understand(rows_file(tmp_path / "many.jsonl", rows)).labels) == 70
+    rows = [{"text": f"text {i}", "label": i % 3} for i in range(30)]
+    found = understand(rows_file(tmp_path / "ints.jsonl", rows))
+    assert "write into the task's instruction what each of them means" in found.reasons[-1]
+
+
+def test_one_answer_for_all_rows_asks_whether_it_is_the_right_column(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"text {i}", "label": "x"} for i in range(9)]
+    assert "All 9 answers are 'x'" in understand(rows_file(tmp_path / "d.jsonl", rows)).reasons[-1]

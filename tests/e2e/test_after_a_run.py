@@ -147,10 +147,14 @@ def test_without_held_out_answers_every_answer_counts_and_that_is_said(project: 
     assert all(row["accepted"] == "True" for row in labelled(project.folder / "new.predicted.csv"))
 
 
-def test_a_model_that_the_run_has_not_made_is_refused_with_those_that_it_has(done: Project, semievol: Semievol) -> None:
-    write_rows(done.folder / "new.csv", 20, start=5000)
-    shown = semievol("predict", "sft", done.folder / "new.csv", "--run", done.config)
-    assert shown.code == 2 and "It has: base, ceiling, semievol, warm" in shown.err
+def test_a_model_that_the_run_has_not_made_is_refused_with_those_that_it_has(
+    project: Project, semievol: Semievol
+) -> None:
+    project.change(("ceiling = true", "ceiling = false"))
+    run(project.config)
+    write_rows(project.folder / "new.csv", 20, start=5000)
+    shown = semievol("predict", "ceiling", project.folder / "new.csv", "--run", project.config)
+    assert shown.code == 2 and "It has: base, semievol, warm" in shown.err
 
 
 def test_a_notebook_gets_models_evidence_and_labels_as_data_frames(project: Project) -> None:

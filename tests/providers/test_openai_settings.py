@@ -11,6 +11,7 @@ import pytest
 
 from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_api.errors import ConfigError, UserError
+from semievol_providers.litellm.settings import read_access
 from semievol_providers.openai import connect
 from semievol_providers.openai.presets import load_presets
 from semievol_providers.openai.settings import Connection, read_connection
@@ -129,3 +130,17 @@ def test_connecting_imports_no_sdk_and_importing_the_door_no_http_client(child_e
     )
     done = subprocess.run([sys.executable, "-c", code], env=child_env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["openai", "litellm"])
+@pytest.mark.parametrize("key", ["sk-planted-0123456789abcdef", "0f1e2d3c4b5a69788796a5b4c3d2e1f0", "a" * 40])
+def test_a_key_in_the_place_of_a_variables_name_is_refused_and_not_shown(kind: str, key: str) -> None:
+    settings = ProviderSettings(name="hosted", options={"api_key_env": key}, environ={})
+    with pytest.raises(ConfigError, match="not the name of a variable") as caught:
+        read_connection(settings) if kind == "openai" else read_access(settings)
+    assert key not in str(caught.value)
+
+
+def test_a_long_variable_name_of_words_is_one() -> None:
+    with pytest.raises(ConfigError, match=r"AZURE_OPENAI_API_KEY_SWEDEN_CENTRAL.*is not set"):
+        _read({"api_key_env": "AZURE_OPENAI_API_KEY_SWEDEN_CENTRAL"})

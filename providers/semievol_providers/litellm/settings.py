@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from semievol_api.capabilities import ProviderSettings
 from semievol_api.errors import ConfigError
+from semievol_api.transport.scrub import is_variable_name
 
 LeftOut: TypeAlias = Literal["logprobs", "seed", "n", "top_p", "temperature"]
 
@@ -110,6 +111,11 @@ def _key(options: LiteLLMOptions, settings: ProviderSettings, where: str) -> str
         return None
     if options.api_key_env == "":
         return "none"
+    if not is_variable_name(options.api_key_env):
+        raise ConfigError(
+            f"'{where}.api_key_env' is not the name of a variable. If it is a key (it is not shown here), take it out "
+            f"of the config: put it into a variable, such as ANTHROPIC_API_KEY, and write that name."
+        )
     key = settings.environ.get(options.api_key_env, "").strip()
     if not key and settings.planning:
         return None

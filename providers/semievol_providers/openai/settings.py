@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from semievol_api.capabilities import ProviderSettings
 from semievol_api.errors import ConfigError
+from semievol_api.transport.scrub import is_variable_name
 from semievol_providers.openai.presets import (
     KeyHeader,
     Lack,
@@ -209,6 +210,11 @@ def _read_key(options: OpenAIOptions, preset: Preset, settings: ProviderSettings
     variable = preset.api_key_env if options.api_key_env is None else options.api_key_env
     if not variable:
         return "", "no key"
+    if not is_variable_name(variable):
+        raise ConfigError(
+            f"'{where}.api_key_env' is not the name of a variable. If it is a key (it is not shown here), take it out "
+            f"of the config: put it into a variable, such as OPENAI_API_KEY, and write that name."
+        )
     key = settings.environ.get(variable, "").strip()
     if not key and settings.planning:
         return "", f"the variable {variable!r} (not set: planning needs no key)"
