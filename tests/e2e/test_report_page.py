@@ -219,7 +219,6 @@ def test_the_demos_own_report_is_walked_by_clicks(driver: Any, tmp_path: Path, c
     report = write_report(tmp_path / "run")
     requested(driver)
     page = _opened(driver, report)
-    assert max(page.execute_script("return performance.getEntriesByType('paint').map((p) => p.startTime)")) < 2_000
     assert page.find_element("tag name", "h1").text and _count(page).startswith("600 of 600 rows")
     page.find_element("id", "search").send_keys("market")
     assert 0 < int(_count(page).split(" ")[0]) < 600
