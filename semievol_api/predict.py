@@ -184,20 +184,7 @@ def _accepted(
     else:
         chosen = select(scores, [e.id for e in examples], calibration, RuleSettings(rule="fdr", alpha=alpha))
         kept, cut = chosen.kept, chosen.threshold
-        right = 1.0 - float(np.mean(calibration.wrong))
-        nothing = (
-            f"Accepted: 0 of {scores.size}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of "
-            f"the {known} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; the "
-            f"confidences are in the file."
-        )
-        messages = (
-            (nothing,)
-            if not chosen.count
-            else (
-                f"Accepted: {chosen.count} of {scores.size}. Among them at most {alpha:.0%} wrong answers are expected, on "
-                f"average over files like this one, if its rows are like the {known} held-out ones of the run.",
-            )
-        )
+        messages = (_promise(chosen.count, scores.size, alpha, calibration),)
     rows = tuple(
         Prediction(
             example_id=example.id,
@@ -209,6 +196,20 @@ def _accepted(
         for example, row, score, keep in zip(examples, said, scores, kept, strict=True)
     )
     return Predictions(rows, table, model, alpha, cut, known, messages)
+
+
+def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -> str:
+    if not accepted:
+        right = 1.0 - float(np.mean(calibration.wrong))
+        return (
+            f"Accepted: 0 of {rows}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of the "
+            f"{calibration.size} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; the "
+            f"confidences are in the file."
+        )
+    return (
+        f"Accepted: {accepted} of {rows}. Among them at most {alpha:.0%} wrong answers are expected, on average over "
+        f"files like this one, if its rows are like the {calibration.size} held-out ones of the run."
+    )
 
 
 async def _corpus(tools: Tools, task: Task, examples: tuple[Example, ...], config: Config) -> Corpus:
