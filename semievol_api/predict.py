@@ -203,8 +203,8 @@ def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -
         right = 1.0 - float(np.mean(calibration.wrong))
         return (
             f"Accepted: 0 of {rows}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of the "
-            f"{calibration.size} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; the "
-            f"confidences are in the file."
+            f"{calibration.size} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; "
+            f"the confidences are in the file."
         )
     return (
         f"Accepted: {accepted} of {rows}. Among them at most {alpha:.0%} wrong answers are expected, on average over "
