@@ -100,30 +100,9 @@ def plan(
 def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None:
     """Validate a config, its data and its providers' tables, with no network."""
     from semievol_api.config import load_config
-    from semievol_api.data import read_data
-    from semievol_api.session import check as check_config
-    from semievol_api.session import check_data, trains
-    from semievol_api.spending import refuse_unpriced
-    from semievol_api.terminal.bars import out, pairs
+    from semievol_api.terminal.check import show_check
 
-    plan = check_config(load_config(config), today=on.date() if on else None)
-    raw = read_data(plan.config.data, plan.task)
-    check_data(plan, raw)
-    refuse_unpriced(plan.config, plan.provider, plan.trainer_ref if trains(plan.config) else None)
-    facts = {
-        "task": plan.task.name,
-        "labelled": len(raw.labeled),
-        "unlabelled": len(raw.unlabeled),
-        "test": len(raw.test),
-        "student": f"{plan.config.roles.student.model} at {plan.config.roles.student.provider}",
-        "trainer": f"{plan.trainer_ref.model} at {plan.trainer_ref.provider}",
-    }
-    if as_json:
-        print_json({"ok": True, **facts, "notices": [*plan.notices, *raw.remarks]})
-        return
-    pairs(out(), f"{config.name} is good", facts)
-    for notice in (*plan.notices, *raw.remarks):
-        out().print(f"! {notice}", markup=False)
+    show_check(load_config(config), config.name, on.date() if on else None, as_json=as_json)
 
 
 def preview(

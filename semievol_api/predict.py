@@ -184,7 +184,7 @@ def _accepted(
     else:
         chosen = select(scores, [e.id for e in examples], calibration, RuleSettings(rule="fdr", alpha=alpha))
         kept, cut = chosen.kept, chosen.threshold
-        messages = (_promise(chosen.count, scores.size, calibration, alpha),)
+        messages = (_promise(chosen.count, scores.size, alpha, calibration),)
     rows = tuple(
         Prediction(
             example_id=example.id,
@@ -198,18 +198,17 @@ def _accepted(
     return Predictions(rows, table, model, alpha, cut, known, messages)
 
 
-def _promise(accepted: int, of: int, calibration: Calibration, alpha: float) -> str:
-    """What the cut promises; where no cut keeps it, what could be done."""
-    if accepted:
+def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -> str:
+    if not accepted:
+        right = 1.0 - float(np.mean(calibration.wrong))
         return (
-            f"Accepted: {accepted} of {of}. Among them at most {alpha:.0%} wrong answers are expected, on average over "
-            f"files like this one, if its rows are like the {calibration.size} held-out ones of the run."
+            f"Accepted: 0 of {rows}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of the "
+            f"{calibration.size} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; "
+            f"the confidences are in the file."
         )
-    right = 1.0 - float(np.mean(calibration.wrong))
     return (
-        f"Accepted: 0 of {of}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of the "
-        f"{calibration.size} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; the "
-        f"confidences are in the file."
+        f"Accepted: {accepted} of {rows}. Among them at most {alpha:.0%} wrong answers are expected, on average over "
+        f"files like this one, if its rows are like the {calibration.size} held-out ones of the run."
     )
 
 

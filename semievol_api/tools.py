@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from semievol_api.artifacts import Abilities, TunedModel
 from semievol_api.capabilities import Provider
+from semievol_api.catalogue import with_bases
 from semievol_api.config import TrainSettings
 from semievol_api.engine import RequestEngine
 from semievol_api.stages.asking import Student
@@ -70,7 +71,7 @@ class Tools:
         """The models to be asked, by role."""
         return Student(
             engine=self.engine,
-            provider=self.student_provider,
+            provider=with_bases(self.student_provider, {model.model: model.base for model in models.values()}),
             models={role: model.model for role, model in models.items()} | self._guest_models,
             identities={role: model.identity for role, model in models.items()},
             seed=self.trainer.seed,

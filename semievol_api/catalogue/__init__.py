@@ -8,7 +8,7 @@ Knows nothing of runs or of how a vendor is asked.
 
 from semievol_api.catalogue.availability import Verdict, availability, refuse_ended
 from semievol_api.catalogue.facts import Catalogue, ModelFacts, Prices, load_catalogue
-from semievol_api.catalogue.known_limits import KnownLimits, with_limits
+from semievol_api.catalogue.known_limits import KnownLimits, with_bases, with_limits
 
 __all__ = [
     "Catalogue",
@@ -19,5 +19,6 @@ __all__ = [
     "availability",
     "load_catalogue",
     "refuse_ended",
+    "with_bases",
     "with_limits",
 ]

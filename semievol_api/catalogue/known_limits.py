@@ -49,5 +49,37 @@ def with_limits(provider: Provider, catalogue: Catalogue) -> Provider:
     return replace(provider, limits=KnownLimits(catalogue, provider.vendor, provider.limits))
 
 
+@dataclass(frozen=True)
+class TunedLimits(Mapping[ModelName, ModelLimits]):
+    """Known limits, and for a tuned model whose name tells no base the tuned price of the base that `bases` names."""
+
+    known: Mapping[ModelName, ModelLimits]
+    bases: Mapping[ModelName, ModelName]
+
+    def __getitem__(self, name: ModelName) -> ModelLimits:
+        found = self.known.get(name)
+        base = self.bases.get(name, name)
+        tuned = None if base == name else self.known.get(f"ft:{base}:")
+        if tuned is not None and (found is None or found.input_usd is None):
+            return replace(
+                found or ModelLimits(),
+                input_usd=tuned.input_usd,
+                cached_input_usd=tuned.cached_input_usd,
+                output_usd=tuned.output_usd,
+            )
+        return self.known[name]
+
+    def __iter__(self) -> Iterator[ModelName]:
+        return iter(dict.fromkeys([*self.known, *self.bases]))
+
+    def __len__(self) -> int:
+        return len({*self.known, *self.bases})
+
+
+def with_bases(provider: Provider, bases: Mapping[ModelName, ModelName]) -> Provider:
+    """The same provider, which knows what the models cost that were tuned from these bases."""
+    return replace(provider, limits=TunedLimits(provider.limits, bases))
+
+
 def _first(preferred: float | None, other: float | None) -> float | None:
     return other if preferred is None else preferred

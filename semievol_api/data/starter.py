@@ -9,7 +9,7 @@ Knows nothing of the command line.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,7 +70,8 @@ def start(
         DataError: the file cannot be read, holds no answers, or its rows don't fit what was understood.
     """
     others = [path for path in (unlabeled, test) if path is not None]
-    found = _shared_by(understand(data, question=question, answer=answer), [read_source(path) for path in others])
+    understood = understand(data, question=question, answer=answer)
+    found = _with_labels_of(test, _shared_by(understood, [read_source(path) for path in others]))
     task_text = render_task(found)
     table = read_source(data)
     if not found.answered:
@@ -81,9 +82,9 @@ def start(
         )
     task = Task(_definition(found))
     if unlabeled is not None:
-        read_examples(table, task, "labeled")
+        seen = {example.answer for example in read_examples(table, task, "labeled").examples}
         paths = DataPaths(str(data.resolve()), str(unlabeled.resolve()), str(test.resolve()) if test else None)
-        return Starter(found, {TASK_FILE: task_text, CONFIG_FILE: render_config(paths)}, ())
+        return Starter(found, {TASK_FILE: task_text, CONFIG_FILE: render_config(paths)}, tuple(_untaught(found, seen)))
     parts, remarks = _parts(table, task, found, with_test=test is None)
     paths = DataPaths("labeled.jsonl", "unlabeled.jsonl", str(test.resolve()) if test else None)
     if parts.get("test.jsonl"):
@@ -146,6 +147,30 @@ def _shared_by(found: Understanding, others: Sequence[Table]) -> Understanding:
     return replace(found, columns=columns.model_copy(update=lacking))
 
 
+def _with_labels_of(test: Path | None, found: Understanding) -> Understanding:
+    """The same with the labels that only the test file knows: the set is one."""
+    column = found.columns.answer
+    if test is None or found.kind != "labels" or column is None:
+        return found
+    table = read_source(test)
+    spelled = {label.casefold(): label for label in found.labels}
+    for row in range(len(table.rows)):
+        if is_answered(table, row, column):
+            label = str(table.cell(row, column)).strip()
+            spelled.setdefault(label.casefold(), label)
+    return replace(found, labels=tuple(sorted(spelled.values())))
+
+
+def _untaught(found: Understanding, seen: Container[str | None]) -> Iterator[str]:
+    missing = [label for label in found.labels if label not in seen]
+    if missing:
+        named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
+        yield (
+            f"No labelled row is left for {len(missing)} of {len(found.labels)} labels ({named}), so nothing would "
+            f"teach them: label more, or make the parts yourself and name them with --unlabeled and --test."
+        )
+
+
 def _definition(found: Understanding) -> TaskDefinition:
     return TaskDefinition.model_validate(
         {
@@ -190,13 +215,7 @@ def _parts(
             "stay hidden from the method and are used only for the report."
         )
     remarks = [remark, f"Rows: {len(labeled)} labelled, {len(unlabeled)} unlabelled, {len(test)} for the test."]
-    missing = [label for label in found.labels if label not in {e.answer for e in labeled}]
-    if missing:
-        named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
-        remarks.append(
-            f"No labelled row is left for {len(missing)} of {len(found.labels)} labels ({named}), so nothing would "
-            f"teach them: label more, or make the parts yourself and name them with --unlabeled and --test."
-        )
+    remarks += _untaught(found, {e.answer for e in labeled})
     return {
         "labeled.jsonl": _jsonl(table, [row_of[e.id] for e in labeled]),
         "unlabeled.jsonl": _jsonl(table, unlabeled),

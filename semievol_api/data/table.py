@@ -76,7 +76,10 @@ def read_table(path: Path) -> Table:
             f"There is no data file {str(path)!r}. Check the path; relative ones start at the config's folder."
         )
     if reader is None:
-        raise DataError(f"The file {str(path)!r} is of an unknown kind. Known endings: {', '.join(readers)}.")
+        raise DataError(
+            f"The file {str(path)!r} is of an unknown kind. Known endings: {', '.join(readers)}. A spreadsheet is "
+            f"saved as 'CSV UTF-8' first, a compressed file is unpacked."
+        )
     try:
         table = reader(path)
     except OSError as error:
@@ -192,7 +195,8 @@ def _read_json(path: Path) -> Table:
     try:
         value = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path.name}, line {error.lineno}: this is not JSON ({error.msg}).") from None
+        hint = " If each line is one object, name the file .jsonl." if error.msg == "Extra data" else ""
+        raise DataError(f"{path.name}, line {error.lineno}: this is not JSON ({error.msg}).{hint}") from None
     if not isinstance(value, list):
         raise DataError(f"{path.name} holds no list. A JSON file is a list of objects, one per example.")
     rows = [_object(item, f"{path.name}, item {i}") for i, item in enumerate(value, 1)]
@@ -201,7 +205,8 @@ def _read_json(path: Path) -> Table:
 
 def _object(value: object, where: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: this is a {type(value).__name__}, not an object with named values.")
+        hint = " A file that is one list is named .json." if isinstance(value, list) else ""
+        raise DataError(f"{where}: this is a {type(value).__name__}, not an object with named values.{hint}")
     return value
 
 

@@ -38,6 +38,9 @@ def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
         for message in item["messages"]:
             console.print(f"[bold]{message['role']}[/bold]")
             console.print(message["content"], markup=False, soft_wrap=True)
+    if any(item["shots"] for item in shown):
+        console.rule()
+        console.print("The demonstrations here are the first labelled rows; a run shows each question its neighbours.")
 
 
 def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example, ...]]:

@@ -367,3 +367,19 @@ def test_the_config_overrides_columns_and_a_wrong_key_is_met_with_the_nearest(tm
     assert read_data(settings_of(tmp_path, columns={"question": "id"}), CHOICE).labeled[1].question == "1"
     with pytest.raises(ConfigError, match=r"data\.columns: unknown key 'questoin'\. Did you mean 'question'\?"):
         read_data(settings_of(tmp_path, columns={"questoin": "id"}), CHOICE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("book.xlsx", b"PK\x03\x04", "saved as 'CSV UTF-8'"),
+        ("lines.json", b'{"a": 1}\n{"a": 2}\n', "name the file .jsonl"),
+        ("list.jsonl", b'[{"a": 1}]\n', "named .json"),
+    ],
+)
+def test_a_file_under_the_wrong_name_is_told_the_right_one(
+    tmp_path: Path, name: str, content: bytes, hint: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=hint):
+        read_table(tmp_path / name)

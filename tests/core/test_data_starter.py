@@ -160,3 +160,15 @@ def test_seventy_intents_are_labels_and_numbers_as_labels_ask_for_words(tmp_path
 def test_one_answer_for_all_rows_asks_whether_it_is_the_right_column(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"text": f"text {i}", "label": "x"} for i in range(9)]
     assert "All 9 answers are 'x'" in understand(rows_file(tmp_path / "d.jsonl", rows)).reasons[-1]
+
+
+def test_labels_that_only_the_test_file_knows_are_labels_too(tmp_path: Path) -> None:
+    def rows(*labels: str) -> list[dict[str, object]]:
+        return [{"text": f"text {i} {label}", "label": label} for i, label in enumerate(labels * 6)]
+
+    data, pool = rows_file(tmp_path / "d.jsonl", rows("a", "b")), rows_file(tmp_path / "u.jsonl", rows("c"))
+    starter = start(data, unlabeled=pool, test=rows_file(tmp_path / "t.jsonl", rows("A", "rare")))
+    assert starter.understanding.labels == ("a", "b", "rare")
+    assert "No labelled row is left for 1 of 3 labels ('rare')" in starter.remarks[0]
+    config = load_config(write_all(tmp_path, starter.files))
+    assert len(read_data(config.data, load_task(config.data.task)).test) == 12

@@ -58,3 +58,18 @@ def test_trainings_count_into_the_cap_and_a_higher_cap_goes_on(
     assert again.code == 1 and _jobs(project) == 1, "what was paid is known to the next process"
     project.change(("max_usd = 0.6", "max_usd = 50.0"))
     assert semievol("run", project.config, "--yes").code == 0
+
+
+def test_a_tuned_model_whose_name_tells_no_base_has_the_tuned_price_of_its_base(
+    project: Project, semievol: Semievol
+) -> None:
+    _priced(project, "training_usd = 1.0\ntuned = { input_usd = 2.0, output_usd = 2.0 }", "50.0")
+    own = project.folder / "own.toml"
+    own.write_text(own.read_text("utf-8").replace('model = "*"', 'model = "tiny"'), "utf-8")
+    shown = semievol("run", project.config, "--yes")
+    assert shown.code == 0, shown.err
+    lines = [line.split() for line in semievol("journal", "spend", project.folder / "out").out.splitlines()]
+    asked = {line[1]: float(line[-1]) for line in lines if line[0] == "evaluate"}
+    tuned = [usd for model, usd in asked.items() if model.startswith("ft:")]
+    assert tuned and all(usd > 0 for usd in tuned)
+    assert asked["tiny"] == 0

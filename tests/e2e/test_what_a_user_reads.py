@@ -136,3 +136,31 @@ def test_a_plan_says_nothing_twice_and_shows_no_empty_bill(project: Project, sem
 def test_a_journal_is_found_in_its_runs_folder(done: Project, semievol: Semievol) -> None:
     by_folder, by_file = (semievol("journal", "count", done.folder / name) for name in ("out", "out/journal.sqlite"))
     assert by_folder.code == 0 and by_folder.out == by_file.out != ""
+
+
+def test_check_tells_what_the_run_will_leave_out(project: Project, semievol: Semievol) -> None:
+    clean = json.loads(semievol("check", project.config, "--json").out)
+    assert clean["ok"] and clean["notices"] == []
+    lines = (project.folder / "test.csv").read_text().splitlines()[1:6]
+    with (project.folder / "labeled.csv").open("a") as file:
+        file.write("\n".join(f"again-{line}" for line in lines) + "\n")
+    shown = semievol("check", project.config)
+    assert shown.code == 0
+    assert "5 of the labeled rows ask what a test row asks, and will be left out" in shown.out
+
+
+def test_check_warns_of_labels_that_nothing_teaches(project: Project, semievol: Semievol) -> None:
+    (project.folder / "task.toml").write_text(
+        'name = "t"\nkind = "labels"\ninstruction = "Mood?"\nlabels = ["good", "bad", "odd"]\n'
+    )
+    (project.folder / "labeled.csv").write_text(
+        "question,answer\n" + "".join(f"text number {i} here,good\n" for i in range(20))
+    )
+    project.change(('test = "test.csv"\n', ""))
+    said = " ".join(semievol("check", project.config).out.split())
+    assert "All labelled rows have the same answer, 'good'" in said
+    assert "No labelled row teaches 2 of the 3 labels: 'bad', 'odd'." in said
+
+
+def test_a_preview_says_whose_demonstrations_it_shows(project: Project, semievol: Semievol) -> None:
+    assert "a run shows each question its neighbours" in semievol("preview", project.config).out
