@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def ids(folder: Path, part: str) -> set[str]:
 
 def trained_on(folder: Path, name: str) -> str:
     return (folder / name / "train.jsonl").read_text("utf-8")
+
+
+WEAK_CREW = """
+[[annotators]]
+id = "one"
+model = "base"
+[[annotators]]
+id = "other"
+model = "base"
+shots = 1
+"""
 
 
 def test_the_default_mode_calibrates_promises_and_gates(labels: Project) -> None:
@@ -268,6 +280,59 @@ def test_a_provider_that_cannot_train_gets_demonstrations_and_a_gate(labels: Pro
     assert any(d["of"] == "semievol" and d["against"] == "sft" for d in told["differences"])
 
 
+def test_an_untuned_model_is_shown_the_kept_pseudo_labels_and_never_what_gates(labels: Project) -> None:
+    write_rows(labels.folder / "labeled.csv", 520)
+    labels.change(
+        ('state = "server"', "can_train = false"), ('folder = "out"', 'folder = "out"\npropagation = "in-context"')
+    )
+    add(labels, '[evolve]\nkind = "in-context"')
+    folder = run(labels.config).folder
+    gating, kept = ids(folder, "development"), pq.read_table(folder / "select/kept.parquet")["example_id"].to_pylist()
+    assert len(gating) == 52 and len(ids(folder, "calibration")) == 104
+    shown = {}
+    for name in ("sft", "semievol"):
+        near = pq.read_table(folder / f"demonstrations/{name}/neighbours.parquet")["neighbour_ids"].to_pylist()
+        shown[name] = {neighbour for row in near for neighbour in row}
+        assert not shown[name] & gating
+    assert shown["semievol"] & set(kept), "pseudo-labels are demonstrations"
+    assert not shown["sft"] & set(kept)
+    assert shown["sft"] & ids(folder, "calibration"), "after selection every label may be shown"
+
+
+def _one_class(project: Project) -> None:
+    rows = (project.folder / "labeled.csv").read_text("utf-8").splitlines()
+    red = [row for row in rows[1:] if row.endswith(",A")]
+    more = [row.replace("Item number ", f"Item number {n}") for n in range(1, 5) for row in red]
+    named = [f"r{i},{row.partition(',')[2]}" for i, row in enumerate([*red, *more])]
+    (project.folder / "labeled.csv").write_text("\n".join([rows[0], *named]) + "\n", "utf-8")
+
+
+def _other_questions(project: Project) -> None:
+    path = project.folder / "unlabeled.csv"
+    words = "the patient was given a placebo and then"
+    path.write_text(path.read_text("utf-8").replace("of the survey has", words), "utf-8")
+
+
+def _random_answers(project: Project) -> None:
+    project.change(('state = "server"', 'state = "server"\nskill = 0.0'))
+    add(project, '[justify]\non = "never"')
+
+
+@pytest.mark.parametrize(
+    ("plant", "kind"), [(_one_class, "one-class"), (_other_questions, "drift"), (_random_answers, "uninformative")]
+)
+def test_a_planted_failure_stands_in_the_verdict_and_a_clean_run_has_none(
+    labels: Project, plant: Callable[[Project], None], kind: str
+) -> None:
+    add(labels, WEAK_CREW)
+    assert document(run(labels.config))["warnings"] == []
+    plant(labels)
+    labels.change(('folder = "out"', 'folder = "planted"'))
+    told = document(run(labels.config))
+    assert kind in {warning["kind"] for warning in told["warnings"]}
+    assert any(note.startswith("Warning: ") for note in told["notes"])
+
+
 def test_a_second_round_learns_what_the_first_kept_and_calibrates_on_other_labels(labels: Project) -> None:
     labels.change(
         ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.5')
@@ -288,17 +353,6 @@ def test_a_second_round_learns_what_the_first_kept_and_calibrates_on_other_label
     again = run(labels.config)
     assert again.computed == ()
     assert again.verdict.document == result.verdict.document
-
-
-WEAK_CREW = """
-[[annotators]]
-id = "one"
-model = "base"
-[[annotators]]
-id = "other"
-model = "base"
-shots = 1
-"""
 
 
 def test_a_later_round_counts_what_the_first_one_kept_and_simulates_no_range(labels: Project) -> None:
