@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +49,6 @@ def ids(folder: Path, part: str) -> set[str]:
 
 def trained_on(folder: Path, name: str) -> str:
     return (folder / name / "train.jsonl").read_text("utf-8")
-
-
-WEAK_CREW = """
-[[annotators]]
-id = "one"
-model = "base"
-[[annotators]]
-id = "other"
-model = "base"
-shots = 1
-"""
 
 
 def test_the_default_mode_calibrates_promises_and_gates(labels: Project) -> None:
@@ -280,59 +268,6 @@ def test_a_provider_that_cannot_train_gets_demonstrations_and_a_gate(labels: Pro
     assert any(d["of"] == "semievol" and d["against"] == "sft" for d in told["differences"])
 
 
-def test_an_untuned_model_is_shown_the_kept_pseudo_labels_and_never_what_gates(labels: Project) -> None:
-    write_rows(labels.folder / "labeled.csv", 520)
-    labels.change(
-        ('state = "server"', "can_train = false"), ('folder = "out"', 'folder = "out"\npropagation = "in-context"')
-    )
-    add(labels, '[evolve]\nkind = "in-context"')
-    folder = run(labels.config).folder
-    gating, kept = ids(folder, "development"), pq.read_table(folder / "select/kept.parquet")["example_id"].to_pylist()
-    assert len(gating) == 52 and len(ids(folder, "calibration")) == 104
-    shown = {}
-    for name in ("sft", "semievol"):
-        near = pq.read_table(folder / f"demonstrations/{name}/neighbours.parquet")["neighbour_ids"].to_pylist()
-        shown[name] = {neighbour for row in near for neighbour in row}
-        assert not shown[name] & gating
-    assert shown["semievol"] & set(kept), "pseudo-labels are demonstrations"
-    assert not shown["sft"] & set(kept)
-    assert shown["sft"] & ids(folder, "calibration"), "after selection every label may be shown"
-
-
-def _one_class(project: Project) -> None:
-    rows = (project.folder / "labeled.csv").read_text("utf-8").splitlines()
-    red = [row for row in rows[1:] if row.endswith(",A")]
-    more = [row.replace("Item number ", f"Item number {n}") for n in range(1, 5) for row in red]
-    named = [f"r{i},{row.partition(',')[2]}" for i, row in enumerate([*red, *more])]
-    (project.folder / "labeled.csv").write_text("\n".join([rows[0], *named]) + "\n", "utf-8")
-
-
-def _other_questions(project: Project) -> None:
-    path = project.folder / "unlabeled.csv"
-    words = "the patient was given a placebo and then"
-    path.write_text(path.read_text("utf-8").replace("of the survey has", words), "utf-8")
-
-
-def _random_answers(project: Project) -> None:
-    project.change(('state = "server"', 'state = "server"\nskill = 0.0'))
-    add(project, '[justify]\non = "never"')
-
-
-@pytest.mark.parametrize(
-    ("plant", "kind"), [(_one_class, "one-class"), (_other_questions, "drift"), (_random_answers, "uninformative")]
-)
-def test_a_planted_failure_stands_in_the_verdict_and_a_clean_run_has_none(
-    labels: Project, plant: Callable[[Project], None], kind: str
-) -> None:
-    add(labels, WEAK_CREW)
-    assert document(run(labels.config))["warnings"] == []
-    plant(labels)
-    labels.change(('folder = "out"', 'folder = "planted"'))
-    told = document(run(labels.config))
-    assert kind in {warning["kind"] for warning in told["warnings"]}
-    assert any(note.startswith("Warning: ") for note in told["notes"])
-
-
 def test_a_second_round_learns_what_the_first_kept_and_calibrates_on_other_labels(labels: Project) -> None:
     labels.change(
         ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.5')
@@ -355,62 +290,6 @@ def test_a_second_round_learns_what_the_first_kept_and_calibrates_on_other_label
     assert again.verdict.document == result.verdict.document
 
 
-def test_a_later_round_counts_what_the_first_one_kept_and_simulates_no_range(labels: Project) -> None:
-    labels.change(
-        ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.4')
-    )
-    add(labels, WEAK_CREW)
-    result = run(labels.config)
-    first, second = (_summary(result.folder / name) for name in (".", "round-2"))
-    assert first["false_share_range"] is not None and second["false_share_range"] is None
-    assert first["guarantee"] is second["guarantee"] is True
-    assert any(f"The {first['kept']} questions that earlier rounds kept count" in said for said in second["messages"])
-    assert not any("earlier rounds" in said for said in first["messages"])
-
-
-def test_high_probability_promises_nothing_about_what_the_first_round_left(labels: Project) -> None:
-    labels.change(
-        ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.5')
-    )
-    add(labels, f'{WEAK_CREW}\n[select]\nrule = "high-probability"\nalpha = 0.2\ndelta = 0.4')
-    result = run(labels.config)
-    first, second = (_summary(result.folder / name) for name in (".", "round-2"))
-    assert first["guarantee"] is True and second["guarantee"] is False
-    assert any("Nothing is promised in this round" in said for said in second["messages"])
-
-
-def test_a_round_that_keeps_too_little_leaves_the_verdict_before_it(labels: Project) -> None:
-    labels.change(("ceiling = true", "ceiling = false\nrounds = 3"))
-    add(labels, '[select]\nrule = "top-n"\nn = 235')
-    result = run(labels.config)
-    told = document(result)
-    assert "SemiEvol" in {m["label"] for m in told["models"]}
-    assert told["selection"]["kept"] == 235
-    assert "Round 2 kept 5 pseudo-labels more" in told["notes"][-1]
-    assert not (result.folder / "round-3").exists()
-    assert document(run(labels.config)) == told
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "select/summary.json").read_text("utf-8")))
-
-
-def test_a_class_quota_keeps_every_class_and_takes_the_promise_back(labels: Project) -> None:
-    labels.change(('state = "server"', 'state = "server"\nskill = 0.3'))
-    add(labels, f"{WEAK_CREW}\n[select]\nalpha = 0.01\nclass_quota = 0.3")
-    result = run(labels.config)
-    told = document(result)["selection"]
-    kept = pq.read_table(result.folder / "select/kept.parquet")["answer"].to_pylist()
-    scores = pq.read_table(result.folder / "select/scores.parquet")["answer"].to_pylist()
-    for letter in "ABCD":
-        assert kept.count(letter) >= int(0.3 * scores.count(letter))
-    assert any("class quota added" in said for said in told["messages"])
-    assert told["guarantee"] is False and told["false_share_range"] is None
-    assert told["estimated_false_share"] is None
-    assert told["enough"] is True
-    assert not any("final stage is skipped" in said for said in told["messages"]), "the quota made it enough"
-
-
 def test_the_official_mode_keeps_the_unanimous_and_says_what_it_is(labels: Project) -> None:
     labels.change(('folder = "out"', 'folder = "out"\nmode = "official-2025"'))
     result = run(labels.config)
@@ -431,7 +310,7 @@ def test_label_and_free_text_tasks_go_through_the_same_records(labels: Project, 
         f'name = "c"\nkind = "{kind}"\ninstruction = "Which colour?"\n{extra}\n[columns]\nid = "id"\n', "utf-8"
     )
     for name, count, start in (("labeled", 140, 0), ("unlabeled", 240, 1000), ("test", 40, 2000)):
-        _words_as_answers(labels.folder / f"{name}.csv", count, start)
+        words_as_answers(labels.folder / f"{name}.csv", count, start)
     told = document(run(labels.config))
     assert told["selection"]["kept"] >= 20
     assert told["selection"]["answered"] >= 0.9 * 240
@@ -439,7 +318,7 @@ def test_label_and_free_text_tasks_go_through_the_same_records(labels: Project, 
         assert told["selection"]["annotators"]["warm-0shot"]["read_by"] == "answer_logprob"
 
 
-def _words_as_answers(path: Path, count: int, start: int) -> None:
+def words_as_answers(path: Path, count: int, start: int) -> None:
     lines = ["id,question,answer"]
     for i in range(start, start + count):
         word = ("red", "green", "blue", "gold")[i * 7 % 4]
