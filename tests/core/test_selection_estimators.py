@@ -179,6 +179,8 @@ def test_votes_follow_the_formula_and_an_abstention_is_no_vote() -> None:
 
 
 def test_one_confidence_becomes_probabilities_over_the_items_own_labels() -> None:
+    nobody = from_confidence(np.array([0.9]), np.array([-1]), np.array([4]), width=4)
+    assert np.isnan(nobody).all(), "a confidence in no answer is an abstention"
     probs = from_confidence(np.array([0.7, NAN, 1.0]), np.array([1, 0, 0]), np.array([4, 4, 2]), width=4)
     assert probs[0] == pytest.approx([0.1, 0.7, 0.1, 0.1])
     assert np.isnan(probs[1]).all()
