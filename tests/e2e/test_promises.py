@@ -174,3 +174,14 @@ def test_a_class_quota_keeps_every_class_and_takes_the_promise_back(labels: Proj
     assert told["estimated_false_share"] is None
     assert told["enough"] is True
     assert not any("final stage is skipped" in said for said in told["messages"]), "the quota made it enough"
+
+
+def test_what_gates_stays_the_same_and_held_out_in_every_round(labels: Project) -> None:
+    write_rows(labels.folder / "labeled.csv", 520)
+    labels.change(("ceiling = true", "ceiling = false\nrounds = 2"))
+    add(labels, f'{WEAK_CREW}\n[select]\nrule = "top-n"\nn = 60')
+    first = run(labels.config).folder
+    second = first / "round-2"
+    gating = ids(first, "development")
+    assert len(gating) == 52 and ids(second, "development") == gating
+    assert not gating & (ids(second, "warm") | ids(second, "calibration"))
