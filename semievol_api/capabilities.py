@@ -94,11 +94,16 @@ class OptionRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionReply:
-    """`logprobs[i]` is the natural log-probability of `labels[i]`, or None where the server did not show it."""
+    """`logprobs[i]` is the natural log-probability of `labels[i]`, or None where the server did not show it.
+
+    `others` are those of the tokens that mean no label, where the server shows a few alternatives and not every label
+    is among them: a label that it did not show has no more than the least of all, nor than what they leave.
+    """
 
     logprobs: tuple[float | None, ...]
     usage: Usage
     pace: Pace = Pace()
+    others: tuple[float, ...] = ()
 
 
 class OptionReader(Protocol):

@@ -205,7 +205,8 @@ def _completion(content: Content) -> Completion:
 
 
 class OptionKind(Kind[OptionRequest, OptionReply]):
-    """Option readings: one sample, its log-probabilities as float64 in `numbers`, NaN where not shown."""
+    """Option readings: one sample, its log-probabilities as float64 in `numbers`, NaN where not shown; other tokens'
+    in `extra`, as alternatives without a text."""
 
     name = "options"
     group = 1
@@ -234,12 +235,16 @@ class OptionKind(Kind[OptionRequest, OptionReply]):
 
     def contents(self, reply: OptionReply) -> list[Content]:
         values = [np.nan if value is None else value for value in reply.logprobs]
-        return [Content(None, None, np.asarray(values, np.float64).tobytes(), None)]
+        others = _encode((None, (tuple([("", value) for value in reply.others]),))) if reply.others else None
+        return [Content(None, None, np.asarray(values, np.float64).tobytes(), others)]
 
     def build(self, samples: Sequence[Found]) -> OptionReply:
-        values = np.frombuffer(samples[0].content.numbers or b"", np.float64)
+        content = samples[0].content
+        values = np.frombuffer(content.numbers or b"", np.float64)
         shown = tuple(None if np.isnan(value) else float(value) for value in values)
-        return OptionReply(logprobs=shown, usage=_usage(samples))
+        _, top = decode_extra(content.extra) if content.extra else (None, None)
+        others = tuple([value for place in top or () for _, value in place])
+        return OptionReply(logprobs=shown, usage=_usage(samples), others=others)
 
 
 class EmbedKind(Kind[EmbedRequest, EmbedReply]):

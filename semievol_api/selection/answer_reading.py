@@ -123,20 +123,24 @@ def read_reply(logprobs: Sequence[float | None], permutation: Sequence[int] | No
 
 
 def read_replies(
-    logprobs: Sequence[Sequence[float | None]], permutations: Sequence[Sequence[int] | None]
+    logprobs: Sequence[Sequence[float | None]],
+    permutations: Sequence[Sequence[int] | None],
+    others: Sequence[Sequence[float]] = (),
 ) -> list[OptionReading | None]:
-    """The same for many replies at once."""
+    """The same for many replies at once; `others` are the log-probabilities shown of tokens that mean no label."""
     found: list[OptionReading | None] = [None] * len(logprobs)
-    by_width: dict[int, list[int]] = {}
+    by_width: dict[tuple[int, int], list[int]] = {}
     for place, row in enumerate(logprobs):
-        by_width.setdefault(len(row), []).append(place)
-    for width, places in by_width.items():
+        by_width.setdefault((len(row), len(others[place]) if others else 0), []).append(place)
+    for (width, more), places in by_width.items():
         if not width:
             continue
-        values = np.array([logprobs[i] for i in places], dtype=np.float64)  # None becomes NaN
-        label_of: IntArray = np.broadcast_to(np.arange(width, dtype=np.int64), values.shape)
+        shown = [(*logprobs[i], *others[i]) if more else logprobs[i] for i in places]
+        values = np.array(shown, dtype=np.float64)  # None becomes NaN
+        labels: IntArray = np.append(np.arange(width, dtype=np.int64), np.full(more, -1, dtype=np.int64))
+        label_of: IntArray = np.broadcast_to(labels, values.shape)
         result = option_prob(values, label_of, np.full(len(places), width, dtype=np.int64), width)
-        order = label_of
+        order = label_of[:, :width]
         if any(permutations):
             order = np.array([permutations[i] or range(width) for i in places], dtype=np.int64)
         probs = undo_permutation(result.probs, order).tolist()

@@ -117,7 +117,8 @@ def rows_of_reads(reads: Sequence[tuple[Question, Answer[OptionReply]]]) -> list
     """A row a read: the likeliest label and the whole distribution; labels not shown are named in `failure`."""
     answered = [answer.reply for _, answer in reads if answer.reply is not None]
     orders = [question.order for question, answer in reads if answer.reply is not None]
-    distributions = iter(read_replies([reply.logprobs for reply in answered], orders))
+    shown, others = [reply.logprobs for reply in answered], [reply.others for reply in answered]
+    distributions = iter(read_replies(shown, orders, others))
     return [
         _failed(question, answer.failure or "the server sent no distribution")
         if answer.reply is None

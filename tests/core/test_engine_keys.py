@@ -9,9 +9,10 @@ from engine_fakes import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semievol_api.capabilities import ChatRequest, EmbedRequest, OptionRequest
+from semievol_api.capabilities import ChatRequest, EmbedRequest, OptionReply, OptionRequest
 from semievol_api.engine.kinds import ChatKind, EmbedKind, OptionKind
-from semievol_api.records import Message, Prompt
+from semievol_api.engine.rows import Found
+from semievol_api.records import Message, Prompt, Usage
 
 SERVER = FakeServer()
 CHAT = ChatKind(SERVER.complete)
@@ -62,6 +63,15 @@ def test_kinds_do_not_share_keys() -> None:
         CHAT.key("e", BASE),
     }
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize("others", [(), (-2.5, -3.0)])
+def test_an_option_reading_comes_back_with_all_that_was_shown(others: tuple[float, ...]) -> None:
+    options = OptionKind(SERVER.read)
+    (content,) = options.contents(OptionReply(logprobs=(-0.5, None), usage=Usage(3, 1), others=others))
+    assert (content.extra is None) is (others == ())
+    back = options.build([Found(0, 3, 0, 1, content)])
+    assert (back.logprobs, back.others, back.usage.prompt) == ((-0.5, None), others, 3)
 
 
 def test_the_key_of_a_text_does_not_depend_on_the_batch_size() -> None:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from semievol_api.errors import DataError, MissingAbilityError
 from semievol_api.records import Evidence
-from semievol_api.selection.answer_reading import LabelIndex, answer_position, read_options, read_reply
+from semievol_api.selection.answer_reading import (
+    LabelIndex,
+    answer_position,
+    read_options,
+    read_replies,
+    read_reply,
+)
 from semievol_api.selection.dawid_skene import dawid_skene
 from semievol_api.selection.estimators import (
     ESTIMATORS,
@@ -153,6 +159,19 @@ def test_an_exact_reading_reports_the_labels_that_the_server_did_not_show() -> N
 
 
 # ---------------------------------------------------------------------------------------- estimators
+def test_what_else_was_shown_bounds_a_label_that_was_not() -> None:
+    lg = np.log
+    plain, bounded, full = read_replies(
+        [[lg(0.6), None, lg(0.3)], [lg(0.6), None, lg(0.3)], [lg(0.6), lg(0.1), lg(0.3)]],
+        [None, (2, 1, 0), None],
+        [(), (lg(0.08), lg(0.001)), ()],
+    )
+    assert plain is not None and bounded is not None and full is not None
+    assert plain.probs == pytest.approx((0.6, 0.1, 0.3))
+    assert bounded.probs == pytest.approx(np.array([0.3, 0.001, 0.6]) / 0.901), "the least shown, not all that is left"
+    assert (plain.missing, bounded.missing, full.missing) == ((1,), (1,), ())
+
+
 def test_votes_follow_the_formula_and_an_abstention_is_no_vote() -> None:
     shares = votes(np.array([[0, 0, 1, -1], [-1, -1, -1, -1]]), np.array([3, 3]), width=3)
     assert shares[0] == pytest.approx([2.5 / 4.5, 1.5 / 4.5, 0.5 / 4.5])
@@ -160,6 +179,8 @@ def test_votes_follow_the_formula_and_an_abstention_is_no_vote() -> None:
 
 
 def test_one_confidence_becomes_probabilities_over_the_items_own_labels() -> None:
+    nobody = from_confidence(np.array([0.9]), np.array([-1]), np.array([4]), width=4)
+    assert np.isnan(nobody).all(), "a confidence in no answer is an abstention"
     probs = from_confidence(np.array([0.7, NAN, 1.0]), np.array([1, 0, 0]), np.array([4, 4, 2]), width=4)
     assert probs[0] == pytest.approx([0.1, 0.7, 0.1, 0.1])
     assert np.isnan(probs[1]).all()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from semievol_api.artifacts import Abilities, Folds, Neighbours, Prepared
-from semievol_api.config import AnnotateSettings
+from semievol_api.config import AnnotateSettings, Config, parse_settings
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Evidence, Example
-from semievol_api.stages.annotators import Annotator, Circumstances, Crew, circumstances, diverse
+from semievol_api.stages.annotators import Annotator, Circumstances, Crew, call_crew, circumstances, diverse
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.pooling import OTHER, opinions, wrong_answers
 from semievol_api.stages.probe import settled
@@ -158,6 +158,29 @@ def test_an_estimator_that_the_server_cannot_serve_is_refused_by_name() -> None:
     crew = Crew((Annotator("a", "warm", 0, reading="option_prob"),), Annotator("justify", "judge", 0, reading="auto"))
     with pytest.raises(MissingAbilityError, match="option_prob"):
         settled(crew, Abilities({"warm": "text", "judge": "text"}), CHOICE)
+
+
+def test_the_papers_crew_is_four_of_the_eight_ways_drawn_by_the_runs_seed() -> None:
+    tree = {
+        "run": {"folder": "out", "mode": "paper"},
+        "data": {"task": "arc", "labeled": "l.csv", "unlabeled": "u.csv"},
+        "providers": {"p": {"kind": "scripted"}},
+        "roles": {"student": {"provider": "p", "model": "m"}},
+    }
+    here = Circumstances(warm=True, closed=True, shared_labels=False, embeddings=True)
+
+    def drawn(seed: int, here: Circumstances = here) -> set[tuple[str, int]]:
+        run = {**tree["run"], "seed": seed}
+        crew = call_crew(parse_settings(Config, {**tree, "run": run}, where="test"), here)
+        assert len(crew.annotators) == 4
+        return {(annotator.role, annotator.shots) for annotator in crew.annotators}
+
+    crews = [drawn(seed) for seed in range(60)]
+    assert set().union(*crews) == {(role, shots) for role in ("base", "warm") for shots in range(4)}
+    assert all(len(crew) == 4 for crew in crews), "without replacement"
+    assert len({tuple(sorted(crew)) for crew in crews}) > 20
+    assert crews[3] == drawn(3)
+    assert drawn(0, replace(here, warm=False)) == {("base", shots) for shots in range(4)}
 
 
 def test_the_papers_crew_is_left_alone_by_the_probe() -> None:

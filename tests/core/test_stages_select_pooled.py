@@ -125,6 +125,22 @@ def test_more_than_five_percent_of_answers_without_probabilities_fail_the_run() 
         selected(many, settings)
 
 
+def test_a_class_that_vanishes_and_answers_without_relation_to_the_gold_are_in_the_summary() -> None:
+    rows = evidence(corpus())
+    doubtful = {f"u{i:03}" for i in range(0, UNLABELED, 3)}
+    swapped = [replace(r, option_probs=(0.36, 0.33, 0.31)) if r.example_id in doubtful else r for r in rows]
+    found = selected(swapped, SelectSettings(rule="top-n", n=60, score="pooled")).summary["warnings"]
+    assert "vanished-class" in {warning["kind"] for warning in found}  # type: ignore[attr-defined]
+    torn = [
+        replace(r, option_probs=((0.49, 0.47, 0.04), (0.47, 0.49, 0.04))[i // 5 % 2])
+        if r.example_id.startswith("c")
+        else r
+        for i, r in enumerate(rows)
+    ]
+    said = selected(torn, SelectSettings(rule="top-n", n=60, score="pooled")).summary["warnings"]
+    assert "uninformative" in {warning["kind"] for warning in said}  # type: ignore[attr-defined]
+
+
 def test_answers_with_labels_that_the_server_did_not_show_are_counted() -> None:
     rows = [replace(row, failure=f"{UNSEEN}: C") if i < 7 else row for i, row in enumerate(evidence(corpus()))]
     assert selected(rows, SelectSettings(rule="fdr", score="pooled")).summary["labels_filled_in"] == {"a": 7}

@@ -290,73 +290,6 @@ def test_a_second_round_learns_what_the_first_kept_and_calibrates_on_other_label
     assert again.verdict.document == result.verdict.document
 
 
-WEAK_CREW = """
-[[annotators]]
-id = "one"
-model = "base"
-[[annotators]]
-id = "other"
-model = "base"
-shots = 1
-"""
-
-
-def test_a_later_round_counts_what_the_first_one_kept_and_simulates_no_range(labels: Project) -> None:
-    labels.change(
-        ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.4')
-    )
-    add(labels, WEAK_CREW)
-    result = run(labels.config)
-    first, second = (_summary(result.folder / name) for name in (".", "round-2"))
-    assert first["false_share_range"] is not None and second["false_share_range"] is None
-    assert first["guarantee"] is second["guarantee"] is True
-    assert any(f"The {first['kept']} questions that earlier rounds kept count" in said for said in second["messages"])
-    assert not any("earlier rounds" in said for said in first["messages"])
-
-
-def test_high_probability_promises_nothing_about_what_the_first_round_left(labels: Project) -> None:
-    labels.change(
-        ("ceiling = true", "ceiling = false\nrounds = 2"), ('state = "server"', 'state = "server"\nskill = 0.5')
-    )
-    add(labels, f'{WEAK_CREW}\n[select]\nrule = "high-probability"\nalpha = 0.2\ndelta = 0.4')
-    result = run(labels.config)
-    first, second = (_summary(result.folder / name) for name in (".", "round-2"))
-    assert first["guarantee"] is True and second["guarantee"] is False
-    assert any("Nothing is promised in this round" in said for said in second["messages"])
-
-
-def test_a_round_that_keeps_too_little_leaves_the_verdict_before_it(labels: Project) -> None:
-    labels.change(("ceiling = true", "ceiling = false\nrounds = 3"))
-    add(labels, '[select]\nrule = "top-n"\nn = 235')
-    result = run(labels.config)
-    told = document(result)
-    assert "SemiEvol" in {m["label"] for m in told["models"]}
-    assert told["selection"]["kept"] == 235
-    assert "Round 2 kept 5 pseudo-labels more" in told["notes"][-1]
-    assert not (result.folder / "round-3").exists()
-    assert document(run(labels.config)) == told
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "select/summary.json").read_text("utf-8")))
-
-
-def test_a_class_quota_keeps_every_class_and_takes_the_promise_back(labels: Project) -> None:
-    labels.change(('state = "server"', 'state = "server"\nskill = 0.3'))
-    add(labels, f"{WEAK_CREW}\n[select]\nalpha = 0.01\nclass_quota = 0.3")
-    result = run(labels.config)
-    told = document(result)["selection"]
-    kept = pq.read_table(result.folder / "select/kept.parquet")["answer"].to_pylist()
-    scores = pq.read_table(result.folder / "select/scores.parquet")["answer"].to_pylist()
-    for letter in "ABCD":
-        assert kept.count(letter) >= int(0.3 * scores.count(letter))
-    assert any("class quota added" in said for said in told["messages"])
-    assert told["guarantee"] is False and told["false_share_range"] is None
-    assert told["estimated_false_share"] is None
-    assert told["enough"] is True
-    assert not any("final stage is skipped" in said for said in told["messages"]), "the quota made it enough"
-
-
 def test_the_official_mode_keeps_the_unanimous_and_says_what_it_is(labels: Project) -> None:
     labels.change(('folder = "out"', 'folder = "out"\nmode = "official-2025"'))
     result = run(labels.config)
@@ -377,7 +310,7 @@ def test_label_and_free_text_tasks_go_through_the_same_records(labels: Project, 
         f'name = "c"\nkind = "{kind}"\ninstruction = "Which colour?"\n{extra}\n[columns]\nid = "id"\n', "utf-8"
     )
     for name, count, start in (("labeled", 140, 0), ("unlabeled", 240, 1000), ("test", 40, 2000)):
-        _words_as_answers(labels.folder / f"{name}.csv", count, start)
+        words_as_answers(labels.folder / f"{name}.csv", count, start)
     told = document(run(labels.config))
     assert told["selection"]["kept"] >= 20
     assert told["selection"]["answered"] >= 0.9 * 240
@@ -385,7 +318,7 @@ def test_label_and_free_text_tasks_go_through_the_same_records(labels: Project, 
         assert told["selection"]["annotators"]["warm-0shot"]["read_by"] == "answer_logprob"
 
 
-def _words_as_answers(path: Path, count: int, start: int) -> None:
+def words_as_answers(path: Path, count: int, start: int) -> None:
     lines = ["id,question,answer"]
     for i in range(start, start + count):
         word = ("red", "green", "blue", "gold")[i * 7 % 4]

@@ -10,7 +10,7 @@ from semievol_api.capabilities import OptionReply, OptionRequest, ProviderSettin
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
 from semievol_providers.openai.chat_answer import Alternative, TokenWithAlternatives
-from semievol_providers.openai.option_reader import label_logprob, label_place
+from semievol_providers.openai.option_reader import label_logprob, label_place, other_logprobs
 from tests.providers.openai_loopback import LoopbackServer
 
 MESSAGES = (Message("user", "Which?"),)
@@ -105,3 +105,19 @@ def test_unscored_tokens_and_missing_places_are_unread() -> None:
     assert label_logprob("B", TokenWithAlternatives("A", -0.1, [Alternative("B", -9999.0)])) is None
     assert label_logprob("B", TokenWithAlternatives("A", -0.1, [Alternative("B", None)])) is None
     assert label_logprob("B", None) is None
+
+
+def test_what_else_was_shown_is_told_where_a_label_is_missing() -> None:
+    entry = TokenWithAlternatives(
+        " B", -0.5, [Alternative(" B", -0.5), Alternative("The", -2.0), Alternative("x", -9999.0)]
+    )
+    assert other_logprobs(("A", "B"), entry) == (-2.0,)
+    assert other_logprobs(("A", "B"), None) == ()
+
+
+async def test_others_come_with_a_reply_that_lacks_a_label_only() -> None:
+    async with LoopbackServer() as server:
+        whole = await _read(server, OptionRequest(model="tiny", prompt=REQUEST.prompt, labels=("A", "B")))
+        part = await _read(server, OptionRequest(model="tiny", prompt=REQUEST.prompt, labels=("A", "C")))
+    assert None not in whole.logprobs and whole.others == ()
+    assert part.logprobs[1] is None and len(part.others) >= 1

@@ -54,10 +54,12 @@ class OpenAIOptionReader:
             raise error_in_body(_WHAT, answer, connection)
         place = 0 if asked.prompt.prefill is not None else label_place(positions.entries, request)
         here = positions.entries[place] if place is not None and place < len(positions.entries) else None
+        logprobs = tuple([label_logprob(label, here) for label in request.labels])
         return OptionReply(
-            logprobs=tuple([label_logprob(label, here) for label in request.labels]),
+            logprobs=logprobs,
             usage=positions.usage,
             pace=pace_of(answer.headers),
+            others=other_logprobs(request.labels, here) if None in logprobs else (),
         )
 
     def _question(self, request: OptionRequest) -> ChatRequest:
@@ -103,11 +105,21 @@ def label_logprob(label: str, entry: TokenWithAlternatives | None) -> float | No
     if entry is None:
         return None
     wanted = label.strip()
-    seen: dict[str, float] = {}
-    for token, logprob in [(entry.token, entry.logprob), *((o.token, o.logprob) for o in entry.top_logprobs or ())]:
-        if logprob is not None and logprob > _UNSEEN and token.strip() == wanted:
-            seen[token] = logprob
+    seen = [logprob for token, logprob in _shown(entry).items() if token.strip() == wanted]
     if not seen:
         return None
-    highest = max(seen.values())
-    return highest + math.log(math.fsum([math.exp(value - highest) for value in seen.values()]))
+    highest = max(seen)
+    return highest + math.log(math.fsum([math.exp(value - highest) for value in seen]))
+
+
+def other_logprobs(labels: Sequence[str], entry: TokenWithAlternatives | None) -> tuple[float, ...]:
+    """Natural logs of the probabilities shown at one place for tokens that are no label."""
+    wanted = {label.strip() for label in labels}
+    shown = {} if entry is None else _shown(entry)
+    return tuple([logprob for token, logprob in shown.items() if token.strip() not in wanted])
+
+
+def _shown(entry: TokenWithAlternatives) -> dict[str, float]:
+    """Every token shown at a place, each once."""
+    pairs = [(entry.token, entry.logprob), *((o.token, o.logprob) for o in entry.top_logprobs or ())]
+    return {token: logprob for token, logprob in pairs if logprob is not None and logprob > _UNSEEN}
