@@ -291,11 +291,12 @@ def predict(
     from semievol_api.predict import predict as label
     from semievol_api.session import run_blocking
     from semievol_api.terminal.bars import Bars, err, out
-    from semievol_api.terminal.predictions import predictions_as_json, show_predictions, write_predictions
+    from semievol_api.terminal.predictions import place_of, predictions_as_json, show_predictions, write_predictions
 
+    place = place_of(data, written) if data.exists() else data
     with Bars(err()) as bars:
         found = run_blocking(label(load_config(run_config), model, data, alpha=alpha, watcher=bars))
-    path = write_predictions(found, written or data.with_name(f"{data.stem}.predicted.csv"))
+    path = write_predictions(found, place)
     if as_json:
         print_json(predictions_as_json(found, path))
     else:

@@ -16,6 +16,20 @@ from semievol_api.errors import DataError
 from semievol_api.predict import Predictions, as_rows
 
 
+def place_of(data: Path, named: Path | None) -> Path:
+    """Where the labelled rows go; looked at before anything is asked.
+
+    Raises:
+        DataError: its folder is missing, or it is the data themselves.
+    """
+    path = named or data.with_name(f"{data.stem}.predicted.csv")
+    if not path.parent.is_dir():
+        raise DataError(f"There is no folder {str(path.parent)!r} for the labelled rows. Make it, or change --out.")
+    if path.exists() and path.samefile(data):
+        raise DataError(f"--out {str(path)!r} is the data file itself, which would be lost. Name another one.")
+    return path
+
+
 def write_predictions(found: Predictions, path: Path) -> Path:
     """The file's own rows with four more columns.
 

@@ -164,3 +164,15 @@ def test_check_warns_of_labels_that_nothing_teaches(project: Project, semievol: 
 
 def test_a_preview_says_whose_demonstrations_it_shows(project: Project, semievol: Semievol) -> None:
     assert "a run shows each question its neighbours" in semievol("preview", project.config).out
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_asked(done: Project, semievol: Semievol) -> None:
+    data = done.folder / "new.csv"
+    write_rows(data, 5, start=7000)
+    before, rows = semievol("journal", "count", done.folder / "out").out, data.read_bytes()
+    for place, words in ((done.folder / "nowhere" / "x.csv", "no folder"), (data, "the data file itself")):
+        shown = semievol("predict", "semievol", data, "--run", done.config, "--out", place)
+        assert shown.code == 2 and words in shown.err
+    assert semievol("journal", "count", done.folder / "out").out == before and data.read_bytes() == rows
+    missing = semievol("predict", "semievol", done.folder / "nothing.csv", "--run", done.config)
+    assert missing.code == 2 and "There is no data file" in missing.err
