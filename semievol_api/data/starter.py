@@ -117,7 +117,7 @@ def render_config(paths: DataPaths) -> str:
     """The text of a config for one OpenAI-compatible provider."""
     test = f"test = {_toml(paths.test)}\n" if paths.test else "# No test file: the evaluation is skipped.\n"
     return (
-        '[run]\nfolder = "runs/first"\nmode = "paper"     # or "calibrated", "official-2025": docs/method.md\n'
+        '[run]\nfolder = "runs/first"\nmode = "calibrated"     # or "paper", "official-2025": docs/method.md\n'
         "seed = 0\n\n"
         f"[data]\ntask = {_toml(TASK_FILE)}\nlabeled = {_toml(paths.labeled)}\n"
         f"unlabeled = {_toml(paths.unlabeled)}\n"
@@ -131,7 +131,8 @@ def render_config(paths: DataPaths) -> str:
         '[roles]\nstudent = { provider = "main", model = "gpt-4o-mini-2024-07-18" }\n'
         'embedder = { provider = "main", model = "text-embedding-3-small" }\n\n'
         '[retrieve]\nmethod = "embedding"   # or "bm25", which needs no embedder\nk = 3\n\n'
-        "[select]\nshare = 0.5\n\n[train]\nn_epochs = 2\n\n"
+        "[select]\nalpha = 0.1            # the share of false labels that is tolerated on average\n\n"
+        "[train]\nn_epochs = 2\n\n"
         "[limits]\nmax_usd = 5.0      # the run stops there and keeps what it paid for; raise it to go on\n"
     )
 

@@ -97,6 +97,7 @@ def test_files_of_the_users_own_stay_where_they_are(tmp_path: Path) -> None:
     starter = start(labeled, unlabeled=rows_file(tmp_path / "u.jsonl", bare))
     assert set(starter.files) == {"task.toml", "semievol.toml"}
     config = load_config(write_all(tmp_path, starter.files))
+    assert (config.run.mode, config.select.rule, config.limits.max_usd) == ("calibrated", "fdr", 5.0)
     data = read_data(config.data, load_task(config.data.task))
     assert (len(data.labeled), len(data.unlabeled)) == (20, 20)
 

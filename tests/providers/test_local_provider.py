@@ -28,6 +28,7 @@ from semievol_api.capabilities import (
     Provider,
     ProviderSettings,
 )
+from semievol_api.catalogue import load_catalogue, with_limits
 from semievol_api.errors import ConfigError, MissingExtraError, RefusedError, UserError
 from semievol_api.records import Message, Prompt
 from semievol_providers.local.option_scores import label_token_ids
@@ -71,6 +72,13 @@ def test_connecting_imports_no_torch(tiny_model: Path, child_env: dict[str, str]
     )
     done = subprocess.run([sys.executable, "-c", code], env=child_env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_tokens_and_trainings_cost_nothing_here(open_provider: Open) -> None:
+    limits = with_limits(open_provider(), load_catalogue()).limits
+    for name in ("tiny", "ft:tiny:of-a-job"):
+        assert (limits[name].input_usd, limits[name].output_usd) == (0, 0)
+    assert limits["tiny"].training_usd == 0
 
 
 def test_unknown_keys_are_refused_with_the_nearest_name(open_provider: Open) -> None:

@@ -54,12 +54,17 @@ class Parts:
     aclose: Callable[[], Awaitable[None]]
 
 
+OWN_MACHINE = "semievol"
+"""The vendor by which the catalogue knows that tokens cost nothing here."""
+
+
 def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
     """The table."""
     limits = ModelLimits(context_tokens=parts.context_tokens, max_n=MAX_N, max_top_logprobs=MAX_TOP_LOGPROBS)
     return Provider(
         name=name,
         identity=places.identity,
+        vendor=OWN_MACHINE,
         limits={places.base_name: limits},
         chat=parts.answers,
         scored=parts.answers,
