@@ -141,7 +141,7 @@ def judged_run(task: Mapping[str, object], folder: Path, url: str, unlabeled: in
         "providers.server.option_read": "off",  # chat answers carry both confidences
         "split": {"calibration": 0, "development": 0},
         "justify.on": "never",
-        "select": {"rule": "top-n", "n": 0, "score": "pooled"},
+        "select": {"rule": "percentile", "share": 0.0, "score": "pooled"},
         "annotators": list(CREW),
         **task,
     }
