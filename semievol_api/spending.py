@@ -26,10 +26,8 @@ from semievol_api.config import Config, ModelRef
 from semievol_api.engine import RequestEngine
 from semievol_api.errors import BudgetError, ConfigError
 from semievol_api.stages.fine_tune import Trainer
-from semievol_api.training_file import check_training_file
+from semievol_api.training_file import AUTO_EPOCHS, check_training_file
 
-AUTO_EPOCHS = 3
-"""What `auto` usually comes to; the vendor decides."""
 CHARACTERS_A_TOKEN = 4
 
 

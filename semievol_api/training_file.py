@@ -18,6 +18,8 @@ MIN_EXAMPLES = 10
 """OpenAI's own minimum for a fine-tuning file."""
 MAX_BYTES = 512 * 2**20
 """OpenAI's own limit for one file."""
+AUTO_EPOCHS = 3
+"""What `auto` usually comes to; the vendor decides."""
 
 
 CountTokens = Callable[[Sequence[Message]], int]

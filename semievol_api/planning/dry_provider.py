@@ -32,9 +32,8 @@ from semievol_api.planning.demand import Demand, TrainingReport
 from semievol_api.planning.prefix_cache import PrefixCache
 from semievol_api.records import Completion, Message, Prompt, Usage
 from semievol_api.tokens import TokenCounter
+from semievol_api.training_file import AUTO_EPOCHS
 
-AUTO_EPOCHS = 3
-"""What `auto` usually comes to; the vendor decides."""
 DIMENSIONS = 64
 FILLER = "word "
 
