@@ -42,6 +42,7 @@ from semievol_api.config import (
 )
 from semievol_api.data import read_data
 from semievol_api.engine import Ask, RequestEngine
+from semievol_api.fingerprints import stage
 from semievol_api.parts import part_of, parts_for
 from semievol_api.records import Example
 from semievol_api.run_store import RunStore
@@ -246,6 +247,7 @@ async def selection(settings: dict[str, Any]) -> Figures:
         corpus = corpus_of(store.load("prepare", Prepared))
         settings_of_rule = SelectSettings(rule="fdr", score="pooled", alpha=0.1)
 
+        @stage("choose")
         async def choose(name: str) -> Selection:
             parts = tuple(pq.read_table(path) for path in sorted((folder / "scored").iterdir()))
             pool = PoolColumns(parts, _calibrating(corpus), {}, {})

@@ -17,6 +17,7 @@ from typing import Literal, Self, TypeAlias, TypeVar, cast
 import pyarrow as pa
 from msgspec import convert
 
+from semievol_api.fingerprints import fingerprinted
 from semievol_api.parts import ByPart, Parts, Rows, Tabular, file_chunks, part_of, parts_for
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.run_store import Packed
@@ -40,6 +41,7 @@ token, the chosen tokens' log-probabilities, or nothing."""
 REVIEW_QUEUE = "review_queue.jsonl"
 
 
+@fingerprinted("labeled", "unlabeled", "test", "report")
 @dataclass(frozen=True)
 class Prepared:
     """Clean data: what a model may learn from, be asked, and be measured on. No hidden gold in it.
@@ -75,6 +77,7 @@ class Prepared:
         )
 
 
+@fingerprinted("warm", "calibration", "development", "tunable", "note")
 @dataclass(frozen=True)
 class Folds:
     """Which labels teach the warm model, which calibrate, which gate; the last two are never demonstrations.
@@ -126,6 +129,7 @@ class Abilities:
 Near: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
+@fingerprinted("ids", "similarities", "making", "note")
 @dataclass(frozen=True)
 class Neighbours:
     """For each question the ids of its nearest labelled examples, nearest first, and their similarities.

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semievol_api.errors import ConfigError
+from semievol_api.fingerprints import fingerprinted
 from semievol_api.method_settings import AnnotateSettings as AnnotateSettings
 from semievol_api.method_settings import AnnotatorSettings as AnnotatorSettings
 from semievol_api.method_settings import EvolveSettings as EvolveSettings
@@ -38,6 +39,9 @@ Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
+@fingerprinted(
+    "mode", "propagation", "seed", "rounds", "ceiling", "max_failed_share", outside=("folder", "journal", "engine")
+)
 class RunSettings(Settings):
     """`[run]`: where results go and which variant of the method runs."""
 
@@ -73,6 +77,19 @@ class RaySettings(Settings):
     """Shared memory of a local Ray; default: Ray's own, a third of the machine's."""
 
 
+@fingerprinted(
+    "task",
+    "labeled",
+    "unlabeled",
+    "test",
+    "dev",
+    "reviewed",
+    "columns",
+    "max_labeled",
+    "max_unlabeled",
+    "max_test",
+    "near_duplicates",
+)
 class DataSettings(Settings):
     """`[data]`: the files, and the task that says how to read them."""
 
@@ -107,6 +124,7 @@ class ProviderTable(BaseModel):
         return dict(self.model_extra or {})
 
 
+@fingerprinted("student", "trainer", "embedder", "warm", outside=("tokenizer",))
 class Roles(Settings):
     """`[roles]`: who does what. Swapping a vendor is a change here and nowhere else."""
 
@@ -122,6 +140,7 @@ class Roles(Settings):
     """The student's own tokenizer, for counting alone: a model's folder, or a vocabulary (*.tiktoken)."""
 
 
+@fingerprinted("method", "k", "text", "batch_size")
 class RetrieveSettings(Settings):
     """`[retrieve]`: which labelled examples stand beside a question (paper §3.2)."""
 
@@ -132,6 +151,7 @@ class RetrieveSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
 
 
+@fingerprinted("shots", "temperature", "max_tokens", "resamples")
 class EvaluateSettings(Settings):
     """`[evaluate]`: greedy answers on the test split."""
 
@@ -184,6 +204,22 @@ class CassetteTable(Settings):
     mode: CassetteMode = "replay"
 
 
+@fingerprinted(
+    "run",
+    "data",
+    "providers",
+    "roles",
+    "split",
+    "retrieve",
+    "annotate",
+    "annotators",
+    "justify",
+    "select",
+    "train",
+    "evolve",
+    "evaluate",
+    outside=("limits", "ray", "catalogue", "log", "cassette"),
+)
 class Config(Settings):
     """The whole file."""
 

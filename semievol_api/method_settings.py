@@ -9,6 +9,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semievol_api.fingerprints import fingerprinted
+
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 ThresholdPool: TypeAlias = Literal["unlabeled", "labeled"]
 
@@ -19,6 +21,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+@fingerprinted("provider", "model")
 class ModelRef(Settings):
     """One model at one provider."""
 
@@ -26,6 +29,7 @@ class ModelRef(Settings):
     model: str
 
 
+@fingerprinted("calibration", "development")
 class SplitSettings(Settings):
     """`[split]`: what of the labelled data calibrates and what gates (method §3)."""
 
@@ -35,6 +39,7 @@ class SplitSettings(Settings):
     """Labels held out of everything but the gate, where `[data] dev` names no file; auto: a tenth of 500 or more."""
 
 
+@fingerprinted("n", "max_shots", "draw", "temperature", "max_tokens")
 class AnnotateSettings(Settings):
     """`[annotate]`: the annotators of collaborative learning (paper §3.3)."""
 
@@ -47,6 +52,9 @@ class AnnotateSettings(Settings):
     max_tokens: int = Field(default=512, ge=1)
 
 
+@fingerprinted(
+    "id", "model", "shots", "permute", "paraphrase", "temperature", "n", "estimator", "neighbours", "sharpness"
+)
 class AnnotatorSettings(Settings):
     """`[[annotators]]`: one way of asking; any of them replaces the whole drawn crew."""
 
@@ -70,6 +78,7 @@ class AnnotatorSettings(Settings):
     """How much the nearer ones of them outweigh the others: a vote's weight is exp(sharpness * cosine)."""
 
 
+@fingerprinted("on", "margin", "score", "unjustified", "show", "temperature", "max_tokens")
 class JustifySettings(Settings):
     """`[justify]`: self-justification by the warm model (paper §3.3)."""
 
@@ -87,6 +96,20 @@ class JustifySettings(Settings):
     max_tokens: int = Field(default=512, ge=1)
 
 
+@fingerprinted(
+    "rule",
+    "score",
+    "label_shares",
+    "alpha",
+    "delta",
+    "n",
+    "budget",
+    "audit_share",
+    "class_quota",
+    "share",
+    "pool",
+    "interpolation",
+)
 class SelectSettings(Settings):
     """`[select]`: which pseudo-labels are kept (paper §3.4)."""
 
@@ -119,6 +142,17 @@ class SelectSettings(Settings):
     """Ambiguity 7: how the percentile falls between two scores."""
 
 
+@fingerprinted(
+    "n_epochs",
+    "final_epochs",
+    "batch_size",
+    "learning_rate_multiplier",
+    "data",
+    "start",
+    "final_learning_rate_multiplier",
+    "poll_s",
+    "suffix",
+)
 class TrainSettings(Settings):
     """`[train]`: the two trainings; None is the vendor's `auto`."""
 
@@ -145,6 +179,7 @@ class TrainSettings(Settings):
         )
 
 
+@fingerprinted("kind", "shots")
 class EvolveSettings(Settings):
     """`[evolve]`: what becomes of the kept pseudo-labels."""
 

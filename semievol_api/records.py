@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from semievol_api.fingerprints import fingerprinted
+
 FloatArray: TypeAlias = NDArray[np.float32]
 """A one-dimensional float32 array."""
 FloatMatrix: TypeAlias = NDArray[np.float32]
@@ -25,6 +27,7 @@ Finish: TypeAlias = Literal["stop", "length", "refused", "failed"]
 """Why a completion ended. `failed` stands for a request that gave no completion at all."""
 
 
+@fingerprinted("id", "question", "options", "answer", "group", "category")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One item of the user's data.

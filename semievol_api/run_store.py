@@ -16,16 +16,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
-from operator import attrgetter
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
 from semievol_api.errors import RunFolderError
+from semievol_api.fingerprints import Stage, entries, plain
 from semievol_api.parts import Parts, Tabular, file_chunks, free_memory
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Identified(Protocol):
 
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
+ParamsT = ParamSpec("ParamsT")
 
 
 class RunStore:
@@ -117,19 +118,24 @@ class RunStore:
             yield cls(folder)
 
     async def once(
-        self, name: str, kind: type[ArtifactT], make: Callable[..., Awaitable[ArtifactT]], *inputs: object
+        self,
+        name: str,
+        kind: type[ArtifactT],
+        make: Stage[ParamsT, ArtifactT],
+        *inputs: ParamsT.args,
+        **named: ParamsT.kwargs,
     ) -> ArtifactT:
         """The artifact `name`: loaded where nothing that shapes it changed, else made by `make(*inputs)`.
 
-        A stage whose meaning changes gets a new function name or a version among its inputs.
+        A stage whose meaning changes gets a new name in `@stage`, or a version among its inputs.
         """
-        digest = self.fingerprint(make.__name__, *inputs)
+        digest = self.fingerprint(make.known_as, *inputs, *([named] if named else []))
         stamp = self._stamps.get(name)
         place = self.folder / name
         if stamp is None or stamp["fingerprint"] != digest or not place.is_dir():
             self.on_stage(name, "started")
             begun = time.monotonic()
-            made = await make(*inputs)
+            made = await make(*inputs, **named)
             self.forget(name)
             content = await _write(place, made.pack())
             seconds = f"{time.monotonic() - begun:.3f}"
@@ -204,13 +210,13 @@ class RunStore:
         if isinstance(value, Identified):
             return {"tool": value.identity}
         if isinstance(value, BaseModel):
-            return value.model_dump(mode="json")
+            return plain(value)
         if isinstance(value, Mapping):
             return {str(k): self._canonical(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [self._canonical(v) for v in value]
         if is_dataclass(value) and not isinstance(value, type):
-            return {f.name: self._canonical(attrgetter(f.name)(value)) for f in fields(value) if f.compare}
+            return {name: self._canonical(part) for name, part in entries(value).items()}
         raise TypeError(f"{type(value).__name__} cannot enter a fingerprint: give it an `identity`")
 
 

@@ -26,6 +26,7 @@ from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Fleet, Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
+from semievol_api.fingerprints import entries, plain
 from semievol_api.frames import evidence_frame, labels_frame, models_frame
 from semievol_api.metric_logs import check_logs, open_logs
 from semievol_api.preflight import refuse_ended_models
@@ -331,12 +332,9 @@ def check_data(plan: Plan, raw: RawData) -> None:
 
 def config_key(config: Config) -> str:
     """What makes two configs the same run: everything but limits, pacing and the folder's own name."""
-    unshaping: Any = {"limits": True, "catalogue": True, "cassette": True, "log": True, "ray": True}
-    unshaping["run"] = {"folder", "journal", "engine"}
-    settings = config.model_dump(mode="json", exclude=unshaping)
-    settings["roles"].pop("tokenizer")
-    settings["train"].pop("poll_s")
-    settings["providers"] = sorted(settings["providers"])
+    settings = {name: plain(value) for name, value in entries(config).items() if name != "providers"}
+    settings["train"] = {name: value for name, value in entries(config.train).items() if name != "poll_s"}
+    settings["providers"] = sorted(config.providers)
     return repr(sorted(settings.items()))
 
 

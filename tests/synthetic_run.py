@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
+from semievol_api.fingerprints import stage
 from semievol_api.records import Example, PseudoLabel
 from semievol_api.run_store import RunStore
 from semievol_api.tables import EVIDENCE_SCHEMA
@@ -89,6 +90,7 @@ async def _write(folder: Path, rows: int, labelled: int, tests: int, verdict: bo
     with RunStore.open(folder, "synthetic") as store:
 
         async def put(name: str, artifact: object) -> None:
+            @stage("make")
             async def make() -> object:
                 return artifact
 

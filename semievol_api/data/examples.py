@@ -18,6 +18,7 @@ from semievol_api.config import parse_settings
 from semievol_api.data.leaked_keys import KEYS_REMOVED
 from semievol_api.data.table import Table
 from semievol_api.errors import DataError
+from semievol_api.fingerprints import fingerprinted
 from semievol_api.records import Example
 from semievol_api.tasks import Columns, Task
 from semievol_api.tasks.definition import LETTERS
@@ -25,6 +26,7 @@ from semievol_api.tasks.definition import LETTERS
 DataRole: TypeAlias = Literal["labeled", "unlabeled", "test"]
 
 
+@fingerprinted("source", "what", "example_ids", "rows")
 @dataclass(frozen=True, slots=True)
 class Note:
     """Something about a file that was put right and that its owner should know; `rows` says where it stood."""

@@ -16,6 +16,7 @@ from semievol_api.data import RawData
 from semievol_api.errors import DataError
 from semievol_api.evaluation import accuracy
 from semievol_api.experiments.grid import Recipe
+from semievol_api.fingerprints import stage
 from semievol_api.rounds import all_rounds
 from semievol_api.run_store import RunStore
 from semievol_api.session import Walk
@@ -101,6 +102,7 @@ async def _told(
     return await store.once("verdict", Verdict, tell, trial, list(models))
 
 
+@stage("tell")
 async def tell(trial: Trial, names: list[str]) -> Verdict:
     """The accuracies, with no comparison: that is the experiment's."""
     models = [_model(answers) for answers in trial.tests]

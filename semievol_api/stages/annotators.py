@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from semievol_api.artifacts import Prepared
 from semievol_api.config import AnnotateSettings, AnnotatorSettings, Config, ModelRef, Propagation
 from semievol_api.errors import ConfigError
+from semievol_api.fingerprints import fingerprinted
 from semievol_api.tasks import Task
 
 Reading: TypeAlias = Literal[
@@ -28,6 +29,19 @@ NOBODY = "nobody"
 """The role of an annotator without a model."""
 
 
+@fingerprinted(
+    "id",
+    "role",
+    "shots",
+    "permute",
+    "paraphrase",
+    "temperature",
+    "n",
+    "reading",
+    "neighbours",
+    "sharpness",
+    "alternatives",
+)
 @dataclass(frozen=True, slots=True)
 class Annotator:
     """One way of asking: which model, how many demonstrations, how; its id seeds its random numbers.
@@ -54,6 +68,7 @@ class Annotator:
         return max(self.shots, self.neighbours)
 
 
+@fingerprinted("annotators", "judge")
 @dataclass(frozen=True, slots=True)
 class Crew:
     """Everybody whose answers count: the annotators, and the judge who justifies."""

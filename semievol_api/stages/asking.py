@@ -16,6 +16,7 @@ from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, P
 from semievol_api.config import ThresholdPool
 from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
+from semievol_api.fingerprints import fingerprinted
 from semievol_api.parts import Rows
 from semievol_api.records import Evidence, Example, Prompt
 from semievol_api.stages.reading import Question, rows_of_chat, rows_of_reads
@@ -32,6 +33,7 @@ READ_TOGETHER = 512
 RequestT = TypeVar("RequestT", ChatRequest, OptionRequest)
 
 
+@fingerprinted("task", "data", "folds", "neighbours", "taught")
 @dataclass(frozen=True)
 class Corpus:
     """What is asked about: clean examples, each with its neighbours, and the task that words the questions.

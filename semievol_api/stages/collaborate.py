@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from semievol_api.artifacts import EvidenceTable
 from semievol_api.config import AnnotateSettings, ThresholdPool
+from semievol_api.fingerprints import stage
 from semievol_api.records import Evidence, Example
 from semievol_api.stages.annotators import NOBODY, Crew
 from semievol_api.stages.asking import Corpus, Student, ask
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+@stage("collaborate")
 async def collaborate(
     student: Student, corpus: Corpus, crew: Crew, settings: AnnotateSettings, pool: ThresholdPool
 ) -> EvidenceTable:

@@ -22,6 +22,7 @@ from semievol_api.evaluation import (
     promotion_gate,
     smallest_detectable_effect,
 )
+from semievol_api.fingerprints import stage
 from semievol_api.stages.asking import Corpus
 from semievol_api.stages.evaluate import Trial
 
@@ -46,6 +47,7 @@ PAIRS = (
 )
 
 
+@stage("compare")
 async def compare(
     corpus: Corpus,
     trial: Trial,

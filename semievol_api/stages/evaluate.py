@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from semievol_api.artifacts import Answers, EvidenceTable, Prepared, TunedModel
 from semievol_api.capabilities import ChatRequest
 from semievol_api.config import EvaluateSettings
+from semievol_api.fingerprints import fingerprinted, stage
 from semievol_api.parts import Parts
 from semievol_api.records import Evidence, Example
 from semievol_api.run_store import RunStore
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Part: TypeAlias = Literal["test", "development"]
 
 
+@fingerprinted("tests", "gate")
 @dataclass(frozen=True)
 class Trial:
     """What every model answered: to the test questions, and to those of the gate."""
@@ -38,6 +40,7 @@ class Trial:
     gate: Sequence[Answers]
 
 
+@stage("evaluate")
 async def evaluate(
     student: Student, corpus: Corpus, label: str, settings: EvaluateSettings, part: Part = "test"
 ) -> Answers:
@@ -129,6 +132,7 @@ def _as_shown(settings: EvaluateSettings, view: Corpus | None) -> EvaluateSettin
     return settings.model_copy(update={"shots": max(map(len, view.neighbours.ids.values()), default=0)})
 
 
+@stage("majority")
 async def majority(task: Task, data: Prepared) -> Answers:
     """The floor: the labelled data's most frequent answer, given to every test question."""
     counts = Counter(e.answer for e in data.labeled if e.answer is not None)

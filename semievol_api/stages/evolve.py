@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from semievol_api.artifacts import Neighbours, Selection, TrainingFile
 from semievol_api.config import Config, TrainSettings
+from semievol_api.fingerprints import stage
 from semievol_api.parts import Rows
 from semievol_api.records import Example, PseudoLabel, TrainingExample
 from semievol_api.run_store import RunStore
@@ -78,6 +79,7 @@ def shows_examples(corpus: Corpus, config: Config) -> bool:
     return config.evolve.kind == "in-context" or not corpus.folds.tunable
 
 
+@stage("evolve_file")
 async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings) -> TrainingFile:
     """Labelled examples and kept pseudo-labels as a training file."""
 
@@ -88,6 +90,7 @@ async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings
     return _with_labeled(corpus, lines, len(chosen.kept), settings)
 
 
+@stage("ceiling_file")
 async def ceiling_file(
     corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
 ) -> TrainingFile:

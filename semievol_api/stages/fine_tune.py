@@ -27,6 +27,7 @@ from semievol_api.capabilities import (
 )
 from semievol_api.config import TrainSettings
 from semievol_api.errors import JobFailedError, TransientError, UserError
+from semievol_api.fingerprints import stage
 from semievol_api.records import Example, Message, TrainingExample
 from semievol_api.run_store import RunStore
 from semievol_api.tasks import Task
@@ -119,12 +120,14 @@ async def fine_tune(
     """
     request = _request(trainer, file, settings)
 
+    @stage("submit")
     async def submit(run_key: str) -> Ticket:
         looked_at = check_training_file(file.content, trainer.count(), trainer.limits.context_tokens)
         trainer.on_event(name, JobEvent(id="", message=looked_at.sentence))
         ticket = await _find_or_submit(trainer, request)
         return Ticket(job_id=ticket.job_id, run_key=run_key, training_file_id=ticket.training_file_id)
 
+    @stage("wait")
     async def wait(run_key: str) -> TunedModel:
         state = await _wait(trainer, name, JobTicket(**vars(ticket)), settings.poll_s)
         if state.model is None:
@@ -155,17 +158,30 @@ def _request(trainer: Trainer, file: TrainingFile, settings: TrainSettings) -> F
         batch_size=settings.batch_size,
         learning_rate_multiplier=settings.learning_rate_multiplier,
     )
-    key = hashlib.blake2b(digest_size=16)
-    key.update(file.content)
-    key.update(repr((trainer.base_identity or trainer.base, parameters, trainer.seed)).encode())
     return FineTuneRequest(
         model=trainer.base,
         training_file=file.content,
-        run_key=key.hexdigest(),
+        run_key=_run_key(trainer, file, parameters),
         hyperparameters=parameters,
         seed=trainer.seed,
         suffix=settings.suffix,
     )
+
+
+def _run_key(trainer: Trainer, file: TrainingFile, parameters: Hyperparameters) -> str:
+    """What the vendor knows a training by, for ever: the words below are spelled as they always were.
+
+    A setting that is added later is written where it is set, behind the others.
+    """
+    base = trainer.base_identity or trainer.base
+    settings = (
+        f"Hyperparameters(n_epochs={parameters.n_epochs!r}, batch_size={parameters.batch_size!r}, "
+        f"learning_rate_multiplier={parameters.learning_rate_multiplier!r})"
+    )
+    key = hashlib.blake2b(digest_size=16)
+    key.update(file.content)
+    key.update(f"({base!r}, {settings}, {trainer.seed!r})".encode())
+    return key.hexdigest()
 
 
 async def _find_or_submit(trainer: Trainer, request: FineTuneRequest) -> JobTicket:

@@ -15,6 +15,7 @@ import numpy as np
 
 from semievol_api.artifacts import EvidenceTable
 from semievol_api.config import JustifySettings, ThresholdPool
+from semievol_api.fingerprints import stage
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import worth_justifying
 from semievol_api.stages.annotators import Crew, request_seed
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+@stage("justify")
 async def justify(
     student: Student,
     corpus: Corpus,

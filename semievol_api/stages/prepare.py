@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from semievol_api.artifacts import Prepared
 from semievol_api.data import Note, Pool, clean, clean_pool
+from semievol_api.fingerprints import stage
 from semievol_api.parts import Rows, parts_for, spread
 from semievol_api.records import Example
 from semievol_api.tables import EXAMPLE_SCHEMA, as_examples
 
 
+@stage("prepare")
 async def prepare(
     labeled: Sequence[Example],
     unlabeled: Sequence[Example],

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from semievol_api.artifacts import Abilities, Ability
 from semievol_api.errors import MissingAbilityError
+from semievol_api.fingerprints import stage
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import choose_estimator
 from semievol_api.selection.estimators import Need
@@ -33,6 +34,7 @@ _GIVES: dict[Ability, frozenset[Need]] = {
 }
 
 
+@stage("probe")
 async def probe(student: Student, corpus: Corpus, crew: Crew, max_tokens: int) -> Abilities:
     """The best that each asked role's server gives, found on one question."""
     roles = crew.asked_roles

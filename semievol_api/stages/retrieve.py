@@ -19,6 +19,7 @@ from semievol_api.artifacts import Folds, Neighbours, Prepared
 from semievol_api.capabilities import Provider
 from semievol_api.config import RetrieveSettings
 from semievol_api.engine import RequestEngine
+from semievol_api.fingerprints import stage
 from semievol_api.parts import Rows
 from semievol_api.records import Example, FloatMatrix
 from semievol_api.stages.spread import Here, Shard, Spread
@@ -44,6 +45,7 @@ class EmbeddingTool:
         return f"{self.provider.identity}|{self.model}"
 
 
+@stage("retrieve")
 async def retrieve(
     embedder: EmbeddingTool | None, data: Prepared, folds: Folds, settings: RetrieveSettings, k: int
 ) -> Neighbours:
@@ -112,6 +114,7 @@ class Retrieval:
         return whole.take(pa.array(np.argsort(places)))
 
 
+@stage("nearest_among")
 async def nearest_among(
     embedder: EmbeddingTool | None,
     candidates: Sequence[Example],

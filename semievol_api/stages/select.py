@@ -14,6 +14,7 @@ import pyarrow as pa
 from semievol_api.artifacts import EvidenceTable, Selection
 from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
 from semievol_api.errors import StageError
+from semievol_api.fingerprints import fingerprinted, stage
 from semievol_api.parts import Parts, Rows
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import Selected, at_random, percentile
@@ -43,6 +44,7 @@ class Candidate:
     reason: str
 
 
+@fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed")
 @dataclass(frozen=True)
 class Heard:
     """What was said of every example, and what else selection may look at.
@@ -58,6 +60,7 @@ class Heard:
     reviewed: Mapping[str, str]
 
 
+@stage("select")
 async def select(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
     """Keep the pseudo-labels that the rule chooses: by the crew's pooled probability, or as the paper does.
 

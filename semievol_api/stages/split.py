@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from semievol_api.artifacts import Folds, Prepared
 from semievol_api.config import SplitSettings
 from semievol_api.data import split
+from semievol_api.fingerprints import stage
 from semievol_api.records import Example
 from semievol_api.selection import calibration_size
 from semievol_api.training_file import MIN_EXAMPLES
@@ -20,6 +21,7 @@ GATE_FROM = 500
 LEAST_GATE = 50
 
 
+@stage("split_labels")
 async def split_labels(
     data: Prepared,
     development: Sequence[Example],

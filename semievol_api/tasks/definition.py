@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from semievol_api.config import Settings
+from semievol_api.fingerprints import fingerprinted
 from semievol_api.transport.scrub import find_key_shapes
 
 Kind: TypeAlias = Literal["multiple_choice", "labels", "number", "free_text"]
@@ -68,6 +69,7 @@ class Hub(Settings):
     """Where the repository's data is no table that the `datasets` library reads by itself."""
 
 
+@fingerprinted("tolerance", "absolute_tolerance", "decimal", "percent", "scale_words")
 class NumberSettings(Settings):
     """`[number]`: how a number is read and compared."""
 
@@ -82,6 +84,19 @@ class NumberSettings(Settings):
     """Is `1.2 million` the number 1200000, or 1.2 in the unit that everybody knows?"""
 
 
+@fingerprinted(
+    "name",
+    "kind",
+    "instruction",
+    "system",
+    "answer_format",
+    "shots_show_options",
+    "labels",
+    "aliases",
+    "first_option_digit",
+    "number",
+    outside=("columns", "hub"),
+)
 class TaskDefinition(Settings):
     """A whole task file."""
 

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pydantic_core import to_json
+
 from semievol_api.config import nearest, parse_settings, read_toml
 from semievol_api.errors import ConfigError
+from semievol_api.fingerprints import plain
 from semievol_api.records import Example, Prompt
 from semievol_api.tasks import prompts
 from semievol_api.tasks.answer_line import comparable, find_answer
@@ -46,7 +49,7 @@ class Task:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that shapes prompts and parsing; where the data lies is no part of it."""
-        content = self.definition.model_dump_json(exclude={"columns", "hub"})
+        content = to_json(plain(self.definition), inf_nan_mode="null").decode()
         return hashlib.blake2b(f"{_WORDING_VERSION}\n{content}".encode(), digest_size=16).hexdigest()
 
     @property

@@ -11,6 +11,8 @@ import pytest
 
 from semievol_api.artifacts import TrainingFile, Verdict
 from semievol_api.errors import RunFolderError
+from semievol_api.fingerprints import Stage
+from semievol_api.fingerprints import stage as known_as
 from semievol_api.run_store import RunStore
 
 
@@ -21,19 +23,23 @@ class Tool:
     identity: str
 
 
-class Stage:
+class Counted:
     """A stage that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
 
-    async def make(self, *inputs: object) -> Verdict:
+    @property
+    def make(self) -> Stage[..., Verdict]:
+        return Stage("make", self._make)
+
+    async def _make(self, *inputs: object) -> Verdict:
         self.calls += 1
         return Verdict({"inputs": len(inputs)})
 
 
 async def test_an_artifact_is_made_once_for_the_same_inputs(tmp_path: Path) -> None:
-    stage = Stage()
+    stage = Counted()
     for _ in range(2):
         with RunStore.open(tmp_path / "run", "key") as store:
             verdict = await store.once("verdict", Verdict, stage.make, Tool("a"), 1)
@@ -43,7 +49,7 @@ async def test_an_artifact_is_made_once_for_the_same_inputs(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("changed", [(Tool("b"), 1), (Tool("a"), 2), (Tool("a"), 1, None)])
 async def test_a_changed_input_makes_it_anew(tmp_path: Path, changed: tuple[object, ...]) -> None:
-    stage = Stage()
+    stage = Counted()
     with RunStore.open(tmp_path / "run", "key") as store:
         await store.once("verdict", Verdict, stage.make, Tool("a"), 1)
         await store.once("verdict", Verdict, stage.make, *changed)
@@ -51,10 +57,11 @@ async def test_a_changed_input_makes_it_anew(tmp_path: Path, changed: tuple[obje
 
 
 async def test_an_artifact_enters_a_fingerprint_by_its_content(tmp_path: Path) -> None:
+    @known_as("file")
     async def file(content: bytes) -> TrainingFile:
         return TrainingFile(content)
 
-    stage = Stage()
+    stage = Counted()
     with RunStore.open(tmp_path / "run", "key") as store:
         for content in (b"one", b"one", b"two"):
             store.forget("file")
@@ -64,10 +71,11 @@ async def test_an_artifact_enters_a_fingerprint_by_its_content(tmp_path: Path) -
 
 
 async def test_a_crash_while_making_leaves_no_artifact(tmp_path: Path) -> None:
+    @known_as("crash")
     async def crash() -> Verdict:
         raise RuntimeError
 
-    stage = Stage()
+    stage = Counted()
     with RunStore.open(tmp_path / "run", "key") as store:
         with pytest.raises(RuntimeError):
             await store.once("verdict", Verdict, crash)

@@ -79,7 +79,7 @@ class LoopbackServer:
 
     prefix = "/v1"
 
-    def __init__(self, *, keep_metadata: bool = True, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, *, keep_metadata: bool = True, headers: dict[str, str] | None = None, first_id: int = 1) -> None:
         self.requests: list[Seen] = []
         self.faults: list[Fault | Cut | Hold] = []
         self.files: dict[str, dict[str, Any]] = {}
@@ -95,7 +95,7 @@ class LoopbackServer:
         self.clients = AsyncExitStack()
         self._keep_metadata = keep_metadata
         self._headers = headers or {}
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(first_id)
         app = web.Application(middlewares=[self._watch], client_max_size=2**28)
         app.add_routes(self._routes())
         self._server = TestServer(app)
