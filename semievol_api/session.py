@@ -181,8 +181,8 @@ def refuse_lost_journal(config: Config) -> None:
         return
     raise RunFolderError(
         f"The run folder {str(config.run.folder)!r} has {len(done)} finished artifact(s), but its journal "
-        f"{str(path)!r} is {'empty' if path.exists() else 'missing'}: what it held would be asked and paid for again. Nothing was "
-        "touched. Put the journal back, or set [run] journal to where it is; to pay again for what is not finished, "
+        f"{str(path)!r} is {'empty' if path.exists() else 'missing'}: what it held would be asked and paid for "
+        "again. Nothing was touched. Put the journal back, or set [run] journal to where it is; to pay again for what is not finished, "
         "pass --accept-lost-journal."
     )
 

@@ -334,7 +334,7 @@ def test_an_older_job_folder_is_recovered_by_what_its_training_wrote(
         client = server.client(api_key="alpha")
         done = client.fine_tuning.jobs.retrieve(trained[1])
         assert done.status == "succeeded" and done.fine_tuned_model == f"ft:tiny:local::{trained[1][6:14]}"
-        assert answer(client, done.fine_tuned_model) == trained[3]
+        assert done.fine_tuned_model and answer(client, done.fine_tuned_model) == trained[3]
         waiting = client.fine_tuning.jobs.retrieve(JOB)
         assert waiting.status == "paused" and waiting.hyperparameters.n_epochs == 3
         assert client.files.content(done.training_file).read() == training_lines(20).encode()
