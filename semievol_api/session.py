@@ -179,11 +179,12 @@ def refuse_lost_journal(config: Config) -> None:
     done = stages_done(config.run.folder)
     if not done or any(_size(journal) for journal in (path, *journals_of(config.run.folder))):
         return
+    lost = "empty" if path.exists() else "missing"
     raise RunFolderError(
         f"The run folder {str(config.run.folder)!r} has {len(done)} finished artifact(s), but its journal "
-        f"{str(path)!r} is {'empty' if path.exists() else 'missing'}: what it held would be asked and paid for "
-        "again. Nothing was touched. Put the journal back, or set [run] journal to where it is; to pay again for what is not finished, "
-        "pass --accept-lost-journal."
+        f"{str(path)!r} is {lost}: what it held would be asked and paid for again. Nothing was touched. Put the "
+        "journal back, or set [run] journal to where it is; to pay again for what is not finished, pass "
+        "--accept-lost-journal."
     )
 
 
