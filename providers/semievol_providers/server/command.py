@@ -107,12 +107,10 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
     from semievol_providers.server.app import build_app
     from semievol_providers.server.connection import patient_http
     from semievol_providers.server.gate import log_as_json
-    from semievol_providers.server.state_lock import hold_state
-    from semievol_providers.server.state_recovery import open_folder, refuse_unless_ours
+    from semievol_providers.server.state_recovery import held_folder
 
-    refuse_unless_ours(settings.state, recover)
-    with hold_state(settings.state):
-        sys.stdout.write(open_folder(settings, recover))
+    with held_folder(settings, recover) as said:
+        sys.stdout.write(said)
         listener = _bind(settings)
         port = listener.getsockname()[1]
         shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host

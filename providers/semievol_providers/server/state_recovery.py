@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from semievol_providers.server.state_folder import (
     put_database_aside,
     unusable,
 )
+from semievol_providers.server.state_lock import hold_state
 
 _ASIDE = "unrecovered"
 _INPUTS = {"training_file": "fine-tune", "validation_file": "fine-tune"}
@@ -56,7 +58,19 @@ class _Found:
         return f"{said}\n"
 
 
-def refuse_unless_ours(folder: Path, recover: bool) -> FolderCondition:
+@contextmanager
+def held_folder(settings: ServerSettings, recover: bool) -> Generator[str]:
+    """Hold a state folder that is ours, made ready for a server; gives what to tell of a recovery.
+
+    Raises:
+        UserError: it is not a server's, another server holds it, or a recovery does not know whose its jobs are.
+    """
+    _refuse_unless_ours(settings.state, recover)  # before there is a lock: a foreign folder gets no file of ours
+    with hold_state(settings.state):
+        yield _open_folder(settings, recover)
+
+
+def _refuse_unless_ours(folder: Path, recover: bool) -> FolderCondition:
     """How a folder stands that a server may work in; changes nothing.
 
     Raises:
@@ -73,13 +87,13 @@ def refuse_unless_ours(folder: Path, recover: bool) -> FolderCondition:
     return condition
 
 
-def open_folder(settings: ServerSettings, recover: bool) -> str:
+def _open_folder(settings: ServerSettings, recover: bool) -> str:
     """Make a folder, whose lock is held, ready for a server; returns what to tell of a recovery.
 
     Raises:
         StateFolderError: it is not a server's, or a recovery does not know whose its jobs are.
     """
-    condition = refuse_unless_ours(settings.state, recover)
+    condition = _refuse_unless_ours(settings.state, recover)
     said = ""
     if condition.kind == "lost":
         try:
