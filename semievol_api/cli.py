@@ -26,12 +26,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 AcceptChange = Annotated[
     bool, typer.Option("--accept-config-change", help="Go on in a folder that another config made.")
 ]
-
-
+AcceptLost = Annotated[bool, typer.Option("--accept-lost-journal", help="Pay again for answers whose journal is gone.")]
 OnDay = Annotated[datetime.datetime | None, typer.Option("--on", formats=["%Y-%m-%d"], help="As if it were this day.")]
 
 
-def run(
+def run(  # noqa: PLR0913 - a command line has as many options as it has
     config: ConfigPath,
     as_json: AsJson = False,
     accept_config_change: AcceptChange = False,
@@ -42,11 +41,12 @@ def run(
     cassette_mode: Annotated[
         str | None, typer.Option(help="replay, record, record-missing or off.", show_default="replay")
     ] = None,
+    accept_lost_journal: AcceptLost = False,
 ) -> None:
     """Run a config to its verdict; run it again to go on where it stopped."""
     from semievol_api.config import load_config
     from semievol_api.planning import spent_by
-    from semievol_api.session import run_async, run_blocking
+    from semievol_api.session import refuse_lost_journal, run_async, run_blocking
     from semievol_api.terminal.bars import Bars, err
     from semievol_api.terminal.verdict import show_result
 
@@ -56,6 +56,8 @@ def run(
     if cassette_mode is not None:
         changes["cassette.mode"] = cassette_mode
     settings = load_config(config, changes)
+    if not accept_lost_journal:
+        refuse_lost_journal(settings)
     if not yes:
         _agree_on_price(settings)
     with Bars(err()) as bars:
@@ -243,6 +245,7 @@ def experiment(
     folder: Annotated[Path | None, typer.Option(help="Where it lies; default: as the file says.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the demo's server.")] = 1,
     as_json: AsJson = False,
+    accept_lost_journal: AcceptLost = False,
 ) -> None:
     """Run a grid of arms and seeds over one pipeline; run it again to go on where it stopped."""
     from semievol_api.demo.experiment import run_grid
@@ -250,7 +253,14 @@ def experiment(
     from semievol_api.terminal.experiment import results_as_json, show_results
 
     lines = err()
-    found = run_grid(path, lambda line: lines.print(line, markup=False), quick=quick, folder=folder, threads=threads)
+    found = run_grid(
+        path,
+        lambda line: lines.print(line, markup=False),
+        quick=quick,
+        folder=folder,
+        threads=threads,
+        accept_lost_journal=accept_lost_journal,
+    )
     if as_json:
         print_json(results_as_json(found))
     else:

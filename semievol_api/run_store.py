@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -95,7 +95,7 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._stamps_path = folder / "stamps.json"
-        self._stamps: dict[str, dict[str, str]] = _read_json(self._stamps_path)
+        self._stamps = _read_stamps(folder)
         self._contents: dict[int, tuple[object, str]] = {}
         self.computed: list[str] = []
         """Names of the artifacts that this process computed rather than loaded."""
@@ -111,9 +111,11 @@ class RunStore:
         unless `accept_change` (stages that the change does not touch are then kept).
 
         Raises:
-            RunFolderError: another process holds the folder, another config made it, or it cannot be written.
+            RunFolderError: another process holds the folder, another config made it, a file of it is damaged, or it
+                cannot be written.
         """
         with _locked(folder):
+            _read_stamps(folder)
             _check_maker(folder, config_key, accept_change)
             yield cls(folder)
 
@@ -222,7 +224,7 @@ class RunStore:
 
 def stages_done(folder: Path) -> dict[str, float]:
     """Every finished artifact of a run and the seconds that it took; empty where nothing is done yet."""
-    return {name: float(stamp["seconds"]) for name, stamp in _read_json(folder / "stamps.json").items()}
+    return {name: float(stamp["seconds"]) for name, stamp in _read_stamps(folder).items()}
 
 
 def load_artifact(folder: Path, name: str, kind: type[ArtifactT]) -> ArtifactT | None:
@@ -253,7 +255,7 @@ def _locked(folder: Path) -> Generator[None]:
 
 def _check_maker(folder: Path, config_key: str, accept_change: bool) -> None:
     path = folder / "config_key.json"
-    known = _read_json(path).get("config_key")
+    known = read_document(path).get("config_key")
     if known is not None and known != {"value": config_key} and not accept_change:
         raise RunFolderError(
             f"The run folder {str(folder)!r} was made by another config. Choose another folder in [run] folder, or "
@@ -268,7 +270,7 @@ def _read(place: Path) -> Packed:
     cut = {p.name: Parts.stored(sorted(p.iterdir())) for p in paths if p.is_dir()}
     return Packed(
         tables={**whole, **cut},
-        documents={p.stem: json.loads(p.read_text("utf-8")) for p in paths if p.suffix == ".json"},
+        documents={p.stem: _read_value(p) for p in paths if p.suffix == ".json"},
         files={p.name: p for p in paths if p.is_file() and p.suffix not in (".parquet", ".json")},
     )
 
@@ -324,8 +326,39 @@ async def _write_table(place: Path, table: Tabular) -> None:
             number += 1
 
 
-def _read_json(path: Path) -> dict[str, dict[str, str]]:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON object of a run's folder; empty where there is no such file.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    found = _read_value(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no object")
+    return cast(dict[str, Any], found)
+
+
+def _read_stamps(folder: Path) -> dict[str, dict[str, str]]:
+    path = folder / "stamps.json"
+    stamps = read_document(path)
+    for name, stamp in stamps.items():
+        if not isinstance(stamp, dict) or not {"fingerprint", "content", "seconds"} <= stamp.keys():
+            raise _damaged(path, f"its entry {name!r} is none of this version")
+    return stamps
+
+
+def _read_value(path: Path) -> object:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, why: str) -> RunFolderError:
+    return RunFolderError(
+        f"{str(path)!r} is damaged: {why}. Nothing was touched. Put it back from a copy, or delete this one file and "
+        "run again: what it described is made anew, and answers that the journal holds are not paid for again."
+    )
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -32,7 +32,7 @@ from semievol_api.metric_logs import check_logs, open_logs
 from semievol_api.preflight import refuse_ended_models
 from semievol_api.registry import connect
 from semievol_api.rounds import all_rounds
-from semievol_api.run_store import RunStore
+from semievol_api.run_store import RunStore, stages_done
 from semievol_api.scale.order import journals_of
 from semievol_api.scale.where import open_spread
 from semievol_api.spending import refuse_unpriced, with_cap
@@ -149,13 +149,49 @@ class Plan:
         return tuple((self.provider(ref), ref.model) for ref in refs if ref is not None)
 
 
-def run(config: str | Path, *, watcher: Watcher | None = None, accept_change: bool = False) -> RunResult:
+def run(
+    config: str | Path,
+    *,
+    watcher: Watcher | None = None,
+    accept_change: bool = False,
+    accept_lost_journal: bool = False,
+) -> RunResult:
     """Run a config to its end and return the verdict; the one synchronous door.
 
     Raises:
         UserError: something in the config or the data needs mending.
     """
-    return run_blocking(run_async(load_config(Path(config)), watcher=watcher, accept_change=accept_change))
+    settings = load_config(Path(config))
+    if not accept_lost_journal:
+        refuse_lost_journal(settings)
+    return run_blocking(run_async(settings, watcher=watcher, accept_change=accept_change))
+
+
+def refuse_lost_journal(config: Config) -> None:
+    """Refuse to go on where a run has finished stages and the journal that they were paid into is gone.
+
+    Whatever is not finished, or changed, would be asked and paid for again. Changes nothing.
+
+    Raises:
+        RunFolderError: the journal is missing or has no bytes.
+        JournalError: it is no journal, or damaged.
+    """
+    path = config.run.journal or config.run.folder / "journal.sqlite"
+    done = stages_done(config.run.folder)
+    if not done or any(_size(journal) for journal in (path, *journals_of(config.run.folder))):
+        return
+    lost = "empty" if path.exists() else "missing"
+    raise RunFolderError(
+        f"The run folder {str(config.run.folder)!r} has {len(done)} finished artifact(s), but its journal "
+        f"{str(path)!r} is {lost}: what it held would be asked and paid for again. Nothing was touched. Put the "
+        "journal back, or set [run] journal to where it is; to pay again for what is not finished, pass "
+        "--accept-lost-journal."
+    )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file and its write-ahead log; 0 where there is none."""
+    return sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}-wal")) if p.is_file())
 
 
 async def run_async(

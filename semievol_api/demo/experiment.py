@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semievol_api.config import load_config
@@ -46,7 +46,13 @@ class CellLines:
 
 
 def run_grid(
-    path: Path, say: Callable[[str], None], *, quick: bool = False, folder: Path | None = None, threads: int = 1
+    path: Path,
+    say: Callable[[str], None],
+    *,
+    quick: bool = False,
+    folder: Path | None = None,
+    threads: int = 1,
+    accept_lost_journal: bool = False,
 ) -> Results:
     """Run what is not done yet of an experiment and write its results.
 
@@ -59,7 +65,8 @@ def run_grid(
     wall, cpu = time.monotonic(), tree_cpu_s()
     mine = place / PROCESSES / f"{time.time_ns()}.json"
     mine.parent.mkdir(exist_ok=True)
-    with _ground(experiment, threads) as ground:
+    with _ground(experiment, threads) as found:
+        ground = replace(found, accept_lost_journal=accept_lost_journal)
 
         def note() -> None:
             spent = {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(tree_cpu_s() - cpu, 1)}

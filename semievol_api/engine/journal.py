@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from semievol_api.database_header import DamagedDatabaseError, read_header
 from semievol_api.engine.rows import Content, Found, Record, Row, Source, Total
 from semievol_api.errors import JournalError
 
@@ -84,8 +85,9 @@ class Journal:
         """Open a journal for reading and writing; a missing one is made, with its folder.
 
         Raises:
-            JournalError: the place cannot be written, or the file is no journal of this version.
+            JournalError: the place cannot be written, or the file is no journal of this version; it stays as it was.
         """
+        _refuse_foreign(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
@@ -111,6 +113,7 @@ class Journal:
         """
         if not path.is_file():
             raise JournalError(f"There is no journal {str(path)!r}. Each run keeps one in its folder.")
+        _refuse_foreign(path)
         beside_wal = path.with_name(path.name + "-wal").exists()
         error: sqlite3.Error | None = None
         for options in ("mode=ro",) if beside_wal else ("mode=ro", "mode=ro&immutable=1"):
@@ -153,14 +156,7 @@ class Journal:
         return bool(self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
     def _check_format(self) -> None:
-        application, version = self._format()
-        if application != APPLICATION_ID:
-            raise JournalError(f"{str(self.path)!r} is a database, but no journal. Give another journal path.")
-        if version != FORMAT:
-            raise JournalError(
-                f"The journal {str(self.path)!r} has format {version}; this version reads format {FORMAT}. "
-                f"Use the version of semievol-api that wrote it, or another journal path."
-            )
+        _check_format(self.path, *self._format())
 
     def fetch(self, keys: Sequence[bytes]) -> dict[bytes, list[Found]]:
         """The stored samples of each key that has any, in sample order."""
@@ -295,6 +291,27 @@ class Journal:
     def close(self) -> None:
         """Close the connection; the last one folds the WAL into the file."""
         self.connection.close()
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Look before SQLite does: it would write into a database of another program, or of a newer version."""
+    try:
+        header = read_header(path)
+    except (DamagedDatabaseError, OSError) as error:
+        raise explain(error, path, "read") from None
+    fresh = header is None or (header.is_empty and (header.application_id, header.user_version) == (0, 0))
+    if header is not None and not fresh:
+        _check_format(path, header.application_id, header.user_version)
+
+
+def _check_format(path: Path, application: int, version: int) -> None:
+    if application != APPLICATION_ID:
+        raise JournalError(f"{str(path)!r} is a database, but no journal. Give another journal path.")
+    if version != FORMAT:
+        raise JournalError(
+            f"The journal {str(path)!r} has format {version}; this version reads format {FORMAT}. "
+            f"Use the version of semievol-api that wrote it, or another journal path."
+        )
 
 
 def _chunk_sizes(rows: int) -> Iterator[int]:

@@ -23,7 +23,7 @@ from semievol_api.experiments.cpu import tree_cpu_s
 from semievol_api.experiments.draws import draw
 from semievol_api.experiments.grid import Cell, Experiment, arm_named, cell_name, cells, flat
 from semievol_api.experiments.recipes import walk_of
-from semievol_api.session import Silent, Watcher, check, config_key, run_async
+from semievol_api.session import Silent, Watcher, check, config_key, refuse_lost_journal, run_async
 from semievol_api.tasks import load_task
 
 JOURNAL = "journal.sqlite"
@@ -60,6 +60,7 @@ class Ground:
 
     base: Path
     changes: Mapping[str, object] = field(default_factory=dict[str, object])
+    accept_lost_journal: bool = False
 
 
 async def run_experiment(
@@ -80,6 +81,8 @@ async def run_experiment(
         found = kept_cell(config.run.folder, key)
         if found is None:
             seen.on_cell(cell, number, len(grid), None)
+            if not ground.accept_lost_journal:
+                refuse_lost_journal(config)
             meter = CpuMeter(config.run.folder, seen.run)
             await run_async(config, watcher=meter, accept_change=True, walk=walk_of(cell.arm.recipe, copies))
             found = read_cell(cell, config)

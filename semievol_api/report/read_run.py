@@ -44,7 +44,7 @@ from semievol_api.report.report_data import (
     ReportData,
     StageCost,
 )
-from semievol_api.run_store import load_artifact, stages_done
+from semievol_api.run_store import load_artifact, read_document, stages_done
 
 MAX_CONFUSION_LABELS = 12
 MAX_LISTED_DROPS = 200
@@ -309,7 +309,7 @@ def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]
     asked = {n: load_artifact(run_folder, n, EvidenceTable) for n in ("collaborate", "justify")}
     tables = {n: t.parts for n, t in asked.items() if t is not None}
     tables |= {f"evaluate/{n}": a.evidence.parts for n, a in answers.items() if n != "majority"}
-    spend = _read_json(run_folder / "spend.json")
+    spend = read_document(run_folder / "spend.json")
     merged: dict[str, float] = {}
     for name, seconds in stages_done(run_folder).items():
         merged_name = name.removesuffix("-ticket").removesuffix("-model")
@@ -338,7 +338,7 @@ def _total(table: Parts | None, column: str) -> int | None:
 
 def _training_usd(run_folder: Path, name: str) -> object:
     """What the model of a job cost, where the run noted it."""
-    return _read_json(run_folder / f"{name}-model" / "model.json").get("training_usd")
+    return read_document(run_folder / f"{name}-model" / "model.json").get("training_usd")
 
 
 def _rank(name: str) -> int:
@@ -360,7 +360,7 @@ def _config_text(run_folder: Path) -> str:
     written = run_folder / "config.toml"
     if written.is_file():
         return written.read_text("utf-8")
-    key = _read_json(run_folder / "config_key.json").get("config_key")
+    key = read_document(run_folder / "config_key.json").get("config_key")
     if not isinstance(key, dict):
         return ""
     try:
@@ -371,7 +371,7 @@ def _config_text(run_folder: Path) -> str:
 
 
 def _versions(run_folder: Path) -> dict[str, str]:
-    kept = _read_json(run_folder / "versions.json")
+    kept = read_document(run_folder / "versions.json")
     if kept:
         return {name: str(value) for name, value in kept.items()}
     found = {"python": platform.python_version()}
@@ -381,7 +381,3 @@ def _versions(run_folder: Path) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}

@@ -37,7 +37,7 @@ from semievol_api.transport.http import SLOT_HEADER, AiohttpSend, HttpResponse, 
 from semievol_api.transport.nearest import describe_difference, nearest_exchange
 from semievol_api.transport.scrub import Scrubber
 from semievol_api.transport.sdk import sdk_transport
-from semievol_api.transport.store import Manifest, is_cassette, load, package_versions, save
+from semievol_api.transport.store import Manifest, is_cassette, load, package_versions, refuse_other_format, save
 from semievol_api.transport.strict import CassetteMiss as CassetteMiss
 from semievol_api.transport.strict import CassetteMode as Mode
 
@@ -100,6 +100,8 @@ class Cassette:
         self._hosts: set[str] = set()
         self._manifest: Manifest | None = None
         self._exchanges: dict[tuple[str, str, int], Exchange] = {}
+        if mode in ("record", "record-missing"):
+            refuse_other_format(path)  # it would be replaced in the end
         if mode == "replay" or (mode == "record-missing" and is_cassette(path)):
             recording = load(path)
             self._manifest, self._exchanges = recording.manifest, dict(recording.exchanges)

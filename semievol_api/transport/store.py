@@ -45,6 +45,10 @@ class Recording:
     exchanges: Mapping[tuple[str, str, int], Exchange]
 
 
+class _Version(msgspec.Struct, frozen=True):
+    format_version: int
+
+
 def is_cassette(path: Path) -> bool:
     """True where both files of a cassette are."""
     return (path / MANIFEST).is_file() and (path / EXCHANGES).is_file()
@@ -61,19 +65,33 @@ def read_manifest(path: Path) -> Manifest:
             f"There is no cassette at {str(path)!r}: it is a folder with {MANIFEST} and {EXCHANGES}. "
             f'Record one first, for instance with mode "record".'
         )
+    refuse_other_format(path)
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:
         raise DataError(
             f"{str(path / MANIFEST)!r} is not the manifest of a cassette ({error}). Restore it, or record "
             f"the cassette again."
         ) from error
-    if manifest.format_version != FORMAT_VERSION:
+
+
+def refuse_other_format(path: Path) -> None:
+    """Look at a cassette's version before anything else of it is read, or replaced; one that has none passes.
+
+    Raises:
+        DataError: another version of semievol-api wrote it.
+    """
+    if not (path / MANIFEST).is_file():
+        return
+    try:
+        found = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Version).format_version
+    except msgspec.DecodeError:
+        return  # not even that can be read: who needs more of it will say so
+    if found != FORMAT_VERSION:
         raise DataError(
-            f"The cassette {str(path)!r} has format {manifest.format_version}; this version reads "
-            f"{FORMAT_VERSION}. Use the version of semievol-api that wrote it, or record it again."
+            f"The cassette {str(path)!r} has format {found}; this version reads {FORMAT_VERSION}. Use the version of "
+            f"semievol-api that wrote it, or record into another folder."
         )
-    return manifest
 
 
 def load(path: Path) -> Recording:

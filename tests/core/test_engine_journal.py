@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,56 @@ def test_a_journal_of_another_format_is_refused_by_name(tmp_path: Path) -> None:
     journal.close()
     with pytest.raises(JournalError, match="format 99"):
         Journal.create(tmp_path / "j")
+
+
+def _wal_only(path: Path, statement: str) -> None:
+    """Change a database as a killed process does: the change stands in the write-ahead log alone."""
+    code = f"import os, sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute({statement!r}); os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert path.with_name(path.name + "-wal").stat().st_size > 0
+
+
+def _make_foreign(path: Path) -> None:
+    path.unlink()
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE diary (day)")
+    other.close()
+
+
+def _make_newer(path: Path) -> None:
+    _wal_only(path, "PRAGMA user_version = 9")
+
+
+def _cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _make_noise(path: Path) -> None:
+    path.write_bytes(b"noise" * 3000)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_make_foreign, "no journal"),
+        (_make_newer, "format 9"),
+        (_cut_in_half, "damaged"),
+        (_make_noise, "damaged"),
+    ],
+)
+def test_a_journal_that_cannot_be_used_keeps_every_byte(
+    tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    path = tmp_path / "j"
+    journal = Journal.create(path)
+    journal.write([row(n) for n in range(200)])
+    journal.close()
+    spoil(path)
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    for opened in (Journal.create, Journal.read_only):
+        with pytest.raises(JournalError, match=words):
+            opened(path)
+        assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
 def test_a_journal_can_be_read_while_a_run_writes_it(tmp_path: Path) -> None:

@@ -118,3 +118,22 @@ def test_a_folder_that_cannot_be_written_is_a_calm_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written"), RunStore.open(tmp_path / "file" / "run", "key"):
         pass
+
+
+@pytest.mark.parametrize("name", ["stamps.json", "config_key.json"])
+@pytest.mark.parametrize("text", ['{"annotations": {"finger', '["a list"]', ""])
+def test_a_document_cut_in_half_is_a_calm_error_and_stays_as_it_is(tmp_path: Path, name: str, text: str) -> None:
+    with RunStore.open(tmp_path, "key"):
+        pass
+    (tmp_path / name).write_text(text)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunFolderError, match="is damaged"), RunStore.open(tmp_path, "key"):
+        pass
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_stamp_of_another_version_is_a_calm_error(tmp_path: Path) -> None:
+    (tmp_path / "stamps.json").write_text('{"annotations": {"digest": "x"}}')
+    with pytest.raises(RunFolderError, match="'annotations' is none of this version"), RunStore.open(tmp_path, "key"):
+        pass
+    assert not (tmp_path / "config_key.json").exists()

@@ -19,6 +19,7 @@ from semievol_api.transport.cassette import (
     CassetteMiss,
     CassetteSettings,
     CassetteUnplayed,
+    Mode,
     open_cassette,
 )
 from semievol_api.transport.http import SLOT_HEADER, HttpResponse, HttpSend
@@ -252,6 +253,22 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(DataError, match="has format 2; this version reads 1"):
         open_cassette(tmp_path / "c")
+
+
+@pytest.mark.parametrize("mode", ["replay", "record", "record-missing"])
+async def test_a_newer_cassette_of_another_shape_is_named_as_newer_and_never_replaced(
+    tmp_path: Path, mode: Mode
+) -> None:
+    await record_one(tmp_path / "c")
+    manifest = tmp_path / "c" / "manifest.json"
+    manifest.write_text('{"format_version": 9, "date": ["another", "shape"]}')
+    (tmp_path / "c" / EXCHANGES).rename(tmp_path / "c" / "exchanges.zst")
+    if mode == "replay":
+        (tmp_path / "c" / EXCHANGES).write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()}
+    with pytest.raises(DataError, match="has format 9; this version reads 1"):
+        open_cassette(tmp_path / "c", mode)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
 
 
 async def test_equal_recordings_are_equal_bytes_whatever_the_order_of_asking(tmp_path: Path) -> None:

@@ -51,6 +51,24 @@ def test_the_journal_answers_where_an_artifact_is_gone(project: Project, semievo
     assert artifacts(project.folder / "out") == before
 
 
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_lost_journal_beside_finished_stages_is_told_before_anything_is_bought_again(
+    project: Project, semievol: Semievol, how: str
+) -> None:
+    assert semievol("run", project.config).code == 0
+    out = project.folder / "out"
+    journal = out / "journal.sqlite"
+    journal.unlink()
+    if how == "empty":
+        journal.write_bytes(b"")
+    before = tree(project.folder)
+    told = semievol("run", project.config)
+    assert told.code == 2 and f"is {how}" in told.err and "--accept-lost-journal" in told.err
+    assert tree(project.folder) == before
+    done = semievol("run", project.config, "--accept-lost-journal", "--json")
+    assert json.loads(done.out)["this_process"]["computed"] == []
+
+
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     project: Project, semievol: Semievol, child_env: dict[str, str]
 ) -> None:

@@ -68,7 +68,8 @@ def test_a_job_from_creation_to_the_tuned_model(client: openai.OpenAI, conforms:
     made = json.loads(raw.content)
     conforms(made, "FineTuningJob")
     assert made["status"] == "validating_files" and made["seed"] == 7
-    client.files.delete(train)  # a job keeps what it needs
+    with pytest.raises(openai.ConflictError, match=made["id"]):
+        client.files.delete(train)
     job = wait_for_job(client, made["id"])
     body = json.loads(client.fine_tuning.jobs.with_raw_response.retrieve(job.id).content)
     conforms(body, "FineTuningJob")

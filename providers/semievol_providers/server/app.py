@@ -20,6 +20,7 @@ from semievol_providers.server import batch_routes, chat_routes, file_routes, jo
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.batch_runner import BatchRunner
+from semievol_providers.server.deletion import delete_model
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import Gate
 from semievol_providers.server.job_runner import JobRunner
@@ -133,8 +134,8 @@ async def _retrieve_model(request: Request) -> Response:
 
 
 async def _delete_model(request: Request) -> Response:
-    parts, name = services(request), request.path_params["model"]
-    parts.engine.forget(parts.models.delete(name, owner_of(request)))
+    name = request.path_params["model"]
+    delete_model(services(request), name, owner_of(request))
     return json_response({"id": name, "object": "model", "deleted": True})
 
 

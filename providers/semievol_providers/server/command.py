@@ -44,6 +44,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     log_requests: Annotated[bool, typer.Option(help="One JSON line per request on standard error.")] = False,
     ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
     stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
+    recover: Annotated[bool, typer.Option(help="Rebuild a lost database from the state folder's jobs.")] = False,
 ) -> None:
     """Serve a model with the OpenAI API, fine-tuning included."""
     from semievol_api.errors import ConfigError
@@ -71,7 +72,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         log_requests=log_requests,
         train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
     )
-    _run(settings, ready_file, stop_with_stdin)
+    _run(settings, ready_file, stop_with_stdin, recover)
 
 
 def _read_keys(variable: str | None) -> tuple[str, ...]:
@@ -100,15 +101,16 @@ def _read_aliases(pairs: list[str]) -> dict[str, str]:
     return aliases
 
 
-def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: bool) -> None:
+def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: bool, recover: bool) -> None:
     import uvicorn
 
     from semievol_providers.server.app import build_app
     from semievol_providers.server.connection import patient_http
     from semievol_providers.server.gate import log_as_json
-    from semievol_providers.server.state_lock import hold_state
+    from semievol_providers.server.state_recovery import held_folder
 
-    with hold_state(settings.state):
+    with held_folder(settings, recover) as said:
+        sys.stdout.write(said)
         listener = _bind(settings)
         port = listener.getsockname()[1]
         shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -118,6 +118,10 @@ class EngineClient:
             if isinstance(tell, DeltaTell | ChoicesTell):
                 yield tell
 
+    def asking(self, adapter: str) -> int:
+        """How many questions to this adapter wait for their answers."""
+        return sum(question.ask.adapter == adapter for question in self._questions.values())
+
     def forget(self, adapter: str) -> None:
         """Let the engine free an adapter's memory."""
         self._send(ForgetAsk(adapter))

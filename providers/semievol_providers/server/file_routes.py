@@ -19,6 +19,8 @@ from starlette.responses import FileResponse, Response
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError, json_response
+from semievol_providers.server.deletion import delete_expired
+from semievol_providers.server.deletion import delete_file as delete_file_and_copies
 from semievol_providers.server.services import cursor_of, owner_of, services
 from semievol_providers.server.state import FileRow, new_id
 
@@ -52,6 +54,7 @@ async def create_file(request: Request) -> Response:
     except MultiPartException as error:
         raise ApiError(f"The multipart body cannot be read: {error.message}") from error
     served.state.add_file(row, owner_of(request))
+    delete_expired(served.state)
     return json_response(file_object(row))
 
 
@@ -109,7 +112,7 @@ async def file_content(request: Request) -> Response:
 async def delete_file(request: Request) -> Response:
     """DELETE /files/{file_id}"""
     row = _found(request)
-    services(request).state.delete_file(row.id, owner_of(request))
+    delete_file_and_copies(services(request).state, row.id, owner_of(request))
     return json_response({"id": row.id, "object": "file", "deleted": True})
 
 

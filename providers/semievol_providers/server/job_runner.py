@@ -16,13 +16,13 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
 from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileError, read_examples
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.server.job_wire import Resolved, resolve, tuned_name, with_hyperparameters
+from semievol_providers.server.job_wire import Resolved, checkpoint_of, resolve, tuned_name, with_hyperparameters
+from semievol_providers.server.job_wire import metrics_of as _metrics
 from semievol_providers.server.models import ModelTable
 from semievol_providers.server.settings import ServerSettings, worker_environment
 from semievol_providers.server.state import FileRow, Record, State, new_id
@@ -246,16 +246,7 @@ class JobRunner:
 
     def _add_checkpoint(self, record: Record, event: TrainingEvent) -> None:
         job_id, name = str(record["id"]), f"{tuned_name(record)}:ckpt-step-{event.step}"
-        checkpoint: Record = {
-            "object": "fine_tuning.job.checkpoint",
-            "id": new_id("ftckpt_"),
-            "created_at": int(time.time()),
-            "fine_tuned_model_checkpoint": name,
-            "fine_tuning_job_id": job_id,
-            "metrics": _metrics(event),
-            "step_number": event.step,
-        }
-        self._state.add_checkpoint(job_id, event.step, checkpoint)
+        self._state.add_checkpoint(job_id, event.step, checkpoint_of(record, event))
         self._state.add_model(name, str(event.folder), self._state.job_owner(job_id))
         self._state.add_event(job_id, f"checkpoint/{event.step}", f"Checkpoint created at step {event.step}")
 
@@ -325,19 +316,6 @@ class JobRunner:
 
 def _count_examples(path: Path, at_least: int) -> int:
     return sum(1 for _ in read_examples(path, at_least=at_least))
-
-
-def _metrics(event: TrainingEvent) -> Record:
-    named = {
-        "step": event.step,
-        "total_steps": event.total_steps,
-        "train_loss": event.train_loss,
-        "train_mean_token_accuracy": event.token_accuracy,
-        "full_valid_loss": event.valid_loss,
-        "full_valid_mean_token_accuracy": event.valid_token_accuracy,
-        "learning_rate": event.learning_rate,
-    }
-    return cast(Record, {key: value for key, value in named.items() if value is not None})
 
 
 def _death_message(status: int, folder: Path) -> str:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import Meta
 
+from semievol_providers.local.training_job import TrainingEvent
 from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
 from semievol_providers.server.settings import Auto, TrainDefaults
 from semievol_providers.server.state import Record, new_id
@@ -144,6 +145,33 @@ def tuned_name(record: Record) -> str:
     tail = str(record["id"]).removeprefix("ftjob-")[:8]
     base = str(record["model"]).removeprefix("ft:").split(":")[0]
     return f"ft:{base}:local:{suffix}:{tail}"
+
+
+def metrics_of(event: TrainingEvent) -> Record:
+    """The numbers of a step or a checkpoint under the API's names."""
+    named = {
+        "step": event.step,
+        "total_steps": event.total_steps,
+        "train_loss": event.train_loss,
+        "train_mean_token_accuracy": event.token_accuracy,
+        "full_valid_loss": event.valid_loss,
+        "full_valid_mean_token_accuracy": event.valid_token_accuracy,
+        "learning_rate": event.learning_rate,
+    }
+    return cast(Record, {key: value for key, value in named.items() if value is not None})
+
+
+def checkpoint_of(record: Record, event: TrainingEvent) -> Record:
+    """The checkpoint object of a job's event."""
+    return {
+        "object": "fine_tuning.job.checkpoint",
+        "id": new_id("ftckpt_"),
+        "created_at": int(time.time()),
+        "fine_tuned_model_checkpoint": f"{tuned_name(record)}:ckpt-step-{event.step}",
+        "fine_tuning_job_id": record["id"],
+        "metrics": metrics_of(event),
+        "step_number": event.step,
+    }
 
 
 JobStatus: TypeAlias = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError
@@ -38,7 +37,7 @@ class ModelTable:
         Raises:
             ApiError: there is none for this owner.
         """
-        target = self._settings.aliases.get(name, name)
+        target = self.target(name)
         if target == self._settings.name:
             return ServedModel(name, None, self._started_at)
         found = self._state.find_model(target, owner)
@@ -57,8 +56,12 @@ class ModelTable:
         names += [(alias, self._started_at) for alias in self._settings.aliases]
         return [model_object(n, at) for n, at in [*names, *self._state.list_models(owner)]]
 
-    def delete(self, name: str, owner: str) -> str:
-        """Forget a tuned model; returns the adapter folder that may be freed.
+    def target(self, name: str) -> str:
+        """The name that an alias stands for, else the name itself."""
+        return self._settings.aliases.get(name, name)
+
+    def tuned_folder(self, name: str, owner: str) -> str:
+        """The adapter folder of a tuned model that is about to be deleted.
 
         Raises:
             ApiError: there is no such model, or it is not a tuned one.
@@ -72,8 +75,7 @@ class ModelTable:
                 param="model",
                 code="model_not_deletable",
             )
-        self._state.delete_model(name, owner)
-        return str(Path(found[0]))
+        return found[0]
 
 
 def model_object(name: str, created_at: int) -> dict[str, JsonValue]:

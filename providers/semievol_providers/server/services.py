@@ -23,6 +23,8 @@ from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import Cursor, State
 
+_OWNER_CHARACTERS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -76,7 +78,12 @@ class KeyRing:
                 status=401,
                 code="invalid_api_key",
             )
-        return given[:32]
+        return given[:_OWNER_CHARACTERS]
+
+
+def owner_of_key(key: str) -> str:
+    """The owner that stands for an API key in the state."""
+    return _hash(key)[:_OWNER_CHARACTERS]
 
 
 def _hash(key: str) -> str:

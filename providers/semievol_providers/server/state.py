@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import Literal
 
 from semievol_api.records import JsonValue
+from semievol_providers.server.job_record import write_job_record
 
+DATABASE = "state.sqlite"
+APPLICATION_ID = 0x53455331
+"""Marks the file as a server's state."""
+FORMAT = 1
+"""Format 0 is the same tables, without a mark and with remains of deleted rows."""
+TABLES = frozenset({"files", "jobs", "events", "checkpoints", "models"})
+"""What every format has."""
+ENDED = ("succeeded", "failed", "cancelled")
+"""The last statuses of a job."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, filename TEXT NOT NULL,
@@ -86,16 +96,26 @@ class Cursor:
 class State:
     """The database of one state folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str = DATABASE) -> None:
         self.folder = folder
         (folder / "files").mkdir(parents=True, exist_ok=True)
         for name in ("jobs", "batches", "tmp"):
             (folder / name).mkdir(exist_ok=True)
         folder.chmod(0o700)  # prompts and training data lie here
-        self._db = sqlite3.connect(folder / "state.sqlite", isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(folder / database, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA secure_delete=ON")  # what is deleted leaves no bytes in free pages
+        (written,) = self._db.execute("PRAGMA user_version").fetchone()
         self._db.executescript(_SCHEMA)
+        if written < FORMAT:
+            self._db.execute("VACUUM")
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def drop_remains(self) -> None:
+        """Fold the write-ahead log into the database and empty it: it would hold deleted rows for a while."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Close the database."""
@@ -146,12 +166,14 @@ class State:
         )
         return [_file_row(row) for row in rows[: cursor.limit]], len(rows) > cursor.limit
 
-    def delete_file(self, file_id: str, owner: str) -> bool:
-        """Forget a file and its bytes; False if there is none."""
-        deleted = self._db.execute("DELETE FROM files WHERE id = ? AND owner = ?", (file_id, owner)).rowcount
-        if deleted:
-            self.file_path(file_id).unlink(missing_ok=True)
-        return bool(deleted)
+    def expired_files(self) -> list[tuple[str, str]]:
+        """Ids and owners of everybody's files whose time is over."""
+        rows = self._db.execute("SELECT id, owner FROM files WHERE expires_at <= ?", (time.time(),)).fetchall()
+        return [(str(row[0]), str(row[1])) for row in rows]
+
+    def forget_file(self, file_id: str, owner: str) -> None:
+        """Remove a file's row; its bytes are gone already."""
+        self._db.execute("DELETE FROM files WHERE id = ? AND owner = ?", (file_id, owner))
 
     # ----------------------------------------------------------------------------------------------- jobs
     def add_job(self, record: Record, owner: str, run_key: str | None) -> None:
@@ -160,13 +182,31 @@ class State:
             "INSERT INTO jobs (id, owner, status, run_key, record) VALUES (?, ?, ?, ?, ?)",
             (record["id"], owner, record["status"], run_key, json.dumps(record)),
         )
+        write_job_record(self.job_folder(str(record["id"])), record, owner)
 
     def save_job(self, record: Record) -> None:
         """Replace a job's record."""
+        job_id = str(record["id"])
+        was, owner = self._db.execute("SELECT status, owner FROM jobs WHERE id = ?", (job_id,)).fetchone()
         self._db.execute(
-            "UPDATE jobs SET status = ?, record = ? WHERE id = ?",
-            (record["status"], json.dumps(record), record["id"]),
+            "UPDATE jobs SET status = ?, record = ? WHERE id = ?", (record["status"], json.dumps(record), job_id)
         )
+        if record["status"] != was:
+            write_job_record(self.job_folder(job_id), record, str(owner))
+
+    def job_folder(self, job_id: str) -> Path:
+        """Where a job keeps its files, its progress and what it made."""
+        assert job_id.removeprefix("ftjob-").isalnum()
+        return self.folder / "jobs" / job_id
+
+    def jobs_on_file(self, file_id: str) -> list[Record]:
+        """Everybody's jobs that train or validate on a file."""
+        rows = self._db.execute(
+            "SELECT record FROM jobs WHERE ? IN (json_extract(record, '$.training_file'), "
+            "json_extract(record, '$.validation_file'))",
+            (file_id,),
+        ).fetchall()
+        return [json.loads(row[0]) for row in rows]
 
     def find_job(self, job_id: str, owner: str | None = None) -> Record | None:
         """The job with this id; `owner` of None looks among everybody's."""
@@ -282,11 +322,11 @@ class State:
         return self._records("SELECT record FROM batches", "batches", {"owner = ?": owner}, cursor)
 
     # --------------------------------------------------------------------------------------------- models
-    def add_model(self, name: str, folder: str, owner: str) -> None:
-        """Record a tuned model."""
+    def add_model(self, name: str, folder: str, owner: str, created_at: int | None = None) -> None:
+        """Record a tuned model, made now unless said otherwise."""
         self._db.execute(
             "INSERT OR IGNORE INTO models (id, owner, folder, created_at) VALUES (?, ?, ?, ?)",
-            (name, owner, folder, int(time.time())),
+            (name, owner, folder, created_at if created_at is not None else int(time.time())),
         )
 
     def find_model(self, name: str, owner: str) -> tuple[str, int] | None:
