@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,19 @@ def child_env() -> dict[str, str]:
     return env
 
 
-@pytest.fixture
-def shared() -> Path:
-    """The maintainers' folder of real data beside the checkout; tests that need it skip without it."""
-    folder = ROOT.parent / "shared"
+@pytest.fixture(scope="session")
+def session_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the 32 recordings of api.openai.com as their authors published them, one JSON file each."""
+    folder = tmp_path_factory.mktemp("session_records")
+    with tarfile.open(ROOT / "tests" / "data" / "session_records.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def released_data() -> Path:
+    """The paper's data sets, one folder each, where somebody has laid them beside the checkout."""
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("needs ../shared")
+        pytest.skip(f"evidence on the paper's real data sets, which are not in {folder}")
     return folder
