@@ -22,6 +22,13 @@ settings.register_profile("suite", deadline=None)  # a busy machine is no fault 
 settings.load_profile("suite")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _only_loopback() -> None:
     """Any connection to an address outside this machine fails the test."""

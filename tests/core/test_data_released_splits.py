@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from semievol_api.tasks import load_task
 SIZES = {"arc": (518, 1554, 518), "fpb": (452, 1359, 453), "mmlu": (2808, 8425, 2809), "pubmedqa": (200, 600, 200)}
 
 
+@lru_cache
 def released(released_data: Path, name: str) -> RawData:
+    """Read once for all tests: nothing changes it."""
     folder = released_data / name
     settings = DataSettings(
         task=name,
