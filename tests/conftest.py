@@ -15,6 +15,7 @@ from tests.planted_keys import (  # noqa: F401  # hooks: the session's output is
     pytest_runtest_logreport,
     pytest_sessionfinish,
     pytest_terminal_summary,
+    pytest_testnodedown,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
