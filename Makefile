@@ -37,8 +37,11 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 demo: install
 	$(BIN)/semievol demo
 
+# Two processes share the machine's cores with the servers and trainings that they start: one thread each, none that
+# spins, and bytecode is kept, since hundreds of child processes import the same modules.
 test: install-dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+		$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VLLM_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)

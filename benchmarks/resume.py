@@ -113,11 +113,11 @@ class DemoRun:
             return 0
 
 
-def disturbed(run: DemoRun, reference: DemoRun, victim: str) -> Outcome:
-    """Kill the victim in every phase, start again each time, and compare the end."""
+def disturbed(run: DemoRun, reference: DemoRun, victim: str, phases: tuple[str, ...] = PHASES) -> Outcome:
+    """Kill the victim in each of these phases, start again each time, and compare the end."""
     kills = 0
     process = run.start()
-    for phase in PHASES:
+    for phase in phases:
         _wait_for(run, process, phase)
         kills += 1
         if victim in ("server", "both"):
@@ -142,13 +142,15 @@ def _wait_for(run: DemoRun, process: subprocess.Popen[bytes], phase: str) -> Non
         time.sleep(0.02)
 
 
-def measure(folder: Path, *, quick: bool, victims: tuple[str, ...]) -> dict[str, object]:
+def measure(
+    folder: Path, *, quick: bool, victims: tuple[str, ...], phases: tuple[str, ...] = PHASES
+) -> dict[str, object]:
     """One undisturbed demo and one disturbed demo for each victim."""
     reference = DemoRun(folder / "reference", quick)
     begun = time.monotonic()
     reference.finish(reference.start())
     seconds = time.monotonic() - begun
-    outcomes = [disturbed(DemoRun(folder / victim, quick), reference, victim) for victim in victims]
+    outcomes = [disturbed(DemoRun(folder / victim, quick), reference, victim, phases) for victim in victims]
     return {
         "undisturbed_s": round(seconds, 1),
         "undisturbed_jobs": reference.jobs(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,19 @@ from tests.planted_keys import (  # noqa: F401  # hooks: the session's output is
     pytest_runtest_logreport,
     pytest_sessionfinish,
     pytest_terminal_summary,
+    pytest_testnodedown,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +45,19 @@ def child_env() -> dict[str, str]:
     return env
 
 
-@pytest.fixture
-def shared() -> Path:
-    """The maintainers' folder of real data beside the checkout; tests that need it skip without it."""
-    folder = ROOT.parent / "shared"
+@pytest.fixture(scope="session")
+def session_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the 32 recordings of api.openai.com as their authors published them, one JSON file each."""
+    folder = tmp_path_factory.mktemp("session_records")
+    with tarfile.open(ROOT / "tests" / "data" / "session_records.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def released_data() -> Path:
+    """The paper's data sets, one folder each, where somebody has laid them beside the checkout."""
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("needs ../shared")
+        pytest.skip(f"evidence on the paper's real data sets, which are not in {folder}")
     return folder

@@ -12,6 +12,7 @@ import gzip
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,8 @@ THE_USERS_OWN = (
 WEIGHTS = ("*.safetensors", "*.pt", "*.bin")
 TOO_LARGE_BYTES = 30_000_000
 said_by_tests: list[str] = []
+told_by_workers: dict[str, list[str]] = {}
+"""What was found, by the name of the folder in which a process searched."""
 
 
 def planted_in(path: Path) -> bool:
@@ -55,9 +58,10 @@ def planted_in(path: Path) -> bool:
     return any(key in content for key in PLANTED)
 
 
-def files_with_keys(folder: Path) -> Iterator[Path]:
-    """The files below a folder that hold a planted key and are not the user's own."""
-    for path in sorted(folder.rglob("*")):
+def files_with_keys(folder: Path, without: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files below a folder, but for these folders in it, that hold a planted key and are not the user's own."""
+    looked_in = [path for path in sorted(folder.iterdir()) if path.name not in without]
+    for path in (below for top in looked_in for below in (top, *sorted(top.rglob("*")))):
         passed_over = any(fnmatch.fnmatch(path.name, pattern) for pattern in (*THE_USERS_OWN, *WEIGHTS))
         if passed_over or path.is_symlink() or not path.is_file() or path.stat().st_size > TOO_LARGE_BYTES:
             continue
@@ -85,12 +89,22 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail a session whose output holds a planted key."""
+    """Fail a session whose output holds a planted key; a process that shares the work tells what it found."""
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
-    leaks = [str(path) for path in files_with_keys(factory.getbasetemp())] + said_by_tests
+    found = [str(path) for path in files_with_keys(factory.getbasetemp(), without=tuple(told_by_workers))]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["leaks"] = found
+    leaks = [*found, *(leak for told in told_by_workers.values() for leak in told), *said_by_tests]
     session.config.stash[LEAKS] = leaks
     if leaks and session.exitstatus == 0:
         session.exitstatus = 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Keep what a process found in its own folder, so that nothing is searched twice; a crashed one's is searched."""
+    if hasattr(node, "workeroutput") and "leaks" in node.workeroutput:
+        told_by_workers[f"popen-{node.gateway.id}"] = node.workeroutput["leaks"]
 
 
 @pytest.hookimpl

@@ -5,11 +5,14 @@ Knows nothing of what is asserted.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -87,12 +90,21 @@ async def votes_only() -> AsyncIterator[Subject]:
         await provider.aclose()
 
 
+@cache
+def _tiny_model() -> Path:
+    """A tiny random Llama, made once in a process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_tiny_model(Path(folder) / "tiny")
+    return Path(folder) / "tiny"
+
+
 @asynccontextmanager
 async def local_in_process() -> AsyncIterator[Subject]:
     """Provider `local` on a tiny random Llama."""
     pytest.importorskip("torch", reason="needs the extra local")
     with tempfile.TemporaryDirectory() as folder:
-        make_tiny_model(Path(folder) / "tiny")
+        shutil.copytree(_tiny_model(), Path(folder) / "tiny")
         options = {"model": "tiny", "device": "cpu", "train": {"rank": 4, "alpha": 8}}
         provider = connect_local(ProviderSettings(name="local", options=options, environ={}, base_folder=folder))
         yield Subject(provider=provider, chat_model="tiny", embedding_model="tiny", base_model="tiny", poll_s=0.1)

@@ -55,9 +55,11 @@ async def test_a_reply_without_logprobs_asked_has_none(subject: Subject) -> None
 
 
 async def test_max_tokens_of_one_ends_for_length(subject: Subject) -> None:
-    (completion,) = (await _chat(subject).complete(_request(subject, max_tokens=1))).completions
-    assert completion.finish in ("length", "stop")
-    assert len(completion.text) < 40
+    reply = await _chat(subject).complete(_request(subject, max_tokens=1, temperature=0.0))
+    (completion,) = reply.completions
+    assert completion.finish == "length"
+    assert reply.usage.completion == 1
+    assert 0 < len(completion.text) < 40
 
 
 async def test_token_logprobs_are_a_float32_array_of_natural_logs(subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from semievol_api.tasks import load_task
 SIZES = {"arc": (518, 1554, 518), "fpb": (452, 1359, 453), "mmlu": (2808, 8425, 2809), "pubmedqa": (200, 600, 200)}
 
 
-def released(shared: Path, name: str) -> RawData:
-    folder = shared / "data" / name
+@lru_cache
+def released(released_data: Path, name: str) -> RawData:
+    """Read once for all tests: nothing changes it."""
+    folder = released_data / name
     settings = DataSettings(
         task=name,
         labeled=folder / "labeled.csv",
@@ -27,8 +30,8 @@ def released(shared: Path, name: str) -> RawData:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_row_becomes_an_example_and_all_gold_is_readable(shared: Path, name: str) -> None:
-    data = released(shared, name)
+def test_every_row_becomes_an_example_and_all_gold_is_readable(released_data: Path, name: str) -> None:
+    data = released(released_data, name)
     assert (len(data.labeled), len(data.unlabeled), len(data.test)) == SIZES[name]
     assert len(data.gold) == len(data.unlabeled)
     assert all(e.answer is None for e in data.unlabeled)
@@ -37,17 +40,17 @@ def test_every_row_becomes_an_example_and_all_gold_is_readable(shared: Path, nam
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_built_in_tasks_read_their_own_target_back(shared: Path, name: str) -> None:
+def test_the_built_in_tasks_read_their_own_target_back(released_data: Path, name: str) -> None:
     task = load_task(name)
-    for example in released(shared, name).labeled:
+    for example in released(released_data, name).labeled:
         assert example.answer is not None
         assert task.parse(task.target(example, example.answer), example) == example.answer
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_option_text_alone_is_never_read_as_another_letter(shared: Path, name: str) -> None:
+def test_option_text_alone_is_never_read_as_another_letter(released_data: Path, name: str) -> None:
     task = load_task(name)
-    for example in released(shared, name).labeled:
+    for example in released(released_data, name).labeled:
         for letter, text in zip("ABCDEFGHIJ", example.options, strict=False):
             assert task.parse(f"Answer: {letter}. {text}", example) == letter
             read = task.parse(f"Answer: {text}", example)
@@ -55,15 +58,15 @@ def test_option_text_alone_is_never_read_as_another_letter(shared: Path, name: s
                 assert read in (letter, None), (example.options, text)
 
 
-def test_26_arc_answers_that_are_digits_become_letters_and_are_reported(shared: Path) -> None:
-    data = released(shared, "arc")
+def test_26_arc_answers_that_are_digits_become_letters_and_are_reported(released_data: Path) -> None:
+    data = released(released_data, "arc")
     (note,) = [note for note in data.notes if note.what == DIGIT_ANSWER]
     assert len(note.example_ids) == 26
     assert {data.gold[i] for i in note.example_ids} <= set("ABCD")
 
 
-def test_41_mmlu_test_questions_occur_in_the_unlabelled_and_19_in_the_labelled_file(shared: Path) -> None:
-    data = released(shared, "mmlu")
+def test_41_mmlu_test_questions_occur_in_the_unlabelled_and_19_in_the_labelled_file(released_data: Path) -> None:
+    data = released(released_data, "mmlu")
     test = [normalized(e.question) for e in data.test]
     for searched, expected in ((data.unlabeled, 41), (data.labeled, 19)):
         questions = {normalized(e.question) for e in searched}
@@ -81,13 +84,13 @@ def test_41_mmlu_test_questions_occur_in_the_unlabelled_and_19_in_the_labelled_f
     assert len(leaked) == 9 + 23
 
 
-def test_ten_mmlu_rows_hold_nan_where_the_option_was_none(shared: Path) -> None:
-    notes = [note for note in released(shared, "mmlu").notes if note.what == NULL_OPTION]
+def test_ten_mmlu_rows_hold_nan_where_the_option_was_none(released_data: Path) -> None:
+    notes = [note for note in released(released_data, "mmlu").notes if note.what == NULL_OPTION]
     assert sum(len(note.example_ids) for note in notes) == 10
 
 
-def test_fpb_sentences_that_repeat_across_splits_leave(shared: Path) -> None:
-    data = released(shared, "fpb")
+def test_fpb_sentences_that_repeat_across_splits_leave(released_data: Path) -> None:
+    data = released(released_data, "fpb")
     cleaned = clean(data.labeled, data.unlabeled, data.test, near=False)
     assert cleaned.report.counts == {"labeled: in test": 1, "unlabeled: duplicate": 2, "unlabeled: in labeled": 2}
     near = clean(data.labeled, data.unlabeled, data.test, near=True).report

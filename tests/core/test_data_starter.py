@@ -113,8 +113,8 @@ def test_quotes_and_other_scripts_survive_the_task_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["arc", "fpb", "mmlu", "pubmedqa"])
-def test_the_released_files_are_understood(shared: Path, name: str) -> None:
-    found = understand(shared / "data" / name / "unlabeled.csv")
+def test_the_released_files_are_understood(released_data: Path, name: str) -> None:
+    found = understand(released_data / name / "unlabeled.csv")
     assert found.kind == "multiple_choice"
     assert found.columns.options == "options"
     assert found.columns.answer == "answer"

@@ -83,8 +83,8 @@ def test_no_question_has_a_near_duplicate_in_the_pool_dev_or_test() -> None:
             where.setdefault(gram, []).append(i)
 
 
-def test_the_splits_are_rebuilt_byte_for_byte_from_the_released_data(shared: Path, tmp_path: Path) -> None:
-    write_splits(make_splits(shared / "data"), tmp_path)
+def test_the_splits_are_rebuilt_byte_for_byte_from_the_released_data(released_data: Path, tmp_path: Path) -> None:
+    write_splits(make_splits(released_data), tmp_path)
     for name in SPLIT_NAMES:
         assert (tmp_path / f"{name}.csv").read_bytes() == (DEMO / "data" / f"{name}.csv").read_bytes()
 

@@ -60,3 +60,18 @@ def test_no_module_asks_objects_what_they_have() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr"
     ]
     assert offenders == []
+
+
+def test_tests_bring_their_data_along_but_for_the_papers_data_sets() -> None:
+    """What lies beside the checkout is the maintainers' alone: only `released_data` looks there, and it skips."""
+    beside = f"{'sha'}red"
+    looking = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and isinstance(node.right, ast.Constant)
+        and str(node.right.value).removeprefix("../").split("/")[0] == beside
+    ]
+    assert looking == ["tests/conftest.py"]

@@ -39,22 +39,23 @@ def test_keys_are_found_in_plain_packed_and_tabular_files_but_not_in_the_users_o
 
 
 @pytest.mark.parametrize(
-    ("leak", "code"),
+    ("leak", "code", "processes"),
     [
-        ('(tmp_path / "labeled.csv").write_text("KEY")', 0),
-        ('(tmp_path / "versions.json").write_text(repr(dict(os.environ)))', 1),
-        ('print("KEY")', 1),
+        ('(tmp_path / "labeled.csv").write_text("KEY")', 0, 0),
+        ('(tmp_path / "versions.json").write_text(repr(dict(os.environ)))', 1, 0),
+        ('(tmp_path / "versions.json").write_text(repr(dict(os.environ)))', 1, 1),
+        ('print("KEY")', 1, 0),
     ],
-    ids=["the user's own file", "the environment", "output"],
+    ids=["the user's own file", "the environment", "the environment, in a process that shares the work", "output"],
 )
 def test_a_session_that_leaves_a_key_behind_fails(
-    leak: str, code: int, tmp_path: Path, child_env: dict[str, str]
+    leak: str, code: int, processes: int, tmp_path: Path, child_env: dict[str, str]
 ) -> None:
     test = tmp_path / "test_leaky.py"
     test.write_text(LEAKY.format(leak=leak.replace("KEY", KEY)))
     (tmp_path / "conftest.py").write_text("from tests.planted_keys import *\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(test)]
-    command += [f"--rootdir={tmp_path}", f"--basetemp={tmp_path / 'inner'}"]
+    command += ["-n", str(processes), f"--rootdir={tmp_path}", f"--basetemp={tmp_path / 'inner'}"]
     try:
         done = subprocess.run(command, env=child_env, cwd=ROOT, capture_output=True, text=True, timeout=60)
     finally:

@@ -277,10 +277,10 @@ def hashed_words(path: Path) -> np.ndarray:
     return vectors
 
 
-def test_financial_labels_with_medical_questions_have_drifted_and_a_random_split_has_not(shared: Path) -> None:
-    labelled = hashed_words(shared / "data" / "fpb" / "labeled.csv")
-    own = hashed_words(shared / "data" / "fpb" / "unlabeled.csv")
-    medical = hashed_words(shared / "data" / "pubmedqa" / "unlabeled.csv")
+def test_financial_labels_with_medical_questions_have_drifted_and_a_random_split_has_not(released_data: Path) -> None:
+    labelled = hashed_words(released_data / "fpb" / "labeled.csv")
+    own = hashed_words(released_data / "fpb" / "unlabeled.csv")
+    medical = hashed_words(released_data / "pubmedqa" / "unlabeled.csv")
     found = {"own": 0, "medical": 0}
     for seed in range(100):
         settings = DriftSettings(max_rows=150, permutations=199, seed=seed)

@@ -64,8 +64,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: s
         read_foreign(tmp_path / name)
 
 
-def test_the_shipped_cassette_is_what_the_import_makes_of_all_32_session_records(tmp_path: Path, shared: Path) -> None:
-    sources = sorted((shared / "wire").glob("openai-dotnet__*.json"))
+def test_the_shipped_cassette_is_what_the_import_makes_of_all_32_session_records(
+    tmp_path: Path, session_records: Path
+) -> None:
+    sources = sorted(session_records.glob("*.json"))
     assert len(sources) == 32
     import_recordings(sources, tmp_path / "c", Scrubber(), slot_per_source=True)
     made, shipped = load(tmp_path / "c").exchanges, load(WIRE).exchanges
@@ -74,8 +76,8 @@ def test_the_shipped_cassette_is_what_the_import_makes_of_all_32_session_records
     }
 
 
-def test_session_records_keep_every_answer_and_every_request(shared: Path) -> None:
-    for source in sorted((shared / "wire").glob("openai-dotnet__*.json")):
+def test_session_records_keep_every_answer_and_every_request(session_records: Path) -> None:
+    for source in sorted(session_records.glob("*.json")):
         entries = json.loads(source.read_text())["Entries"]
         read = read_foreign(source)
         assert [(one.method, one.url, one.status) for one in read] == [

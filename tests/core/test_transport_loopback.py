@@ -168,7 +168,7 @@ class TestCommands:
         assert "      3  POST /chat/completions -> 200" in info.output
         assert "no evidence about any vendor" in info.output
 
-    def test_import_makes_a_cassette(self, tmp_path: Path, shared: Path) -> None:
-        source = shared / "wire" / "openai-dotnet__ChatTests__HelloWorldChat.json"
+    def test_import_makes_a_cassette(self, tmp_path: Path, session_records: Path) -> None:
+        source = session_records / "openai-dotnet__ChatTests__HelloWorldChat.json"
         made = self.run("import", source, "--into", tmp_path / "c")
         assert (made.exit_code, made.output) == (0, f"{tmp_path / 'c'}: 1 exchanges\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from semievol_api import cli
+from semievol_api.session import run
 
 WORDS = ("red", "green", "blue", "gold")
 
@@ -112,15 +114,35 @@ class Project:
         return self.config
 
 
+def new_project(folder: Path) -> Project:
+    """40 labelled, 60 unlabelled and 40 test questions, and a config over the scripted provider."""
+    write_rows(folder / "labeled.csv", 40)
+    write_rows(folder / "unlabeled.csv", 60, start=40)
+    write_rows(folder / "test.csv", 40, start=100)
+    (folder / "semievol.toml").write_text(CONFIG, "utf-8")
+    (folder / "task.toml").write_text(TASK, "utf-8")
+    return Project(folder)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """40 labelled, 60 unlabelled and 40 test questions, and a config over the scripted provider."""
-    write_rows(tmp_path / "labeled.csv", 40)
-    write_rows(tmp_path / "unlabeled.csv", 60, start=40)
-    write_rows(tmp_path / "test.csv", 40, start=100)
-    (tmp_path / "semievol.toml").write_text(CONFIG, "utf-8")
-    (tmp_path / "task.toml").write_text(TASK, "utf-8")
-    return Project(tmp_path)
+    """See `new_project`."""
+    return new_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _done_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with 240 test questions."""
+    made = new_project(tmp_path_factory.mktemp("done"))
+    write_rows(made.folder / "test.csv", 240, start=100)
+    run(made.config)
+    return made.folder
+
+
+@pytest.fixture
+def done(_done_once: Path, tmp_path: Path) -> Project:
+    """A finished run with 240 test questions, in a copy of one's own."""
+    return Project(shutil.copytree(_done_once, tmp_path / "project"))
 
 
 def tree(folder: Path, *, without: Sequence[str] = ()) -> dict[str, bytes]:

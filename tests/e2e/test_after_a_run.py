@@ -21,14 +21,6 @@ from semievol_api.session import run
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 
-@pytest.fixture
-def done(project: Project) -> Project:
-    """A finished run with 240 test questions."""
-    write_rows(project.folder / "test.csv", 240, start=100)
-    run(project.config)
-    return project
-
-
 def labelled(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -1,4 +1,7 @@
-"""The demo on the real embedded server: killed in every phase, it ends like an undisturbed one."""
+"""The demo on the real embedded server: killed while it asks and while it trains, it ends like an undisturbed one.
+
+The short form: `python -m benchmarks.resume --check` kills the client, the server and both, in every phase.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ pytest.importorskip("torch")
 
 
 @pytest.mark.slow
-def test_a_demo_whose_client_and_server_are_killed_in_every_phase_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    figures = measure(tmp_path, quick=True, victims=("both",))
+def test_a_demo_whose_client_and_server_are_killed_twice_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    figures = measure(tmp_path, quick=True, victims=("both",), phases=("collaborate", "final job"))
     assert figures["ok"], figures
+    assert [outcome["kills"] for outcome in figures["outcomes"]] == [2]

@@ -7,13 +7,11 @@ import json
 import re
 from collections.abc import Iterator
 
-import pytest
 from typer.core import TyperArgument, TyperGroup, TyperOption
 from typer.main import get_command
 
 from semievol_api.cli import build_app
 from semievol_api.report.findings import no_better_than_majority
-from semievol_api.session import run
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 
@@ -83,13 +81,6 @@ def test_the_report_does_not_call_promoted_what_nothing_was_held_out_for(project
     semievol("report", project.folder / "out", "--out", project.folder / "r.html")
     page = (project.folder / "r.html").read_text("utf-8")
     assert "Not tested" in page and "no labels were held out for it" in page and "Promoted" not in page
-
-
-@pytest.fixture
-def done(project: Project) -> Project:
-    write_rows(project.folder / "test.csv", 60, start=100)
-    run(project.config)
-    return project
 
 
 def test_new_rows_need_no_id(done: Project, semievol: Semievol) -> None:

@@ -10,6 +10,8 @@ import openai
 import pytest
 from server_running import RunningServer
 
+from tests.conformance import SPECIFICATION
+
 pytest_plugins = ("local_fixtures",)
 
 
@@ -28,13 +30,13 @@ def client(server: RunningServer) -> openai.OpenAI:
 
 
 @pytest.fixture
-def conforms(shared: Path) -> Callable[[object, str], None]:
+def conforms() -> Callable[[object, str], None]:
     """`conforms(answer, "FineTuningJob")` fails where an answer breaks the published specification."""
     from jsonschema import Draft202012Validator
     from referencing import Registry, Resource
     from referencing.jsonschema import DRAFT202012
 
-    document = json.loads((shared / "openai-spec" / "openapi.subset.json").read_text())
+    document = json.loads(SPECIFICATION.read_text("utf-8"))
     registry: Registry[object] = Registry().with_resource("urn:spec", Resource(document, DRAFT202012))
 
     def check(answer: object, schema: str) -> None:

@@ -165,17 +165,17 @@ def test_a_request_without_an_answer_says_why(cause: Exception, kind: type[Provi
     assert KEY not in str(error)
 
 
-def _recorded_errors(shared: Path) -> list[tuple[int, Any]]:
+def _recorded_errors(session_records: Path) -> list[tuple[int, Any]]:
     found: list[tuple[int, Any]] = []
-    for file in sorted((shared / "wire").glob("openai-dotnet__*.json")):
+    for file in sorted(session_records.glob("*.json")):
         for exchange in json.loads(file.read_text(encoding="utf-8-sig"))["Entries"]:
             if exchange["StatusCode"] >= 400:
                 found.append((exchange["StatusCode"], exchange["ResponseBody"]))
     return found
 
 
-def test_every_recorded_error_is_a_refusal_in_openais_words(shared: Path) -> None:
-    errors = _recorded_errors(shared)
+def test_every_recorded_error_is_a_refusal_in_openais_words(session_records: Path) -> None:
+    errors = _recorded_errors(session_records)
     assert len(errors) >= 7
     for status, body in errors:
         error = _translate(status, json.dumps(body).encode())

@@ -276,14 +276,19 @@ async def test_the_sdks_transport_can_be_replaced() -> None:
     assert asked == ["GET /v1/fine_tuning/jobs/ftjob-x"]
 
 
-async def test_recorded_jobs_are_understood_and_an_empty_error_is_no_failure(shared: Path) -> None:
+def _recorded_jobs(session_records: Path) -> dict[str, dict[str, Any]]:
     jobs: dict[str, dict[str, Any]] = {}
-    for file in (shared / "wire").glob("openai-dotnet__FineTuning*.json"):
+    for file in session_records.glob("openai-dotnet__FineTuning*.json"):
         for exchange in json.loads(file.read_text(encoding="utf-8-sig"))["Entries"]:
             body = exchange["ResponseBody"]
             for job in body.get("data", [body]) if isinstance(body, dict) else []:
                 if job.get("object") == "fine_tuning.job":
                     jobs[job["id"]] = job
+    return jobs
+
+
+async def test_recorded_jobs_are_understood_and_an_empty_error_is_no_failure(session_records: Path) -> None:
+    jobs = _recorded_jobs(session_records)
     assert len(jobs) > 20
     async with LoopbackServer() as server:
         server.jobs.update({name: dict(job) for name, job in jobs.items()})

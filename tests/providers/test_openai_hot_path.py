@@ -274,14 +274,14 @@ async def test_a_page_of_html_with_status_200_is_a_transient_error() -> None:
 
 
 # ------------------------------------------------------------------- recorded exchanges with api.openai.com
-def _recorded(shared: Path, name: str) -> list[dict[str, Any]]:
-    text = (shared / "wire" / f"openai-dotnet__{name}.json").read_text(encoding="utf-8-sig")
+def _recorded(session_records: Path, name: str) -> list[dict[str, Any]]:
+    text = (session_records / f"openai-dotnet__{name}.json").read_text(encoding="utf-8-sig")
     entries: list[dict[str, Any]] = json.loads(text)["Entries"]
     return entries
 
 
-async def test_a_recorded_answer_with_alternatives_is_read_whole(shared: Path) -> None:
-    (exchange,) = _recorded(shared, "ChatTests__TokenLogProbabilities-True-")
+async def test_a_recorded_answer_with_alternatives_is_read_whole(session_records: Path) -> None:
+    (exchange,) = _recorded(session_records, "ChatTests__TokenLogProbabilities-True-")
     headers = {name.lower(): str(value) for name, value in exchange["ResponseHeaders"].items()}
     reply = await _ask(_replaying(exchange["ResponseBody"], headers), FULL)
     (completion,) = reply.completions
@@ -295,9 +295,9 @@ async def test_a_recorded_answer_with_alternatives_is_read_whole(shared: Path) -
     assert reply.pace.reset_requests_s == pytest.approx(0.002)
 
 
-async def test_recorded_answers_keep_their_text_finish_and_usage(shared: Path) -> None:
+async def test_recorded_answers_keep_their_text_finish_and_usage(session_records: Path) -> None:
     for name in ("HelloWorldChat", "MultiMessageChat", "ReasoningTokensWork", "StructuredOutputsWork"):
-        for exchange in _recorded(shared, f"ChatTests__{name}"):
+        for exchange in _recorded(session_records, f"ChatTests__{name}"):
             body = exchange["ResponseBody"]
             reply = await _ask(_replaying(body), FULL)
             assert reply.completions[0].text == body["choices"][0]["message"]["content"]
@@ -307,15 +307,15 @@ async def test_recorded_answers_keep_their_text_finish_and_usage(shared: Path) -
             assert reply.usage.completion == body["usage"]["completion_tokens"]
 
 
-async def test_a_recorded_refusal_is_a_refused_completion(shared: Path) -> None:
-    first = _recorded(shared, "ChatTests__StructuredRefusalWorks")[0]
+async def test_a_recorded_refusal_is_a_refused_completion(session_records: Path) -> None:
+    first = _recorded(session_records, "ChatTests__StructuredRefusalWorks")[0]
     (completion,) = (await _ask(_replaying(first["ResponseBody"]), FULL)).completions
     assert completion.finish == "refused"
     assert completion.text.startswith("I'm very sorry")
 
 
-async def test_recorded_embeddings_decode_from_base64(shared: Path) -> None:
-    (exchange,) = _recorded(shared, "EmbeddingsTests__GenerateMultipleEmbeddings-UsingStrings-")
+async def test_recorded_embeddings_decode_from_base64(session_records: Path) -> None:
+    (exchange,) = _recorded(session_records, "EmbeddingsTests__GenerateMultipleEmbeddings-UsingStrings-")
     provider = _replaying(exchange["ResponseBody"], dialect=Dialect(embedding_dimensions=456))
     assert provider.embedder is not None
     reply = await provider.embedder.embed(EmbedRequest(model="m", texts=("a", "b", "c")))

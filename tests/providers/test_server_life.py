@@ -83,13 +83,11 @@ def test_a_killed_server_loses_no_job_and_resumes_the_running_one(tiny_model: Pa
         assert _answer(client, done.fine_tuned_model) == _answer(client, undisturbed.fine_tuned_model)
 
 
-def test_a_dead_engine_is_replaced_and_its_requests_are_answered(tiny_model: Path, tmp_path: Path) -> None:
-    with RunningServer(tiny_model, tmp_path) as server:
-        client = server.client()
-        before = _answer(client, "tiny")
-        os.kill(_health(server)["engine_pid"], signal.SIGKILL)
-        assert _answer(client, "tiny") == before
-        assert _health(server)["engine_restarts"] == 1
+def test_a_dead_engine_is_replaced_and_its_requests_are_answered(server: RunningServer, client: openai.OpenAI) -> None:
+    before, restarts = _answer(client, "tiny"), _health(server)["engine_restarts"]
+    os.kill(_health(server)["engine_pid"], signal.SIGKILL)
+    assert _answer(client, "tiny") == before
+    assert _health(server)["engine_restarts"] == restarts + 1
 
 
 def test_the_server_is_up_before_its_engine_and_without_torch(tiny_model: Path, tmp_path: Path) -> None:
