@@ -21,7 +21,7 @@ def test_a_module_has_a_door_and_fits_the_house(path: Path) -> None:
     source = path.read_text("utf-8")
     tree = ast.parse(source)
     assert ast.get_docstring(tree), "every module opens with what it does"
-    assert len(source.splitlines()) <= 400, "a file has at most 400 lines"
+    assert len(source.splitlines()) <= 600, "a file has at most 600 lines"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
