@@ -210,7 +210,8 @@ async def _run(
 
         clock = RealClock() if cassette is None else cassette.clock
         async with open_tools(plan, raw, seen, on_job, clock) as tools:
-            await refuse_ended_models(plan.catalogue, plan.role_models, today, to_train=plan.to_train)
+            if not is_done(config):
+                await refuse_ended_models(plan.catalogue, plan.role_models, today, to_train=plan.to_train)
             verdict = await walk(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
         logs.verdict(verdict.document)
@@ -282,7 +283,7 @@ def check(
         for name in dict.fromkeys(names)
     }
     plan = Plan(config, task, providers, catalogue)
-    lenient = planning or replays or purpose == "look" or is_done(config)
+    lenient = planning or replays or purpose == "look" or (purpose == "run" and is_done(config))
     plan = replace(plan, buys=purpose == "run")
     notices = check_ends(plan, today or utc_day(), refuse=not lenient)
     plan = replace(plan, notices=notices)

@@ -85,7 +85,7 @@ def refresh(file: Path, folder: Path, today: datetime.date) -> Refreshed:
     content = file.read_bytes()
     fresh = parse_catalogue(read_toml(file), file.name)
     _refuse_odd(fresh, file.name, today)
-    installed, before, package = folder / INSTALLED, _in_use(folder), load_catalogue()
+    installed, before, package = folder / INSTALLED, _before(folder), load_catalogue()
     after = newer_of(package, fresh)
     changes = (*_changes(before, after), *_older(package, fresh))
     if installed.is_file() and installed.read_bytes() == content:
@@ -108,10 +108,7 @@ def reset(folder: Path) -> Refreshed:
         ConfigError: the folder cannot be written.
     """
     installed = folder / INSTALLED
-    try:
-        before = _in_use(folder)
-    except ConfigError:  # going back must work above all where the table cannot be read
-        before = load_catalogue()
+    before = _before(folder)
     try:
         kept = _set_aside(installed)
         installed.unlink(missing_ok=True)
@@ -120,8 +117,12 @@ def reset(folder: Path) -> Refreshed:
     return Refreshed(None, kept, tuple(_changes(before, load_catalogue())))
 
 
-def _in_use(folder: Path) -> Catalogue:
-    return known_catalogue(folder=folder)
+def _before(folder: Path) -> Catalogue:
+    """What was known so far; a table that cannot be read must not stand in the way of another, or of none."""
+    try:
+        return known_catalogue(folder=folder)
+    except ConfigError:
+        return load_catalogue()
 
 
 def _readable(refreshed: Path) -> None:
