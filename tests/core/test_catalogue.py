@@ -134,6 +134,13 @@ def test_a_refusal_names_only_what_still_trains_on_that_day() -> None:
 
     assert 'vendor = "azure"' in refusal(DAY(2027, 1, 15)) and 'vendor = "nebius"' in refusal(DAY(2027, 1, 15))
     assert "gpt-4o-mini-2024-07-18" in refusal(DAY(2027, 4, 1)), "the same model comes first where it still trains"
+    with pytest.raises(MissingAbilityError, match=r'"azure-v1" with model = "gpt-4.1-mini-2025-04-14"'):
+        refuse_ended(
+            catalogue,
+            availability(catalogue, "openai", "gpt-4.1-mini", DAY(2027, 1, 7)),
+            DAY(2027, 1, 7),
+            trains=True,
+        )
     later = refusal(DAY(2027, 4, 2))
     assert 'with model = "gpt-4.1-2025-04-14" (existing customers only; until 2027-04-14 at least)' in later
     late = refusal(DAY(2027, 4, 15))

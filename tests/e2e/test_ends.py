@@ -132,6 +132,9 @@ def test_models_are_asked_and_listed_and_cleaned_after_the_days_that_end_their_t
     assert labelled.code == 0, labelled.err
     ends(hosted, "2020-01-01", "2020-01-02")
     assert semievol("predict", "semievol", hosted.folder / "new.csv", "--run", hosted.config).code == 2
+    stamps = json.loads((hosted.folder / "out/stamps.json").read_text())
+    del stamps["verdict"]  # as if it had been stopped before its end
+    (hosted.folder / "out/stamps.json").write_text(json.dumps(stamps))
     assert semievol("jobs", hosted.config, "--poll").code == 0
     cleaned = semievol("clean", hosted.config, "--remote", "--yes")
     assert cleaned.code == 0 and "3 of 3 were deleted" in cleaned.out
