@@ -189,24 +189,40 @@ def clean(
 def providers(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own \\[catalogue] file.")] = None,
+    fresh: Annotated[Path | None, typer.Option("--refresh", help="Take a newer table of prices and ends.")] = None,
+    back: Annotated[bool, typer.Option("--reset", help="Go back to the package's own table.")] = False,
     as_json: AsJson = False,
     on: OnDay = None,
 ) -> None:
     """List the installed providers and what is known of vendors' models; `probe` asks one what it really does."""
-    from semievol_api.registry import provider_kinds
-    from semievol_api.terminal.bars import out, pairs
-    from semievol_api.terminal.hosted import catalogue_of, catalogue_table, providers_as_json, remarks_on
+    from semievol_api.catalogue import data_folder, refresh, reset, utc_day
+    from semievol_api.errors import UserError
+    from semievol_api.terminal.bars import out
+    from semievol_api.terminal.vendors import (
+        catalogue_of,
+        providers_as_json,
+        refreshed_as_json,
+        show_providers,
+        show_refreshed,
+    )
 
     if context.invoked_subcommand is not None:
         return
-    catalogue, today = catalogue_of(config), (on or datetime.datetime.now(datetime.UTC)).date()
+    today = on.date() if on else utc_day()
+    if fresh is not None and back:
+        raise UserError("--refresh takes a newer table and --reset drops it: give one of the two.")
+    if fresh is not None or back:
+        told = reset(data_folder()) if fresh is None else refresh(fresh, data_folder(), today)
+        if as_json:
+            print_json(refreshed_as_json(told))
+        else:
+            show_refreshed(out(), told)
+        return
+    catalogue = catalogue_of(config)
     if as_json:
         print_json(providers_as_json(catalogue, today))
-        return
-    pairs(out(), "Providers", {name: point.value for name, point in provider_kinds().items()})
-    out().print(catalogue_table(catalogue))
-    for remark in remarks_on(catalogue, today):
-        out().print(f"! {remark}", markup=False)
+    else:
+        show_providers(out(), catalogue, today)
 
 
 def probe(

@@ -113,7 +113,7 @@ async def ask_sides(config: Config, models: Sequence[str], watcher: Watcher | No
     Raises:
         UserError: the config or its data needs mending, there is no test file, or the run has no such model.
     """
-    plan = check(config)
+    plan = check(config, purpose="look")
     data = read_data(config.data, plan.task)
     if not data.test:
         raise DataError("Models are compared on test questions, and the config names none: set [data] test.")

@@ -75,7 +75,7 @@ async def predict(
         DataError: the file cannot be read as the task's data.
         RunFolderError: the run has no such model.
     """
-    plan = check(config)
+    plan = check(config, purpose="ask")
     table = read_table(data)
     columns = _without_absent(columns_of(plan.task, config.data.columns), table)
     model = _name_in(config, model)

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from semievol_api.artifacts import Verdict
 from semievol_api.capabilities import JobEvent, Provider, Wire, require
-from semievol_api.catalogue import Catalogue, availability, load_catalogue, refuse_ended, with_limits
+from semievol_api.catalogue import Catalogue, availability, known_catalogue, refuse_ended, utc_day, with_limits
 from semievol_api.config import Config, ModelRef, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.engine import Fleet, Ledger, Progress, RequestEngine
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 Walk: TypeAlias = Callable[[Tools, RunStore, Task, RawData, Config], Awaitable[Verdict]]
 """What is done between the open tools and the verdict: the pipeline, or an experiment's baseline."""
+Purpose: TypeAlias = Literal["run", "ask", "look"]
+BATCH_STAGES = 2
+"""Annotations and justifications: each may take a vendor's batch a day before the last training is started."""
 
 
 class Watcher(Protocol):
@@ -127,6 +130,8 @@ class Plan:
     catalogue: Catalogue
     notices: tuple[str, ...] = ()
     """Remarks on the models' ends."""
+    buys: bool = True
+    """Whether trainings may be bought by whoever asked for the plan."""
 
     def provider(self, ref: ModelRef) -> Provider:
         """The provider of a role."""
@@ -141,6 +146,13 @@ class Plan:
     def trainer_ref(self) -> ModelRef:
         """What is tuned, and where."""
         return self.config.roles.trainer or self.config.roles.student
+
+    @property
+    def to_train(self) -> tuple[tuple[Provider, str], ...]:
+        """Provider and model of the trainings that are still to be bought; empty where there are none."""
+        if not (self.buys and trains(self.config)) or last_job_bought(self.config):
+            return ()
+        return ((self.provider(self.trainer_ref), self.trainer_ref.model),)
 
     @property
     def role_models(self) -> tuple[tuple[Provider, str], ...]:
@@ -195,15 +207,27 @@ def _size(path: Path) -> int:
 
 
 async def run_async(
-    config: Config, *, watcher: Watcher | None = None, accept_change: bool = False, walk: Walk = all_rounds
+    config: Config,
+    *,
+    watcher: Watcher | None = None,
+    accept_change: bool = False,
+    walk: Walk = all_rounds,
+    now: datetime.datetime | None = None,
 ) -> RunResult:
-    """See `run`; `walk` stands in for the pipeline."""
+    """See `run`; `walk` stands in for the pipeline, `now` for the clock that the models' ends are held against."""
     async with _cassette(config) as cassette:
-        return await _run(config, watcher or Silent(), accept_change, cassette, walk)
+        return await _run(config, watcher or Silent(), accept_change, cassette, (walk, utc_day(now)))
 
 
-async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cassette | None, walk: Walk) -> RunResult:
-    plan = check(config, wire=None if cassette is None else cassette.send)
+async def _run(
+    config: Config,
+    seen: Watcher,
+    accept_change: bool,
+    cassette: Cassette | None,
+    how: tuple[Walk, datetime.date],
+) -> RunResult:
+    walk, today = how
+    plan = check(config, wire=None if cassette is None else cassette.send, today=today)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
     refuse_unpriced(config, plan.provider, plan.trainer_ref if trains(config) else None)
@@ -223,7 +247,8 @@ async def _run(config: Config, seen: Watcher, accept_change: bool, cassette: Cas
 
         clock = RealClock() if cassette is None else cassette.clock
         async with open_tools(plan, raw, seen, on_job, clock) as tools:
-            await refuse_ended_models(plan.catalogue, plan.role_models, datetime.datetime.now(datetime.UTC).date())
+            if not is_done(config):
+                await refuse_ended_models(plan.catalogue, plan.role_models, today, to_train=plan.to_train)
             verdict = await walk(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
         logs.verdict(verdict.document)
@@ -263,6 +288,7 @@ def check(
     wire: Wire | None = None,
     planning: bool = False,
     today: datetime.date | None = None,
+    purpose: Purpose = "run",
 ) -> Plan:
     """Everything that can be known without the network: names, keys, abilities, the models' ends.
 
@@ -272,6 +298,7 @@ def check(
         wire: what takes the place of the network; a replay needs no keys.
         planning: nothing will be sent; keys may miss, and an ended model is a notice.
         today: the day that counts.
+        purpose: "run" may buy trainings, "ask" only asks models, "look" does neither, and no end forbids it.
 
     Raises:
         UserError: a role names no provider, a provider refuses its settings, lacks an ability, or its model ended.
@@ -285,7 +312,7 @@ def check(
             raise ConfigError(f"[roles] names the provider {name!r}. {nearest(name, list(config.providers))}")
     base = str(config.run.folder.parent)
     replays = config.cassette is not None and config.cassette.mode == "replay"
-    catalogue = load_catalogue(config.catalogue.file)
+    catalogue = known_catalogue(config.catalogue.file)
     providers = {
         name: with_limits(
             connect(name, config.providers[name], environ, base, wire=wire, planning=planning or replays), catalogue
@@ -293,7 +320,9 @@ def check(
         for name in dict.fromkeys(names)
     }
     plan = Plan(config, task, providers, catalogue)
-    notices = check_ends(plan, today or datetime.datetime.now(datetime.UTC).date(), refuse=not (planning or replays))
+    lenient = planning or replays or purpose == "look" or (purpose == "run" and is_done(config))
+    plan = replace(plan, buys=purpose == "run")
+    notices = check_ends(plan, today or utc_day(), refuse=not lenient)
     plan = replace(plan, notices=notices)
     check_logs(config.log.to)
     _check_abilities(plan)
@@ -329,9 +358,11 @@ def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, 
     """
     roles, lines = plan.config.roles, dict[str, None]()
     asked = [(ref, False) for ref in (roles.student, roles.embedder, *plan.guests) if ref is not None]
-    trained = [(plan.trainer_ref, True)] if trains(plan.config) else []
+    trained = [(plan.trainer_ref, True)] if plan.to_train else []
+    last_job = today + datetime.timedelta(days=_days_of_batches(plan.config))
     for ref, is_trained in (*asked, *trained):
-        verdict = availability(plan.catalogue, plan.provider(ref).vendor, ref.model, today)
+        vendor = plan.provider(ref).vendor
+        verdict = availability(plan.catalogue, vendor, ref.model, today, last_job=last_job if is_trained else None)
         try:
             refuse_ended(plan.catalogue, verdict, today, trains=is_trained)
         except MissingAbilityError as ended:
@@ -341,6 +372,22 @@ def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, 
         else:
             lines |= dict.fromkeys(verdict.lines)
     return tuple(line for line in lines if not any(other != line and other.startswith(line) for other in lines))
+
+
+def is_done(config: Config) -> bool:
+    """Whether the run has its verdict: what it needs lies on disk, and no end forbids reading it."""
+    return "verdict" in stages_done(config.run.folder)
+
+
+def last_job_bought(config: Config) -> bool:
+    """Whether the final training of every round has been bought: nothing but answers is still to be had."""
+    tickets = list(config.run.folder.rglob("jobs/semievol-ticket/ticket.json"))
+    return config.evolve.kind == "fine-tune" and len(tickets) >= config.run.rounds
+
+
+def _days_of_batches(config: Config) -> int:
+    """Days that may pass before the last training is started, where annotations and justifications go by batch."""
+    return BATCH_STAGES if config.limits.mode == "batch" and config.evolve.kind == "fine-tune" else 0
 
 
 def guests_of(config: Config) -> tuple[ModelRef, ...]:

@@ -37,6 +37,12 @@ def _only_loopback() -> None:
     socket_allow_hosts(["127.0.0.1", "localhost", "::1"], allow_unix_socket=True)
 
 
+@pytest.fixture(autouse=True)
+def _no_table_of_the_developers(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A table of vendors that was refreshed on this machine plays no part in a test."""
+    monkeypatch.setenv("SEMIEVOL_DATA_DIR", str(tmp_path_factory.getbasetemp() / "no-user-data"))
+
+
 @pytest.fixture
 def child_env() -> dict[str, str]:
     """The environment of a child process that runs this checkout's code, without any real key."""

@@ -21,10 +21,14 @@ class KnownLimits(Mapping[ModelName, ModelLimits]):
     own: Mapping[ModelName, ModelLimits]
 
     def __getitem__(self, name: ModelName) -> ModelLimits:
-        facts = self.catalogue.facts(self.vendor, name)
-        if facts is None:
+        facts, vendor = self.catalogue.facts(self.vendor, name), self.catalogue.vendors.get(self.vendor)
+        most = vendor.max_top_logprobs if vendor else None
+        if facts is None and most is None:
             return self.own[name]
         own = self.own.get(name, ModelLimits())
+        own = replace(own, max_top_logprobs=_fewer(own.max_top_logprobs, most))
+        if facts is None:
+            return own
         prices = self.catalogue.prices(self.vendor, name) or facts
         return replace(
             own,
@@ -83,3 +87,8 @@ def with_bases(provider: Provider, bases: Mapping[ModelName, ModelName]) -> Prov
 
 def _first(preferred: float | None, other: float | None) -> float | None:
     return other if preferred is None else preferred
+
+
+def _fewer(one: int | None, other: int | None) -> int | None:
+    known = [count for count in (one, other) if count is not None]
+    return min(known, default=None)

@@ -54,10 +54,18 @@ def _offer(rows: Sequence[BillRow], catalogue: Catalogue, facts: ModelFacts, tod
     batch = total([_priced(row, facts, facts.batch_share) for row in rows])
     verdict = availability(catalogue, facts.vendor, facts.model, today)
     remarks = [*verdict.lines]
-    if facts.last_training_date and not remarks:
-        remarks.append(f"New jobs until {facts.last_training_date}, answers until {facts.shutdown_date}.")
+    if facts.existing_customers_only:
+        remarks.append("Existing customers only.")
+    if facts.last_training_date and not verdict.lines:
+        least = " at least" if facts.earliest else ""
+        remarks.append(f"New jobs until {facts.last_training_date}{least}, answers until {facts.shutdown_date}{least}.")
     if facts.weak:
         remarks.append(f"Weakly sourced: {', '.join(facts.weak)}.")
+    if facts.unsupported:
+        remarks.append(f"Without any source, and so a guess: {', '.join(facts.unsupported)}.")
+    vendor = catalogue.vendors.get(facts.vendor)
+    if vendor is not None and not vendor.trains_here:
+        remarks.append("No provider of this package buys its jobs.")
     if facts.input_usd is None:
         remarks.append("No price is known.")
     remarks.append(_note(catalogue, facts.vendor))

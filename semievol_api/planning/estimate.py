@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from semievol_api.capabilities import ModelLimits
-from semievol_api.catalogue import ModelFacts
+from semievol_api.catalogue import ModelFacts, utc_day
 from semievol_api.config import Config
 from semievol_api.data import read_data
 from semievol_api.errors import BudgetError, ConfigError
@@ -59,7 +59,7 @@ async def estimate(config: Config, *, today: datetime.date | None = None, vendor
     Raises:
         UserError: the config or the data needs mending; a missing key does not.
     """
-    day = today or datetime.datetime.now(datetime.UTC).date()
+    day = today or utc_day()
     plan = check(config, planning=True, today=day)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
@@ -194,17 +194,24 @@ def _price_notices(plan: Plan, rows: Sequence[BillRow], today: datetime.date) ->
             f"and name it in [catalogue] file (0 for a model that costs nothing)."
         )
     trained = {plan.providers[row.provider].vendor for row in rows if row.kind == "train"}
-    notices += [f"{v}: {plan.catalogue.vendors[v].note}" for v in sorted(trained) if v in plan.catalogue.vendors]
+    notices += [
+        f"{v}: {plan.catalogue.vendors[v].note}"
+        for v in sorted(trained)
+        if v in plan.catalogue.vendors and plan.catalogue.vendors[v].note
+    ]
     seen: Mapping[tuple[str, str], None] = dict.fromkeys(
         (plan.providers[row.provider].vendor, row.model.removeprefix(TUNED)) for row in rows
     )
-    for vendor, model in seen:
-        facts = plan.catalogue.facts(vendor, model)
-        if facts is None:
-            continue
-        if facts.weak:
-            notices.append(f"{model} at {vendor}: weakly sourced are {', '.join(facts.weak)} ({facts.source}).")
-        stale = plan.catalogue.stale(facts, today)
-        if stale and stale not in plan.notices:
-            notices.append(stale)
-    return list(dict.fromkeys(notices))
+    used = [f for f in (plan.catalogue.facts(vendor, model) for vendor, model in seen) if f is not None]
+    notices += _how_sure(used)
+    stale = plan.catalogue.stale(used, today)
+    return list(dict.fromkeys([*notices, *([stale] if stale else [])]))
+
+
+def _how_sure(used: Sequence[ModelFacts]) -> list[str]:
+    """One line on the prices that rest on little."""
+    weak = [f"{f.model} at {f.vendor}: {', '.join(f.weak)}" for f in used if f.weak]
+    guessed = [f"{f.model} at {f.vendor}: {', '.join(f.unsupported)}" for f in used if f.unsupported]
+    said = [f"weakly sourced are {'; '.join(weak)}"] if weak else []
+    said += [f"without any source, and so a guess, are {'; '.join(guessed)}"] if guessed else []
+    return [f"Of the prices, {'; '.join(said)} (semievol providers)."] if said else []

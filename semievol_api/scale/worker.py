@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from semievol_api.capabilities import Provider
-from semievol_api.catalogue import load_catalogue, with_limits
+from semievol_api.catalogue import known_catalogue, with_limits
 from semievol_api.engine import Fleet, RequestEngine
 from semievol_api.errors import SemievolError, StageError
 from semievol_api.registry import connect
@@ -140,7 +140,7 @@ def _providers(order: Order) -> Mapping[str, Provider]:
     """The clients of the tool's providers, as `session.check` makes them."""
     config, tool = order.config, order.tool
     names = [tool.provider, *(tool.guests.values() if isinstance(tool, Asked) else ())]
-    catalogue = load_catalogue(config.catalogue.file)
+    catalogue = known_catalogue(config.catalogue.file)
     base = str(config.run.folder.parent)
     return {
         name: with_limits(connect(name, config.providers[name], base_folder=base), catalogue)

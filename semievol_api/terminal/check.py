@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
+from semievol_api.catalogue import utc_day
 from semievol_api.config import Config
 from semievol_api.data import Pool, RawData, clean, read_data
 from semievol_api.session import Plan, check, check_data, trains
@@ -38,7 +39,7 @@ def show_check(config: Config, name: str, today: datetime.date | None, *, as_jso
         "student": f"{config.roles.student.model} at {config.roles.student.provider}",
         "trainer": f"{plan.trainer_ref.model} at {plan.trainer_ref.provider}",
     }
-    notices = [*plan.notices, *raw.remarks, *_left_out(config, raw), *_unbalanced(plan, raw)]
+    notices = [*plan.notices, *_stale(plan, today), *raw.remarks, *_left_out(config, raw), *_unbalanced(plan, raw)]
     if as_json:
         document = {"ok": True, **facts, "notices": notices}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
@@ -46,6 +47,13 @@ def show_check(config: Config, name: str, today: datetime.date | None, *, as_jso
     pairs(out(), f"{name} is good", facts)
     for notice in notices:
         out().print(f"! {notice}", markup=False)
+
+
+def _stale(plan: Plan, today: datetime.date | None) -> list[str]:
+    """One line where what is known of the roles' models was read long ago."""
+    known = [plan.catalogue.facts(provider.vendor, model) for provider, model in plan.role_models]
+    line = plan.catalogue.stale([facts for facts in known if facts is not None], today or utc_day())
+    return [line] if line else []
 
 
 def _left_out(config: Config, raw: RawData) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the commands about vendors show: jobs, left-overs, probe findings, the catalogue.
+"""What the commands about vendors show: jobs, left-overs, probe findings.
 
 Knows nothing of the vendors' wire.
 """
@@ -6,7 +6,6 @@ Knows nothing of the vendors' wire.
 from __future__ import annotations
 
 import asyncio
-import datetime
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from semievol_api.capabilities import Provider
-from semievol_api.catalogue import Catalogue, load_catalogue
 from semievol_api.config import Config, load_config, nearest
 from semievol_api.errors import ConfigError, UserError
 from semievol_api.jobs import Job, cancel, delete, jobs_under, leftovers, state_of
 from semievol_api.probe import Finding, ProbeModels, probe, record
-from semievol_api.registry import connect, provider_kinds
+from semievol_api.registry import connect
 from semievol_api.session import check
 from semievol_api.terminal.bars import out, table
 
@@ -38,7 +36,7 @@ def list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any
         return [_plain_job(job, None, None) for job in jobs_under(path)]
     config = load_config(path)
     jobs = jobs_under(config.run.folder)
-    plan = check(config, planning=not (poll or stop))
+    plan = check(config, planning=not (poll or stop), purpose="look")
     provider = plan.provider(plan.trainer_ref)
 
     async def ask(provider: Provider) -> list[dict[str, Any]]:
@@ -77,7 +75,7 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
 def clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
     """What a run left at its vendor; deleted with `yes`."""
     config = load_config(path)
-    plan = check(config)
+    plan = check(config, purpose="look")
     jobs = jobs_under(config.run.folder)
 
     async def ask(provider: Provider) -> dict[str, Any]:
@@ -121,48 +119,6 @@ def show_findings(findings: Sequence[Finding], path: Path) -> None:
     out().print(f"Kept in {path}", markup=False)
 
 
-def catalogue_of(config: Path | None) -> Catalogue:
-    """The package's catalogue, with the own file on top that a config names."""
-    return load_catalogue(None if config is None else load_config(config).catalogue.file)
-
-
-def remarks_on(catalogue: Catalogue, today: datetime.date) -> list[str]:
-    """The vendors' notes, and every entry that nobody has looked at for long."""
-    notes = [f"{name}: {facts.note}" for name, facts in catalogue.vendors.items() if facts.note]
-    stale = [catalogue.stale(facts, today) for facts in catalogue.models]
-    return [*notes, *dict.fromkeys(remark for remark in stale if remark)]
-
-
-def providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, Any]:
-    """The installed providers and the catalogue."""
-    return {
-        "remarks": remarks_on(catalogue, today),
-        "kinds": {name: point.value for name, point in provider_kinds().items()},
-        "models": [facts.model_dump(mode="json") for facts in catalogue.models],
-        "vendors": {name: facts.model_dump(mode="json") for name, facts in catalogue.vendors.items()},
-    }
-
-
-def catalogue_table(catalogue: Catalogue) -> object:
-    """What is known of models: prices per million tokens, and ends."""
-    rows = [
-        [
-            m.vendor,
-            m.model,
-            _number(m.input_usd) + ("*" if "input_usd" in m.weak else ""),
-            _number(m.output_usd),
-            _number(m.tuned.output_usd if m.tuned else None),
-            _number(m.training_usd) + ("*" if "training_usd" in m.weak else ""),
-            str(m.last_training_date or "-"),
-            str(m.shutdown_date or "-"),
-            str(m.checked),
-        ]
-        for m in catalogue.models
-    ]
-    columns = ["vendor", "model", "in", "out", "tuned out", "training", "last job", "ends", "checked"]
-    return table("Known models, USD per million tokens (* weakly sourced)", columns, rows)
-
-
 def _models_at(name: str, config: Config) -> ProbeModels:
     roles = config.roles
     trainer = roles.trainer or roles.student
@@ -201,7 +157,3 @@ def _plain_job(job: Job, provider: Provider | None, state: Any) -> dict[str, Any
         "usd": job.cost_usd(provider) if provider else job.training_usd,
         "data_sha256": job.data_sha256,
     }
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"

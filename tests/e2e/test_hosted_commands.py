@@ -206,8 +206,12 @@ def test_providers_alone_lists_kinds_and_the_catalogue(semievol: Semievol) -> No
     done = semievol("providers")
     assert done.code == 0
     assert "openai" in done.out and "2027-01-14" in done.out
+    assert "H100 5.50" in done.out and "closed since" in done.out and "per GPU hour" in " ".join(done.out.split())
     listed = json.loads(semievol("providers", "--json").out)
     assert {"openai", "scripted"} <= set(listed["kinds"])
+    told = listed["vendors"]
+    assert told["crusoe"]["gpu_hour_usd"] == {"H100": 5.5, "H200": 6.0} and told["coreweave"]["serving"] == "per token"
+    assert all(told[name]["jobs"] and told[name]["serving"] and told[name]["logprobs"] for name in told)
 
 
 def test_providers_says_what_is_stale_and_puts_the_users_own_facts_on_top(project: Project, semievol: Semievol) -> None:
@@ -215,9 +219,10 @@ def test_providers_says_what_is_stale_and_puts_the_users_own_facts_on_top(projec
     (project.folder / "own.toml").write_text(own)
     project.change(("[train]", '[catalogue]\nfile = "own.toml"\n\n[train]'))
     shown = semievol("providers", "--config", project.config, "--on", "2026-11-30")
-    assert "7.25" in shown.out and "was checked" not in shown.out
+    assert "7.25" in shown.out and "gpt-4o-mini at openai: 2026-11-01" not in shown.out
     late = json.loads(semievol("providers", "--config", project.config, "--on", "2027-06-01", "--json").out)
-    assert any("gpt-4o-mini at openai was checked 212 days ago" in remark for remark in late["remarks"])
+    stale = [remark for remark in late["remarks"] if "days ago" in remark]
+    assert len(stale) == 1 and "providers --refresh FILE" in stale[0], "one line, whatever its number of rows"
 
 
 def test_no_file_and_no_output_of_a_run_holds_the_key(

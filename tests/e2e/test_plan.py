@@ -102,10 +102,11 @@ def test_the_price_is_tokens_times_the_catalogue(project: Project, semievol: Sem
 
 def test_vendors_are_compared_side_by_side(project: Project, semievol: Semievol) -> None:
     offers = plan(semievol, hosted(project), "--compare", "openai", "azure", "nebius", "local")["compare"]
-    by_vendor = {offer["vendor"]: offer for offer in offers}
+    by_vendor = {offer["vendor"]: offer for offer in reversed(offers)}
     assert set(by_vendor) == {"openai", "azure", "nebius", "semievol"}
     assert by_vendor["semievol"]["usd"]["high"] < by_vendor["nebius"]["usd"]["low"]
-    assert "2027-04-01" in " ".join(by_vendor["azure"]["remarks"])
+    assert "Existing customers only. New jobs until 2027-04-01 at least" in " ".join(by_vendor["azure"]["remarks"])
+    assert "Without any source, and so a guess: training_usd." in by_vendor["nebius"]["remarks"]
     refused = semievol("plan", project.config, "--compare", "opnai")
     assert refused.code == 2 and "'openai'" in refused.err
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -37,10 +37,36 @@ class TokenWithAlternatives(Struct, gc=False):
 TokenT = TypeVar("TokenT", Alternative, TokenWithAlternatives)
 
 
+Shown: TypeAlias = dict[str, float | None]
+
+
 class Logprobs(Struct, Generic[TokenT], gc=False):
-    """The log-probabilities of one message."""
+    """The log-probabilities of one message: OpenAI's `content`, or Together's lists side by side.
+
+    Together's alternatives count where there is a table for each token; its SDK types one table for a whole answer,
+    which belongs to a place only where the answer has a single token.
+    """
 
     content: list[TokenT] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[Shown | None] | Shown | None = None
+
+    @property
+    def entries(self) -> Sequence[TokenT | TokenWithAlternatives] | None:
+        """A place each; None where the server showed none, or lists that do not fit each other."""
+        if self.content is not None:
+            return self.content
+        tokens, values, shown = self.tokens, self.token_logprobs, self.top_logprobs
+        if tokens is None or values is None or len(tokens) != len(values):
+            return None
+        if isinstance(shown, dict):
+            shown = [shown] if len(tokens) == 1 else None
+        tables = shown if shown is not None and len(shown) == len(tokens) else [None] * len(tokens)
+        return [
+            TokenWithAlternatives(token, value, [Alternative(*pair) for pair in (table or {}).items()])
+            for token, value, table in zip(tokens, values, tables, strict=True)
+        ]
 
 
 class AnswerMessage(Struct, gc=False):
@@ -111,7 +137,7 @@ class ChatDecoder:
         if not answer.choices:
             return None
         logprobs = answer.choices[0].logprobs
-        entries = logprobs.content if logprobs else None
+        entries = logprobs.entries if logprobs else None
         return Positions(tuple(entries or ()), answer.usage.usage() if answer.usage else Usage())
 
     def reply(self, body: bytes, pace: Pace, *, alternatives: bool) -> Reply | None:
@@ -142,7 +168,7 @@ def _completion(choice: Choice[Alternative] | Choice[TokenWithAlternatives]) -> 
         return Completion(message.refusal, "refused")
     text = message.content or ""
     finish = finish_of(choice.finish_reason)
-    entries = choice.logprobs.content if choice.logprobs else None
+    entries = choice.logprobs.entries if choice.logprobs else None
     if entries is None or (text and not entries):
         return Completion(text, finish)
     tokens = [entry.token for entry in entries]

@@ -27,8 +27,9 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
         "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
         "model": request.model,
     }
+    flat = dialect.logprobs_shape == "flat"
     if request.logprobs or request.top_logprobs:
-        body["logprobs"] = True
+        body["logprobs"] = max(1, request.top_logprobs) if flat else True
     body[dialect.max_tokens_field] = request.max_tokens
     if request.n != 1:
         body["n"] = request.n
@@ -37,7 +38,7 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     if request.stop:
         body["stop"] = list(request.stop)
     body["temperature"] = request.temperature
-    if request.top_logprobs:
+    if request.top_logprobs and not flat:
         body["top_logprobs"] = request.top_logprobs
     body["top_p"] = request.top_p
     if prompt.prefill is not None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 OptionRead: TypeAlias = Literal["prefill", "position", "off"]
 MaxTokensField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
 KeyHeader: TypeAlias = Literal["authorization", "api-key"]
+LogprobsShape: TypeAlias = Literal["openai", "flat"]
 Lack: TypeAlias = Literal["fine-tuning", "batches", "log-probabilities", "embeddings"]
 
 
@@ -33,6 +34,7 @@ class Preset(BaseModel):
     max_tokens_field: MaxTokensField
     suffix_chars: int
     top_logprobs: int = 20
+    logprobs_shape: LogprobsShape = "openai"
     lacks: list[Lack] = []
     key_header: KeyHeader = "authorization"
     api_version: str | None = None

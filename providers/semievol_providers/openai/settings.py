@@ -23,6 +23,7 @@ from semievol_api.transport.scrub import is_variable_name
 from semievol_providers.openai.presets import (
     KeyHeader,
     Lack,
+    LogprobsShape,
     MaxTokensField,
     OptionRead,
     Preset,
@@ -66,6 +67,7 @@ class Dialect:
     max_tokens_field: MaxTokensField = "max_tokens"
     suffix_chars: int = 64
     top_logprobs: int = 20
+    logprobs_shape: LogprobsShape = "openai"
     lacks: tuple[Lack, ...] = ()
     embedding_dimensions: int | None = None
     embedding_format: str = "base64"
@@ -271,6 +273,7 @@ def _dialect(options: OpenAIOptions, preset: Preset, where: str) -> Dialect:
         max_tokens_field=options.max_tokens_field or preset.max_tokens_field,
         suffix_chars=preset.suffix_chars,
         top_logprobs=options.top_logprobs or preset.top_logprobs,
+        logprobs_shape=preset.logprobs_shape,
         lacks=tuple(preset.lacks),
         embedding_dimensions=options.embedding_dimensions,
         embedding_format=options.embedding_format,
