@@ -70,6 +70,13 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     log_requests: bool = False
 
+    def __post_init__(self) -> None:
+        if self.train.processes > 1:
+            raise ConfigError(
+                f"The training defaults say processes = {self.train.processes}, and the server trains in one process. "
+                "Set processes = 1, or train with the provider 'local'."
+            )
+
 
 def read_limits(toml_file: Path | None) -> Limits:
     """The limits of a TOML file, or the usual ones.
