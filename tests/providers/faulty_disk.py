@@ -1,4 +1,4 @@
-"""A disk that fails at a chosen step, and a server in this process that works on it with a scripted engine and trainer."""
+"""A disk that fails at a chosen step, and a server in this process on it, with a scripted engine and trainer."""
 
 from __future__ import annotations
 

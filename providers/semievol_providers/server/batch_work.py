@@ -241,11 +241,14 @@ class BatchWork:
             with self._parts.state.transaction():
                 for row in rows:
                     self._parts.state.add_file(row, self._owner)
-                self._save(status=end, **made, **said, **{f"{end}_at": int(time.time())}, usage=self._usage())
+                ended = {**self.record, "status": end, **made, **said, "usage": self._usage()}
+                ended[f"{end}_at"] = int(time.time())
+                self._parts.state.save_batch(ended)
         except BaseException:
             for row in rows:
                 self._parts.state.file_path(row.id).unlink(missing_ok=True)
             raise
+        self._record = ended
         self._disk.remove_folder(self._folder)
 
     def _write_unanswered(self, end: str) -> None:

@@ -139,8 +139,8 @@ class JobRunner:
                 if will_pass(error):
                     raise
                 unfit = _unfit(error)
-                if unfit is not error:
-                    _log.warning("%s cannot be trained: %s", job_id, unfit.message, exc_info=error)
+                bug = None if unfit is error else error
+                _log.warning("%s cannot be trained: %s", job_id, unfit.message, exc_info=bug)
                 self._events.fail(job_id, unfit.code, unfit.message, unfit.param)
         except Exception as error:  # noqa: BLE001 - one job's trouble is that job's
             self._loops.trouble(part, error)
