@@ -109,8 +109,8 @@ def server_here(
         f'exec "{sys.executable}" "{SCRIPTS}/scripted_engine.py" "$3" "{folder}/asked"\n'
     )
     children.chmod(0o755)
-    limits = {"retry_s": 0.05} | settings.pop("limits", {})
-    given = {"name": "tiny", "state": folder / "state"} | settings
+    limits: dict[str, Any] = {"retry_s": 0.05} | settings.pop("limits", {})
+    given: dict[str, Any] = {"name": "tiny", "state": folder / "state"} | settings
     server = ServerSettings(model_folder=str(folder), api_keys=KEYS, limits=Limits(**limits), **given)
     with monkeypatch.context() as scripted:
         scripted.setattr(sys, "executable", str(children))

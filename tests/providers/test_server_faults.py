@@ -135,7 +135,7 @@ def test_an_upload_is_kept_whole_or_refused_and_leaves_nothing(
         def scenario(step: int) -> int:
             disk.arm(step, fault)
             answer = _upload(client, "alpha", "user_data", data)
-            steps = disk.steps
+            steps: int = disk.steps
             assert answer.status_code == (200 if step == 0 else 500 if fault is not no_space else 507) or (
                 fault is no_quota and answer.status_code == 507
             )
@@ -160,7 +160,7 @@ def test_a_job_survives_a_fault_at_every_step_or_fails_alone(
             disk.arm(step, fault, times=1 if fault is not_allowed else 2)
             jobs = {key: _create_job(client, key, file)["id"] for key, file in files.items()}
             ends = {key: _ended(client, key, f"/v1/fine_tuning/jobs/{jobs[key]}") for key in jobs}
-            steps = disk.steps
+            steps: int = disk.steps
             failed = [job for job in ends.values() if job["status"] == "failed"]
             assert len(failed) <= (fault is not_allowed)
             assert all("Permission denied" in job["error"]["message"] for job in failed)
@@ -190,7 +190,7 @@ def test_a_batch_survives_a_fault_at_every_step_or_fails_alone(
             disk.arm(step, fault, times=1 if fault is not_allowed else 2)
             made = {key: _create_batch(client, key, file)["id"] for key, file in files.items()}
             ends = {key: _ended(client, key, f"/v1/batches/{made[key]}") for key in made}
-            steps = disk.steps
+            steps: int = disk.steps
             failed = [batch for batch in ends.values() if batch["status"] == "failed"]
             assert len(failed) <= (fault is not_allowed)
             assert all("Permission denied" in batch["errors"]["data"][0]["message"] for batch in failed)
@@ -231,7 +231,7 @@ def test_a_base_that_vanishes_at_any_step_fails_its_own_job_with_the_reason(
             theirs = _create_job(client, "beta", files["beta"])
             assert _ended(client, "beta", f"/v1/fine_tuning/jobs/{theirs['id']}")["status"] == "succeeded"
             lines = _ended(client, "alpha", f"/v1/batches/{batch['id']}")
-            steps = disk.steps
+            steps: int = disk.steps
             answers = _lines(client, "alpha", lines.get("output_file_id"))
             answers += _lines(client, "alpha", lines.get("error_file_id"))
             assert sorted(line["custom_id"] for line in answers) == sorted(f"alpha-{i}" for i in range(4))

@@ -100,7 +100,7 @@ def test_a_stopped_engine_is_replaced_and_a_living_one_is_left_alone(tiny_model:
         time.sleep(5)
         assert _health(server)["engine_restarts"] == 0 and _health(server)["status"] == "ok"
         os.kill(_health(server)["engine_pid"], signal.SIGSTOP)
-        with pytest.raises(openai.InternalServerError, match="no sign of life for 4 s.*ask again"):
+        with pytest.raises(openai.InternalServerError, match=r"no sign of life for 4 s.*ask again"):
             _answer(client, "tiny")
         assert _answer(client, "tiny") == before
         assert _health(server)["engine_restarts"] == 1

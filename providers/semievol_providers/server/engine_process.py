@@ -29,7 +29,7 @@ from semievol_providers.local.requests import (
     GenerateRequest,
     SampleOutput,
 )
-from semievol_providers.server.engine_pulse import SharedPipe, start_beating
+from semievol_providers.server.engine_pulse import SharedPipe
 from semievol_providers.server.engine_wire import (
     Ask,
     ChatAsk,
@@ -180,12 +180,9 @@ def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
     )
 
 
-def main() -> None:
+def main(out: SharedPipe) -> None:
     """Serve the model named in the first argument (JSON: folder, threads, device) until the input ends."""
     options = json.loads(sys.argv[1])
-    out = SharedPipe(os.fdopen(os.dup(1), "wb"))
-    os.dup2(2, 1)  # whatever prints by accident goes to standard error
-    start_beating(out, options["beat_s"])
     quiet_known_warnings()
     engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
     engine.start()
