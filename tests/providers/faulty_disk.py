@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def not_allowed(what: str) -> None:
 @contextmanager
 def server_here(
     folder: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk | None = None, **settings: Any
-) -> Iterator[TestClient]:
+) -> Generator[TestClient]:
     """The whole server in this process; its children are scripts that work in milliseconds."""
     folder.mkdir(parents=True, exist_ok=True)
     children = folder / "children"

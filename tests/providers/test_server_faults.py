@@ -263,7 +263,7 @@ def test_a_server_under_another_name_fails_the_waiting_job_and_trains_the_next(
         files = {key: _train_file(client, key) for key in ("alpha", "beta")}
     job = with_hyperparameters(new_job(JobBody(model="tiny", training_file=files["alpha"])), _NUMBERS)
     state = State(tmp_path / "state")
-    state.add_job(job | {"status": "queued"}, KeyRing(("alpha",)).owner("Bearer alpha"), None)
+    state.add_job({**job, "status": "queued"}, KeyRing(("alpha",)).owner("Bearer alpha"), None)
     (tmp_path / "state" / "jobs" / str(job["id"])).mkdir()
     state.close()
     with server_here(tmp_path, monkeypatch, name="other") as client:
