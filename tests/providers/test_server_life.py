@@ -90,6 +90,20 @@ def test_a_dead_engine_is_replaced_and_its_requests_are_answered(server: Running
     assert _health(server)["engine_restarts"] == restarts + 1
 
 
+def test_a_stopped_engine_is_replaced_and_a_living_one_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text("engine_silence_s = 4")
+    with RunningServer(tiny_model, tmp_path, ("--limits", str(tmp_path / "limits.toml"))) as server:
+        client = server.client()
+        before = _answer(client, "tiny")
+        time.sleep(5)
+        assert _health(server)["engine_restarts"] == 0 and _health(server)["status"] == "ok"
+        os.kill(_health(server)["engine_pid"], signal.SIGSTOP)
+        with pytest.raises(openai.InternalServerError, match=r"no sign of life for 4 s.*ask again"):
+            _answer(client, "tiny")
+        assert _answer(client, "tiny") == before
+        assert _health(server)["engine_restarts"] == 1
+
+
 def test_the_server_is_up_before_its_engine_and_without_torch(tiny_model: Path, tmp_path: Path) -> None:
     with RunningServer(tiny_model, tmp_path) as server:
         assert server.process is not None

@@ -56,12 +56,17 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop.handle)
     job = TrainingJob.read(arguments.job)
     folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
-        if os.environ.get("RANK", "0") == "0" and not _acquire(lock):
-            sys.stderr.write("another training holds this folder\n")
-            return EXIT_FAILED
-        return _run(job, EventLog(folder), stop)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("a") as lock:
+            if os.environ.get("RANK", "0") == "0" and not _acquire(lock):
+                sys.stderr.write("another training holds this folder\n")
+                return EXIT_FAILED
+            return _run(job, EventLog(folder), stop)
+    except OSError as error:  # where not even the last word fits
+        if not is_out_of_space(error):
+            raise
+        return EXIT_NO_SPACE
 
 
 def _end_with_parent() -> None:
@@ -107,7 +112,8 @@ def _run(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
 
 def _out_of_space(job: TrainingJob, log: EventLog) -> int:
     message = full_disk(job.folder, "the training could not be saved. Its last saved step is whole.")
-    sys.stderr.write(f"{message}\n")
+    with contextlib.suppress(OSError):  # standard error is a file on the same disk
+        sys.stderr.write(f"{message}\n")
     with contextlib.suppress(OSError):  # a few bytes may still fit
         log.write(TrainingEvent(kind="failed", code=NO_SPACE, message=message))
     return EXIT_NO_SPACE
@@ -188,4 +194,7 @@ def _unheard(_event: TrainingEvent) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    if ended == EXIT_NO_SPACE:  # the interpreter's own end would fail to write what standard error still holds
+        os._exit(ended)
+    sys.exit(ended)

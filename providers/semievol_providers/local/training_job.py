@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from semievol_providers.local.whole_files import append_whole, cut_torn_line, write_whole
+
 NO_SPACE = "disk_full"
 """The code of a failure that leaves a training to go on from its last saved step."""
 
@@ -62,9 +64,7 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def write(self, path: Path) -> None:
         """Write the job file, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.encode(self))
-        partial.replace(path)
+        write_whole(path, msgspec.json.encode(self))
 
 
 class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -91,15 +91,22 @@ class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class EventLog:
-    """Appends events to a job's `events.jsonl`, one whole line each."""
+    """Appends events to a job's `events.jsonl`, one whole line each; a line torn by a kill is cut off at the start."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "events.jsonl"
+        self._begun = False
 
     def write(self, event: TrainingEvent) -> None:
-        """Append one event; it is in the file when this returns."""
-        with self._path.open("ab") as log:
-            log.write(msgspec.json.encode(event) + b"\n")
+        """Append one event; it is in the file when this returns.
+
+        Raises:
+            OSError: it finds no place, and nothing of it is there.
+        """
+        if not self._begun:
+            cut_torn_line(self._path)
+            self._begun = True
+        append_whole(self._path, msgspec.json.encode(event) + b"\n")
 
 
 def read_events(folder: Path, offset: int) -> tuple[list[TrainingEvent], int]:

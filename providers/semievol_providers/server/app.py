@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -21,9 +22,11 @@ from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.batch_runner import BatchRunner
 from semievol_providers.server.deletion import delete_model
+from semievol_providers.server.disk import Disk, disk_full, is_full, unwritable
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import Gate
 from semievol_providers.server.job_runner import JobRunner
+from semievol_providers.server.loops import Loops
 from semievol_providers.server.meter import Meter
 from semievol_providers.server.models import ModelTable, model_object
 from semievol_providers.server.rate_limits import RateLimits
@@ -49,16 +52,16 @@ class Application(Gate):
         parts.engine.refuse_waiting()
 
 
-def build_app(settings: ServerSettings) -> Application:
-    """The server for these settings."""
+def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application:
+    """The server for these settings; `disk` is how it writes."""
     rates, meter = RateLimits(settings.limits), Meter()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
-        state = State(settings.state)
+        state = State(settings.state, disk)
         sweep(state)
-        models = ModelTable(settings, state)
-        engine, jobs = EngineClient(settings), JobRunner(settings, state, models)
+        models, loops = ModelTable(settings, state), Loops(settings.limits.retry_s)
+        engine, jobs = EngineClient(settings, loops), JobRunner(settings, state, models, loops)
         answers = Answers(engine, models, settings.limits)
         parts = Services(
             settings=settings,
@@ -67,26 +70,32 @@ def build_app(settings: ServerSettings) -> Application:
             engine=engine,
             jobs=jobs,
             answers=answers,
-            batches=BatchRunner(state, answers),
+            batches=BatchRunner(state, answers, loops),
+            loops=loops,
             rates=rates,
             meter=meter,
         )
         app.state.services = parts
-        app.state.background = set()
-        await parts.jobs.start()
+        parts.jobs.start()
         parts.batches.start()
         try:
             yield
         finally:
+            loops.close()
             await parts.batches.close()
             await asyncio.gather(parts.jobs.close(), parts.engine.close())
-            await asyncio.gather(*app.state.background, return_exceptions=True)
             state.close()
 
     app = Starlette(
         routes=_routes(),
         lifespan=lifespan,
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            OSError: _storage_error,
+            sqlite3.Error: _storage_error,
+            Exception: _bug,
+        },
     )
     return Application(app, settings, rates, meter)
 
@@ -150,6 +159,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = f"Unknown request URL: {request.method} {request.url.path}."
         return ApiError(message, status=404, code="unknown_url").response()
     return ApiError(error.detail, status=error.status_code).response()
+
+
+async def _storage_error(request: Request, error: Exception) -> Response:
+    if is_full(error):
+        _log.error("%s %s found no room on the disk", request.method, request.url.path)
+        return disk_full().response()
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return unwritable().response()
 
 
 async def _bug(_request: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ from semievol_providers.server.batch_wire import UNFINISHED, BatchBody, new_batc
 from semievol_providers.server.chat_wire import parse
 from semievol_providers.server.job_routes import page_with_ids
 from semievol_providers.server.services import cursor_of, owner_of, services
-from semievol_providers.server.state import Page, Record, link_or_copy
+from semievol_providers.server.state import Page, Record
 
 _MAX_PAGE = 100
 
@@ -36,10 +36,14 @@ async def create_batch(request: Request) -> Response:
         raise ApiError("Too many batches are under way. Try again later.", status=429, code="queue_full")
     record = new_batch(body, limits)
     folder = served.state.batch_folder(str(record["id"]))
-    folder.mkdir(parents=True)
-    link_or_copy(served.state.file_path(row.id), folder / "input")
     kept = body.output_expires_after
-    served.state.add_batch(record, owner, kept.seconds if kept is not None else None)
+    try:
+        served.state.disk.make_folder(folder)
+        served.state.disk.second_name(served.state.file_path(row.id), folder / "input")
+        served.state.add_batch(record, owner, kept.seconds if kept is not None else None)
+    except BaseException:
+        served.state.disk.remove_folder(folder)
+        raise
     served.batches.add(record, owner)
     return json_response(record)
 

@@ -1,6 +1,7 @@
 """All batches under way: starts them, goes on with them after a restart, stops them with the server.
 
-Knows nothing of HTTP or of what a batch asks.
+A batch that cannot go on fails alone; one that waits for the machine (a full disk) goes on by itself. Knows nothing
+of HTTP or of what a batch asks.
 """
 
 from __future__ import annotations
@@ -11,29 +12,36 @@ import logging
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.batch_wire import UNFINISHED
 from semievol_providers.server.batch_work import BatchParts, BatchWork
+from semievol_providers.server.disk import causes, told, will_pass
+from semievol_providers.server.loops import Loops
 from semievol_providers.server.state import Record, State
 
+RUNNER = "batch runner"
 _log = logging.getLogger(__name__)
-_DISK_WAIT_S = 10.0
 
 
 class BatchRunner:
     """`start`, `add` new ones, `close`."""
 
-    def __init__(self, state: State, answers: Answers) -> None:
-        self._parts = BatchParts(state, answers, asyncio.Semaphore(answers.limits.batch_in_flight))
+    def __init__(self, state: State, answers: Answers, loops: Loops) -> None:
+        self._parts = BatchParts(state, answers, asyncio.Semaphore(answers.limits.batch_in_flight), loops)
         self._works: dict[str, BatchWork] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Take up what was under way when the server stopped."""
+        self._tasks.add(self._parts.loops.start(RUNNER, self._take_up))
+
+    async def _take_up(self) -> None:
         for record, owner in self._parts.state.batches_with_status(*UNFINISHED):
-            self.add(record, owner)
+            if str(record["id"]) not in self._works:
+                self.add(record, owner)
+        self._parts.loops.finished(RUNNER)
 
     def add(self, record: Record, owner: str) -> None:
         """Run a batch that is already on disk."""
         work = self._works[str(record["id"])] = BatchWork(self._parts, record, owner)
-        task = asyncio.create_task(self._run(work, owner), name=f"batch-{record['id']}")
+        task = asyncio.create_task(self._run(work, owner), name=work.part)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -55,13 +63,25 @@ class BatchRunner:
     async def _run(self, work: BatchWork, owner: str) -> None:
         batch_id = str(work.record["id"])
         try:
-            while True:
-                try:
-                    await work.run()
-                    return
-                except* OSError as errors:
-                    _log.error("batch %s waits for the disk: %s", batch_id, errors.exceptions[0])
-                await asyncio.sleep(_DISK_WAIT_S)
+            while not await self._attempt(work):
+                await self._parts.loops.pause()
                 work = self._works[batch_id] = BatchWork(self._parts, work.record, owner)
+            self._parts.loops.well(work.part)
         finally:
             self._works.pop(batch_id, None)
+
+    async def _attempt(self, work: BatchWork) -> bool:
+        """Go on with a batch until it has ended; False where it must be tried again later."""
+        try:
+            try:
+                await work.run()
+            except Exception as error:
+                lasting = [cause for cause in causes(error) if not will_pass(cause)]
+                if not lasting:
+                    raise
+                _log.warning("%s cannot go on: %s", work.part, told(lasting[0]), exc_info=error)
+                await work.fail(f"The batch cannot go on: {told(lasting[0])}")
+        except Exception as error:  # noqa: BLE001 - one batch's trouble is that batch's
+            self._parts.loops.trouble(work.part, causes(error)[0])
+            return False
+        return True

@@ -7,8 +7,7 @@ of HTTP or of other batches.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,10 +28,15 @@ from semievol_providers.server.batch_wire import (
     tokens_of,
     unanswered_line,
 )
-from semievol_providers.server.state import FileRow, Record, State, link_or_copy, new_id
+from semievol_providers.server.disk import will_pass
+from semievol_providers.server.engine_client import ENGINE_HUNG
+from semievol_providers.server.loops import Loops
+from semievol_providers.server.state import FileRow, Record, State, new_id
 
 _FILES = ("output", "errors")
 _BUSY_WAIT_S = 0.5
+_MAX_HUNG = 3
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class BatchParts:
     state: State
     answers: Answers
     slots: asyncio.Semaphore
+    loops: Loops
 
 
 class BatchWork:
@@ -57,6 +62,12 @@ class BatchWork:
         self._counts = {"completed": 0, "failed": 0}
         self._tokens = [0, 0]
         self._cancelled = asyncio.Event()
+        self._disk = parts.state.disk
+
+    @property
+    def part(self) -> str:
+        """How its troubles are named."""
+        return f"batch {self._id}"
 
     @property
     def record(self) -> Record:
@@ -84,9 +95,15 @@ class BatchWork:
             self._save(status="finalizing", finalizing_at=int(time.time()))
         await self._finish(end)
 
+    async def fail(self, reason: str) -> None:
+        """End the batch, which can never go on; what is answered is kept."""
+        fault: Record = {"code": "internal_error", "message": reason, "param": None, "line": None}
+        await self._finish("failed", errors={"object": "list", "data": [fault]})
+
     def _save(self, **changes: JsonValue) -> None:
-        self._record = {**self.record, **changes}
-        self._parts.state.save_batch(self._record)
+        record = {**self.record, **changes}
+        self._parts.state.save_batch(record)
+        self._record = record
 
     # ----------------------------------------------------------------------------------------- validation
     async def _validate(self) -> bool:
@@ -95,6 +112,8 @@ class BatchWork:
                 check_input, self._folder / "input", str(self._record["endpoint"]), self._parts.answers.limits
             )
         except OSError as error:
+            if will_pass(error):
+                raise
             found = InputCheck()
             found.fault("file_unreadable", f"The input file cannot be read: {error.strerror}.", None)
         if self._cancelled.is_set():
@@ -102,7 +121,7 @@ class BatchWork:
         if found.faults:
             faults: Record = {"object": "list", "data": found.faults}
             self._save(status="failed", failed_at=int(time.time()), errors=faults)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._disk.remove_folder(self._folder)
             return False
         counts: Record = {"total": found.total, "completed": 0, "failed": 0}
         self._record = self._record | {"request_counts": counts, "model": found.model}
@@ -110,7 +129,7 @@ class BatchWork:
         return True
 
     def _recover(self) -> None:
-        """Read what an earlier server wrote; a torn last line is cut off and asked again."""
+        """Read what is there already; a torn last line is cut off and asked again."""
         for name in _FILES:
             path = self._folder / f"{name}.jsonl"
             if not path.exists():
@@ -121,6 +140,8 @@ class BatchWork:
                     try:
                         line = msgspec.json.decode(raw, type=AnswerLine)
                     except msgspec.DecodeError:
+                        break
+                    if not raw.endswith(b"\n"):  # the next line would be glued to it
                         break
                     good += len(raw)
                     self._note(line.custom_id, name, tokens_of(line))
@@ -162,43 +183,73 @@ class BatchWork:
                     group.create_task(self._ask(line)).add_done_callback(lambda _: slots.release())
 
     async def _ask(self, line: BatchLine) -> None:
+        hung = 0
         while True:
             try:
                 body = await self._parts.answers.one(line.url, bytes(line.body), self._owner)
             except ApiError as error:
-                if error.status in (429, 503):
+                hung += error.code == ENGINE_HUNG
+                if error.status in (429, 503) and hung < _MAX_HUNG:
                     await asyncio.sleep(_BUSY_WAIT_S)
                     continue
-                self._append(
-                    "errors", answered_line(line.custom_id, error.status, {"error": dict(error.body())}), line.custom_id
-                )
+                await self._keep("errors", line.custom_id, error.status, {"error": dict(error.body())})
+            except Exception as error:  # noqa: BLE001 - a line fails alone
+                if will_pass(error):
+                    self._parts.loops.trouble(self.part, error)
+                    await self._parts.loops.pause()
+                    continue
+                _log.exception("a line of %s could not be answered", self._id)
+                bug = ApiError(f"The server had an error: {type(error).__name__}.", status=500, code="internal")
+                await self._keep("errors", line.custom_id, bug.status, {"error": dict(bug.body())})
             else:
-                used = msgspec.convert(body["usage"], Tokens)
-                self._append("output", answered_line(line.custom_id, 200, body), line.custom_id, used)
+                await self._keep("output", line.custom_id, 200, body)
             return
 
+    async def _keep(self, name: str, custom_id: str, status: int, body: Record) -> None:
+        """Put an answer on the disk; where there is no room it waits, and is not asked again."""
+        used = msgspec.convert(body["usage"], Tokens) if name == "output" else Tokens()
+        line = answered_line(custom_id, status, body)
+        while True:
+            try:
+                self._append(name, line, custom_id, used)
+            except OSError as error:
+                if not will_pass(error):
+                    raise
+                self._parts.loops.trouble(self.part, error)
+                await self._parts.loops.pause()
+            else:
+                self._parts.loops.well(self.part)
+                return
+
     def _append(self, name: str, line: bytes, custom_id: str, used: Tokens = Tokens()) -> None:
-        with (self._folder / f"{name}.jsonl").open("ab", buffering=0) as out:
-            out.write(line + b"\n")
+        self._disk.append(self._folder / f"{name}.jsonl", line + b"\n")
         self._note(custom_id, name, used)
 
     # ---------------------------------------------------------------------------------------------- files
-    async def _finish(self, end: str) -> None:
-        if end != "completed":
+    async def _finish(self, end: str, **said: JsonValue) -> None:
+        if end in ("cancelled", "expired"):
             await asyncio.to_thread(self._write_unanswered, end)
         made: Record = {}
         rows: list[FileRow] = []
         lifetime_s = self._parts.state.batch_output_lifetime_s(self._id)
-        for name in _FILES:
-            row = await asyncio.to_thread(self._publish, name, lifetime_s)
-            if row is not None:
-                rows.append(row)
-                made["output_file_id" if name == "output" else "error_file_id"] = row.id
-        with self._parts.state.transaction():
+        try:
+            for name in _FILES:
+                row = await asyncio.to_thread(self._publish, name, lifetime_s)
+                if row is not None:
+                    rows.append(row)
+                    made["output_file_id" if name == "output" else "error_file_id"] = row.id
+            with self._parts.state.transaction():
+                for row in rows:
+                    self._parts.state.add_file(row, self._owner)
+                ended = {**self.record, "status": end, **made, **said, "usage": self._usage()}
+                ended[f"{end}_at"] = int(time.time())
+                self._parts.state.save_batch(ended)
+        except BaseException:
             for row in rows:
-                self._parts.state.add_file(row, self._owner)
-            self._save(status=end, **made, **{f"{end}_at": int(time.time())}, usage=self._usage())
-        shutil.rmtree(self._folder, ignore_errors=True)
+                self._parts.state.file_path(row.id).unlink(missing_ok=True)
+            raise
+        self._record = ended
+        self._disk.remove_folder(self._folder)
 
     def _write_unanswered(self, end: str) -> None:
         for _, raw in batch_lines(self._folder / "input"):
@@ -215,9 +266,9 @@ class BatchWork:
         if not source.exists() or source.stat().st_size == 0:
             return None
         with source.open("rb") as lines:
-            os.fsync(lines.fileno())
+            self._disk.sync(lines.fileno())
         row_id, now = new_id("file-"), int(time.time())
-        link_or_copy(source, self._parts.state.file_path(row_id))
+        self._disk.second_name(source, self._parts.state.file_path(row_id))
         return FileRow(
             id=row_id,
             filename=f"{self._id}_{name}.jsonl",

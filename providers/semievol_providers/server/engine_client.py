@@ -1,16 +1,19 @@
 """The API's side of the engine process: starts it for the first question, asks it, restarts it when it dies.
 
 A question that was under way when the engine died is asked once more (answers depend on the question alone);
-one that kills the engine twice is refused. Knows nothing of HTTP or torch.
+one that kills the engine twice is refused. An engine that gives no sign of life for the stated time is started
+again, and those who waited for it are told to ask again. Knows nothing of HTTP or torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -18,9 +21,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.engine_pulse import beat_every_s
 from semievol_providers.server.engine_wire import (
     LENGTH,
     Ask,
+    BeatTell,
     ChatAsk,
     ChoicesTell,
     DeltaTell,
@@ -34,11 +39,23 @@ from semievol_providers.server.engine_wire import (
     VectorsTell,
     frame,
 )
+from semievol_providers.server.loops import Loops
 from semievol_providers.server.settings import ServerSettings, worker_environment
 
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 2
 _RESTART_WAIT_S = 1.0
+_LOADING_FACTOR = 5  # loading may hold every thread for a while
+ENGINE = "engine"
+ENGINE_HUNG = "engine_hung"
+"""The code of a refusal where the engine gave no sign of life."""
+
+
+class EngineLostError(Exception):
+    """The engine process is not there to answer."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(slots=True)
@@ -52,8 +69,9 @@ class _Question:
 class EngineClient:
     """`ask` or `stream`, and `close` in the end; the first question starts the process."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, loops: Loops) -> None:
         self._settings = settings
+        self._loops = loops
         self._process: Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._questions: dict[int, _Question] = {}
@@ -62,6 +80,13 @@ class EngineClient:
         self.ready = asyncio.Event()
         self.context_tokens = 0
         self.restarts = 0
+        self._heard_s = 0.0
+        self._looked_s = 0.0
+
+    @property
+    def silent_s(self) -> float | None:
+        """How long the engine has given no sign of life, while there is one."""
+        return time.monotonic() - self._heard_s if self.pid is not None else None
 
     @property
     def in_flight(self) -> int:
@@ -81,14 +106,13 @@ class EngineClient:
     def start(self) -> None:
         """Start the engine process unless it runs; returns before it is ready."""
         if self._supervisor is None and not self._closing:
-            self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+            self._supervisor = self._loops.start(ENGINE, self._supervise)
 
     def refuse_waiting(self) -> None:
         """The server stops: refuse new questions, and those that still wait for the engine to load."""
         self._closing = True
         if not self.ready.is_set():
-            for question in self._questions.values():
-                question.answers.put_nowait(_stopping())
+            self._refuse(_stopping())
 
     async def close(self) -> None:
         """End the engine process, which has nothing to save."""
@@ -163,20 +187,62 @@ class EngineClient:
     # ---------------------------------------------------------------------------------------- supervising
     async def _supervise(self) -> None:
         while not self._closing:
-            process = self._process = await self._spawn()
+            try:
+                process = self._process = await self._spawn()
+            except OSError as error:
+                self._refuse(_unavailable(error))
+                raise
             assert process.stdout is not None
-            await self._listen(process.stdout)
-            self.ready.clear()
+            self._heard_s = self._looked_s = time.monotonic()
+            watch = asyncio.create_task(self._watch(process), name="engine-watch")
+            try:
+                await self._listen(process.stdout)
+            except BaseException:
+                _kill(process)  # it cannot be heard any more
+                raise
+            finally:
+                watch.cancel()
+                self.ready.clear()
             status = await process.wait()
             if not self._closing:
                 _log.error("the engine process ended with status %s; starting it again", status)
+                self._loops.trouble(ENGINE, EngineLostError(f"It ended with status {status} and is started again"))
                 self.restarts += 1
                 self._review_questions()
                 await asyncio.sleep(_RESTART_WAIT_S)
 
+    async def _watch(self, process: Process) -> None:
+        """End an engine that gives no sign of life; questions that it held are told so."""
+        every_s = beat_every_s(self._settings.limits.engine_silence_s)
+        while True:
+            await asyncio.sleep(every_s)
+            now = time.monotonic()
+            if now - self._looked_s > 3 * every_s:  # it was this process that did not run
+                self._heard_s = now
+            self._looked_s = now
+            silent_s, most_s = now - self._heard_s, self._settings.limits.engine_silence_s
+            if not self.ready.is_set():
+                most_s *= _LOADING_FACTOR
+            if silent_s > most_s / 2:
+                self._loops.trouble(ENGINE, EngineLostError(f"No sign of life for over {most_s / 2:.3g} s"))
+            if silent_s > most_s:
+                _log.error("the engine gave no sign of life for %.0f s; it is ended", silent_s)
+                self._refuse(_hung(most_s))
+                _kill(process)
+                return
+
+    def _refuse(self, error: ApiError) -> None:
+        for question in self._questions.values():
+            question.answers.put_nowait(error)
+
     async def _spawn(self) -> Process:
         settings = self._settings
-        options = {"folder": settings.model_folder, "threads": settings.threads, "device": settings.device}
+        options = {
+            "folder": settings.model_folder,
+            "threads": settings.threads,
+            "device": settings.device,
+            "beat_s": beat_every_s(settings.limits.engine_silence_s),
+        }
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -199,7 +265,13 @@ class EngineClient:
             self._take(decoder.decode(body))
 
     def _take(self, tell: Tell) -> None:
+        self._heard_s = time.monotonic()
+        if isinstance(tell, BeatTell):
+            if self.ready.is_set():
+                self._loops.well(ENGINE)
+            return
         if isinstance(tell, ReadyTell):
+            self._loops.well(ENGINE)
             self.context_tokens = tell.context_tokens
             self.ready.set()
             for question in self._questions.values():
@@ -218,6 +290,30 @@ class EngineClient:
                 question.answers.put_nowait(
                     ApiError("The engine died over this request.", status=500, code="engine_died")
                 )
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
+        process.kill()
+
+
+def _unavailable(error: OSError) -> ApiError:
+    return ApiError(
+        f"The engine could not be started: {error.strerror}. It is tried again: ask again in a moment.",
+        status=503,
+        code="engine_unavailable",
+        headers={"retry-after": "5"},
+    )
+
+
+def _hung(silent_s: float) -> ApiError:
+    return ApiError(
+        f"The engine gave no sign of life for {silent_s:.3g} s and is started again. Nothing of this request was "
+        "kept: ask again in a moment.",
+        status=503,
+        code=ENGINE_HUNG,
+        headers={"retry-after": "5"},
+    )
 
 
 def _stopping() -> ApiError:

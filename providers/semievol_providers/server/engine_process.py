@@ -29,6 +29,7 @@ from semievol_providers.local.requests import (
     GenerateRequest,
     SampleOutput,
 )
+from semievol_providers.server.engine_pulse import SharedPipe
 from semievol_providers.server.engine_wire import (
     Ask,
     ChatAsk,
@@ -55,7 +56,7 @@ _LEAST_LOGPROB = -9999.0
 class EngineService:
     """Turns messages into engine requests and results into messages."""
 
-    def __init__(self, engine: Engine, out: IO[bytes]) -> None:
+    def __init__(self, engine: Engine, out: IO[bytes] | SharedPipe) -> None:
         self._engine = engine
         self._out = out
         self._lock = threading.Lock()
@@ -179,11 +180,9 @@ def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
     )
 
 
-def main() -> None:
+def main(out: SharedPipe) -> None:
     """Serve the model named in the first argument (JSON: folder, threads, device) until the input ends."""
     options = json.loads(sys.argv[1])
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints by accident goes to standard error
     quiet_known_warnings()
     engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
     engine.start()

@@ -134,7 +134,11 @@ class RefusalTell(msgspec.Struct, frozen=True, tag="refusal"):
     status: int = 400
 
 
-Tell: TypeAlias = ReadyTell | ChoicesTell | DeltaTell | VectorsTell | RefusalTell
+class BeatTell(msgspec.Struct, frozen=True, tag="beat"):
+    """The engine process lives, whatever it computes."""
+
+
+Tell: TypeAlias = BeatTell | ReadyTell | ChoicesTell | DeltaTell | VectorsTell | RefusalTell
 
 
 def frame(message: Ask | Tell) -> bytes:

@@ -6,15 +6,12 @@ A client's file name is kept as text and never used as a path. Knows nothing of 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
+import contextlib
 import time
-from pathlib import Path
-from typing import IO
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from semievol_api.records import JsonValue
@@ -32,6 +29,7 @@ _MAX_PAGE = 10_000
 async def create_file(request: Request) -> Response:
     """POST /files"""
     served = services(request)
+    delete_expired(served.state)
     try:
         async with request.form(max_files=1, max_fields=16) as form:
             purpose, upload = form.get("purpose"), form.get("file")
@@ -41,7 +39,8 @@ async def create_file(request: Request) -> Response:
                 raise ApiError(f"{purpose!r} is not one of {list(PURPOSES)} - 'purpose'", param="purpose")
             expires_after = _expires_after(form.get("expires_after[anchor]"), form.get("expires_after[seconds]"))
             file_id = new_id("file-")
-            size = await asyncio.to_thread(_keep, upload.file, served.state.file_path(file_id))
+            place = served.state.file_path(file_id)
+            size = await asyncio.to_thread(served.state.disk.copy_in, upload.file, place)
             now = int(time.time())
             row = FileRow(
                 id=file_id,
@@ -53,9 +52,22 @@ async def create_file(request: Request) -> Response:
             )
     except MultiPartException as error:
         raise ApiError(f"The multipart body cannot be read: {error.message}") from error
-    served.state.add_file(row, owner_of(request))
-    delete_expired(served.state)
+    except OSError:
+        await _hear_out(request)
+        raise
+    try:
+        served.state.add_file(row, owner_of(request))
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
     return json_response(file_object(row))
+
+
+async def _hear_out(request: Request) -> None:
+    """Read the rest of a body: who is still sending would not read the refusal."""
+    with contextlib.suppress(RuntimeError, ClientDisconnect):  # there may be no rest, or nobody
+        async for _ in request.stream():
+            continue
 
 
 def _expires_after(anchor: object, seconds: object) -> int | None:
@@ -66,18 +78,6 @@ def _expires_after(anchor: object, seconds: object) -> int | None:
     if not 3600 <= int(seconds) <= 2592000:
         raise ApiError("'expires_after.seconds' must be from 3600 to 2592000.", param="expires_after.seconds")
     return int(seconds)
-
-
-def _keep(source: IO[bytes], target: Path) -> int:
-    """Copy an upload to its place, whole or not at all; returns its size."""
-    partial = target.with_suffix(".partial")
-    with partial.open("wb") as out:
-        shutil.copyfileobj(source, out, 2**20)
-        out.flush()
-        os.fsync(out.fileno())
-        size = out.tell()
-    partial.replace(target)
-    return size
 
 
 async def list_files(request: Request) -> Response:

@@ -5,7 +5,6 @@ A job is on disk before its creation is answered. Knows nothing of how jobs run.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.chat_wire import parse
 from semievol_providers.server.job_wire import JobBody, new_job
 from semievol_providers.server.services import Services, cursor_of, owner_of, services
-from semievol_providers.server.state import FileRow, Page, Record, link_or_copy
+from semievol_providers.server.state import FileRow, Page, Record
 
 _METADATA_KEY = re.compile(r"^metadata\[(.+)\]$")
 _UNFINISHED = ("validating_files", "queued", "running", "paused")
@@ -47,11 +46,16 @@ async def create_job(request: Request) -> Response:
         raise ApiError("The queue of jobs is full. Try again later.", status=429, code="queue_full")
     record = new_job(body)
     job_id = str(record["id"])
-    _link_inputs(served, served.state.folder / "jobs" / job_id, rows)
-    with served.state.transaction():
-        served.state.add_job(record, owner, body.run_key)
-        served.state.add_event(job_id, "created", f"Created fine-tuning job: {job_id}")
-        served.state.add_event(job_id, "validating", f"Validating training file: {body.training_file}")
+    folder = served.state.folder / "jobs" / job_id
+    try:
+        _link_inputs(served, folder, rows)
+        with served.state.transaction():
+            served.state.add_job(record, owner, body.run_key)
+            served.state.add_event(job_id, "created", f"Created fine-tuning job: {job_id}")
+            served.state.add_event(job_id, "validating", f"Validating training file: {body.training_file}")
+    except BaseException:
+        served.state.disk.remove_folder(folder)
+        raise
     served.jobs.wake()
     return json_response(shown(record))
 
@@ -67,9 +71,9 @@ def _job_input(served: Services, owner: str, which: str, file_id: str) -> FileRo
 
 def _link_inputs(served: Services, folder: Path, rows: dict[str, FileRow]) -> None:
     """Give the job its own names of its files, so that deleting them does not touch it."""
-    folder.mkdir(parents=True)
+    served.state.disk.make_folder(folder)
     for which, row in rows.items():
-        link_or_copy(served.state.file_path(row.id), folder / which)
+        served.state.disk.second_name(served.state.file_path(row.id), folder / which)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -122,8 +126,6 @@ async def _change(request: Request, allowed: tuple[str, ...], status: str) -> Re
     with served.state.transaction():
         served.state.save_job(record)
         served.state.add_event(job_id, f"{status}/{time.time_ns()}", _SAYS[status])
-    if was == "running":
-        request.app.state.background.add(asyncio.create_task(served.jobs.interrupt(job_id)))
     served.jobs.wake()
     return json_response(shown(record))
 

@@ -1,67 +1,83 @@
 """The queue of fine-tuning jobs: one training at a time, each in a process of its own.
 
 Reads a training's event log into the state, so that nothing is lost when this process dies: a job that was
-running goes on from its last saved state when the server starts again. Knows nothing of HTTP or of training.
+running goes on from its last saved state when the server starts again. A job that cannot be trained fails alone;
+one that waits for the machine (a full disk) is put off, and the others go on. Knows nothing of HTTP or of training.
 """
 
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
+import errno
 import logging
 import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 
+from semievol_providers.local.train import EXIT_NO_SPACE
 from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileError, read_examples
-from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.server.job_wire import Resolved, checkpoint_of, resolve, tuned_name, with_hyperparameters
-from semievol_providers.server.job_wire import metrics_of as _metrics
+from semievol_providers.local.training_job import TrainingJob
+from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.disk import told, will_pass
+from semievol_providers.server.job_events import JobEvents
+from semievol_providers.server.job_wire import Resolved, resolve, with_hyperparameters
+from semievol_providers.server.loops import Loops, first_of
 from semievol_providers.server.models import ModelTable
 from semievol_providers.server.settings import ServerSettings, worker_environment
-from semievol_providers.server.state import FileRow, Record, State, new_id
+from semievol_providers.server.state import Record, State
 
+VALIDATION = "job validation"
+RUNNER = "job runner"
 _log = logging.getLogger(__name__)
 _POLL_S = 0.2
 _MAX_CRASHES = 2
 _STOP_WAIT_S = 20.0
 
 
-class JobRunner:
-    """`start`, `wake` after a change, `interrupt` a job that must not run on, `close`."""
+class _UnfitJobError(Exception):
+    """This job can never be trained; code, message and parameter are what its owner reads."""
 
-    def __init__(self, settings: ServerSettings, state: State, models: ModelTable) -> None:
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+
+
+class JobRunner:
+    """`start`, `wake` after a change, `close`."""
+
+    def __init__(self, settings: ServerSettings, state: State, models: ModelTable, loops: Loops) -> None:
         self._settings = settings
         self._state = state
         self._models = models
+        self._loops = loops
+        self._events = JobEvents(state)
         self._arrived = asyncio.Event()
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._running: tuple[str, Process] | None = None
         self._turns: Counter[str] = Counter()
-        self._closing = False
+        self._later: dict[str, float] = {}
 
     @property
     def running(self) -> tuple[str, int] | None:
         """Id of the job that trains now, and its process id."""
         return (self._running[0], self._running[1].pid) if self._running else None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Take up what was running, validating or queued when the server stopped."""
         self._tasks = [
-            asyncio.create_task(self._validate_all(), name="job-validation"),
-            asyncio.create_task(self._run_all(), name="job-runner"),
+            self._loops.start(VALIDATION, self._validate_all),
+            self._loops.start(RUNNER, self._run_all),
         ]
 
     async def close(self) -> None:
-        """Stop the running training after its current step, with its state saved."""
-        self._closing = True
+        """Stop the running training after its current step, with its state saved; the loops are closing already."""
         self.wake()
         if self._running is not None:
             await _stop(self._running[1])
@@ -72,63 +88,82 @@ class JobRunner:
         self._arrived.set()
         self._validated.set()
 
-    async def interrupt(self, job_id: str) -> None:
-        """End the training of a job whose status is no longer `running`."""
-        if self._running is not None and self._running[0] == job_id:
-            await _stop(self._running[1])
-
     # ---------------------------------------------------------------------------------------------- queue
     async def _validate_all(self) -> None:
-        while not self._closing:
+        while not self._loops.closing:
             self._arrived.clear()
+            put_off = False
             for record in self._state.jobs_with_status("validating_files"):
-                await self._validate(record)
+                put_off |= not await self._attempt(VALIDATION, record, self._validate)
                 self._validated.set()
-            await self._arrived.wait()
+            if not put_off:
+                self._loops.well(VALIDATION)
+            await first_of(self._arrived, self._loops.retry_s if put_off else None)
 
     async def _run_all(self) -> None:
-        while not self._closing:
+        while not self._loops.closing:
             self._validated.clear()
             waiting = self._next()
-            if waiting is not None:
-                await self._run(waiting)
+            if not self._later:
+                self._loops.well(RUNNER)
+            if waiting is None:
+                soonest = min(self._later.values(), default=None)
+                await first_of(self._validated, None if soonest is None else max(0.0, soonest - time.monotonic()))
+            elif await self._attempt(RUNNER, waiting, self._run):
+                self._later.pop(str(waiting["id"]), None)
             else:
-                await self._validated.wait()
+                self._later[str(waiting["id"])] = time.monotonic() + self._loops.retry_s
 
     def _next(self) -> Record | None:
-        """What was running, else the oldest job of the key that has had the fewest turns."""
-        running = self._state.jobs_with_status("running")
-        if running:
-            return running[0]
-        waiting = self._state.jobs_with_status("queued")
-        owners = {str(job["id"]): self._state.job_owner(str(job["id"])) for job in waiting}
-        chosen = min(waiting, key=lambda job: self._turns[owners[str(job["id"])]], default=None)
+        """What was running, else the oldest job of the key that has had the fewest turns; nothing that was put off."""
+        unfinished = {str(job["id"]): job for job in self._state.jobs_with_status("running", "queued")}
+        now = time.monotonic()
+        self._later = {job_id: until for job_id, until in self._later.items() if job_id in unfinished}
+        ready = [job for job_id, job in unfinished.items() if self._later.get(job_id, 0.0) <= now]
+        for job in ready:
+            if job["status"] == "running":
+                return job
+        owners = {str(job["id"]): self._state.job_owner(str(job["id"])) for job in ready}
+        chosen = min(ready, key=lambda job: self._turns[owners[str(job["id"])]], default=None)
         if chosen is not None:
             self._turns[owners[str(chosen["id"])]] += 1
         return chosen
 
+    async def _attempt(self, part: str, record: Record, work: Callable[[Record], Awaitable[None]]) -> bool:
+        """Do one job's work, which fails this job alone; False where it must be tried again later."""
+        job_id = str(record["id"])
+        try:
+            try:
+                await work(record)
+            except Exception as error:
+                if will_pass(error):
+                    raise
+                unfit = _unfit(error)
+                bug = None if unfit is error else error
+                _log.warning("%s cannot be trained: %s", job_id, unfit.message, exc_info=bug)
+                self._events.fail(job_id, unfit.code, unfit.message, unfit.param)
+        except Exception as error:  # noqa: BLE001 - one job's trouble is that job's
+            self._loops.trouble(part, error)
+            return False
+        return True
+
     def _job_file(self, record: Record, which: str) -> Path | None:
         """The job's own link to a file, which outlives the file's deletion."""
         path = self._state.folder / "jobs" / str(record["id"]) / which
-        return path if path.exists() else None
+        return path if record[which] else None
 
     async def _validate(self, record: Record) -> None:
         job_id = str(record["id"])
-        try:
-            examples = 0
-            for which, least in (("training_file", MIN_EXAMPLES), ("validation_file", 1)):
-                path = self._job_file(record, which)
-                if path is None:
-                    continue
-                try:
-                    found = await asyncio.to_thread(_count_examples, path, least)
-                except TrainingFileError as error:
-                    self._fail(job_id, "invalid_training_file", f"Invalid file format. {error}", which)
-                    return
-                examples = examples or found
-        except OSError as error:
-            self._fail(job_id, "file_unreadable", f"A file of this job cannot be read: {error}", None)
-            return
+        examples = 0
+        for which, least in (("training_file", MIN_EXAMPLES), ("validation_file", 1)):
+            path = self._job_file(record, which)
+            if path is None:
+                continue
+            try:
+                found = await asyncio.to_thread(_count_examples, path, least)
+            except TrainingFileError as error:
+                raise _UnfitJobError("invalid_training_file", f"Invalid file format. {error}", which) from error
+            examples = examples or found
         current = self._state.find_job(job_id)
         if current is None or current["status"] != "validating_files":
             return
@@ -144,19 +179,20 @@ class JobRunner:
         with self._state.transaction():
             self._state.save_job(record | {"status": "running"})
             self._state.add_event(job_id, "started", "Fine-tuning job started")
-        self._take_events(job_id, folder, 0)  # a run that ended while no server was there to see it
-        job = self._training_job(record, folder)
-        job.write(folder / "job.json")
+        self._events.take(job_id, folder, 0)  # a run that ended while no server was there to see it
         crashes = 0
-        while not self._closing and self._is_running(job_id):
+        while not self._loops.closing and self._is_running(job_id):
+            job = self.training_job(record, folder)
+            self._state.disk.write_whole(folder / "job.json", msgspec.json.encode(job))
             status = await self._run_once(job_id, folder, job)
-            if self._closing or not self._is_running(job_id):
+            if self._loops.closing or not self._is_running(job_id):
                 return
+            if status == EXIT_NO_SPACE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             crashes += 1
             _log.warning("the training of %s ended with status %s", job_id, status)
             if crashes > _MAX_CRASHES:
-                self._fail(job_id, "trainer_died", _death_message(status, folder), None)
-                return
+                raise _UnfitJobError("trainer_died", _death_message(status, folder))
 
     def _is_running(self, job_id: str) -> bool:
         record = self._state.find_job(job_id)
@@ -182,136 +218,71 @@ class JobRunner:
         try:
             while not ended.done():
                 await asyncio.wait({ended}, timeout=_POLL_S)
-                offset = self._take_events(job_id, folder, offset)
-            self._take_events(job_id, folder, offset)
+                offset = self._look(job_id, folder, offset)
+                if self._loops.closing or not self._is_running(job_id):  # cancelled or paused
+                    await _stop(process)
+                    await ended
+            self._events.take(job_id, folder, offset)
         finally:
+            await _stop(process)
             self._running = None
             if process.stdin is not None:
                 process.stdin.close()
         return ended.result()
 
-    def _training_job(self, record: Record, folder: Path) -> TrainingJob:
-        defaults = self._settings.train
+    def _look(self, job_id: str, folder: Path, offset: int) -> int:
+        """Take over what is new; where the state has no room the training goes on, and it is taken over later."""
+        try:
+            taken = self._events.take(job_id, folder, offset)
+        except Exception as error:
+            if not will_pass(error):
+                raise
+            self._loops.trouble(RUNNER, error)
+            return offset
+        if taken != offset and not self._later:
+            self._loops.well(RUNNER)
+        return taken
+
+    def training_job(self, record: Record, folder: Path) -> TrainingJob:
+        """What the trainer is told: all that the defaults and the job say, so that no setting is left out."""
+        train, model = self._settings.train, str(record["model"])
+        try:
+            adapter = self._models.find(model, self._state.job_owner(str(record["id"]))).adapter
+        except ApiError as error:
+            raise _UnfitJobError("model_not_available", _no_model(model, self._settings.name), "model") from error
+        if adapter is not None and not Path(adapter).is_dir():
+            raise _UnfitJobError("model_not_available", f"The adapter of the model {model!r} is gone.", "model")
         numbers = msgspec.convert(record["hyperparameters"], Resolved)
-        owner = self._state.job_owner(str(record["id"]))
         valid = self._job_file(record, "validation_file")
         return TrainingJob(
             base=self._settings.model_folder,
-            adapter=self._models.find(str(record["model"]), owner).adapter,
+            adapter=adapter,
             training_file=str(folder / "training_file"),
             validation_file=str(valid) if valid else None,
             folder=str(folder),
             seed=int(str(record["seed"])),
             n_epochs=numbers.n_epochs,
             batch_size=numbers.batch_size,
-            learning_rate=defaults.learning_rate * numbers.learning_rate_multiplier,
-            rank=defaults.rank,
-            alpha=defaults.alpha,
-            dropout=defaults.dropout,
-            train_embeddings=defaults.train_embeddings,
-            warmup_share=defaults.warmup_share,
-            weight_decay=defaults.weight_decay,
-            tokens_per_pass=defaults.tokens_per_pass,
-            threads=defaults.threads,
+            learning_rate=train.learning_rate * numbers.learning_rate_multiplier,
             device=self._settings.device,
+            **train.job_settings(),
         )
 
-    # --------------------------------------------------------------------------------------------- events
-    def _take_events(self, job_id: str, folder: Path, offset: int) -> int:
-        events, offset = read_events(folder, offset)
-        if events:
-            with self._state.transaction():
-                for event in events:
-                    self._take_event(job_id, event)
-        return offset
 
-    def _take_event(self, job_id: str, event: TrainingEvent) -> None:
-        record = self._state.find_job(job_id)
-        if record is None or record["status"] != "running":
-            return
-        if event.kind == "step":
-            message = f"Step {event.step}/{event.total_steps}: training loss={event.train_loss:.4f}"
-            self._state.add_event(job_id, f"step/{event.step}", message, _metrics(event))
-            if event.eta_s is not None:
-                self._state.save_job(record | {"estimated_finish": int(time.time() + event.eta_s)})
-        elif event.kind == "validation" and event.valid_loss is not None:
-            message = f"Step {event.step}/{event.total_steps}: validation loss={event.valid_loss:.4f}"
-            self._state.add_event(job_id, f"step/valid/{event.step}", message, _metrics(event))
-        elif event.kind == "checkpoint":
-            self._add_checkpoint(record, event)
-        elif event.kind == "failed":
-            self._fail_now(record, event.code or "training_failed", event.message or "", "training_file")
-        elif event.kind == "done":
-            self._succeed(record, event)
+def _unfit(error: Exception) -> _UnfitJobError:
+    """What the owner of a job reads that this error ended."""
+    if isinstance(error, _UnfitJobError):
+        return error
+    if isinstance(error, OSError):
+        return _UnfitJobError("file_unreadable", f"A file of this job cannot be used: {told(error)}")
+    return _UnfitJobError("internal_error", f"The server could not run this job: {told(error)}")
 
-    def _add_checkpoint(self, record: Record, event: TrainingEvent) -> None:
-        job_id, name = str(record["id"]), f"{tuned_name(record)}:ckpt-step-{event.step}"
-        self._state.add_checkpoint(job_id, event.step, checkpoint_of(record, event))
-        self._state.add_model(name, str(event.folder), self._state.job_owner(job_id))
-        self._state.add_event(job_id, f"checkpoint/{event.step}", f"Checkpoint created at step {event.step}")
 
-    def _succeed(self, record: Record, event: TrainingEvent) -> None:
-        job_id, name = str(record["id"]), tuned_name(record)
-        owner = self._state.job_owner(job_id)
-        self._state.add_model(name, str(event.folder), owner)
-        self._state.add_event(job_id, "model", f"New fine-tuned model created: {name}")
-        self._state.add_event(job_id, "succeeded", "The job has successfully completed")
-        self._state.save_job(
-            {
-                **record,
-                "status": "succeeded",
-                "fine_tuned_model": name,
-                "finished_at": int(time.time()),
-                "trained_tokens": event.trained_tokens,
-                "estimated_finish": None,
-                "result_files": [self._result_file(job_id, owner)],
-            }
-        )
-
-    def _result_file(self, job_id: str, owner: str) -> str:
-        """Write the table of metrics as the API's result file; returns its id."""
-        table: dict[int, TrainingEvent] = {}
-        for event in read_events(self._state.folder / "jobs" / job_id, 0)[0]:
-            if event.kind in ("step", "validation", "checkpoint"):
-                table[event.step] = event
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"])
-        for step, event in sorted(table.items()):
-            row = [event.train_loss, event.token_accuracy, event.valid_loss, event.valid_token_accuracy]
-            writer.writerow([step, *("" if value is None else round(value, 6) for value in row)])
-        data = text.getvalue().encode()
-        file_id = new_id("file-")
-        self._state.file_path(file_id).write_bytes(data)
-        row_kept = FileRow(
-            id=file_id,
-            filename="step_metrics.csv",
-            purpose="fine-tune-results",
-            bytes=len(data),
-            created_at=int(time.time()),
-        )
-        self._state.add_file(row_kept, owner)
-        return file_id
-
-    # ------------------------------------------------------------------------------------------- failures
-    def _fail(self, job_id: str, code: str, message: str, param: str | None) -> None:
-        with self._state.transaction():
-            record = self._state.find_job(job_id)
-            if record is not None and record["status"] in ("validating_files", "queued", "running"):
-                self._fail_now(record, code, message, param)
-
-    def _fail_now(self, record: Record, code: str, message: str, param: str | None) -> None:
-        error: Record = {"code": code, "message": message, "param": param}
-        self._state.add_event(str(record["id"]), "failed", f"The job failed: {message}")
-        self._state.save_job(
-            {
-                **record,
-                "status": "failed",
-                "error": error,
-                "finished_at": int(time.time()),
-                "estimated_finish": None,
-            }
-        )
+def _no_model(model: str, served: str) -> str:
+    return (
+        f"The model {model!r} is no longer there: it was deleted, or this server, which serves {served!r}, was started "
+        "under another --name. Create the job again with a model of GET /v1/models."
+    )
 
 
 def _count_examples(path: Path, at_least: int) -> int:
@@ -324,7 +295,8 @@ def _death_message(status: int, folder: Path) -> str:
             "The training process was killed three times, most likely because the machine ran out of memory. "
             "Lower tokens_per_pass in the training defaults, or choose a smaller model."
         )
-    lines = (folder / "trainer.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    log = folder / "trainer.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return f"The training process ended with status {status}: {lines[-1] if lines else 'no message'}"
 
 
@@ -332,9 +304,11 @@ async def _stop(process: Process) -> None:
     """Ask a trainer to save and end; end it after a while if it does not."""
     if process.returncode is not None:
         return
-    process.terminate()
     try:
+        process.terminate()
         await asyncio.wait_for(process.wait(), _STOP_WAIT_S)
+    except ProcessLookupError:  # it ended a moment ago
+        return
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -45,12 +45,15 @@ def _hash(text: str) -> str:
 async def health(request: Request) -> Response:
     """GET /healthz"""
     parts = services(request)
-    if not request.state.known:  # who has no key learns that the server is up, no more
-        return json_response({"status": "ok"})
+    troubles = parts.loops.troubles
+    status = "degraded" if troubles else "ok"
+    if not request.state.known:  # who has no key learns how the server is, no more
+        return json_response({"status": status})
     running = parts.jobs.running
     return json_response(
         {
-            "status": "ok",
+            "status": status,
+            "reasons": [{"part": part, "reason": reason} for part, reason in troubles.items()],
             "engine_ready": parts.engine.ready.is_set(),
             "engine_pid": parts.engine.pid,
             "engine_restarts": parts.engine.restarts,

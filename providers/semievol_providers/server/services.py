@@ -17,6 +17,7 @@ from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.batch_runner import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.job_runner import JobRunner
+from semievol_providers.server.loops import Loops
 from semievol_providers.server.meter import Meter
 from semievol_providers.server.models import ModelTable
 from semievol_providers.server.rate_limits import RateLimits
@@ -37,6 +38,7 @@ class Services:
     jobs: JobRunner
     answers: Answers
     batches: BatchRunner
+    loops: Loops
     rates: RateLimits
     meter: Meter
 

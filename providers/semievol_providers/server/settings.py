@@ -9,8 +9,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from semievol_api.errors import ConfigError
 from semievol_providers.local.training_defaults import Auto as Auto
@@ -22,7 +24,9 @@ from semievol_providers.local.training_defaults import worker_environment as wor
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most that one request, or one key, may ask for; a rate of 0 is no limit.
 
-    A body may pause for `body_pause_s`, and after that time must have come at `body_bytes_per_s` or more.
+    A body may pause for `body_pause_s`, and after that time must have come at `body_bytes_per_s` or more. An engine
+    that says nothing for `engine_silence_s` is started again. What waits for a disk with room, or broke, is tried
+    again after `retry_s`.
     """
 
     body_bytes: int = 16 * 2**20
@@ -45,6 +49,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_bytes: int = 200 * 2**20
     batch_in_flight: int = 64
     batch_window_s: int = 24 * 3600
+    engine_silence_s: Annotated[float, Meta(gt=0)] = 60.0
+    retry_s: Annotated[float, Meta(gt=0)] = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,13 @@ class ServerSettings:
     train: TrainDefaults = field(default_factory=TrainDefaults)
     limits: Limits = field(default_factory=Limits)
     log_requests: bool = False
+
+    def __post_init__(self) -> None:
+        if self.train.processes > 1:
+            raise ConfigError(
+                f"The training defaults say processes = {self.train.processes}, and the server trains in one process. "
+                "Set processes = 1, or train with the provider 'local'."
+            )
 
 
 def read_limits(toml_file: Path | None) -> Limits:

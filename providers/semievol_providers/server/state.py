@@ -7,10 +7,7 @@ key is asked for) and are seen by that owner only. Knows nothing of HTTP, proces
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
-import sqlite3
 import string
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from semievol_api.records import JsonValue
+from semievol_providers.server.disk import Disk
 from semievol_providers.server.job_record import write_job_record
 
 DATABASE = "state.sqlite"
@@ -96,13 +94,14 @@ class Cursor:
 class State:
     """The database of one state folder."""
 
-    def __init__(self, folder: Path, database: str = DATABASE) -> None:
+    def __init__(self, folder: Path, disk: Disk | None = None, database: str = DATABASE) -> None:
         self.folder = folder
+        self.disk = disk or Disk()
         (folder / "files").mkdir(parents=True, exist_ok=True)
         for name in ("jobs", "batches", "tmp"):
             (folder / name).mkdir(exist_ok=True)
         folder.chmod(0o700)  # prompts and training data lie here
-        self._db = sqlite3.connect(folder / database, isolation_level=None, check_same_thread=False)
+        self._db = self.disk.connect(folder / database)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=ON")  # what is deleted leaves no bytes in free pages
@@ -127,10 +126,11 @@ class State:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself takes back what finds no room
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     # ---------------------------------------------------------------------------------------------- files
     def file_path(self, file_id: str) -> Path:
@@ -371,14 +371,6 @@ class State:
             f"{select} WHERE {' AND '.join(conditions)} ORDER BY seq {order} LIMIT ?",
             (*conditions.values(), cursor.limit + 1),
         ).fetchall()
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _file_row(found: Sequence[object]) -> FileRow:

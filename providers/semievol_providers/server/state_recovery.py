@@ -118,7 +118,7 @@ def _rebuild(settings: ServerSettings) -> _Found:
     draft = f"{DATABASE}.recovering"
     for stale in folder.glob(f"{draft}*"):
         stale.unlink()
-    state = State(folder, draft)
+    state = State(folder, database=draft)
     try:
         with state.transaction():
             _add_jobs(state, jobs, found)
