@@ -21,18 +21,20 @@ class BatchRunner:
     """`start`, `add` new ones, `close`."""
 
     def __init__(self, state: State, answers: Answers) -> None:
-        self._parts = BatchParts(state, answers, asyncio.Semaphore(answers.limits.batch_in_flight))
+        self._state = state
+        self._answers = answers
+        self._parts: dict[str, BatchParts] = {}
         self._works: dict[str, BatchWork] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Take up what was under way when the server stopped."""
-        for record, owner in self._parts.state.batches_with_status(*UNFINISHED):
+        for record, owner in self._state.batches_with_status(*UNFINISHED):
             self.add(record, owner)
 
     def add(self, record: Record, owner: str) -> None:
         """Run a batch that is already on disk."""
-        work = self._works[str(record["id"])] = BatchWork(self._parts, record, owner)
+        work = self._works[str(record["id"])] = BatchWork(self._parts_of(owner), record, owner)
         task = asyncio.create_task(self._run(work, owner), name=f"batch-{record['id']}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -52,6 +54,13 @@ class BatchRunner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _parts_of(self, owner: str) -> BatchParts:
+        """What the batches of one owner share: none waits for another owner's slots."""
+        if owner not in self._parts:
+            slots = asyncio.Semaphore(self._answers.limits.batch_in_flight)
+            self._parts[owner] = BatchParts(self._state, self._answers, slots, asyncio.Lock())
+        return self._parts[owner]
+
     async def _run(self, work: BatchWork, owner: str) -> None:
         batch_id = str(work.record["id"])
         try:
@@ -62,6 +71,6 @@ class BatchRunner:
                 except* OSError as errors:
                     _log.error("batch %s waits for the disk: %s", batch_id, errors.exceptions[0])
                 await asyncio.sleep(_DISK_WAIT_S)
-                work = self._works[batch_id] = BatchWork(self._parts, work.record, owner)
+                work = self._works[batch_id] = BatchWork(self._parts_of(owner), work.record, owner)
         finally:
             self._works.pop(batch_id, None)

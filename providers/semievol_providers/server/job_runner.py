@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +22,7 @@ import msgspec
 
 from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileError, read_examples
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
+from semievol_providers.local.turns import Turns
 from semievol_providers.server.job_wire import Resolved, resolve, tuned_name, with_hyperparameters
 from semievol_providers.server.models import ModelTable
 from semievol_providers.server.settings import ServerSettings, worker_environment
@@ -44,7 +45,8 @@ class JobRunner:
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._running: tuple[str, Process] | None = None
-        self._turns: Counter[str] = Counter()
+        self._turns = Turns()
+        self._checks = Turns()
         self._closing = False
 
     @property
@@ -81,7 +83,9 @@ class JobRunner:
     async def _validate_all(self) -> None:
         while not self._closing:
             self._arrived.clear()
-            for record in self._state.jobs_with_status("validating_files"):
+            tried: set[str] = set()
+            while record := self._fairest("validating_files", self._checks, tried):
+                tried.add(str(record["id"]))
                 await self._validate(record)
                 self._validated.set()
             await self._arrived.wait()
@@ -96,16 +100,23 @@ class JobRunner:
                 await self._validated.wait()
 
     def _next(self) -> Record | None:
-        """What was running, else the oldest job of the key that has had the fewest turns."""
+        """What was running, else the oldest job of the key whose turn it is."""
         running = self._state.jobs_with_status("running")
         if running:
             return running[0]
-        waiting = self._state.jobs_with_status("queued")
-        owners = {str(job["id"]): self._state.job_owner(str(job["id"])) for job in waiting}
-        chosen = min(waiting, key=lambda job: self._turns[owners[str(job["id"])]], default=None)
-        if chosen is not None:
-            self._turns[owners[str(chosen["id"])]] += 1
-        return chosen
+        return self._fairest("queued", self._turns)
+
+    def _fairest(self, status: str, turns: Turns, but: Collection[str] = ()) -> Record | None:
+        """The oldest job with this status of the key whose turn it is."""
+        oldest: dict[str, str] = {}
+        for job_id, owner in self._state.job_owners_with_status(status):
+            if job_id not in but:
+                oldest.setdefault(owner, job_id)
+        if not oldest:
+            return None
+        owner = turns.order(oldest)[0]
+        turns.charge(owner, 1)
+        return self._state.find_job(oldest[owner])
 
     def _job_file(self, record: Record, which: str) -> Path | None:
         """The job's own link to a file, which outlives the file's deletion."""
