@@ -90,13 +90,13 @@ class EngineService:
             self._engine.forget(ask.adapter)
         elif isinstance(ask, DropAsk):
             with self._state:
-                arrived, cancel = self._arrived.pop(ask.id, None), self._cancels.pop(ask.id, None)
-            if arrived is not None:
-                self._intake.drop(arrived)
+                queued, cancel = self._arrived.pop(ask.id, None), self._cancels.pop(ask.id, None)
+            if queued is not None:
+                self._intake.drop(queued)
             if cancel is not None:
                 cancel()
         else:
-            arrived: Arrived[_Question] | None = Arrived(ask, ask.owner, _length(ask))
+            arrived: Arrived[_Question] = Arrived(ask, ask.owner, _length(ask))
             with self._state:
                 self._arrived[ask.id] = arrived
             self._intake.put(arrived)
