@@ -149,7 +149,10 @@ def test_samples_that_gave_their_place_away_go_on_bit_for_bit(tiny_model: Path) 
 
     tight._take_back = watched  # type: ignore[method-assign]
     for _ in range(8):
-        guests = company_of(pool, chance)
+        guests = [
+            dataclasses.replace(guest, arrival={"a": 0, "b": 6, "c": 12}[guest.sample.request.owner])
+            for guest in company_of(pool, chance)
+        ]
         for guest, answer in zip(guests, answers(tight, guests), strict=True):
             if answer is not None:
                 compared += 1
@@ -211,7 +214,7 @@ def test_no_text_has_fewer_tokens_than_its_bytes_promise(tiny_model: Path, tmp_p
 def test_no_text_has_fewer_tokens_of_the_demo_model_than_its_bytes_promise(demo_model: Path) -> None:
     tokenizer = load_tokenizer(str(demo_model))
     most = most_bytes_of_a_token(tokenizer)
-    assert most is not None and most <= 64
+    assert most is not None and most <= 128
     for text in HARD_TEXTS:
         assert len(tokenizer.encode(text, add_special_tokens=False)) >= fewest_tokens(text, most)
 
