@@ -157,7 +157,7 @@ def test_samples_that_gave_their_place_away_go_on_bit_for_bit(tiny_model: Path) 
             if answer is not None:
                 compared += 1
                 differing += answer != alone[guest.sample]
-    assert most_aside > 2 and compared > 60
+    assert most_aside >= 2 and compared > 60
     assert differing == 0
 
 

@@ -6,6 +6,8 @@ Ends when its input ends, so it never outlives the server. Knows nothing of HTTP
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -53,6 +55,7 @@ from semievol_providers.server.engine_wire import (
 )
 
 _LEAST_LOGPROB = -9999.0
+_PIPE_BYTES = 2**20
 _Done = TypeVar("_Done", Generated, Embedded)
 
 
@@ -257,11 +260,19 @@ def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
     )
 
 
+def _widen(pipe: int) -> None:
+    """Let a long message come through in few reads, each of which waits for the interpreter; Linux only."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # the system allows less
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 def main() -> None:
     """Serve the model named in the first argument (JSON: folder, threads, device) until the input ends."""
     options = json.loads(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints by accident goes to standard error
+    _widen(sys.stdin.fileno())
     quiet_known_warnings()
     engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
     engine.start()
