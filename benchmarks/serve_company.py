@@ -70,8 +70,8 @@ class Guest:
     patience: int | None = None
 
 
-def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30) -> Batcher:
-    """The engine's batcher on a model, run by hand."""
+def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30, rows: int = 64) -> Batcher:
+    """The engine's batcher on a model, run by hand; `rows` samples share a step."""
     import torch
 
     from semievol_providers.local.adapters import AdapterShelf
@@ -83,7 +83,7 @@ def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30) -> Batcher
     from semievol_providers.local.samples import NextTokens
 
     torch.set_num_threads(threads)
-    settings = EngineSettings(threads=threads)
+    settings = EngineSettings(threads=threads, decode_rows=rows)
     model = load_model(folder, "cpu")
     tokens = ChatTokens(load_tokenizer(folder))
     packed = PackedModel(model, 0)

@@ -34,6 +34,7 @@ prompts = 2
 requests_per_minute = 500
 tokens_per_minute = 100000
 queued_jobs = 4
+queued_jobs_all_keys = 6
 unfinished_batches = 1
 """
 MESSAGES: Any = [{"role": "user", "content": "a secret question"}]
@@ -171,17 +172,25 @@ def test_bodies_and_uploads_beyond_their_sizes_are_refused(strict: RunningServer
     assert not list((strict.folder / "state" / "files").glob("*.partial"))
 
 
-def test_queues_are_bounded(strict: RunningServer) -> None:
-    client = strict.client(api_key="alpha-key", max_retries=3)
+def test_queues_are_bounded_for_each_key_and_for_all_together(strict: RunningServer) -> None:
+    client, other = (strict.client(api_key=key, max_retries=1) for key in ("alpha-key", "beta-key"))
     file = _upload(client, training_lines(12).encode())
     made = []
-    with pytest.raises(openai.RateLimitError, match="queue of jobs is full"):
+    with pytest.raises(openai.RateLimitError, match="Your queue of jobs is full"):
         for _ in range(6):
             job = client.fine_tuning.jobs.create(model="tiny", training_file=file, hyperparameters={"n_epochs": 50})
             made.append(job.id)
     assert len(made) == 4
-    for job_id in made:
-        client.fine_tuning.jobs.cancel(job_id)
+    others = []
+    with pytest.raises(openai.RateLimitError, match="server's queue of jobs is full"):
+        for _ in range(6):
+            theirs = _upload(other, training_lines(12).encode())
+            job = other.fine_tuning.jobs.create(model="tiny", training_file=theirs, hyperparameters={"n_epochs": 50})
+            others.append(job.id)
+    assert len(others) == 2
+    for who, ids in ((client, made), (other, others)):
+        for job_id in ids:
+            who.fine_tuning.jobs.cancel(job_id)
 
 
 def _talk(server: RunningServer, data: bytes, pieces: int = 0, pause_s: float = 0.0) -> bytes:

@@ -1,39 +1,62 @@
-"""Decides what runs next: prompts are read as they come, and every sample under way grows by a token in turn.
+"""Decides what runs next: prompts are read in turns of their owners, and samples under way grow by a token in turn.
 
-Samples of one adapter share their steps, whenever they came; adapters take turns. Knows nothing of threads, futures,
-HTTP or how a model works.
+Samples of one adapter share their steps, whenever they came. Owners take turns in reading and in growing, and share the
+places of a step: where one holds more than its share and another waits, the shortest of its samples are set aside
+with their keys and values and go on later, bit for bit. Knows nothing of threads, futures, HTTP or how a model works.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from semievol_api.errors import UserError
 from semievol_providers.local.adapters import AdapterShelf
 from semievol_providers.local.lanes import Lanes
 from semievol_providers.local.packed import PackedModel
 from semievol_providers.local.padding import cache_width
-from semievol_providers.local.prefill import PASS_TOKENS, read_prompts
+from semievol_providers.local.places import Places
+from semievol_providers.local.prefill import PASS_TOKENS, Layers, read_prompts
 from semievol_providers.local.requests import EngineSettings
 from semievol_providers.local.samples import Growing, NextTokens, Row
+from semievol_providers.local.turns import Turns
 
 FAILURES = (RuntimeError, ValueError, OSError, MemoryError, UserError)
 """What ends the requests of a pass, and not the engine."""
 
 
+_NEWCOMERS_SHARE = 8
+
+
 class CachePlan:
-    """What all keys and values together may take, and what those of one token take."""
+    """What all keys and values together may take, and what those of one token take.
+
+    `newcomers_bytes` of it are kept for owners that have nothing under way.
+    """
 
     def __init__(self, limit_bytes: int, token_bytes: int) -> None:
         self.limit_bytes = limit_bytes
+        self.newcomers_bytes = limit_bytes // _NEWCOMERS_SHARE
         self._token_bytes = token_bytes
 
     def needed_bytes(self, rows: Iterable[Row | Growing]) -> int:
         """What these samples take when they are as long as they may get."""
         asked = (row.request for row in rows)
         return sum(cache_width(len(r.prompt_ids) + r.max_tokens) * self._token_bytes for r in asked)
+
+
+_Queue = tuple[str | None, str]
+"""An adapter and an owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """A sample that gave its place to another owner's, and what its cache held."""
+
+    sample: Growing
+    layers: Layers
 
 
 class Batcher:
@@ -52,29 +75,39 @@ class Batcher:
         self._next_tokens = next_tokens
         self._plan = plan
         self._settings = settings
-        self._waiting: dict[str | None, deque[tuple[int, Row]]] = {}
+        self._waiting: dict[_Queue, deque[tuple[int, Row]]] = {}
+        self._aside: dict[_Queue, deque[_Aside]] = {}
         self._lanes: dict[str | None, Lanes] = {}
+        self._reading = Turns()
+        self._growing = Turns()
         self._arrivals = 0
 
     @property
     def busy(self) -> bool:
         """Whether anything waits or is under way."""
-        return bool(self._waiting) or any(lanes.samples for lanes in self._lanes.values())
+        return bool(self._waiting or self._aside) or any(lanes.samples for lanes in self._lanes.values())
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory of all keys and values."""
+        """Memory of all keys and values in lanes."""
         return sum(lanes.allocated_bytes for lanes in self._lanes.values())
+
+    @property
+    def set_aside(self) -> int:
+        """How many samples have given their place to others and wait to go on."""
+        return sum(len(queue) for queue in self._aside.values())
 
     def add(self, row: Row) -> None:
         """Queue one sample."""
         self._arrivals += 1
-        self._waiting.setdefault(row.request.adapter, deque()).append((self._arrivals, row))
+        queue = (row.request.adapter, row.request.owner)
+        self._waiting.setdefault(queue, deque()).append((self._arrivals, row))
 
     def uses(self, adapter: str) -> bool:
         """Whether something waits or runs that needs this adapter."""
         lanes = self._lanes.get(adapter)
-        return adapter in self._waiting or (lanes is not None and bool(lanes.samples))
+        waits = any(name == adapter for name, _ in (*self._waiting, *self._aside))
+        return waits or (lanes is not None and bool(lanes.samples))
 
     def free(self) -> None:
         """Give back the caches in which nothing is under way."""
@@ -84,60 +117,125 @@ class Batcher:
         self._lanes = {adapter: lanes for adapter, lanes in self._lanes.items() if lanes.samples}
 
     def step(self) -> None:
-        """Read some of the prompts that wait, then choose one more token for every sample under way."""
-        deadline_s = time.monotonic() + self._settings.prefill_s
+        """Read some of the prompts that wait, then choose one more token for every sample of one adapter."""
+        self._let_go()
+        self._take_back()
+        growing = sum(bool(lanes.samples) for lanes in self._lanes.values())
+        deadline_s = time.monotonic() + self._settings.prefill_s / max(1, growing)
         while time.monotonic() < deadline_s and (rows := self._next_rows()):
             self._read(rows)
-        for adapter, lanes in list(self._lanes.items()):
+        self._grow()
+
+    def _let_go(self) -> None:
+        """Forget those for whom nobody waits any more."""
+        for lanes in self._lanes.values():
             lanes.settle()
-            if lanes.samples:
-                self._advance(adapter, lanes)
+        for waiting in self._waiting.values():
+            while waiting and waiting[0][1].listener.dropped:
+                waiting.popleft()
+        self._waiting = {queue: waiting for queue, waiting in self._waiting.items() if waiting}
+        kept = {queue: deque(one for one in aside if not one.sample.over) for queue, aside in self._aside.items()}
+        self._aside = {queue: aside for queue, aside in kept.items() if aside}
+
+    # --------------------------------------------------------------------------------------------- places
+    def _places(self, adapter: str | None) -> Places:
+        """Who holds and who wants a place in this adapter's steps."""
+        lanes = self._lanes.get(adapter)
+        running = Counter(sample.request.owner for sample in lanes.samples if not sample.over) if lanes else Counter()
+        wanted: Counter[str] = Counter()
+        for queues in (self._waiting, self._aside):
+            for (name, owner), queue in queues.items():
+                if name == adapter:
+                    wanted[owner] += len(queue)
+        return Places(self._settings.decode_rows, running, wanted)
+
+    def _make_places(self, adapter: str | None, owner: str, count: int) -> None:
+        """Set samples of those who hold most aside until so many of this owner's have a place."""
+        lanes = self._lanes.setdefault(adapter, Lanes())
+        lanes.settle()
+        places = self._places(adapter)
+        running = Counter(places.running)
+        for _ in range(sum(running.values()) + count - self._settings.decode_rows):
+            other = Places(places.count, running, {}).largest(besides=owner)
+            if other is None:
+                return
+            shortest = min((s for s in lanes.samples if s.request.owner == other), key=lambda s: s.position)
+            self._aside.setdefault((adapter, other), deque()).append(_Aside(shortest, lanes.take_out(shortest)))
+            running[other] -= 1
+
+    def _take_back(self) -> None:
+        """Let samples that were set aside go on where there is room for them."""
+        for owner in self._growing.order(owner for _, owner in self._aside):
+            for queue in [queue for queue in self._aside if queue[1] == owner]:
+                adapter, aside = queue[0], self._aside[queue]
+                for _ in range(min(len(aside), self._places(adapter).room(owner))):
+                    one = aside.popleft()
+                    try:
+                        self._make_places(adapter, owner, 1)
+                        self._lanes[adapter].put(one.sample, one.layers)
+                    except FAILURES as error:
+                        _fail([one.sample], error)
+                if not aside:
+                    del self._aside[queue]
 
     # -------------------------------------------------------------------------------------------- prompts
+    def _under_way(self) -> Iterator[Growing]:
+        for lanes in self._lanes.values():
+            yield from (sample for sample in lanes.samples if not sample.over)
+        for aside in self._aside.values():
+            yield from (one.sample for one in aside)
+
     def _next_rows(self) -> list[Row]:
-        """The rows that have waited longest and fit, with others of their adapter for one pass."""
-        for adapter in sorted(self._waiting, key=lambda adapter: self._waiting[adapter][0][0]):
-            rows = self._taken(adapter)
-            if rows:
-                return rows
+        """Rows of the owner whose turn it is, those first that have waited longest, if they fit."""
+        for owner in self._reading.order(owner for _, owner in self._waiting):
+            queues = [queue for queue in self._waiting if queue[1] == owner]
+            for queue in sorted(queues, key=lambda queue: self._waiting[queue][0][0]):
+                rows = self._taken(queue)
+                if rows:
+                    return rows
         return []
 
-    def _taken(self, adapter: str | None) -> list[Row]:
-        waiting = self._waiting[adapter]
-        under_way = [sample for lanes in self._lanes.values() for sample in lanes.samples if not sample.over]
-        room = self._settings.decode_rows - sum(sample.request.adapter == adapter for sample in under_way)
+    def _taken(self, queue: _Queue) -> list[Row]:
+        waiting, (adapter, owner) = self._waiting[queue], queue
+        room = 0 if queue in self._aside else self._places(adapter).room(owner)
+        under_way = list(self._under_way())
+        known = any(sample.request.owner == owner for sample in under_way)
         bytes_left = self._plan.limit_bytes - self._plan.needed_bytes(under_way)
+        bytes_left -= self._plan.newcomers_bytes if known else 0
         rows: list[Row] = []
         prompts: set[tuple[int, ...]] = set()
-        while waiting and len(rows) < room:
+        while waiting and len(rows) < self._settings.decode_rows:
             row = waiting[0][1]
-            bytes_left -= self._plan.needed_bytes([row])
-            fits = bytes_left >= 0 or not (under_way or rows)
+            if row.request.max_tokens > 1:  # else it ends with its prompt and needs no place
+                room -= 1
+                bytes_left -= self._plan.needed_bytes([row])
+            fits = room >= 0 and (bytes_left >= 0 or not (under_way or rows))
             tokens = sum(len(prompt) for prompt in prompts | {row.request.prompt_ids})
-            if not fits or (prompts and tokens > PASS_TOKENS):
+            if (row.request.max_tokens > 1 and not fits) or (prompts and tokens > PASS_TOKENS):
                 break
             waiting.popleft()
             if not row.listener.dropped:
                 rows.append(row)
                 prompts.add(row.request.prompt_ids)
         if not waiting:
-            del self._waiting[adapter]
+            del self._waiting[queue]
         return rows
 
     def _read(self, rows: Sequence[Row]) -> None:
         """Read these prompts and choose their first tokens."""
-        adapter = rows[0].request.adapter
+        adapter, owner = rows[0].request.adapter, rows[0].request.owner
         prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
+        self._reading.charge(owner, sum(len(prompt) for prompt in prompts))
         try:
             read = read_prompts(self._packed, self._shelf.model_for(adapter), prompts, keep=True)
             source = {prompt: i for i, prompt in enumerate(prompts)}
-            samples = [self._next_tokens.start(row) for row in rows]
-            self._next_tokens.take(read.logits[[source[row.request.prompt_ids] for row in rows]], samples)
+            started = [self._next_tokens.start(row) for row in rows]
+            self._next_tokens.take(read.logits[[source[row.request.prompt_ids] for row in rows]], started)
             self._make_room()
-            lanes = self._lanes.setdefault(adapter, Lanes())
+            samples = [sample for sample in started if not sample.over]
+            self._make_places(adapter, owner, len(samples))
             for sample in samples:
-                if not sample.over:
-                    lanes.put(sample, read.layers_of(source[sample.request.prompt_ids]))
+                self._lanes[adapter].put(sample, read.layers_of(source[sample.request.prompt_ids]))
         except FAILURES as error:
             _fail(rows, error)
 
@@ -147,6 +245,20 @@ class Batcher:
             self.free()
 
     # ---------------------------------------------------------------------------------------------- steps
+    def _grow(self) -> None:
+        """A step of the owner whose turn it is, with the adapter of its that has waited longest."""
+        owners = {adapter: {s.request.owner for s in lanes.samples} for adapter, lanes in self._lanes.items()}
+        order = self._growing.order(owner for found in owners.values() for owner in sorted(found))
+        if not order:
+            return
+        adapter = next(adapter for adapter, found in owners.items() if order[0] in found)
+        lanes = self._lanes[adapter] = self._lanes.pop(adapter)  # to the end of the line
+        since_s = time.monotonic()
+        lanes.settle()
+        if lanes.samples:
+            self._advance(adapter, lanes)
+        self._growing.charge(order[0], time.monotonic() - since_s)
+
     def _advance(self, adapter: str | None, lanes: Lanes) -> None:
         samples = lanes.samples
         try:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from semievol_providers.local.packed import PackedModel
-from semievol_providers.local.prefill import last_hidden, passes
+from semievol_providers.local.prefill import last_hidden
 
 
-def embed_ids(packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
-    """Float32 array (texts, hidden size), rows of unit length, in the order of `inputs`."""
-    vectors: list[NDArray[np.float32]] = []
-    for members in passes(inputs):
-        hidden = last_hidden(packed, model, [inputs[i] for i in members]).float()
-        vectors += [torch.nn.functional.normalize(row, dim=-1).cpu().numpy() for row in hidden]
-    return np.stack(vectors)
+def embed_pass(
+    packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]
+) -> list[NDArray[np.float32]]:
+    """The vector of unit length of each of these tokenised texts, in one pass; `passes` says which share one."""
+    hidden = last_hidden(packed, model, inputs).float()
+    return [torch.nn.functional.normalize(row, dim=-1).cpu().numpy() for row in hidden]

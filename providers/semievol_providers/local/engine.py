@@ -1,7 +1,7 @@
 """The inference engine: requests from any thread go in, futures come out, one thread runs the model.
 
 What arrives is sorted by kind: samples go to the batcher, embeddings and looks at the next token take turns with its
-steps. Knows nothing of HTTP, processes, training or how samples share their steps.
+steps, a pass at a time. Knows nothing of HTTP, processes, training or how samples share their steps.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from semievol_providers.local.adapters import AdapterShelf
 from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.embedding import embed_ids
+from semievol_providers.local.embedding import embed_pass
 from semievol_providers.local.model_folder import (
     ModelFacts,
     end_of_turn_ids,
@@ -28,6 +30,7 @@ from semievol_providers.local.model_folder import (
 )
 from semievol_providers.local.option_scores import read_next
 from semievol_providers.local.packed import PackedModel
+from semievol_providers.local.prefill import passes
 from semievol_providers.local.requests import (
     DeltaSink,
     Embedded,
@@ -41,16 +44,33 @@ from semievol_providers.local.requests import (
 )
 from semievol_providers.local.samples import NextTokens, Row
 from semievol_providers.local.transcript import Transcript
+from semievol_providers.local.turns import TurnQueue
 
 
 class ContextLengthError(ValueError):
     """A prompt and its answer do not fit the model's context."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Embed:
-    request: EmbedRequest
-    future: Future[Embedded]
+    """Texts on their way to vectors, pass by pass."""
+
+    def __init__(self, request: EmbedRequest) -> None:
+        self.request = request
+        self.future: Future[Embedded] = Future()
+        self.left = deque(passes(request.inputs))
+        self.vectors: list[NDArray[np.float32]] = []
+
+    def finish(self) -> None:
+        """All passes are done."""
+        tokens = sum(len(ids) for ids in self.request.inputs)
+        done = Embedded(np.stack(self.vectors), tokens)
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(done)
+
+    def fail(self, error: Exception) -> None:
+        """The texts cannot be embedded."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +99,7 @@ class Engine:
         self.settings = settings
         self.tokens = ChatTokens(load_tokenizer(folder))
         self._inbox: queue.Queue[_Work] = queue.Queue()  # not a SimpleQueue, see decision 0006
-        self._embeds: deque[_Embed] = deque()
+        self._embeds: TurnQueue[_Embed] = TurnQueue()
         self._reads: deque[_Read] = deque()
         self._leaving: set[str] = set()
         self._closed = False
@@ -124,16 +144,16 @@ class Engine:
         return collector.future
 
     def embed(self, request: EmbedRequest) -> Future[Embedded]:
-        """Queue texts to be embedded.
+        """Queue texts to be embedded. Cancel the future to stop the work.
 
         Raises:
             ContextLengthError: a text is longer than the model's context, or empty.
         """
         for ids in request.inputs:
             self._check_length(len(ids), "Please reduce your input.")
-        future: Future[Embedded] = Future()
-        self._inbox.put(_Embed(request, future))
-        return future
+        work = _Embed(request)
+        self._inbox.put(work)
+        return work.future
 
     def read(self, request: ReadRequest) -> Future[Read]:
         """Queue one look at the next token's distribution.
@@ -163,17 +183,21 @@ class Engine:
             while not (self._closed and not self._busy()):
                 self._receive()
                 self._batcher.step()
-                if self._embeds:
+                if len(self._embeds):
                     self._embed_some()
                 if self._reads:
                     self._read_some()
-                for adapter in [name for name in self._leaving if not self._batcher.uses(name)]:
+                for adapter in [name for name in self._leaving if not self._uses(name)]:
                     self._leaving.discard(adapter)
                     self._batcher.free()
                     self._shelf.forget(adapter)
 
+    def _uses(self, adapter: str) -> bool:
+        """Whether samples or texts need this adapter."""
+        return self._batcher.uses(adapter) or any(work.request.adapter == adapter for work in self._embeds)
+
     def _busy(self) -> bool:
-        return bool(self._batcher.busy or self._embeds or self._reads)
+        return bool(self._batcher.busy or len(self._embeds) or self._reads)
 
     def _receive(self) -> None:
         """Take what has arrived; wait when idle, then a moment more for what arrives together."""
@@ -203,7 +227,7 @@ class Engine:
         if work is None:
             self._closed = True
         elif isinstance(work, _Embed):
-            self._embeds.append(work)
+            self._embeds.add(work.request.owner, work)
         elif isinstance(work, _Read):
             self._reads.append(work)
         elif isinstance(work, _Forget):
@@ -212,16 +236,23 @@ class Engine:
             self._batcher.add(work)
 
     def _embed_some(self) -> None:
-        work = self._embeds.popleft()
-        if not work.future.set_running_or_notify_cancel():
-            return
+        """One pass for the owner whose turn it is."""
+        owner = self._embeds.next_owner()
+        work = self._embeds.first(owner)
+        inputs = work.request.inputs
+        members = work.left.popleft() if work.left and not work.future.cancelled() else []
+        self._embeds.charge(owner, sum(len(inputs[i]) for i in members))
         try:
-            model = self._shelf.model_for(work.request.adapter)
-            vectors = embed_ids(self._packed, model, work.request.inputs)
+            if members:
+                model = self._shelf.model_for(work.request.adapter)
+                work.vectors += embed_pass(self._packed, model, [inputs[i] for i in members])
+            if not work.left:
+                work.finish()
         except FAILURES as error:
-            work.future.set_exception(error)
-        else:
-            work.future.set_result(Embedded(vectors, sum(len(ids) for ids in work.request.inputs)))
+            work.fail(error)
+            work.left.clear()
+        if not work.left or work.future.cancelled():
+            self._embeds.remove(owner, work)
 
     def _read_some(self) -> None:
         """Answer the oldest look, and with it some that wait for the same adapter."""

@@ -63,6 +63,11 @@ class Lane:
         """A copy of what one slot holds."""
         return [(keys[slot].clone(), values[slot].clone()) for keys, values in self.stores]
 
+    def held_of(self, slot: int) -> Layers:
+        """A copy of the tokens that one slot's sample has, without the empty rest."""
+        end = self.samples[slot].position
+        return [(keys[slot, :, :end].clone(), values[slot, :, :end].clone()) for keys, values in self.stores]
+
     def _grow(self, layers: Layers) -> None:
         slots = max(_FIRST_SLOTS, 2 * len(self.samples))
         grown: list[tuple[Tensor, Tensor]] = []
@@ -108,6 +113,14 @@ class Lanes:
                 elif sample.position >= lane.width:
                     layers = lane.layers_of(slot)
                     self.put(lane.leave(slot), layers)
+
+    def take_out(self, sample: Growing) -> Layers:
+        """Let a sample go that is under way; `put` with what this returns lets it go on."""
+        lane = next(lane for lane in self._lanes.values() if sample in lane.samples)
+        slot = lane.samples.index(sample)
+        layers = lane.held_of(slot)
+        lane.leave(slot)
+        return layers
 
     def free(self) -> None:
         """Give back the slots of empty lanes."""

@@ -21,7 +21,8 @@ class GenerateRequest:
 
     `adapter` is the folder of a PEFT adapter, None for the base model. Sample i draws from a random stream
     that depends on `seed` and `first_sample + i` only. `max_tokens` counts the end-of-turn token.
-    `top_logprobs` of None asks for no log-probabilities at all, 0 for those of the chosen tokens.
+    `top_logprobs` of None asks for no log-probabilities at all, 0 for those of the chosen tokens. Requests of one
+    `owner` share their turns; it changes when an answer comes, never what it is.
     """
 
     prompt_ids: tuple[int, ...]
@@ -35,6 +36,7 @@ class GenerateRequest:
     top_logprobs: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class EmbedRequest:
 
     inputs: tuple[tuple[int, ...], ...]
     adapter: str | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,8 +123,8 @@ class Read:
 class EngineSettings:
     """How the engine runs; of these only `threads` and `device` can change a result's bits.
 
-    At most `decode_rows` samples of an adapter share a step. `prefill_s`: how long prompts are read before those that
-    are under way take their next step. `cache_bytes`: memory for keys and values together; None leaves it to the
+    At most `decode_rows` samples of an adapter share a step. `prefill_s`: how long prompts are read before all that
+    are under way have taken their next step. `cache_bytes`: memory for keys and values together; None leaves it to the
     device. `merge_limit_bytes`: base models up to this size keep merged copies of their adapters, at most
     `adapter_cache_bytes` of them together. `gather_s`: how long an idle engine waits for what arrives together.
     """

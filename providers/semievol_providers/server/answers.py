@@ -78,6 +78,7 @@ class Answers:
             messages=tuple(message.plain(i) for i, message in enumerate(body.messages)),
             sampling=body.chat_sampling(self.limits),
             adapter=model.adapter,
+            owner=owner,
             continue_last=body.continue_final_message,
             reply_follows=body.add_generation_prompt is not False,
             stream=bool(body.stream),
@@ -102,6 +103,7 @@ class Answers:
                 prompt=prompt,
                 sampling=sampling,
                 adapter=model.adapter,
+                owner=owner,
                 stream=bool(body.stream),
             )
             for prompt in body.prompts(self.limits)
@@ -126,7 +128,8 @@ class Answers:
         """The vectors of all inputs."""
         model = self.models.find(body.model, owner)
         inputs = body.inputs(self.limits)
-        tell = await self.engine.ask(EmbedAsk(id=self.engine.next_number(), inputs=inputs, adapter=model.adapter))
+        number = self.engine.next_number()
+        tell = await self.engine.ask(EmbedAsk(id=number, inputs=inputs, adapter=model.adapter, owner=owner))
         assert isinstance(tell, VectorsTell)
         return {
             "object": "list",

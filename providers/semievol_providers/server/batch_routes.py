@@ -31,9 +31,15 @@ async def create_batch(request: Request) -> Response:
         raise ApiError(
             f"The file {row.id} has the purpose {row.purpose!r}; a batch needs 'batch'.", param="input_file_id"
         )
-    limits = served.settings.limits
-    if len(served.state.batches_with_status(*UNFINISHED)) >= limits.unfinished_batches:
-        raise ApiError("Too many batches are under way. Try again later.", status=429, code="queue_full")
+    limits, count = served.settings.limits, served.state.count
+    if count("batches", UNFINISHED, owner) >= limits.unfinished_batches:
+        raise ApiError(
+            f"You have {limits.unfinished_batches} batches under way, the most for one key. Try again later.",
+            status=429,
+            code="queue_full",
+        )
+    if count("batches", UNFINISHED) >= limits.unfinished_batches_all_keys:
+        raise ApiError("The server has too many batches under way. Try again later.", status=429, code="queue_full")
     record = new_batch(body, limits)
     folder = served.state.batch_folder(str(record["id"]))
     kept = body.output_expires_after

@@ -24,23 +24,26 @@ class BatchRunner:
     """`start`, `add` new ones, `close`."""
 
     def __init__(self, state: State, answers: Answers, loops: Loops) -> None:
-        self._parts = BatchParts(state, answers, asyncio.Semaphore(answers.limits.batch_in_flight), loops)
+        self._state = state
+        self._answers = answers
+        self._loops = loops
+        self._parts: dict[str, BatchParts] = {}
         self._works: dict[str, BatchWork] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Take up what was under way when the server stopped."""
-        self._tasks.add(self._parts.loops.start(RUNNER, self._take_up))
+        self._tasks.add(self._loops.start(RUNNER, self._take_up))
 
     async def _take_up(self) -> None:
-        for record, owner in self._parts.state.batches_with_status(*UNFINISHED):
+        for record, owner in self._state.batches_with_status(*UNFINISHED):
             if str(record["id"]) not in self._works:
                 self.add(record, owner)
-        self._parts.loops.finished(RUNNER)
+        self._loops.finished(RUNNER)
 
     def add(self, record: Record, owner: str) -> None:
         """Run a batch that is already on disk."""
-        work = self._works[str(record["id"])] = BatchWork(self._parts, record, owner)
+        work = self._works[str(record["id"])] = BatchWork(self._parts_of(owner), record, owner)
         task = asyncio.create_task(self._run(work, owner), name=work.part)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -60,13 +63,20 @@ class BatchRunner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _parts_of(self, owner: str) -> BatchParts:
+        """What the batches of one owner share: none waits for another owner's slots."""
+        if owner not in self._parts:
+            slots = asyncio.Semaphore(self._answers.limits.batch_in_flight)
+            self._parts[owner] = BatchParts(self._state, self._answers, slots, asyncio.Lock(), self._loops)
+        return self._parts[owner]
+
     async def _run(self, work: BatchWork, owner: str) -> None:
         batch_id = str(work.record["id"])
         try:
             while not await self._attempt(work):
-                await self._parts.loops.pause()
-                work = self._works[batch_id] = BatchWork(self._parts, work.record, owner)
-            self._parts.loops.well(work.part)
+                await self._loops.pause()
+                work = self._works[batch_id] = BatchWork(self._parts_of(owner), work.record, owner)
+            self._loops.well(work.part)
         finally:
             self._works.pop(batch_id, None)
 
@@ -82,6 +92,6 @@ class BatchRunner:
                 _log.warning("%s cannot go on: %s", work.part, told(lasting[0]), exc_info=error)
                 await work.fail(f"The batch cannot go on: {told(lasting[0])}")
         except Exception as error:  # noqa: BLE001 - one batch's trouble is that batch's
-            self._parts.loops.trouble(work.part, causes(error)[0])
+            self._loops.trouble(work.part, causes(error)[0])
             return False
         return True

@@ -41,11 +41,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchParts:
-    """What every batch works with; `slots` is shared by all, so that they advance in turns."""
+    """What every batch works with; its owner's batches share `slots` and advance in turns, one is checked at a time."""
 
     state: State
     answers: Answers
     slots: asyncio.Semaphore
+    checking: asyncio.Lock
     loops: Loops
 
 
@@ -85,9 +86,10 @@ class BatchWork:
         """Go on from wherever the batch stands."""
         if self._record["status"] == "cancelling":
             self._cancelled.set()
-        await asyncio.to_thread(self._recover)
-        if self._record["status"] == "validating" and not await self._validate():
-            return
+        async with self._parts.checking:  # threads are few: the batches of one owner use one
+            await asyncio.to_thread(self._recover)
+            if self._record["status"] == "validating" and not await self._validate():
+                return
         end = "completed"
         if self._record["status"] in ("in_progress", "cancelling"):
             end = await self._answer_all()

@@ -1,15 +1,17 @@
-"""Routes that ask the engine: chat completions, text completions, embeddings.
+"""Routes that ask the engine: chat completions, text completions, embeddings. Who leaves is no longer worked for.
 
 Knows nothing of how the engine runs, of files or of jobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.answers import head
@@ -23,6 +25,7 @@ from semievol_providers.server.chat_wire import (
     text_choice,
     usage,
 )
+from semievol_providers.server.connection import CLIENT_LEFT, ClientLeftError, while_there
 from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
 from semievol_providers.server.services import owner_of, services
 from semievol_providers.server.state import Record
@@ -34,7 +37,7 @@ async def create_chat(request: Request) -> Response:
     body = parse(await request.body(), ChatBody).checked()
     ask = answers.chat_ask(body, owner)
     if not body.stream:
-        return _charged(request, await answers.chat(body, ask))
+        return await _charged(request, answers.chat(body, ask))
     include = body.stream_options is not None and body.stream_options.include_usage
     stream = _ChatStream(head("chatcmpl-", "chat.completion.chunk", body.model), ask.sampling.n, include)
     return await _streamed(stream, request, ask)
@@ -51,7 +54,7 @@ async def create_completion(request: Request) -> Response:
     body = parse(await request.body(), TextBody)
     asks = answers.text_asks(body, owner)
     if not body.stream:
-        return _charged(request, await answers.text(body, asks))
+        return await _charged(request, answers.text(body, asks))
     if len(asks) != 1:
         raise ApiError("Streaming takes one prompt at a time.", param="prompt")
     include = body.stream_options is not None and body.stream_options.include_usage
@@ -62,10 +65,14 @@ async def create_completion(request: Request) -> Response:
 async def create_embedding(request: Request) -> Response:
     """POST /embeddings"""
     body = parse(await request.body(), EmbeddingBody)
-    return _charged(request, await services(request).answers.embedding(body, owner_of(request)))
+    return await _charged(request, services(request).answers.embedding(body, owner_of(request)))
 
 
-def _charged(request: Request, answer: Record) -> Response:
+async def _charged(request: Request, asking: Coroutine[None, None, Record]) -> Response:
+    try:
+        answer = await while_there(request, asking)
+    except ClientLeftError:
+        return Response(status_code=CLIENT_LEFT)
     services(request).charge(owner_of(request), answer["usage"])
     return json_response(answer)
 
@@ -125,25 +132,43 @@ async def _streamed(stream: _ChatStream, request: Request, ask: ChatAsk | TextAs
     """Server-sent events; waits for the first piece, so that a refusal still gets its own status."""
     served, owner = services(request), owner_of(request)
     tells = served.engine.stream(ask)
-    first = await anext(tells)
+    try:
+        first = await while_there(request, _next_of(tells))
+    except ClientLeftError:
+        return Response(status_code=CLIENT_LEFT)
 
     async def events() -> AsyncIterator[bytes]:
-        for chunk in stream.opening():
-            yield _event(chunk)
-        tell = first
-        try:
-            while isinstance(tell, DeltaTell):
-                for chunk in stream.pieces(tell):
-                    yield _event(chunk)
-                tell = await anext(tells)
-            served.charge(owner, usage(tell.prompt_tokens, tell.choices))
-            for chunk in stream.closing(tell):
+        async with aclosing(tells):
+            for chunk in stream.opening():
                 yield _event(chunk)
-            yield b"data: [DONE]\n\n"
-        except ApiError as error:
-            yield _event({"error": dict(error.body())})
+            tell = first
+            try:
+                while isinstance(tell, DeltaTell):
+                    for chunk in stream.pieces(tell):
+                        yield _event(chunk)
+                    tell = await anext(tells)
+                served.charge(owner, usage(tell.prompt_tokens, tell.choices))
+                for chunk in stream.closing(tell):
+                    yield _event(chunk)
+                yield b"data: [DONE]\n\n"
+            except ApiError as error:
+                yield _event({"error": dict(error.body())})
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    return _ClosingStream(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+
+async def _next_of(tells: AsyncGenerator[DeltaTell | ChoicesTell]) -> DeltaTell | ChoicesTell:
+    return await anext(tells)
+
+
+class _ClosingStream(StreamingResponse):
+    """Closes its source when it ends, however it ends: a client that left in the middle of a chunk too."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        source = self.body_iterator
+        assert isinstance(source, AsyncGenerator)
+        async with aclosing(source):
+            await super().__call__(scope, receive, send)
 
 
 def _event(chunk: dict[str, JsonValue]) -> bytes:

@@ -1,14 +1,49 @@
-"""An HTTP connection that is closed when it starts a request and never gets to its end of headers.
+"""Connections that come to nothing: closed where a request never gets to its end of headers, noticed where one leaves.
 
-Knows nothing of requests or of the application.
+Knows nothing of what is asked or of the application.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from collections.abc import Coroutine
+from typing import Protocol, TypeVar, cast
 
+from starlette.requests import Request
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+T = TypeVar("T")
+CLIENT_LEFT = 499
+"""The status, for the log alone, of a request whose client left before its answer."""
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def while_there(request: Request, work: Coroutine[None, None, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client closes its connection.
+
+    The request's body must have been read.
+
+    Raises:
+        ClientLeftError: it has.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeftError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
 
 
 class _Cycle(Protocol):

@@ -15,7 +15,8 @@ import os
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
@@ -131,16 +132,18 @@ class EngineClient:
         Raises:
             ApiError: the engine refuses it, or died twice over it.
         """
-        async for tell in self._conversation(ask):
-            if isinstance(tell, ChoicesTell | VectorsTell):
-                return tell
+        async with aclosing(self._conversation(ask)) as tells:
+            async for tell in tells:
+                if isinstance(tell, ChoicesTell | VectorsTell):
+                    return tell
         raise ApiError("The engine stopped.", status=503, code="engine_stopped")
 
-    async def stream(self, ask: ChatAsk | TextAsk) -> AsyncIterator[DeltaTell | ChoicesTell]:
-        """Send a question and give its pieces as they come; the last one is a `ChoicesTell`."""
-        async for tell in self._conversation(ask):
-            if isinstance(tell, DeltaTell | ChoicesTell):
-                yield tell
+    async def stream(self, ask: ChatAsk | TextAsk) -> AsyncGenerator[DeltaTell | ChoicesTell]:
+        """Send a question and give its pieces as they come; the last one is a `ChoicesTell`. Close it to stop early."""
+        async with aclosing(self._conversation(ask)) as tells:
+            async for tell in tells:
+                if isinstance(tell, DeltaTell | ChoicesTell):
+                    yield tell
 
     def asking(self, adapter: str) -> int:
         """How many questions to this adapter wait for their answers."""
@@ -150,7 +153,7 @@ class EngineClient:
         """Let the engine free an adapter's memory."""
         self._send(ForgetAsk(adapter))
 
-    async def _conversation(self, ask: ChatAsk | TextAsk | EmbedAsk) -> AsyncIterator[Tell]:
+    async def _conversation(self, ask: ChatAsk | TextAsk | EmbedAsk) -> AsyncGenerator[Tell]:
         if len(self._questions) >= self._settings.limits.requests_in_flight:
             raise ApiError(
                 "The server has too many requests under way. Try again in a moment.",

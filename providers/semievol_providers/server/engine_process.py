@@ -1,18 +1,22 @@
 """The engine's own process: reads questions from standard input, writes answers to standard output.
 
+Reading never waits for a text to be tokenised, nor for the model.
 Ends when its input ends, so it never outlives the server. Knows nothing of HTTP, jobs or keys.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -30,6 +34,8 @@ from semievol_providers.local.requests import (
     SampleOutput,
 )
 from semievol_providers.server.engine_pulse import SharedPipe
+from semievol_providers.local.text_bounds import fewest_tokens, most_bytes_of_a_token
+from semievol_providers.server.engine_intake import Arrived, Intake
 from semievol_providers.server.engine_wire import (
     Ask,
     ChatAsk,
@@ -41,7 +47,6 @@ from semievol_providers.server.engine_wire import (
     ForgetAsk,
     ReadyTell,
     RefusalTell,
-    Sampling,
     Tell,
     TextAsk,
     TokenScore,
@@ -51,16 +56,30 @@ from semievol_providers.server.engine_wire import (
 )
 
 _LEAST_LOGPROB = -9999.0
+_PIPE_BYTES = 2**20
+_Done = TypeVar("_Done", Generated, Embedded)
+
+
+_Question = ChatAsk | TextAsk | EmbedAsk
 
 
 class EngineService:
-    """Turns messages into engine requests and results into messages."""
+    """Turns messages into engine requests and results into messages.
+
+    Whoever reads the messages never waits: texts are tokenised in other threads, or refused by their length alone.
+    """
 
     def __init__(self, engine: Engine, out: IO[bytes] | SharedPipe) -> None:
         self._engine = engine
         self._out = out
         self._lock = threading.Lock()
-        self._waiting: dict[int, Future[Generated]] = {}
+        self._tokens = ChatTokens(engine.tokens.tokenizer, self._check_bytes)
+        self._most_bytes = most_bytes_of_a_token(self._tokens.tokenizer)
+        self._tokens.encode_text("a")  # sets the tokenizer up before two threads share it
+        self._state = threading.Lock()
+        self._arrived: dict[int, Arrived[_Question]] = {}
+        self._cancels: dict[int, Callable[[], bool]] = {}
+        self._intake: Intake[_Question] = Intake(self._prepare)
 
     def tell(self, message: Tell) -> None:
         """Send one message; called from any thread."""
@@ -70,54 +89,102 @@ class EngineService:
             self._out.flush()
 
     def take(self, ask: Ask) -> None:
-        """Start working on one message."""
+        """Start working on one message; returns at once."""
         if isinstance(ask, ForgetAsk):
             self._engine.forget(ask.adapter)
         elif isinstance(ask, DropAsk):
-            future = self._waiting.pop(ask.id, None)
-            if future is not None:
-                future.cancel()
+            with self._state:
+                queued, cancel = self._arrived.pop(ask.id, None), self._cancels.pop(ask.id, None)
+            if queued is not None:
+                self._intake.drop(queued)
+            if cancel is not None:
+                cancel()
         else:
-            try:
-                self._start(ask)
-            except ContextLengthError as error:
-                self.tell(RefusalTell(ask.id, str(error), "context_length_exceeded"))
-            except UserError as error:
-                self.tell(RefusalTell(ask.id, str(error), "invalid_prompt"))
+            arrived: Arrived[_Question] = Arrived(ask, ask.owner, _length(ask))
+            with self._state:
+                self._arrived[ask.id] = arrived
+            self._intake.put(arrived)
 
-    def _start(self, ask: ChatAsk | TextAsk | EmbedAsk) -> None:
-        tokens = self._engine.tokens
+    def _prepare(self, ask: _Question) -> None:
+        """Start one question, in a thread of the intake; a failure is this question's alone."""
+        try:
+            self._start(ask)
+        except ContextLengthError as error:
+            self._refuse(RefusalTell(ask.id, str(error), "context_length_exceeded"))
+        except UserError as error:
+            self._refuse(RefusalTell(ask.id, str(error), "invalid_prompt"))
+        except Exception as error:  # noqa: BLE001 - told to whoever asked, and to the log
+            traceback.print_exception(error, file=sys.stderr)
+            self._refuse(RefusalTell(ask.id, f"The engine failed: {error}", "engine_failed", 500))
+
+    def _refuse(self, tell: RefusalTell) -> None:
+        with self._state:
+            known = self._arrived.pop(tell.id, None)
+        if known is not None:
+            self.tell(tell)
+
+    def _start(self, ask: _Question) -> None:
         if isinstance(ask, EmbedAsk):
-            inputs = tuple(tokens.encode_for_embedding(i) if isinstance(i, str) else self._known(i) for i in ask.inputs)
-            future = self._engine.embed(EmbedRequest(inputs, ask.adapter))
-            future.add_done_callback(partial(self._tell_vectors, ask.id))
+            inputs: list[tuple[int, ...]] = []
+            for given in ask.inputs:
+                if ask.id not in self._arrived:  # dropped on the way
+                    return
+                inputs.append(
+                    self._tokens.encode_for_embedding(given) if isinstance(given, str) else self._known(given)
+                )
+            request = EmbedRequest(tuple(inputs), ask.adapter, ask.owner)
+            self._wait_for(ask.id, lambda: self._engine.embed(request), self._tell_vectors)
             return
         if isinstance(ask, ChatAsk):
-            prompt = tokens.encode_chat(ask.messages, reply_follows=ask.reply_follows, continue_last=ask.continue_last)
+            chat = {"reply_follows": ask.reply_follows, "continue_last": ask.continue_last}
+            prompt = self._tokens.encode_chat(ask.messages, **chat)
         else:
-            prompt = tokens.encode_text(ask.prompt) if isinstance(ask.prompt, str) else self._known(ask.prompt)
+            prompt = self._tokens.encode_text(ask.prompt) if isinstance(ask.prompt, str) else self._known(ask.prompt)
         room = max(1, self._engine.facts.context_tokens - len(prompt))
-        request = _request(prompt, ask.sampling, room, ask.adapter)
+        asked = _request(prompt, ask, room)
         sink = partial(self._tell_delta, ask.id) if ask.stream else None
-        future_text = self._engine.generate(request, sink)
-        self._waiting[ask.id] = future_text
-        future_text.add_done_callback(partial(self._tell_choices, ask.id))
+        self._wait_for(ask.id, lambda: self._engine.generate(asked, sink), self._tell_choices)
+
+    def _wait_for(
+        self, number: int, begin: Callable[[], Future[_Done]], tell: Callable[[int, Future[_Done]], None]
+    ) -> None:
+        """Begin unless it was dropped; from now on dropping it cancels the future."""
+        with self._state:
+            if number not in self._arrived:
+                return
+            future = begin()
+            del self._arrived[number]
+            self._cancels[number] = future.cancel
+        future.add_done_callback(partial(tell, number))
+
+    def _check_bytes(self, text: str) -> None:
+        """Refuse a text that cannot fit before the time is spent to tokenise it."""
+        context = self._engine.facts.context_tokens
+        if self._most_bytes is not None and (least := fewest_tokens(text, self._most_bytes)) > context:
+            raise ContextLengthError(
+                f"This model's maximum context length is {context} tokens. However, your text has at least {least} "
+                "tokens. Please reduce its length."
+            )
 
     def _known(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        size = self._engine.facts.vocab_size
-        if any(token >= size for token in ids):
-            raise UserError(f"A token id is not in the model's vocabulary of {size:,}.")
+        facts = self._engine.facts
+        if len(ids) > facts.context_tokens:
+            raise ContextLengthError(
+                f"This model's maximum context length is {facts.context_tokens} tokens. However, you gave {len(ids)} "
+                "token ids. Please reduce their number."
+            )
+        if any(token >= facts.vocab_size for token in ids):
+            raise UserError(f"A token id is not in the model's vocabulary of {facts.vocab_size:,}.")
         return ids
 
     def _tell_vectors(self, number: int, future: Future[Embedded]) -> None:
-        if not self._tell_failure(number, future):
+        if self._still_wanted(number, future):
             done = future.result()
             data = done.vectors.astype("<f4").tobytes()
             self.tell(VectorsTell(number, data, done.vectors.shape[1], done.prompt_tokens))
 
     def _tell_choices(self, number: int, future: Future[Generated]) -> None:
-        self._waiting.pop(number, None)
-        if not future.cancelled() and not self._tell_failure(number, future):
+        if self._still_wanted(number, future):
             done = future.result()
             choices = tuple(_choice(sample, self._engine.tokens) for sample in done.samples)
             self.tell(ChoicesTell(number, done.prompt_tokens, choices))
@@ -126,25 +193,39 @@ class EngineService:
         choice = _choice(delta.output, self._engine.tokens) if delta.output is not None else None
         self.tell(DeltaTell(number, delta.index, delta.text, choice))
 
-    def _tell_failure(self, number: int, future: Future[Generated] | Future[Embedded]) -> bool:
+    def _still_wanted(self, number: int, future: Future[Generated] | Future[Embedded]) -> bool:
+        """Whether there is a result to tell: not where nobody waits, nor where the failure has been told."""
+        with self._state:
+            self._cancels.pop(number, None)
+        if future.cancelled():
+            return False
         error = future.exception()
         if error is None:
-            return False
+            return True
         if isinstance(error, UserError):
             self.tell(RefusalTell(number, str(error), "model_unavailable", 500))
         else:
             traceback.print_exception(error, file=sys.stderr)
             self.tell(RefusalTell(number, f"The engine failed: {error}", "engine_failed", 500))
-        return True
+        return False
 
 
-def _request(prompt: tuple[int, ...], sampling: Sampling, room: int, adapter: str | None) -> GenerateRequest:
+def _length(ask: _Question) -> int:
+    """Characters or token ids."""
+    if isinstance(ask, ChatAsk):
+        return sum(len(text) for message in ask.messages for text in message.values())
+    return len(ask.prompt) if isinstance(ask, TextAsk) else sum(len(given) for given in ask.inputs)
+
+
+def _request(prompt: tuple[int, ...], ask: ChatAsk | TextAsk, room: int) -> GenerateRequest:
+    sampling = ask.sampling
     limit = sampling.max_tokens if sampling.max_tokens is not None else min(room, sampling.token_limit)
     return GenerateRequest(
         prompt_ids=prompt,
         max_tokens=limit,
         seed=sampling.seed,
-        adapter=adapter,
+        adapter=ask.adapter,
+        owner=ask.owner,
         n=sampling.n,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -180,9 +261,17 @@ def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
     )
 
 
+def _widen(pipe: int) -> None:
+    """Let a long message come through in few reads, each of which waits for the interpreter; Linux only."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # the system allows less
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 def main(out: SharedPipe) -> None:
     """Serve the model named in the first argument (JSON: folder, threads, device) until the input ends."""
     options = json.loads(sys.argv[1])
+    _widen(sys.stdin.fileno())
     quiet_known_warnings()
     engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
     engine.start()

@@ -30,12 +30,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ChatAsk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="chat"):
-    """Answer a chat; `adapter` is a folder, None for the base model."""
+    """Answer a chat; `adapter` is a folder, None for the base model. Questions of one `owner` share their turns."""
 
     id: int
     messages: tuple[dict[str, str], ...]
     sampling: Sampling
     adapter: str | None = None
+    owner: str = ""
     continue_last: bool = False
     reply_follows: bool = True
     stream: bool = False
@@ -48,6 +49,7 @@ class TextAsk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     prompt: str | tuple[int, ...]
     sampling: Sampling
     adapter: str | None = None
+    owner: str = ""
     stream: bool = False
 
 
@@ -57,6 +59,7 @@ class EmbedAsk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     id: int
     inputs: tuple[str | tuple[int, ...], ...]
     adapter: str | None = None
+    owner: str = ""
 
 
 class ForgetAsk(msgspec.Struct, frozen=True, tag="forget"):

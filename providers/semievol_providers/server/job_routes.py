@@ -42,8 +42,15 @@ async def create_job(request: Request) -> Response:
         ) from error
     files = {"training_file": body.training_file, "validation_file": body.validation_file}
     rows = {which: _job_input(served, owner, which, name) for which, name in files.items() if name}
-    if len(served.state.jobs_with_status(*_UNFINISHED)) >= served.settings.limits.queued_jobs:
-        raise ApiError("The queue of jobs is full. Try again later.", status=429, code="queue_full")
+    limits, count = served.settings.limits, served.state.count
+    if count("jobs", _UNFINISHED, owner) >= limits.queued_jobs:
+        raise ApiError(
+            f"Your queue of jobs is full: it holds {limits.queued_jobs}. Try again when one has ended, or cancel some.",
+            status=429,
+            code="queue_full",
+        )
+    if count("jobs", _UNFINISHED) >= limits.queued_jobs_all_keys:
+        raise ApiError("The server's queue of jobs is full. Try again later.", status=429, code="queue_full")
     record = new_job(body)
     job_id = str(record["id"])
     folder = served.state.folder / "jobs" / job_id

@@ -14,8 +14,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -23,6 +22,7 @@ import msgspec
 from semievol_providers.local.train import EXIT_NO_SPACE
 from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileError, read_examples
 from semievol_providers.local.training_job import TrainingJob
+from semievol_providers.local.turns import Turns
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.disk import told, will_pass
 from semievol_providers.server.job_events import JobEvents
@@ -61,7 +61,8 @@ class JobRunner:
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._running: tuple[str, Process] | None = None
-        self._turns: Counter[str] = Counter()
+        self._turns = Turns()
+        self._checks = Turns()
         self._later: dict[str, float] = {}
 
     @property
@@ -92,8 +93,9 @@ class JobRunner:
     async def _validate_all(self) -> None:
         while not self._loops.closing:
             self._arrived.clear()
-            put_off = False
-            for record in self._state.jobs_with_status("validating_files"):
+            put_off, tried = False, set[str]()
+            while record := self._fairest("validating_files", self._checks, tried):
+                tried.add(str(record["id"]))
                 put_off |= not await self._attempt(VALIDATION, record, self._validate)
                 self._validated.set()
             if not put_off:
@@ -115,19 +117,27 @@ class JobRunner:
                 self._later[str(waiting["id"])] = time.monotonic() + self._loops.retry_s
 
     def _next(self) -> Record | None:
-        """What was running, else the oldest job of the key that has had the fewest turns; nothing that was put off."""
-        unfinished = {str(job["id"]): job for job in self._state.jobs_with_status("running", "queued")}
-        now = time.monotonic()
+        """What was running, else the oldest job of the key whose turn it is; nothing that was put off."""
+        unfinished = {i for status in ("running", "queued") for i, _ in self._state.job_owners_with_status(status)}
         self._later = {job_id: until for job_id, until in self._later.items() if job_id in unfinished}
-        ready = [job for job_id, job in unfinished.items() if self._later.get(job_id, 0.0) <= now]
-        for job in ready:
-            if job["status"] == "running":
+        now = time.monotonic()
+        put_off = {job_id for job_id, until in self._later.items() if until > now}
+        for job in self._state.jobs_with_status("running"):
+            if str(job["id"]) not in put_off:
                 return job
-        owners = {str(job["id"]): self._state.job_owner(str(job["id"])) for job in ready}
-        chosen = min(ready, key=lambda job: self._turns[owners[str(job["id"])]], default=None)
-        if chosen is not None:
-            self._turns[owners[str(chosen["id"])]] += 1
-        return chosen
+        return self._fairest("queued", self._turns, put_off)
+
+    def _fairest(self, status: str, turns: Turns, but: Collection[str] = ()) -> Record | None:
+        """The oldest job with this status of the key whose turn it is."""
+        oldest: dict[str, str] = {}
+        for job_id, owner in self._state.job_owners_with_status(status):
+            if job_id not in but:
+                oldest.setdefault(owner, job_id)
+        if not oldest:
+            return None
+        owner = turns.order(oldest)[0]
+        turns.charge(owner, 1)
+        return self._state.find_job(oldest[owner])
 
     async def _attempt(self, part: str, record: Record, work: Callable[[Record], Awaitable[None]]) -> bool:
         """Do one job's work, which fails this job alone; False where it must be tried again later."""

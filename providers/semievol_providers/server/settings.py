@@ -24,6 +24,8 @@ from semievol_providers.local.training_defaults import worker_environment as wor
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most that one request, or one key, may ask for; a rate of 0 is no limit.
 
+    `requests_in_flight` and the names with `_all_keys` are lids over all keys together. `batch_in_flight` counts the
+    requests that the batches of one key ask at a time.
     A body may pause for `body_pause_s`, and after that time must have come at `body_bytes_per_s` or more. An engine
     that says nothing for `engine_silence_s` is started again. What waits for a disk with room, or broke, is tried
     again after `retry_s`.
@@ -44,7 +46,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     queued_jobs: int = 1000
+    queued_jobs_all_keys: int = 10_000
     unfinished_batches: int = 200
+    unfinished_batches_all_keys: int = 2_000
     batch_requests: int = 50_000
     batch_bytes: int = 200 * 2**20
     batch_in_flight: int = 64

@@ -238,6 +238,10 @@ class State:
         ).fetchall()
         return [json.loads(row[0]) for row in rows]
 
+    def job_owners_with_status(self, status: str) -> list[tuple[str, str]]:
+        """Ids and owners of everybody's jobs with this status, oldest first."""
+        return self._db.execute("SELECT id, owner FROM jobs WHERE status = ? ORDER BY seq", (status,)).fetchall()
+
     def list_jobs(self, owner: str, metadata: Mapping[str, str], cursor: Cursor) -> Page:
         """One page of jobs whose metadata holds all the given pairs."""
         where: dict[str, object] = {"owner = ?": owner}
@@ -350,6 +354,13 @@ class State:
     def ids(self, table: Literal["files", "jobs", "batches"]) -> set[str]:
         """The ids of everybody's objects of one kind."""
         return {str(row[0]) for row in self._db.execute(f"SELECT id FROM {table}")}
+
+    def count(self, table: Literal["jobs", "batches"], statuses: Sequence[str], owner: str | None = None) -> int:
+        """How many jobs or batches have one of these statuses; `owner` of None counts everybody's."""
+        marks = ", ".join("?" * len(statuses))
+        sql = f"SELECT count(*) FROM {table} WHERE status IN ({marks})"
+        mine = () if owner is None else (owner,)
+        return int(self._db.execute(sql + (" AND owner = ?" if mine else ""), (*statuses, *mine)).fetchone()[0])
 
     def count_by_status(self, table: Literal["jobs", "batches"]) -> dict[str, int]:
         """How many of everybody's jobs or batches have each status."""

@@ -22,7 +22,7 @@ from semievol_providers.server.job_record import JobRecord, read_job_record
 from semievol_providers.server.job_wire import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters
 from semievol_providers.server.services import owner_of_key
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import DATABASE, ENDED, FileRow, Record, State, link_or_copy, new_id
+from semievol_providers.server.state import DATABASE, ENDED, FileRow, Record, State, new_id
 from semievol_providers.server.state_folder import (
     FolderCondition,
     StateFolderError,
@@ -282,7 +282,7 @@ def _add_files(state: State, settings: ServerSettings, jobs: Mapping[Path, JobRe
             if isinstance(file_id, str) and (folder / which).is_file():
                 named[file_id] = (kept.owner, purpose)
                 if kept.is_rebuilt and not state.file_path(file_id).exists():
-                    link_or_copy(folder / which, state.file_path(file_id))
+                    state.disk.second_name(folder / which, state.file_path(file_id))
         results = kept.record.get("result_files")
         for file_id in results if isinstance(results, list) else []:
             named[str(file_id)] = (kept.owner, "fine-tune-results")
