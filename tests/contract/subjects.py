@@ -84,7 +84,7 @@ async def azure_on_loopback() -> AsyncIterator[Subject]:
 async def votes_only() -> AsyncIterator[Subject]:
     """Provider `openai` with a preset that says of log-probabilities that there are none."""
     async with IgnorantServer() as server:
-        options = {"vendor": "together", "base_url": server.base_url, "api_key_env": ""}
+        options = {"vendor": "groq", "base_url": server.base_url, "api_key_env": ""}
         provider = connect(ProviderSettings(name="together", options=options, environ={}))
         yield Subject(provider=provider, chat_model="tiny", embedding_model="tiny", base_model="tiny")
         await provider.aclose()
