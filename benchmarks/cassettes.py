@@ -25,9 +25,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from semievol_api.transport.cassette import CassetteSettings, open_cassette
-from semievol_api.transport.http import HttpResponse
-from semievol_api.transport.store import EXCHANGES, package_versions
+from semievol_api.cassettes.cassette import CassetteSettings, open_cassette
+from semievol_api.cassettes.exchange import EXCHANGES, package_versions
+from semievol_api.cassettes.http import HttpResponse
 
 URL = "http://nobody.invalid/v1/chat/completions"
 HEADERS = {"content-type": "application/json", "authorization": "Bearer sk-benchmark-0123456789abcdef"}

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 import semievol_api.demo
-from semievol_api.demo.build import wording
-from semievol_api.demo.build.evaluate import read_task
-from semievol_api.demo.build.finetune import (
+from benchmarks.demo_model import wording
+from benchmarks.demo_model.evaluate import read_task
+from benchmarks.demo_model.finetune import (
     Recipe,
     TrainingRow,
     embed_texts,
@@ -34,9 +34,9 @@ from semievol_api.demo.build.finetune import (
     load_base,
     read_letters,
 )
-from semievol_api.demo.build.splits import FIELD_NAMES, Row, read_split
-from semievol_api.demo.build.tokenizer import load_encoder
-from semievol_api.evaluation.intervals import paired_bootstrap
+from benchmarks.demo_model.splits import FIELD_NAMES, Row, read_split
+from benchmarks.demo_model.tokenizer import load_encoder
+from semievol_api.evaluation.statistics import paired_bootstrap
 from semievol_api.selection import neighbour_vote, pool
 from semievol_api.selection.values import FloatArray, IntArray
 

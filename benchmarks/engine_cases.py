@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.mock import MockServer
 from semievol_api.engine import Journal
-from semievol_api.engine.rows import Content, Row, Source
+from semievol_api.engine.journal import Content, Row, Source
 from semievol_api.errors import JournalError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from semievol_api.demo.experiment import run_grid
+from semievol_api.cli.demo import run_grid
 from semievol_api.evaluation import BootstrapSettings, Interval
-from semievol_api.experiments.cell import DoneCell
 from semievol_api.experiments.grid import cell_name
-from semievol_api.experiments.results import Results
-from semievol_api.experiments.summary import ArmSummary, compare_arms
+from semievol_api.experiments.results import ArmSummary, Results, compare_arms
+from semievol_api.experiments.runner import DoneCell
 from semievol_api.report.read_run import read_report_data
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,18 +25,18 @@ from typing import cast
 import numpy as np
 
 import semievol_api.demo
-from semievol_api.artifacts import EvidenceTable, Selection
-from semievol_api.config import load_config
+from semievol_api.config.settings import load_config
 from semievol_api.data import read_data
+from semievol_api.data.parts import Parts
 from semievol_api.demo.embedded_server import serving
 from semievol_api.evaluation.confidence import auroc, auroc_difference
-from semievol_api.evaluation.intervals import BootstrapSettings
-from semievol_api.parts import Parts
+from semievol_api.evaluation.statistics import BootstrapSettings
 from semievol_api.records import Evidence
-from semievol_api.run_store import load_artifact
 from semievol_api.selection import Calibration, at_label_shares, fdr
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.session import run_async, run_blocking
+from semievol_api.store.artifacts import EvidenceTable, Selection
+from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import load_task
 from semievol_api.tasks.definition import LETTERS
 

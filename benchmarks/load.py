@@ -71,7 +71,7 @@ class Outcome:
 async def engine_client(settings: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     """The request engine over the `openai` provider's hot path."""
     from semievol_api.capabilities import ChatRequest, ModelLimits, ProviderSettings
-    from semievol_api.config import Limits
+    from semievol_api.config.settings import Limits
     from semievol_api.engine import Ask, RequestEngine
     from semievol_api.errors import BudgetError
     from semievol_api.records import Message, Prompt
@@ -185,7 +185,7 @@ CLIENTS = {"engine": engine_client, "raw": raw_client, "sdk": sdk_client, "litel
 
 
 IMPORTS = {
-    "engine": ("semievol_api.engine", "semievol_providers.openai", "semievol_api.transport.http"),
+    "engine": ("semievol_api.engine", "semievol_providers.openai", "semievol_api.cassettes.http"),
     "raw": ("benchmarks.raw_client",),
     "sdk": ("openai", "openai.resources.chat"),
     "litellm": ("litellm",),

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import semievol_api.demo
-from semievol_api.config import Config, load_config
+from semievol_api.config.settings import MODES, Config, load_config
 from semievol_api.demo.embedded_server import serving
-from semievol_api.modes import MODES
 from semievol_api.session import run_async, run_blocking
 
 DEMO = Path(semievol_api.demo.__file__).parent

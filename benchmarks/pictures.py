@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from semievol_api.demo.command import run_demo
+from semievol_api.cli.demo import run_demo
 from semievol_api.report.figures import Figure, figures
 from semievol_api.report.page import write_report
 from semievol_api.report.read_run import read_report_data
-from semievol_api.run_store import stages_done
+from semievol_api.store.run_store import stages_done
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = (

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 import semievol_api.demo
-from semievol_api.artifacts import Answers
-from semievol_api.config import load_config
-from semievol_api.demo.build.splits import Row, draw_labeled, draw_unlabeled, read_split, write_rows
+from benchmarks.demo_model.splits import Row, draw_labeled, draw_unlabeled, read_split, write_rows
+from semievol_api.config.settings import load_config
 from semievol_api.demo.embedded_server import serving
-from semievol_api.evaluation.intervals import BootstrapSettings, Interval, paired_bootstrap
-from semievol_api.run_store import load_artifact
+from semievol_api.evaluation.statistics import BootstrapSettings, Interval, paired_bootstrap
 from semievol_api.selection.values import FloatArray
 from semievol_api.session import run_async, run_blocking
+from semievol_api.store.artifacts import Answers
+from semievol_api.store.run_store import load_artifact
 
 DEMO = Path(semievol_api.demo.__file__).parent
 LABELED, UNLABELED = 100, 600

@@ -48,7 +48,7 @@ class DemoRun:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the command."""
-        command = [sys.executable, "-m", "semievol_api.cli", "demo", "--json", "--folder", str(self.folder)]
+        command = [sys.executable, "-m", "semievol_api.cli.app", "demo", "--json", "--folder", str(self.folder)]
         return subprocess.Popen(command + ["--quick"] * self.quick, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def finish(self, process: subprocess.Popen[bytes]) -> dict[str, int]:

@@ -24,9 +24,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from semievol_api.data.near import near_pairs
+from semievol_api.annotate.retrieval import nearest_texts
+from semievol_api.data.hygiene import near_pairs
 from semievol_api.records import Example, FloatMatrix
-from semievol_api.stages.retrieve import nearest_texts
 
 WIDTH = 384
 QUERIES = 10_000

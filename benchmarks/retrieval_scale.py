@@ -22,8 +22,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from semievol_api.annotate.vectors import EXACT_UP_TO, VectorIndex
 from semievol_api.records import FloatMatrix
-from semievol_api.stages.vector_index import EXACT_UP_TO, VectorIndex
 
 WANTED = 3
 QUERIES = 2_000

@@ -22,42 +22,27 @@ import pyarrow.parquet as pq
 
 from benchmarks.load import WORDS
 from benchmarks.mock import cores, pin
-from semievol_api.artifacts import (
-    EvidenceTable,
-    Folds,
-    Neighbours,
-    Prepared,
-    Selection,
-    TrainingFile,
-)
+from semievol_api.annotate.annotators import JUDGE, Annotator, Crew
+from semievol_api.annotate.collaboration import collaborate, justify
+from semievol_api.annotate.pooled import opinions
+from semievol_api.annotate.requests import Corpus, Student
 from semievol_api.capabilities import OptionRequest, Provider, ProviderSettings
-from semievol_api.config import (
-    AnnotateSettings,
-    DataSettings,
-    JustifySettings,
-    Limits,
-    RetrieveSettings,
-    SelectSettings,
-    TrainSettings,
-)
+from semievol_api.config.method import AnnotateSettings, JustifySettings, SelectSettings, TrainSettings
+from semievol_api.config.settings import DataSettings, Limits, RetrieveSettings
 from semievol_api.data import read_data
+from semievol_api.data.parts import part_of, parts_for
+from semievol_api.data.prepare import prepare
+from semievol_api.data.tables import examples_table
 from semievol_api.engine import Ask, RequestEngine
-from semievol_api.fingerprints import stage
-from semievol_api.parts import part_of, parts_for
 from semievol_api.records import Example
-from semievol_api.run_store import RunStore
-from semievol_api.stages.annotators import JUDGE, Annotator, Crew
-from semievol_api.stages.asking import Corpus, Student
-from semievol_api.stages.collaborate import collaborate
-from semievol_api.stages.columns import PoolColumns
-from semievol_api.stages.evolve import evolve_file
-from semievol_api.stages.justify import justify
-from semievol_api.stages.pooling import opinions
-from semievol_api.stages.prepare import prepare
-from semievol_api.stages.select import Heard, select
-from semievol_api.stages.select_pooled import Beside, by_pool
-from semievol_api.tables import examples_table
+from semievol_api.selection.columns import PoolColumns
+from semievol_api.selection.stage import Heard, select
+from semievol_api.selection.stage_pooled import Beside, by_pool
+from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection, TrainingFile
+from semievol_api.store.fingerprints import stage
+from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import load_task
+from semievol_api.training.files import evolve_file
 
 MODEL = "gpt-4o-mini"
 LABELLED = 600

@@ -20,15 +20,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from semievol_api.selection import (
-    Calibration,
-    Selected,
-    fdr,
-    high_probability,
-    option_prob,
-    percentile_of_score,
-    pool,
-)
+from semievol_api.selection import Calibration, Selected, fdr, high_probability, option_prob, percentile_of_score, pool
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 ALPHAS = (0.05, 0.1, 0.2)

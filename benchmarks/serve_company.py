@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semievol_providers.local.batcher import Batcher
+    from semievol_providers.local.decoding import Transcript
     from semievol_providers.local.requests import GenerateRequest, SampleOutput
-    from semievol_providers.local.transcript import Transcript
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "semievol_api" / "demo" / "model"
 SIZES = (2, 3, 5, 9, 17, 33, 64)
@@ -74,13 +74,18 @@ def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30, rows: int 
     """The engine's batcher on a model, run by hand; `rows` samples share a step."""
     import torch
 
-    from semievol_providers.local.adapters import AdapterShelf
     from semievol_providers.local.batcher import Batcher, CachePlan
     from semievol_providers.local.chat_tokens import ChatTokens
-    from semievol_providers.local.model_folder import end_of_turn_ids, load_model, load_tokenizer, read_facts
+    from semievol_providers.local.lanes import NextTokens
+    from semievol_providers.local.model_folder import (
+        AdapterShelf,
+        end_of_turn_ids,
+        load_model,
+        load_tokenizer,
+        read_facts,
+    )
     from semievol_providers.local.packed import PackedModel
     from semievol_providers.local.requests import EngineSettings
-    from semievol_providers.local.samples import NextTokens
 
     torch.set_num_threads(threads)
     settings = EngineSettings(threads=threads, decode_rows=rows)
@@ -96,7 +101,7 @@ def answers(batcher: Batcher, guests: Sequence[Guest]) -> list[SampleOutput | No
     """Each guest's answer, None for those that left before."""
     import torch
 
-    from semievol_providers.local.samples import Row
+    from semievol_providers.local.lanes import Row
 
     heard = [Heard(guest.patience) for guest in guests]
     rows = [Row(guest.sample.request, guest.sample.number, one) for guest, one in zip(guests, heard, strict=True)]

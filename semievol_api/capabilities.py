@@ -13,7 +13,35 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
-from semievol_api.remote import Remote
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteModel:
+    """What the vendor itself says of a model; `shutdown_date` (ISO) is None where it announces none."""
+
+    name: str
+    shutdown_date: str | None = None
+
+
+class Remote(Protocol):
+    """What lies at the vendor: uploaded files and models, to be looked at and cleaned up."""
+
+    async def model(self, name: str) -> RemoteModel:
+        """One model; `RefusedError` where there is none."""
+        ...
+
+    async def files_with(self, training_file: bytes) -> Sequence[str]:
+        """The ids of the uploaded files with this content that this project uploaded."""
+        ...
+
+    async def delete_file(self, file_id: str) -> None:
+        """Delete an uploaded file."""
+        ...
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a tuned model."""
+        ...
+
 
 ModelName: TypeAlias = str
 
@@ -320,7 +348,7 @@ class Provider:
 
 
 Wire: TypeAlias = Callable[[str, str, bytes | None, Mapping[str, str], float], Awaitable[Any]]
-"""What takes the network's place, such as a cassette: an `HttpSend` of `transport/http.py`."""
+"""What takes the network's place, such as a cassette: an `HttpSend` of `cassettes/http.py`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

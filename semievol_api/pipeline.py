@@ -7,7 +7,20 @@ vendors or the command line.
 
 from __future__ import annotations
 
-from semievol_api.artifacts import (
+from semievol_api.annotate.annotators import call_crew, circumstances
+from semievol_api.annotate.clients import Tools
+from semievol_api.annotate.collaboration import collaborate, justify
+from semievol_api.annotate.probing import probe, settled
+from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.retrieval import retrieve
+from semievol_api.config.settings import Config
+from semievol_api.data import RawData
+from semievol_api.data.prepare import prepare
+from semievol_api.evaluation.answers import examine
+from semievol_api.evaluation.verdict import compare
+from semievol_api.selection.holdout import split_labels
+from semievol_api.selection.stage import Heard, select
+from semievol_api.store.artifacts import (
     Abilities,
     EvidenceTable,
     Folds,
@@ -17,25 +30,10 @@ from semievol_api.artifacts import (
     TrainingFile,
     Verdict,
 )
-from semievol_api.config import Config
-from semievol_api.data import RawData
-from semievol_api.run_store import RunStore
-from semievol_api.stages.annotators import call_crew, circumstances
-from semievol_api.stages.asking import Corpus
-from semievol_api.stages.collaborate import collaborate
-from semievol_api.stages.compare import compare
-from semievol_api.stages.evaluate import examine
-from semievol_api.stages.evolve import demonstrations, lessons
-from semievol_api.stages.fine_tune import fine_tune
-from semievol_api.stages.justify import justify
-from semievol_api.stages.prepare import prepare
-from semievol_api.stages.probe import probe, settled
-from semievol_api.stages.retrieve import retrieve
-from semievol_api.stages.select import Heard, select
-from semievol_api.stages.split import split_labels
-from semievol_api.stages.warm_up import warm_up_file
+from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.tools import Tools
+from semievol_api.training.files import demonstrations, lessons, warm_up_file
+from semievol_api.training.fine_tuning import fine_tune
 
 
 async def semievol(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from semievol_api.fingerprints import fingerprinted
+from semievol_api.store.fingerprints import fingerprinted
 
 FloatArray: TypeAlias = NDArray[np.float32]
 """A one-dimensional float32 array."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 
 from semievol_api.capabilities import Connect, Provider, ProviderSettings, Wire
-from semievol_api.config import ProviderTable, nearest
+from semievol_api.config.settings import ProviderTable, nearest
 from semievol_api.errors import ConfigError, MissingExtraError
 
 GROUP = "semievol.providers"

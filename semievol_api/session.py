@@ -12,44 +12,106 @@ import asyncio
 import datetime
 import json
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
-from semievol_api.artifacts import Verdict
+from semievol_api.annotate.annotators import guest_role
+from semievol_api.annotate.clients import Guest, Tools
+from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.capabilities import JobEvent, Provider, Wire, require
-from semievol_api.catalogue import Catalogue, availability, known_catalogue, refuse_ended, utc_day, with_limits
-from semievol_api.config import Config, ModelRef, load_config, nearest
-from semievol_api.data import RawData, read_data
+from semievol_api.cassettes.clock import Clock, RealClock
+from semievol_api.config.method import ModelRef
+from semievol_api.config.settings import Config, load_config, nearest
+from semievol_api.data import Pool, RawData, read_data
 from semievol_api.engine import Fleet, Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
-from semievol_api.fingerprints import entries, plain
-from semievol_api.frames import evidence_frame, labels_frame, models_frame
-from semievol_api.metric_logs import check_logs, open_logs
-from semievol_api.preflight import refuse_ended_models
+from semievol_api.pipeline import semievol
+from semievol_api.planning.catalogue import Catalogue, availability, refuse_ended, utc_day
+from semievol_api.planning.catalogue_refresh import known_catalogue
+from semievol_api.planning.limits import refuse_ended_models, with_limits
+from semievol_api.planning.tokens import token_counter
+from semievol_api.records import Example
 from semievol_api.registry import connect
-from semievol_api.rounds import all_rounds
-from semievol_api.run_store import RunStore, stages_done
-from semievol_api.scale.order import journals_of
-from semievol_api.scale.where import open_spread
-from semievol_api.spending import refuse_unpriced, with_cap
-from semievol_api.stages.annotators import guest_role
-from semievol_api.stages.fine_tune import OnEvent, Trainer
-from semievol_api.stages.retrieve import EmbeddingTool
-from semievol_api.stages.warnings import slow_stage
+from semievol_api.scale.executor import open_spread
+from semievol_api.scale.worker import journals_of
+from semievol_api.selection.warnings import slow_stage
+from semievol_api.store.artifacts import Folds, Prepared, Selection, Verdict
+from semievol_api.store.fingerprints import entries, plain
+from semievol_api.store.frames import evidence_frame, labels_frame, models_frame
+from semievol_api.store.metric_logs import check_logs, open_logs
+from semievol_api.store.run_store import RunStore, stages_done
 from semievol_api.tasks import Task, load_task
-from semievol_api.tokens import token_counter
-from semievol_api.tools import Guest, Tools
-from semievol_api.training_file import MIN_EXAMPLES
-from semievol_api.transport.clock import Clock, RealClock
+from semievol_api.training.cost import refuse_unpriced, with_cap
+from semievol_api.training.fine_tuning import MIN_EXAMPLES, OnEvent, Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from semievol_api.transport.cassette import Cassette
+    from semievol_api.cassettes.cassette import Cassette
+
+
+async def all_rounds(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+    """The verdict of the last round; later rounds lie in `round-2`, `round-3` ...
+
+    It ends early where a round keeps too little to train on, or nothing is left to label. Such a round has no evolved
+    model of its own: the verdict before it stands.
+    """
+    if config.select.rule != "human-budget":
+        raw = with_reviewed(raw)
+    verdict, room = await semievol(tools, store, task, raw, config), store
+    for turn in range(2, config.run.rounds + 1):
+        chosen = room.load("select", Selection)
+        if not chosen.enough or not chosen.kept or len(chosen.kept) == len(chosen.scores):
+            break
+        raw = after(raw, room.load("prepare", Prepared), room.load("split", Folds), chosen)
+        room = store.room(f"round-{turn}")
+        fresh = config.run.model_copy(update={"seed": config.run.seed + turn - 1})
+        found = await semievol(tools, room, task, raw, config.model_copy(update={"run": fresh}))
+        added = room.load("select", Selection)
+        if not added.enough:
+            return _standing(verdict, turn, len(added.kept))
+        verdict = found
+    return verdict
+
+
+def _standing(verdict: Verdict, turn: int, kept: int) -> Verdict:
+    """The verdict of the round before one that kept too little, and that this is so."""
+    said = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
+    notes = cast("Sequence[str]", verdict.document["notes"])
+    return Verdict({**verdict.document, "notes": [*notes, said]})
+
+
+def with_reviewed(raw: RawData) -> RawData:
+    """The data in which what a person reviewed is labelled and no longer asked about."""
+    if not raw.reviewed:
+        return raw
+    answered = tuple(replace(e, answer=raw.reviewed[e.id]) for e in raw.unlabeled if e.id in raw.reviewed)
+    unlabeled = raw.unlabeled
+    rest: Sequence[Example]
+    if isinstance(unlabeled, Pool):
+        rest = unlabeled.without([row for row, name in unlabeled.ids() if name in raw.reviewed])
+    else:
+        rest = tuple(e for e in unlabeled if e.id not in raw.reviewed)
+    return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=rest)
+
+
+def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
+    """The data of the next round: kept pseudo-labels are taught, what gates stays held out."""
+    answers = {p.example_id: p.answer for p in chosen.kept}
+    gate = {e.id for e in folds.development}
+    return replace(
+        raw,
+        labeled=tuple(e for e in data.labeled if e.id not in gate),
+        unlabeled=tuple(e for e in data.unlabeled if e.id not in answers),
+        test=data.test,
+        development=folds.development,
+        taught=(*raw.taught, *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers)),
+    )
+
 
 ResultT = TypeVar("ResultT")
 Walk: TypeAlias = Callable[[Tools, RunStore, Task, RawData, Config], Awaitable[Verdict]]
@@ -265,8 +327,8 @@ def _cassette(config: Config) -> AbstractAsyncContextManager[Cassette | None]:
     table = config.cassette
     if table is None:
         return nullcontext()
-    from semievol_api.transport.cassette import CassetteSettings, open_cassette
-    from semievol_api.transport.scrub import secret_values
+    from semievol_api.cassettes.cassette import CassetteSettings, open_cassette
+    from semievol_api.cassettes.scrub import secret_values
 
     if table.mode in ("record", "replay"):
         known = [config.run.journal or config.run.folder / "journal.sqlite", config.run.folder / "stamps.json"]

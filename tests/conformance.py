@@ -26,9 +26,9 @@ from jsonschema.exceptions import ValidationError, best_match
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from semievol_api.transport.exchange import canonical_request
-from semievol_api.transport.http import HttpResponse, HttpSend
-from semievol_api.transport.scrub import Scrubber
+from semievol_api.cassettes.exchange import canonical_request
+from semievol_api.cassettes.http import HttpResponse, HttpSend
+from semievol_api.cassettes.scrub import Scrubber
 
 SPECIFICATION = Path(__file__).resolve().parent / "data" / "openapi.subset.json"
 Body: TypeAlias = "bytes | str | Mapping[str, Any] | list[Any] | None"

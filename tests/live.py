@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from semievol_api.config import Config, load_config
+from semievol_api.cassettes.exchange import read_manifest
+from semievol_api.cli.plan import show_plan
+from semievol_api.cli.screen import out
+from semievol_api.config.settings import Config, load_config
 from semievol_api.errors import SemievolError
-from semievol_api.planning import estimate
+from semievol_api.planning.estimating import estimate
 from semievol_api.session import run_async, run_blocking
-from semievol_api.terminal.bars import out
-from semievol_api.terminal.plan import show_plan
-from semievol_api.transport.store import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_USD = 1.0

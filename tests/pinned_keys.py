@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from semievol_api import run
-from semievol_api.artifacts import TrainingFile
+from semievol_api.annotate.annotators import request_seed
+from semievol_api.annotate.replies import prompt_hash
 from semievol_api.capabilities import (
     ChatRequest,
     EmbedRequest,
@@ -30,21 +31,21 @@ from semievol_api.capabilities import (
     OptionRequest,
     Provider,
 )
-from semievol_api.config import TrainSettings, load_config
+from semievol_api.cassettes.clock import RealClock
+from semievol_api.cassettes.exchange import canonical_request
+from semievol_api.cassettes.scrub import Scrubber
+from semievol_api.config.method import TrainSettings
+from semievol_api.config.settings import load_config
 from semievol_api.data.examples import content_id
 from semievol_api.data.splits import order_of
-from semievol_api.engine.batch_store import BatchLine
-from semievol_api.engine.kinds import ChatKind, EmbedKind, OptionKind
+from semievol_api.engine.batch import BatchLine
+from semievol_api.engine.requests import ChatKind, EmbedKind, OptionKind
 from semievol_api.records import Message, Prompt
-from semievol_api.run_store import RunStore
 from semievol_api.session import config_key
-from semievol_api.stages.annotators import request_seed
-from semievol_api.stages.fine_tune import Trainer, fine_tune
-from semievol_api.stages.reading import prompt_hash
+from semievol_api.store.artifacts import TrainingFile
+from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import load_task, task_names
-from semievol_api.transport.clock import RealClock
-from semievol_api.transport.exchange import canonical_request
-from semievol_api.transport.scrub import Scrubber
+from semievol_api.training.fine_tuning import Trainer, fine_tune
 from tests.pinned_runs import AT_SERVER, FINISHED, PLACE, write_project
 
 STORED = Path(__file__).resolve().parent / "data/pinned_keys.json"

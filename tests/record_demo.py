@@ -48,8 +48,8 @@ def _content_hash(path: Path) -> str:
 
 def record(into: Path, folder: Path, *, quick: bool = False) -> None:
     """Run the demo in `folder` and keep its exchanges and hashes in `into`."""
-    from semievol_api.config import load_config
-    from semievol_api.demo.command import HERE, QUICK
+    from semievol_api.cli.demo import HERE, QUICK
+    from semievol_api.config.settings import load_config
     from semievol_api.demo.embedded_server import serving
     from semievol_api.session import run_async, run_blocking
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
-from semievol_api.fingerprints import stage
+from semievol_api.data.tables import EVIDENCE_SCHEMA
 from semievol_api.records import Example, PseudoLabel
-from semievol_api.run_store import RunStore
-from semievol_api.tables import EVIDENCE_SCHEMA
+from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
+from semievol_api.store.fingerprints import stage
+from semievol_api.store.run_store import RunStore
 
 WORDS = tuple(
     w

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from semievol_api.transport.http import HttpResponse
-from semievol_api.transport.store import load
+from semievol_api.cassettes.exchange import load
+from semievol_api.cassettes.http import HttpResponse
 
 WIRE = Path(__file__).resolve().parent / "data" / "wire"
 

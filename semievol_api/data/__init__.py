@@ -6,15 +6,32 @@
 Knows nothing of models, prompts or the method.
 """
 
-from semievol_api.data.examples import Note, Reading, content_id, read_examples
-from semievol_api.data.hygiene import CleanData, Dropped, HygieneReport, SharedQuestion, clean, exact_key
-from semievol_api.data.load import RawData, read_data, read_source, read_task_data
-from semievol_api.data.pool import Pool
-from semievol_api.data.splits import split, subsample
-from semievol_api.data.starter import Starter, render_config, render_task, start
-from semievol_api.data.suspects import clean_pool
-from semievol_api.data.table import Table, read_table
-from semievol_api.data.understand import Understanding, understand
+from semievol_api.data.examples import Note as Note
+from semievol_api.data.examples import Reading as Reading
+from semievol_api.data.examples import content_id as content_id
+from semievol_api.data.examples import read_examples as read_examples
+from semievol_api.data.hygiene import CleanData as CleanData
+from semievol_api.data.hygiene import Dropped as Dropped
+from semievol_api.data.hygiene import HygieneReport as HygieneReport
+from semievol_api.data.hygiene import SharedQuestion as SharedQuestion
+from semievol_api.data.hygiene import clean as clean
+from semievol_api.data.hygiene import exact_key as exact_key
+from semievol_api.data.large_pool import Pool as Pool
+from semievol_api.data.large_pool import clean_pool as clean_pool
+from semievol_api.data.read_files import Table as Table
+from semievol_api.data.read_files import read_table as read_table
+from semievol_api.data.sources import RawData as RawData
+from semievol_api.data.sources import read_data as read_data
+from semievol_api.data.sources import read_source as read_source
+from semievol_api.data.sources import read_task_data as read_task_data
+from semievol_api.data.splits import split as split
+from semievol_api.data.splits import subsample as subsample
+from semievol_api.data.starter import Starter as Starter
+from semievol_api.data.starter import render_config as render_config
+from semievol_api.data.starter import render_task as render_task
+from semievol_api.data.starter import start as start
+from semievol_api.data.understanding import Understanding as Understanding
+from semievol_api.data.understanding import understand as understand
 
 __all__ = [
     "CleanData",

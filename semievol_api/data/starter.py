@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semievol_api.data.examples import read_examples
-from semievol_api.data.load import read_source
+from semievol_api.data.read_files import Table
+from semievol_api.data.sources import read_source
 from semievol_api.data.splits import split
-from semievol_api.data.table import Table
-from semievol_api.data.understand import Understanding, is_answered, understand
+from semievol_api.data.understanding import Understanding, is_answered, understand
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
-from semievol_api.engine.asks import Answer, Ask, Progress
-from semievol_api.engine.engine import Fleet, RequestEngine, spent_in
-from semievol_api.engine.journal import Journal
-from semievol_api.engine.ledger import Ledger, StageBill
+from semievol_api.engine.engine import Fleet as Fleet
+from semievol_api.engine.engine import RequestEngine as RequestEngine
+from semievol_api.engine.engine import spent_in as spent_in
+from semievol_api.engine.journal import Journal as Journal
+from semievol_api.engine.requests import Answer as Answer
+from semievol_api.engine.requests import Ask as Ask
+from semievol_api.engine.requests import Progress as Progress
+from semievol_api.engine.work import Ledger as Ledger
+from semievol_api.engine.work import StageBill as StageBill
 
 __all__ = ["Answer", "Ask", "Fleet", "Journal", "Ledger", "Progress", "RequestEngine", "StageBill", "spent_in"]

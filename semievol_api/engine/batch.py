@@ -9,24 +9,192 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import msgspec
 
-from semievol_api.capabilities import BatchAnswer, BatchState, Provider, Reply, require
-from semievol_api.config import Limits
-from semievol_api.engine.batch_run import BatchRun, Vendor
-from semievol_api.engine.batch_store import BatchLine, NewBatch, OpenBatch, lines_of, open_batches, write_down
+from semievol_api.capabilities import BatchAnswer, BatchChat, BatchState, ChatRequest, Provider, Reply, require
+from semievol_api.cassettes.clock import Clock
+from semievol_api.config.settings import Limits
 from semievol_api.engine.budget import BATCH_SHARE, NOTHING, Budget, Spend, price
-from semievol_api.engine.journal import Journal
-from semievol_api.engine.kinds import ChatKind
-from semievol_api.engine.rows import Row, Source
+from semievol_api.engine.journal import GroupCommit, Journal, Row, Source
+from semievol_api.engine.requests import ChatKind
+from semievol_api.engine.sending import until_it_works
 from semievol_api.engine.work import AnyPiece, Customer
-from semievol_api.engine.writer import GroupCommit
 from semievol_api.errors import RefusedError, TransientError
-from semievol_api.transport.clock import Clock
+
+
+class BatchLine(NamedTuple):
+    """One request of a batch: the journal key and the first sample that it asks for."""
+
+    key: bytes
+    first: int
+    ask_id: str
+
+    @property
+    def custom_id(self) -> str:
+        """The name of the line in the batch's files."""
+        return f"{self.key.hex()}-{self.first}"
+
+
+class OpenBatch(NamedTuple):
+    """A batch that has not been collected. `batch_id` is None where its submission was not confirmed."""
+
+    id: int
+    run: str
+    run_key: str
+    provider: str
+    model: str
+    stage: str
+    batch_id: str | None
+    need: Spend
+
+
+class NewBatch(NamedTuple):
+    """A batch about to be submitted."""
+
+    run: str
+    content_hash: str
+    provider: str
+    model: str
+    stage: str
+    need: Spend
+    lines: Sequence[BatchLine]
+
+
+_COLUMNS = "id, run, run_key, provider, model, stage, batch_id, usd, tokens"
+
+
+def write_down(journal: Journal, new: NewBatch) -> OpenBatch:
+    """Store a batch before it is submitted; its run key differs from every earlier batch with the same lines."""
+    execute = journal.connection.execute
+    execute("BEGIN IMMEDIATE")
+    try:
+        (earlier,) = execute("SELECT count(*) FROM batches WHERE run_key LIKE ?", (f"{new.content_hash}-%",)).fetchone()
+        run_key = f"{new.content_hash}-{earlier}"
+        values = (run_key, new.provider, new.model, new.stage, new.run, *new.need, int(time.time()))
+        cursor = execute(
+            "INSERT INTO batches (run_key, provider, model, stage, run, usd, tokens, at) VALUES (?,?,?,?,?,?,?,?)",
+            values,
+        )
+        number = int(cursor.lastrowid or 0)
+        journal.connection.executemany(
+            "INSERT INTO batch_lines (batch, key, first, ask_id) VALUES (?, ?, ?, ?)",
+            ((number, *line) for line in new.lines),
+        )
+        execute("COMMIT")
+    except BaseException:
+        execute("ROLLBACK")
+        raise
+    return OpenBatch(number, new.run, run_key, new.provider, new.model, new.stage, None, new.need)
+
+
+def set_batch_id(journal: Journal, batch: int, batch_id: str) -> None:
+    """The vendor has accepted the batch."""
+    journal.connection.execute("UPDATE batches SET batch_id = ? WHERE id = ?", (batch_id, batch))
+
+
+def close_batch(journal: Journal, batch: int) -> None:
+    """Everything the batch gave is stored; its lines are forgotten."""
+    execute = journal.connection.execute
+    execute("BEGIN IMMEDIATE")
+    execute("UPDATE batches SET open = 0 WHERE id = ?", (batch,))
+    execute("DELETE FROM batch_lines WHERE batch = ?", (batch,))
+    execute("COMMIT")
+
+
+def open_batches(journal: Journal, provider: str) -> list[OpenBatch]:
+    """What earlier processes submitted, or were about to, and did not collect."""
+    query = f"SELECT {_COLUMNS} FROM batches WHERE open = 1 AND provider = ? ORDER BY id"
+    found: list[OpenBatch] = []
+    for row in journal.connection.execute(query, (provider,)):
+        number, run, run_key, name, model, stage, batch_id, usd, tokens = row
+        found.append(OpenBatch(number, run, run_key, name, model, stage, batch_id, Spend(usd, tokens)))
+    return found
+
+
+def lines_of(journal: Journal, batch: int) -> list[BatchLine]:
+    """The lines of an open batch."""
+    query = "SELECT key, first, ask_id FROM batch_lines WHERE batch = ?"
+    return [BatchLine(*row) for row in journal.connection.execute(query, (batch,))]
+
+
+def set_aside(journal: Journal, run: str) -> Spend:
+    """The sum of what a run's open batches may cost."""
+    usd, tokens = journal.connection.execute(
+        "SELECT coalesce(sum(usd), 0.0), coalesce(sum(tokens), 0) FROM batches WHERE open = 1 AND run = ?", (run,)
+    ).fetchone()
+    return Spend(usd, tokens)
+
+
+@dataclass(slots=True, eq=False)
+class BatchRun:
+    """A batch under way: its lines, the pieces that it answers, and those that wait for it from outside.
+
+    `waiting` are pieces of a later ask for the same lines; they are planned anew once the batch is stored.
+    """
+
+    provider: Provider
+    batch: OpenBatch
+    lines: dict[str, BatchLine]
+    pieces: dict[str, AnyPiece] = field(default_factory=dict[str, AnyPiece])
+    waiting: list[AnyPiece] = field(default_factory=list[AnyPiece])
+    failures: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Vendor:
+    """The vendor's side of batches, with retries; `writer` stores what must not be forgotten."""
+
+    def __init__(self, limits: Limits, writer: GroupCommit, clock: Clock) -> None:
+        self._limits = limits
+        self._writer = writer
+        self._clock = clock
+
+    async def submit(self, chat: BatchChat, batch: OpenBatch, requests: Mapping[str, ChatRequest]) -> str:
+        """Submit once: after a lost answer, look for the batch before submitting again. The id is on disk."""
+        submitted = False
+
+        async def once() -> str:
+            nonlocal submitted
+            found = await chat.find(batch.run_key) if submitted else None
+            submitted = True
+            return found or await chat.submit(requests, batch.run_key)
+
+        batch_id = await until_it_works(once, self._limits.max_attempts, self._clock)
+        await self._remember(batch, batch_id)
+        return batch_id
+
+    async def find(self, chat: BatchChat, batch: OpenBatch) -> str | None:
+        """The id of a batch whose submission an earlier process did not see confirmed."""
+        if batch.batch_id is not None:
+            return batch.batch_id
+        batch_id = await until_it_works(lambda: chat.find(batch.run_key), self._limits.max_attempts, self._clock)
+        if batch_id is not None:
+            await self._remember(batch, batch_id)
+        return batch_id
+
+    async def wait(self, chat: BatchChat, batch_id: str) -> BatchState:
+        """The state of the batch once it has ended."""
+        while True:
+            state = await until_it_works(lambda: chat.poll(batch_id), self._limits.max_attempts, self._clock)
+            if state.status != "running":
+                return state
+            await self._clock.sleep(self._limits.batch_poll_s)
+
+    async def collect(self, chat: BatchChat, batch_id: str) -> Sequence[BatchAnswer]:
+        """All lines that were answered."""
+        return await until_it_works(lambda: chat.collect(batch_id), self._limits.max_attempts, self._clock)
+
+    async def close(self, batch: OpenBatch) -> None:
+        """Everything handed to the writer before is on disk; forget the batch."""
+        await self._writer.step(lambda journal: close_batch(journal, batch.id))
+
+    async def _remember(self, batch: OpenBatch, batch_id: str) -> None:
+        await self._writer.step(lambda journal: set_batch_id(journal, batch.id, batch_id))
+
 
 MOST_LINES = 50_000
 MOST_BYTES = 200_000_000

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from semievol_api.capabilities import ModelLimits
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.errors import BudgetError, ConfigError
 from semievol_api.records import Usage
 

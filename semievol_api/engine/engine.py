@@ -10,41 +10,66 @@ Knows nothing of stages, prompts, vendors or what an answer means.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+import gc
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from semievol_api.capabilities import (
-    ChatRequest,
-    EmbedRequest,
-    OptionReply,
-    OptionRequest,
-    Provider,
-    Reply,
-    require,
-)
-from semievol_api.config import Limits
-from semievol_api.engine.allocation import rare_collections
-from semievol_api.engine.asking import Asker
-from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
-from semievol_api.engine.batch import BatchSender, BatchTools
-from semievol_api.engine.batch_store import set_aside
-from semievol_api.engine.beside import WithOthers
+from semievol_api.capabilities import ChatRequest, EmbedRequest, OptionReply, OptionRequest, Provider, Reply, require
+from semievol_api.cassettes.clock import Clock, RealClock
+from semievol_api.config.settings import Limits
+from semievol_api.engine.batch import BatchSender, BatchTools, set_aside
 from semievol_api.engine.budget import Budget, Spend
-from semievol_api.engine.dispatch import Dispatcher
-from semievol_api.engine.journal import Journal
-from semievol_api.engine.kinds import ChatKind, EmbedKind, Kind, OptionKind
-from semievol_api.engine.leases import Leases
-from semievol_api.engine.ledger import Ledger, StageBill
+from semievol_api.engine.journal import Found, GroupCommit, Journal
+from semievol_api.engine.requests import Answer, Ask, ChatKind, EmbedKind, Kind, OptionKind, Progress, ReplyT, RequestT
+from semievol_api.engine.sending import Asker, Dispatcher, Leases
 from semievol_api.engine.stream import Desk, Sender, Stream
-from semievol_api.engine.writer import GroupCommit
+from semievol_api.engine.work import Ledger, StageBill
 from semievol_api.errors import JournalError, StageError
 from semievol_api.records import FloatMatrix
-from semievol_api.transport.clock import Clock, RealClock
+
+THRESHOLDS = (20_000, 20, 20)
+
+
+@contextmanager
+def rare_collections() -> Generator[None]:
+    """Collect garbage less often inside the block; settings that collect even less often stay as they are."""
+    before = gc.get_threshold()
+    if 0 < before[0] < THRESHOLDS[0]:
+        gc.set_threshold(*THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+class WithOthers(Journal):
+    """The first journal for everything; the others are only read."""
+
+    def __init__(self, own: Journal, others: Sequence[Path]) -> None:
+        super().__init__(own.connection, own.path)
+        self.others = [Journal.read_only(path) for path in others]
+
+    def fetch(self, keys: Sequence[bytes]) -> dict[bytes, list[Found]]:
+        """The stored samples of each key that has any, from the first journal that has them."""
+        found = super().fetch(keys)
+        for other in self.others:
+            missing = [key for key in keys if key not in found]
+            if not missing:
+                break
+            found |= other.fetch(missing)
+        return found
+
+    def close(self) -> None:
+        """Close all of them."""
+        for other in self.others:
+            other.close()
+        super().close()
+
 
 _T = TypeVar("_T")
 Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]

@@ -15,10 +15,161 @@ from collections.abc import Callable, Coroutine
 from typing import NamedTuple
 
 from semievol_api.capabilities import Pace
-from semievol_api.config import Limits
-from semievol_api.engine.concurrency import AdaptiveLimit
-from semievol_api.engine.pacing import Quota, Sent
-from semievol_api.transport.clock import Clock
+from semievol_api.cassettes.clock import Clock
+from semievol_api.config.settings import Limits
+
+CATCH_UP_S = 0.1
+"""How far a late timer's lost time is made up for."""
+MARGIN = 0.05
+"""Share of the server's bucket that is left in it, against errors of the token estimate."""
+
+
+class Sent(NamedTuple):
+    """When a request went, and what had been claimed by then."""
+
+    at_s: float
+    claimed: float
+
+
+class Quota:
+    """Requests or tokens per minute of one key and model. Times are seconds of the injected clock."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self.configured = per_minute
+        self.per_minute = per_minute
+        self.claimed = 0.0
+        self._next_s = float("-inf")
+        self._spacing_s = 60.0 / per_minute if per_minute else 0.0
+        self._left: float | None = None
+        self._holds: float | None = None
+        self._seen_s = float("-inf")
+        self._claimed_then = 0.0
+
+    def observe(self, limit: int | None, left: int | None, reset_s: float | None, sent: Sent) -> None:
+        """Learn from a reply's headers."""
+        if limit:
+            self.per_minute = limit if self.configured is None else min(limit, self.configured)
+        if not self.per_minute:
+            return
+        rate = self.per_minute / 60.0
+        self._spacing_s = 1.0 / rate
+        if left is None or sent.at_s < self._seen_s:  # the latter: an older request's reply
+            return
+        self._left, self._seen_s, self._claimed_then = left, sent.at_s, sent.claimed
+        self._holds = None
+        if reset_s is not None:
+            self._holds = left + reset_s * rate
+            if self._holds > 0:
+                self._spacing_s *= 2.0 ** (1.0 - 2.0 * left / self._holds)
+
+    def wait_s(self, now_s: float, amount: float) -> float:
+        """Seconds until a request of this amount may go; zero or less for now."""
+        if not self.per_minute:
+            return 0.0
+        wait_s = self._next_s - now_s
+        if self._left is None:
+            return wait_s
+        rate = self.per_minute / 60.0
+        level = self._left + (now_s - self._seen_s) * rate - (self.claimed - self._claimed_then)
+        needed = amount
+        if self._holds is not None:
+            level = min(level, self._holds)
+            needed = min(amount + MARGIN * self._holds, 0.95 * self._holds)
+        return wait_s if level >= needed else max(wait_s, (needed - level) / rate)
+
+    def claim(self, now_s: float, amount: float) -> None:
+        """Count a request that goes now."""
+        self.claimed += amount
+        if self.per_minute:
+            self._next_s = max(self._next_s, now_s - CATCH_UP_S) + amount * self._spacing_s
+
+    def hold_until(self, at_s: float) -> None:
+        """Nothing goes before; the spacing starts anew there."""
+        self._next_s = max(self._next_s, at_s)
+
+
+START = 64
+DOUBLE = 2.0
+STEP = 1.25
+FEWEST = 8
+"""Nothing goes below, but a lower ceiling."""
+JUDGED = 50
+"""Fewer replies than this are no evidence."""
+TOO_MANY_FAILURES = 0.4
+ENOUGH = 0.97
+"""Share of the throughput that a step down must keep."""
+GAIN = 1.05
+"""Growth of the throughput that justifies a step up."""
+STEPS_AT_REST = 6
+"""Epochs between trials."""
+FIRST_EPOCH_S = 0.2
+EPOCH_S = 1.0
+"""Throughput is measured over so long, at least; shorter while it still doubles."""
+
+
+class AdaptiveLimit:
+    """The limit of one key and model; `ceiling` is what the config or the operating system allows."""
+
+    def __init__(self, ceiling: int) -> None:
+        self.ceiling = ceiling
+        self.value = min(START, ceiling)
+        self._base = 0
+        self._base_rate = 0.0
+        self._growth = DOUBLE
+        self._rest = 0
+        self._try_less = False
+        self._begin(0.0)
+
+    def _begin(self, now_s: float) -> None:
+        self._since_s = now_s
+        self._replies = 0
+        self._failures = 0
+        self._filled = False
+
+    def replied(self, now_s: float, in_flight: int, *, failed: bool) -> None:
+        """Count one reply, or one failed attempt; `in_flight` as it was with it."""
+        if self._replies == 0 and self._failures == 0:
+            self._since_s = now_s
+        self._replies += not failed
+        self._failures += failed
+        self._filled |= in_flight >= self.value
+        count = self._replies + self._failures
+        epoch_s = FIRST_EPOCH_S if self._growth == DOUBLE else EPOCH_S
+        if count > max(self.value, JUDGED) and now_s - self._since_s >= epoch_s:
+            self._judge(self._replies / (now_s - self._since_s), self._failures > TOO_MANY_FAILURES * count)
+            self._begin(now_s)
+
+    def _judge(self, rate: float, many_failures: bool) -> None:
+        """The end of an epoch: keep what the last trial brought, or go back; rest, and try the other way."""
+        if many_failures:
+            self._settle(max(min(FEWEST, self.ceiling), int(self.value * 0.7)))
+        elif not self._filled:
+            return
+        elif self._rest > 0:
+            self._rest -= 1
+            self._base_rate = rate if self._rest == STEPS_AT_REST - 1 else 0.7 * self._base_rate + 0.3 * rate
+            if self._rest == 0:
+                self._base = self.value
+                self.value = self._step()
+        elif self.value > self._base and rate >= GAIN * self._base_rate:
+            self._base, self._base_rate = self.value, rate
+            self.value = min(self.ceiling, max(self.value + 1, int(self.value * self._growth)))
+        else:
+            less_is_enough = self.value < self._base and rate >= ENOUGH * self._base_rate
+            self._growth = STEP
+            self._settle(self.value if less_is_enough else self._base)
+
+    def _step(self) -> int:
+        """The next trial: more and less in turn, so that noise cannot carry the limit away."""
+        self._try_less = not self._try_less
+        if self._try_less and self.value > FEWEST:
+            return max(FEWEST, int(self.value / self._growth))
+        return min(self.ceiling, max(self.value + 1, int(self.value * self._growth)))
+
+    def _settle(self, value: int) -> None:
+        self.value = self._base = value
+        self._rest = STEPS_AT_REST
+
 
 _log = logging.getLogger(__name__)
 FIRST_IN_FLIGHT = 16

@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol
 
 from semievol_api.capabilities import Provider
-from semievol_api.engine.asks import Answer, Ask, Progress, ReplyT, RequestT
 from semievol_api.engine.budget import Budget, Spend, price
-from semievol_api.engine.journal import Journal
-from semievol_api.engine.kinds import Kind
-from semievol_api.engine.ledger import Ledger
-from semievol_api.engine.rows import Found, Source
-from semievol_api.engine.work import AnyPiece, AnyWork, Customer, Piece, Work
+from semievol_api.engine.journal import Found, Journal, Source
+from semievol_api.engine.requests import Answer, Ask, Kind, Progress, ReplyT, RequestT
+from semievol_api.engine.work import AnyPiece, AnyWork, Customer, Ledger, Piece, Work
 from semievol_api.errors import ContextLengthError, ProviderError
 from semievol_api.records import Usage
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.errors import DataError
-from semievol_api.evaluation.intervals import BoolArray, BootstrapSettings, FloatArray, Interval
+from semievol_api.evaluation.statistics import BoolArray, BootstrapSettings, FloatArray, Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

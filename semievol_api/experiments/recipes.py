@@ -10,25 +10,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from semievol_api.artifacts import Answers, Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
-from semievol_api.config import Config
+from semievol_api.annotate.clients import Tools
+from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.retrieval import retrieve
+from semievol_api.config.settings import Config
 from semievol_api.data import RawData
+from semievol_api.data.prepare import prepare
 from semievol_api.errors import DataError
 from semievol_api.evaluation import accuracy
+from semievol_api.evaluation.answers import Trial, examine
 from semievol_api.experiments.grid import Recipe
-from semievol_api.fingerprints import stage
-from semievol_api.rounds import all_rounds
-from semievol_api.run_store import RunStore
-from semievol_api.session import Walk
-from semievol_api.stages.asking import Corpus
-from semievol_api.stages.evaluate import Trial, examine
-from semievol_api.stages.fine_tune import fine_tune
-from semievol_api.stages.prepare import prepare
-from semievol_api.stages.retrieve import retrieve
-from semievol_api.stages.split import split_labels
-from semievol_api.stages.warm_up import warm_up_file
+from semievol_api.selection.holdout import split_labels
+from semievol_api.session import Walk, all_rounds
+from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
+from semievol_api.store.fingerprints import stage
+from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.tools import Tools
+from semievol_api.training.files import warm_up_file
+from semievol_api.training.fine_tuning import fine_tune
 
 RESULT_OF: Mapping[Recipe, tuple[str, ...]] = {
     "semievol": ("semievol", "sft", "warm", "base"),

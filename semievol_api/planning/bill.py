@@ -5,12 +5,113 @@ Knows nothing of how the demand was found.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from semievol_api.capabilities import ModelLimits
-from semievol_api.planning.demand import Amounts, Demand, Line
+from semievol_api.config.settings import Config
+from semievol_api.engine.journal import Journal
+from semievol_api.records import Usage
+
+PROBE = "probe"
+"""The stage that asks a fixed number of questions, however many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Who is asked or trained, and where in the run."""
+
+    stage: str
+    provider: str
+    model: str
+    kind: str
+    """chat, options, embed or train."""
+
+
+@dataclass(slots=True)
+class Amounts:
+    """Sums; floats, because a sampled row stands for several."""
+
+    requests: float = 0.0
+    prompt: float = 0.0
+    cached: float = 0.0
+    """The part of `prompt` that repeats an earlier prompt's beginning, by the vendor's rule."""
+    completion: float = 0.0
+    training: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many real rows one sampled row stands for, by the part of the data that it is from."""
+
+    labeled: float = 1.0
+    unlabeled: float = 1.0
+    test: float = 1.0
+    development: float = 1.0
+    part_of_turn: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Maps a zero-shot user turn to `labeled`, `unlabeled`, `test` or `development`."""
+
+    def of(self, user_turn: str, stage: str) -> float:
+        """The weight of a question; one whose turn is worded anew counts as its stage's usual part."""
+        if stage == PROBE:
+            return 1.0
+        usual = "test" if stage.startswith("evaluate") else "unlabeled"
+        match self.part_of_turn.get(user_turn, usual):
+            case "labeled":
+                return self.labeled
+            case "test":
+                return self.test
+            case "development":
+                return self.development
+            case _:
+                return self.unlabeled
+
+    def of_training(self, user_turn: str) -> float:
+        """The weight of a line of a training file."""
+        return self.labeled if self.part_of_turn.get(user_turn) == "labeled" else self.unlabeled
+
+    @property
+    def mean(self) -> float:
+        """The weight of a text of all three parts."""
+        return (self.labeled + self.unlabeled + self.test) / 3
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """One training file as the vendor would bill it; `examples` and `tokens` hold for one epoch of the whole."""
+
+    name: str
+    examples: int
+    tokens: int
+    longest: int
+    epochs: int
+
+
+class Demand:
+    """The counts of one dry run. `stage` is set by whoever knows where the run is."""
+
+    def __init__(self, shares: Shares) -> None:
+        self.stage = ""
+        self.shares = shares
+        self.lines: dict[Line, Amounts] = {}
+        self.trainings: list[TrainingReport] = []
+
+    def at(self, provider: str, model: str, kind: str) -> Amounts:
+        """The running sums of the stage's line."""
+        return self.lines.setdefault(Line(self.stage, provider, model, kind), Amounts())
+
+    def asked(self, line: tuple[str, str, str], usage: Usage, weight: float) -> None:
+        """One request of `weight` real ones; `line` is provider, model and kind."""
+        amounts = self.at(*line)
+        amounts.requests += weight
+        amounts.prompt += weight * usage.prompt
+        amounts.cached += weight * usage.cached
+        amounts.completion += weight * usage.completion
+
 
 Price = Callable[[Line], ModelLimits | None]
 
@@ -154,3 +255,52 @@ def _whole(value: Range) -> dict[str, int]:
 
 def _money(value: Range | None) -> dict[str, float] | None:
     return None if value is None else {name: round(number, 6) for name, number in asdict(value).items()}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Sums over all processes of a run; `stages` are the engine's names, `trained_tokens` by job.
+
+    `usd` is what requests cost; `trainings_usd` what trainings did, None where a price is not known.
+    """
+
+    requests: int
+    usage: Usage
+    usd: float
+    stages: Mapping[str, Usage]
+    trained_tokens: Mapping[str, int]
+    trainings_usd: float | None = None
+
+
+def spent_by(config: Config) -> Spent | None:
+    """The run's ledger; None where nothing was paid yet."""
+    path = config.run.journal or config.run.folder / "journal.sqlite"
+    if not path.is_file():
+        return None
+    journal = Journal.create(path)
+    try:
+        totals = [t for t in journal.totals() if t.source.run == str(config.run.folder)]
+    finally:
+        journal.close()
+    stages: dict[str, Usage] = {}
+    for t in totals:
+        usage = Usage(t.prompt_tokens, t.completion_tokens, t.cached_tokens)
+        stages[t.source.stage] = stages.get(t.source.stage, Usage()) + usage
+    jobs = _jobs(config.run.folder)
+    prices = [float(job["training_usd"]) for job in jobs.values() if job.get("training_usd") is not None]
+    return Spent(
+        requests=sum(t.requests for t in totals),
+        usage=sum(stages.values(), Usage()),
+        usd=sum(t.usd for t in totals),
+        stages=stages,
+        trained_tokens={name: int(job["trained_tokens"]) for name, job in jobs.items() if job.get("trained_tokens")},
+        trainings_usd=sum(prices) if len(prices) == len(jobs) else None,
+    )
+
+
+def _jobs(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is noted of each model that was trained, by job."""
+    return {
+        path.parent.name.removesuffix("-model"): json.loads(path.read_text("utf-8"))
+        for path in sorted(folder.glob("jobs/*-model/model.json"))
+    }

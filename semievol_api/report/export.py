@@ -17,14 +17,36 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import pyarrow as pa
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from semievol_api.errors import RunFolderError, UserError
 from semievol_api.records import Example
-from semievol_api.report.decisions import REVIEW_FILE, Decision, read_decisions
-from semievol_api.report.label_table import LabelTable, label_tables
-from semievol_api.report.model_card import model_card
-from semievol_api.stages.fine_tune import chat_jsonl, training_line
+from semievol_api.report.labels import REVIEW_FILE, Decision, LabelTable, label_tables, read_decisions
+from semievol_api.report.page import percent, seconds, signed, thousands
+from semievol_api.report.read_run import read_report_data
+from semievol_api.store.artifacts import TunedModel
+from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import Task, load_task
+from semievol_api.training.fine_tuning import chat_jsonl, training_line
+
+
+def model_card(run_folder: Path) -> str:
+    """The card as Markdown, with the verdict's own numbers.
+
+    Raises:
+        RunFolderError: the folder is no run.
+    """
+    made = Environment(
+        loader=PackageLoader("semievol_api.report"),
+        autoescape=False,  # Markdown, not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(percent=percent, signed=signed, seconds=seconds, thousands=thousands)
+    model = load_artifact(run_folder, "jobs/semievol-model", TunedModel)
+    return made.get_template("model_card.md.j2").render(data=read_report_data(run_folder), model=model)
+
 
 Format: TypeAlias = Literal["openai", "parquet", "hf", "model-card"]
 """`openai`: chat JSONL ready for a fine-tuning API; `hf`: a folder for `datasets.load_from_disk`."""

@@ -19,8 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from semievol_api.artifacts import Answers, EvidenceTable, Prepared, Verdict
-from semievol_api.parts import Parts
+from semievol_api.data.parts import Parts
 from semievol_api.report.curves import (
     BoolArray,
     FloatArray,
@@ -31,8 +30,7 @@ from semievol_api.report.curves import (
     score_histogram,
     wilson,
 )
-from semievol_api.report.findings import warnings_of
-from semievol_api.report.label_table import LabelTable, load_prepared, read_label_table
+from semievol_api.report.labels import LabelTable, load_prepared, read_label_table
 from semievol_api.report.report_data import (
     CategoryChange,
     Confidences,
@@ -43,8 +41,10 @@ from semievol_api.report.report_data import (
     ModelScore,
     ReportData,
     StageCost,
+    warnings_of,
 )
-from semievol_api.run_store import load_artifact, read_document, stages_done
+from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, Verdict
+from semievol_api.store.run_store import load_artifact, read_document, stages_done
 
 MAX_CONFUSION_LABELS = 12
 MAX_LISTED_DROPS = 200

@@ -22,10 +22,19 @@ from pathlib import Path
 import msgspec
 
 from semievol_api.errors import RunFolderError
-from semievol_api.report.decisions import REVIEW_FILE, Action, Decision, DecisionLog
-from semievol_api.report.label_table import LabelTable, Voice, load_prepared, read_label_table
+from semievol_api.report.labels import (
+    REVIEW_FILE,
+    Action,
+    Decision,
+    DecisionLog,
+    LabelTable,
+    QueueRow,
+    Voice,
+    load_prepared,
+    read_label_table,
+    review_queue,
+)
 from semievol_api.report.page import script_hash, source, templates
-from semievol_api.report.review_queue import QueueRow, review_queue
 
 MAX_ROWS = 2000
 """More rows than a person reviews in a sitting; the next start goes on after the decided ones."""

@@ -7,7 +7,11 @@
 Knows nothing of files of examples, models, providers or the method.
 """
 
-from semievol_api.tasks.definition import Columns, Hub, TaskDefinition
-from semievol_api.tasks.task import Task, load_task, task_names
+from semievol_api.tasks.definition import Columns as Columns
+from semievol_api.tasks.definition import Hub as Hub
+from semievol_api.tasks.definition import TaskDefinition as TaskDefinition
+from semievol_api.tasks.task import Task as Task
+from semievol_api.tasks.task import load_task as load_task
+from semievol_api.tasks.task import task_names as task_names
 
 __all__ = ["Columns", "Hub", "Task", "TaskDefinition", "load_task", "task_names"]

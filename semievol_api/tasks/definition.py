@@ -10,9 +10,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from semievol_api.config import Settings
-from semievol_api.fingerprints import fingerprinted
-from semievol_api.transport.scrub import find_key_shapes
+from semievol_api.cassettes.scrub import find_key_shapes
+from semievol_api.config.method import Settings
+from semievol_api.store.fingerprints import fingerprinted
 
 Kind: TypeAlias = Literal["multiple_choice", "labels", "number", "free_text"]
 

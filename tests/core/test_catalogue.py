@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from semievol_api.capabilities import ModelLimits, Provider
-from semievol_api.catalogue import availability, load_catalogue, refuse_ended, utc_day, with_limits
-from semievol_api.catalogue.facts import Strength
 from semievol_api.errors import ConfigError, MissingAbilityError
+from semievol_api.planning.catalogue import Strength, availability, load_catalogue, refuse_ended, utc_day
+from semievol_api.planning.limits import with_limits
 
 DAY = datetime.date
 TODAY = DAY(2026, 11, 30)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.catalogue import data_folder, known_catalogue, load_catalogue, refresh, reset
 from semievol_api.errors import ConfigError
+from semievol_api.planning.catalogue import load_catalogue
+from semievol_api.planning.catalogue_refresh import data_folder, known_catalogue, refresh, reset
 
 TODAY = datetime.date(2026, 12, 20)
 NEWER = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.config import load_config
+from semievol_api.config.settings import load_config
 from semievol_api.errors import ConfigError
 
 GOOD = """

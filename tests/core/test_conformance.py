@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from semievol_api.transport.http import AiohttpSend
+from semievol_api.cassettes.http import AiohttpSend
 from tests.conformance import (
     ConformanceError,
     ConformingSend,

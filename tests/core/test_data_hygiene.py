@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semievol_api.data import clean
-from semievol_api.data.near import jaccard, near_pairs, normalized
+from semievol_api.data.hygiene import jaccard, near_pairs, normalized
 from semievol_api.records import Example
 
 OPTIONS = ("an apple", "a pear", "a plum")

@@ -16,14 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from semievol_api import parts
-from semievol_api.artifacts import Prepared
-from semievol_api.config import DataSettings
-from semievol_api.data import Pool, RawData, chunks, pool, read_data
+from semievol_api.config.settings import DataSettings
+from semievol_api.data import Pool, RawData, large_pool, parts, read_data, read_files
+from semievol_api.data.prepare import prepare
+from semievol_api.data.tables import examples_table
 from semievol_api.errors import DataError, RunFolderError
-from semievol_api.run_store import RunStore
-from semievol_api.stages.prepare import prepare
-from semievol_api.tables import examples_table
+from semievol_api.store.artifacts import Prepared
+from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task, TaskDefinition
 
 COLUMNS = {"options": "options", "category": "kind"}
@@ -101,9 +100,9 @@ def settings(tmp_path: Path) -> DataSettings:
 def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def small() -> None:
         monkeypatch.setattr(parts, "PART_ROWS", 40)
-        monkeypatch.setattr(chunks, "LARGE_BYTES", 0)
-        monkeypatch.setattr(chunks, "CHUNK_ROWS", 7)
-        monkeypatch.setattr(pool, "STORED_ROWS", 30)
+        monkeypatch.setattr(read_files, "LARGE_BYTES", 0)
+        monkeypatch.setattr(read_files, "CHUNK_ROWS", 7)
+        monkeypatch.setattr(large_pool, "STORED_ROWS", 30)
 
     return small
 
@@ -164,7 +163,7 @@ def test_a_pool_s_fingerprint_knows_its_questions_and_not_its_hidden_answers(
         name: read_data(settings.model_copy(update={"unlabeled": tmp_path / f"{name}.jsonl"}), TASK).unlabeled
         for name in ("pool", "other answers", "other kind")
     }
-    identities = {name: pool.identity for name, pool in pools.items() if isinstance(pool, Pool)}
+    identities = {name: large_pool.identity for name, large_pool in pools.items() if isinstance(large_pool, Pool)}
     assert identities["pool"] == identities["other answers"] != identities["other kind"]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.config import DataSettings
+from semievol_api.cassettes.scrub import find_key_shapes
+from semievol_api.config.settings import DataSettings
 from semievol_api.data import read_data, read_source
-from semievol_api.data.leaked_keys import mask_keys
+from semievol_api.data.examples import mask_keys
 from semievol_api.errors import ConfigError
 from semievol_api.tasks import load_task
-from semievol_api.transport.scrub import find_key_shapes
 
 KEY = "sk-proj-" + "Ab1_" * 10
 OTHER = "hf_" + "aB3" * 10

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from semievol_api.config import DataSettings
+from semievol_api.config.settings import DataSettings
 from semievol_api.data import content_id, read_data, read_examples, read_source, read_table
 from semievol_api.data.examples import DIGIT_ANSWER, HIDDEN_UNREADABLE, NULL_OPTION, SAME_OPTIONS
-from semievol_api.data.hub import archive_rows, hub_address
-from semievol_api.data.load import SAME_ID
+from semievol_api.data.large_pool import SAME_ID
+from semievol_api.data.sources import archive_rows, hub_address
 from semievol_api.errors import ConfigError, DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.config import DataSettings
+from semievol_api.config.settings import DataSettings
 from semievol_api.data import RawData, clean, read_data
 from semievol_api.data.examples import DIGIT_ANSWER, NULL_OPTION
-from semievol_api.data.near import normalized
+from semievol_api.data.hygiene import normalized
 from semievol_api.tasks import load_task
 
 SIZES = {"arc": (518, 1554, 518), "fpb": (452, 1359, 453), "mmlu": (2808, 8425, 2809), "pubmedqa": (200, 600, 200)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.config import load_config
+from semievol_api.config.settings import load_config
 from semievol_api.data import clean, read_data, start, understand
 from semievol_api.errors import DataError
 from semievol_api.tasks import load_task

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semievol_api.demo.build import wording
-from semievol_api.demo.build.corpus import held_out, option_words
-from semievol_api.demo.build.episodes import EpisodeMaker
-from semievol_api.demo.build.splits import (
+from benchmarks.demo_model import wording
+from benchmarks.demo_model.corpus import held_out, option_words
+from benchmarks.demo_model.episodes import EpisodeMaker
+from benchmarks.demo_model.splits import (
     FIELD_NAMES,
     Row,
     bigrams,
@@ -23,7 +23,7 @@ from semievol_api.demo.build.splits import (
     read_split,
     write_splits,
 )
-from semievol_api.demo.build.topics import TopicSpace
+from benchmarks.demo_model.topics import TopicSpace
 
 DEMO = Path(__file__).resolve().parents[2] / "semievol_api" / "demo"
 SPLIT_NAMES = ("labeled", "unlabeled", "pool", "dev", "test")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from semievol_api.demo.build import wording
-from semievol_api.demo.build.episodes import EpisodeMaker
-from semievol_api.demo.build.finetune import embed_texts, load_base, read_letters
-from semievol_api.demo.build.pretrain import Makers, ModelShape, Pretraining, Schedule, new_model
-from semievol_api.demo.build.splits import FIELD_NAMES, Row, read_split
-from semievol_api.demo.build.tokenizer import PromptEncoder, load_encoder
-from semievol_api.demo.build.topics import TopicSpace
+from benchmarks.demo_model import wording
+from benchmarks.demo_model.episodes import EpisodeMaker
+from benchmarks.demo_model.finetune import embed_texts, load_base, read_letters
+from benchmarks.demo_model.pretrain import Makers, ModelShape, Pretraining, Schedule, new_model
+from benchmarks.demo_model.splits import FIELD_NAMES, Row, read_split
+from benchmarks.demo_model.tokenizer import PromptEncoder, load_encoder
+from benchmarks.demo_model.topics import TopicSpace
 
 DEMO = Path(__file__).resolve().parents[2] / "semievol_api" / "demo"
 CHANCE = 1 / len(FIELD_NAMES)

@@ -11,7 +11,7 @@ import pytest
 from engine_fakes import MODEL, FakeServer, PatientClock, asks, chat_ask, completion, provider, question
 
 from semievol_api.capabilities import BatchAnswer, BatchState, ChatRequest, ModelLimits, Provider, Reply
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.engine import Answer, Ask, Journal, RequestEngine
 from semievol_api.errors import BudgetError, MissingAbilityError, RefusedError, TransientError
 from semievol_api.records import Usage

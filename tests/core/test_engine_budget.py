@@ -12,7 +12,7 @@ import pytest
 from engine_fakes import FakeServer, asks, chat_ask, provider
 
 from semievol_api.capabilities import ChatRequest, ModelLimits
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.engine import Journal, RequestEngine
 from semievol_api.errors import BudgetError, ConfigError, TransientError
 
@@ -126,7 +126,7 @@ def test_what_was_in_flight_when_a_process_was_killed_stays_charged(tmp_path: Pa
         from pathlib import Path
         sys.path.insert(0, sys.argv[2])
         from engine_fakes import FakeServer, asks, provider
-        from semievol_api.config import Limits
+        from semievol_api.config.settings import Limits
         from semievol_api.engine import RequestEngine
 
         async def die(number, request):

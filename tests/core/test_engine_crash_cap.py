@@ -11,7 +11,7 @@ import pytest
 from engine_fakes import FakeServer, asks, provider
 
 from semievol_api.capabilities import ChatRequest
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.engine import RequestEngine
 
 PATIENCE_S = 20.0

@@ -9,7 +9,7 @@ import pytest
 from engine_fakes import FakeServer, provider
 
 from semievol_api.capabilities import EmbedReply, EmbedRequest, OptionRequest
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.engine import Ask, RequestEngine
 from semievol_api.errors import RefusedError, StageError
 from semievol_api.records import Message, Prompt, Usage

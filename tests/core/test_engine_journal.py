@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from engine_fakes import FakeServer, asks, provider
 
-from semievol_api.config import Limits
+from semievol_api.cli.journal import export, spend
+from semievol_api.config.settings import Limits
 from semievol_api.engine import Journal, RequestEngine
-from semievol_api.engine.rows import Content, Row, Source
+from semievol_api.engine.journal import Content, Row, Source
 from semievol_api.errors import JournalError
-from semievol_api.terminal.journal import export, spend
 
 SOURCE = Source("", "http://fake/v1", "m", "chat", "annotate", "direct")
 
@@ -172,7 +172,7 @@ FILL = """
     import asyncio, resource
     from pathlib import Path
     from engine_fakes import FakeServer, asks, provider
-    from semievol_api.config import Limits
+    from semievol_api.config.settings import Limits
     from semievol_api.engine import RequestEngine
     from semievol_api.errors import JournalError
 

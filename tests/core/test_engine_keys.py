@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semievol_api.capabilities import ChatRequest, EmbedRequest, OptionReply, OptionRequest
-from semievol_api.engine.kinds import ChatKind, EmbedKind, OptionKind
-from semievol_api.engine.rows import Found
+from semievol_api.engine.journal import Found
+from semievol_api.engine.requests import ChatKind, EmbedKind, OptionKind
 from semievol_api.records import Message, Prompt, Usage
 
 SERVER = FakeServer()

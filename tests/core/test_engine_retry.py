@@ -9,12 +9,12 @@ import pytest
 from engine_fakes import FakeServer, PatientClock, asks, chat_ask, provider, question
 
 from semievol_api.capabilities import ChatRequest, Reply
-from semievol_api.config import Limits
+from semievol_api.cassettes.clock import Clock
+from semievol_api.config.settings import Limits
 from semievol_api.engine import Answer, RequestEngine
-from semievol_api.engine.asking import PATIENCE_S
+from semievol_api.engine.sending import PATIENCE_S
 from semievol_api.errors import ModelNotFoundError, RateLimitError, RefusedError, TransientError
 from semievol_api.records import Completion, Usage
-from semievol_api.transport.clock import Clock
 
 
 async def run(

@@ -12,7 +12,7 @@ import pytest
 from engine_fakes import MODEL, FakeServer, asks, chat_ask, provider, question
 
 from semievol_api.capabilities import ChatRequest, ModelLimits, Provider, Reply
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.engine import Answer, Ask, Journal, Progress, RequestEngine
 from semievol_api.errors import DataError, MissingAbilityError, RefusedError
 

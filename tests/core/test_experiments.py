@@ -13,11 +13,9 @@ from scipy import stats
 
 from semievol_api.errors import DataError
 from semievol_api.evaluation import BootstrapSettings
-from semievol_api.experiments.cell import CellRow, DoneCell
-from semievol_api.experiments.cpu import tree_cpu_s
 from semievol_api.experiments.grid import Experiment
-from semievol_api.experiments.summary import compare_arms, summarise
-from semievol_api.experiments.tables import latex, markdown, result_table
+from semievol_api.experiments.results import compare_arms, latex, markdown, result_table, summarise
+from semievol_api.experiments.runner import CellRow, DoneCell, tree_cpu_s
 
 N = 300
 SETTINGS = BootstrapSettings(resamples=2000)

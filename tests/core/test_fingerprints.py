@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.artifacts import TrainingFile
-from semievol_api.config import Settings
-from semievol_api.fingerprints import Stage, entries, fingerprinted, plain, stage
-from semievol_api.run_store import RunStore
+from semievol_api.config.method import Settings
+from semievol_api.store.artifacts import TrainingFile
+from semievol_api.store.fingerprints import Stage, entries, fingerprinted, plain, stage
+from semievol_api.store.run_store import RunStore
 
 
 @fingerprinted("rule", "share")

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semievol_api.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
-from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
-from semievol_api.parts import Parts
+from semievol_api.annotate.annotators import Annotator, Crew, Reading
+from semievol_api.annotate.pooled import factors_of_crew
+from semievol_api.annotate.requests import Corpus
+from semievol_api.config.method import JustifySettings, SelectSettings
+from semievol_api.config.settings import RetrieveSettings
+from semievol_api.data.parts import Parts
+from semievol_api.data.tables import evidence_table
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import at_label_shares, label_factors
-from semievol_api.stages.annotators import Annotator, Crew, Reading
-from semievol_api.stages.asking import Corpus
-from semievol_api.stages.columns import pool_columns
-from semievol_api.stages.label_shares import factors_of_crew
-from semievol_api.stages.select import Heard, select
-from semievol_api.tables import evidence_table
+from semievol_api.selection.columns import pool_columns
+from semievol_api.selection.stage import Heard, select
+from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.tasks import Task, TaskDefinition
 
 CHOICE = Task(TaskDefinition(name="c", kind="multiple_choice", instruction="Which?"))

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.labels import TOGETHER, Answers, Judged, broken_promises, confidences, realised
 from benchmarks.recipes import RECIPES, Measured, differences, summary, table
-from semievol_api.evaluation.intervals import BootstrapSettings
+from semievol_api.evaluation.statistics import BootstrapSettings
 
 
 def judged(informative: bool = True, items: int = 600) -> Judged:

@@ -7,11 +7,11 @@ import datetime
 import pytest
 
 from semievol_api.capabilities import ModelLimits
-from semievol_api.catalogue import ModelFacts, load_catalogue
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.planning.bill import BillRow, Range, cached_tokens, cost
-from semievol_api.planning.duration import BY_BATCHES, BY_CATALOGUE, BY_GUESS, BY_LIMITS, duration
-from semievol_api.planning.prefix_cache import PrefixCache
+from semievol_api.planning.catalogue import ModelFacts, load_catalogue
+from semievol_api.planning.dry_run import PrefixCache
+from semievol_api.planning.estimating import BY_BATCHES, BY_CATALOGUE, BY_GUESS, BY_LIMITS, duration
 from semievol_api.records import Message, Prompt
 
 NOTHING = Range(0, 0, 0)

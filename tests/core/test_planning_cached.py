@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semievol_api.capabilities import ModelLimits
-from semievol_api.planning.bill import Range, Tokens, bill, cached_tokens, cost
-from semievol_api.planning.demand import Demand, Shares
+from semievol_api.planning.bill import Demand, Range, Shares, Tokens, bill, cached_tokens, cost
 
 NOTHING = Range(0, 0, 0)
 PRICES = ModelLimits(input_usd=1.0, cached_input_usd=0.25, output_usd=2.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from semievol_api.errors import RunFolderError
-from semievol_api.report.decisions import Decision, DecisionLog, read_decisions
+from semievol_api.report.labels import Decision, DecisionLog, read_decisions
 
 
 def _answers(path: Path) -> dict[str, str | None]:
@@ -83,7 +83,7 @@ def test_a_process_killed_while_writing_loses_nothing_that_it_confirmed(
     path = tmp_path / "review.jsonl"
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from semievol_api.report.decisions import Decision, DecisionLog\n"
+        "from semievol_api.report.labels import Decision, DecisionLog\n"
         "with DecisionLog.open(Path(sys.argv[1])) as log:\n"
         "    for i in range(100000):\n"
         "        log.append(Decision(example_id=f'q{i}', action='accept', answer='A'))\n"

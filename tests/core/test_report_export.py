@@ -12,11 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from semievol_api.cli import report
 from semievol_api.errors import RunFolderError, UserError
-from semievol_api.report import commands
-from semievol_api.report.decisions import Decision, DecisionLog
 from semievol_api.report.export import export_labels, selected_labels
-from semievol_api.report.label_table import read_label_table
+from semievol_api.report.labels import Decision, DecisionLog, read_label_table
 from tests.synthetic_run import synthetic_run
 
 
@@ -85,9 +84,9 @@ def test_a_run_whose_task_is_unknown_says_what_to_try(run: Path, tmp_path: Path)
 
 def test_the_commands_write_where_they_are_told(run: Path, tmp_path: Path) -> None:
     app = typer.Typer()
-    app.command("report")(commands.report)
-    app.command("export")(commands.export)
-    app.command("review")(commands.review)
+    app.command("report")(report.report)
+    app.command("export")(report.export)
+    app.command("review")(report.review)
     done = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "page.html")])
     assert done.exit_code == 0, done.output
     assert "SemiEvol report" in (tmp_path / "page.html").read_text("utf-8")

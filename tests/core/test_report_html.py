@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from semievol_api.errors import RunFolderError
-from semievol_api.report.browser_data import _DIGITS, _digits, pack_labels
-from semievol_api.report.label_table import read_label_table, same_answer
-from semievol_api.report.page import render_report, write_report
+from semievol_api.report.labels import read_label_table, same_answer
+from semievol_api.report.page import _DIGITS, _digits, pack_labels, render_report, write_report
 from semievol_api.report.read_run import read_report_data
 from tests.synthetic_run import LETTERS, synthetic_run
 

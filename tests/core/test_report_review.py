@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 from semievol_api.errors import RunFolderError
-from semievol_api.report.decisions import read_decisions
-from semievol_api.report.label_table import read_label_table
-from semievol_api.report.review_queue import AUDIT_EVERY, review_queue
+from semievol_api.report.labels import AUDIT_EVERY, read_decisions, read_label_table, review_queue
 from semievol_api.report.review_server import ReviewSession, Wanted, review_server
 from tests.synthetic_run import synthetic_run
 

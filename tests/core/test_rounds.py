@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from semievol_api.artifacts import Folds, Prepared, Selection
 from semievol_api.data import RawData
 from semievol_api.records import Example, PseudoLabel
-from semievol_api.rounds import after
+from semievol_api.session import after
+from semievol_api.store.artifacts import Folds, Prepared, Selection
 
 
 def _labelled(*names: str) -> tuple[Example, ...]:

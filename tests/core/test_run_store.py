@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.artifacts import TrainingFile, Verdict
 from semievol_api.errors import RunFolderError
-from semievol_api.fingerprints import Stage
-from semievol_api.fingerprints import stage as known_as
-from semievol_api.run_store import RunStore
+from semievol_api.store.artifacts import TrainingFile, Verdict
+from semievol_api.store.fingerprints import Stage
+from semievol_api.store.fingerprints import stage as known_as
+from semievol_api.store.run_store import RunStore
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def test_another_config_is_refused_unless_accepted(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path, child_env: dict[str, str]) -> None:
     code = (
-        "import sys; from pathlib import Path; from semievol_api.run_store import RunStore\n"
+        "import sys; from pathlib import Path; from semievol_api.store.run_store import RunStore\n"
         "with RunStore.open(Path(sys.argv[1]), 'key'):\n print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(

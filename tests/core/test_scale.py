@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from semievol_api.capabilities import ChatRequest, ModelLimits, Provider, Reply
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
+from semievol_api.data.parts import part_of, shard_of
+from semievol_api.data.tables import evidence_table, joined_evidence
 from semievol_api.engine import Ask, Fleet, RequestEngine
 from semievol_api.engine.budget import NOTHING, Spend
 from semievol_api.errors import BudgetError
-from semievol_api.parts import part_of, shard_of
 from semievol_api.records import Completion, Evidence, Message, Prompt, Usage
-from semievol_api.scale.keeper import Keeper, ShardLeases
-from semievol_api.scale.order import shard_name, shards_of
-from semievol_api.scale.worker import _may_know
-from semievol_api.stages.spread import Shard
-from semievol_api.tables import evidence_table, joined_evidence
+from semievol_api.scale.executor import Shard
+from semievol_api.scale.quota_server import Keeper, ShardLeases
+from semievol_api.scale.worker import _may_know, shard_name, shards_of
 
 
 class Counting:

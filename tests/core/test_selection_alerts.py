@@ -11,14 +11,22 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from semievol_api.annotate.estimators import votes
 from semievol_api.errors import DataError
-from semievol_api.selection.alerts import Alert
-from semievol_api.selection.ambiguity import alerts_of_ambiguity, ambiguity
-from semievol_api.selection.classes import alerts_of_labels, alerts_of_selection, class_coverage
-from semievol_api.selection.drift import DriftSettings, DriftTest, alerts_of_drift, drift_test
-from semievol_api.selection.estimators import votes
-from semievol_api.selection.fdr import fdr
-from semievol_api.selection.pool import pool
+from semievol_api.selection.alerts import (
+    Alert,
+    DriftSettings,
+    DriftTest,
+    alerts_of_ambiguity,
+    alerts_of_drift,
+    alerts_of_labels,
+    alerts_of_selection,
+    ambiguity,
+    class_coverage,
+    drift_test,
+)
+from semievol_api.selection.pooling import pool
+from semievol_api.selection.rule_fdr import fdr
 from semievol_api.selection.values import Calibration
 
 QUICK = DriftSettings(max_rows=150, permutations=199)

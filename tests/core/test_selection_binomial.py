@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from semievol_api.selection.binomial import binomial_tail, clopper_pearson
+from semievol_api.selection.promises import binomial_tail, clopper_pearson
 
 
 @settings(deadline=None)

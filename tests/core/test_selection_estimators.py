@@ -9,28 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semievol_api.errors import DataError, MissingAbilityError
-from semievol_api.records import Evidence
-from semievol_api.selection.answer_reading import (
-    LabelIndex,
-    answer_position,
-    read_options,
-    read_replies,
-    read_reply,
-)
-from semievol_api.selection.dawid_skene import dawid_skene
-from semievol_api.selection.estimators import (
+from semievol_api.annotate.estimators import (
     ESTIMATORS,
+    WORD_SCALE,
     choose_estimator,
     from_confidence,
     mean_nll,
     readings_of,
+    verbal_probability,
     votes,
 )
-from semievol_api.selection.neighbours import neighbour_vote
-from semievol_api.selection.option_probability import option_prob
-from semievol_api.selection.pool import pool, worth_justifying
-from semievol_api.selection.verbal_scale import WORD_SCALE, verbal_probability
+from semievol_api.annotate.replies import LabelIndex, answer_position, read_options, read_replies, read_reply
+from semievol_api.errors import DataError, MissingAbilityError
+from semievol_api.records import Evidence
+from semievol_api.selection.label_probabilities import neighbour_vote, option_prob
+from semievol_api.selection.pooling import dawid_skene, pool, worth_justifying
 
 NAN = float("nan")
 LETTERS = ("A", "B", "C", "D")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semievol_api.errors import ConfigError, DataError
-from semievol_api.selection.fdr import fdr
-from semievol_api.selection.high_probability import high_probability
+from semievol_api.selection.rule_fdr import fdr
+from semievol_api.selection.rule_high_probability import high_probability
 from semievol_api.selection.values import Calibration
 
 NAN = float("nan")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semievol_api.errors import ConfigError
-from semievol_api.selection.percentile import percentile, percentile_of_score
+from semievol_api.selection.rule_percentile import percentile, percentile_of_score
 
 values = st.lists(st.one_of(st.floats(0, 5), st.sampled_from([0.0, 0.5, float("nan")])), min_size=1, max_size=60)
 

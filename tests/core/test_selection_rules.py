@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semievol_api.errors import ConfigError, DataError, StageError
-from semievol_api.selection.choice import (
+from semievol_api.selection.promises import (
+    calibration_size,
+    error_above_cut,
+    feasibility,
+    isotonic_decreasing,
+    realised_range,
+)
+from semievol_api.selection.rule_percentile import official_2025, unanimous
+from semievol_api.selection.rule_ranking import human_budget, top_n, with_class_quota
+from semievol_api.selection.rules import (
     Abstentions,
     RuleSettings,
     budget_per_round,
@@ -19,15 +28,6 @@ from semievol_api.selection.choice import (
     select,
     too_few,
 )
-from semievol_api.selection.expectations import (
-    calibration_size,
-    error_above_cut,
-    feasibility,
-    isotonic_decreasing,
-    realised_range,
-)
-from semievol_api.selection.official import official_2025, unanimous
-from semievol_api.selection.ranking import human_budget, top_n, with_class_quota
 from semievol_api.selection.values import Calibration, Selected
 
 NAN = float("nan")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semievol_api.artifacts import EvidenceTable, Folds, Neighbours, Prepared
+from semievol_api.annotate.annotators import Annotator
+from semievol_api.annotate.pooled import Measures, opinions
+from semievol_api.annotate.requests import Corpus
 from semievol_api.records import Evidence, Example
-from semievol_api.stages.annotators import Annotator
-from semievol_api.stages.asking import Corpus
-from semievol_api.stages.measures import Measures
-from semievol_api.stages.pooling import opinions
+from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.tasks import Task, TaskDefinition
 
 CHOICE = Task(TaskDefinition(name="c", kind="multiple_choice", instruction="Which?"))

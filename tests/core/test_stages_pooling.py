@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from semievol_api.artifacts import Abilities, Folds, Neighbours, Prepared
-from semievol_api.config import AnnotateSettings, Config, parse_settings
+from semievol_api.annotate.annotators import Annotator, Circumstances, Crew, call_crew, circumstances, diverse
+from semievol_api.annotate.pooled import OTHER, opinions, wrong_answers
+from semievol_api.annotate.probing import settled
+from semievol_api.annotate.requests import Corpus
+from semievol_api.config.method import AnnotateSettings
+from semievol_api.config.settings import Config, parse_settings
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Evidence, Example
-from semievol_api.stages.annotators import Annotator, Circumstances, Crew, call_crew, circumstances, diverse
-from semievol_api.stages.asking import Corpus
-from semievol_api.stages.pooling import OTHER, opinions, wrong_answers
-from semievol_api.stages.probe import settled
+from semievol_api.store.artifacts import Abilities, Folds, Neighbours, Prepared
 from semievol_api.tasks import Task, TaskDefinition
 
 CHOICE = Task(TaskDefinition(name="c", kind="multiple_choice", instruction="Which?"))

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from semievol_api.annotate.replies import UNSEEN, Question, answer_logprob, rows_of_chat, rows_of_reads
+from semievol_api.annotate.requests import reworded
 from semievol_api.capabilities import ChatRequest, OptionReply, Reply
 from semievol_api.engine import Answer
 from semievol_api.records import Completion, Example, Message, Prompt, Usage
-from semievol_api.stages.asking import reworded
-from semievol_api.stages.reading import UNSEEN, Question, answer_logprob, rows_of_chat, rows_of_reads
 from semievol_api.tasks import Task, TaskDefinition
 
 EXAMPLE = Example(id="q1", question="Which?", options=("red", "green", "blue"))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.retrieval import Found, Searched, main, measure_near_duplicates, measure_retrieval, over_the_limits
-from semievol_api.config import RetrieveSettings
+from semievol_api.annotate.retrieval import nearest_among, nearest_texts
+from semievol_api.annotate.vectors import SEARCHED_ROWS, Directed, nearest_vectors
+from semievol_api.config.settings import RetrieveSettings
 from semievol_api.records import Example
-from semievol_api.stages.retrieve import nearest_among, nearest_texts, nearest_vectors
-from semievol_api.stages.vectors import SEARCHED_ROWS, Directed
 
 
 def _examples(name: str, count: int) -> list[Example]:

@@ -8,13 +8,14 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from semievol_api.artifacts import EvidenceTable, Folds, Neighbours, Prepared
-from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
+from semievol_api.annotate.requests import Corpus
+from semievol_api.config.method import JustifySettings, SelectSettings
+from semievol_api.config.settings import RetrieveSettings
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import RuleSettings, at_random
 from semievol_api.selection import select as apply_rule
-from semievol_api.stages.asking import Corpus
-from semievol_api.stages.select import Heard, by_mean_nll
+from semievol_api.selection.stage import Heard, by_mean_nll
+from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.tasks import load_task
 
 IDS = [f"q{i}" for i in range(100)]

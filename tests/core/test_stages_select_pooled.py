@@ -10,16 +10,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from semievol_api.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
-from semievol_api.config import JustifySettings, RetrieveSettings, SelectSettings
+from semievol_api.annotate.annotators import Annotator, Crew
+from semievol_api.annotate.replies import UNSEEN
+from semievol_api.annotate.requests import Corpus, reworded, shuffled_order
+from semievol_api.config.method import JustifySettings, SelectSettings
+from semievol_api.config.settings import RetrieveSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import human_budget
-from semievol_api.stages.annotators import Annotator, Crew
-from semievol_api.stages.asking import Corpus, reworded
-from semievol_api.stages.reading import UNSEEN
-from semievol_api.stages.select import Heard, select
-from semievol_api.stages.wording import shuffled_order
+from semievol_api.selection.stage import Heard, select
+from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.tasks import Task, TaskDefinition
 
 CHOICE = Task(TaskDefinition(name="c", kind="multiple_choice", instruction="Which?"))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from semievol_api import session
-from semievol_api.artifacts import EvidenceTable
 from semievol_api.capabilities import Chat, ChatRequest, Provider, Reply
-from semievol_api.config import ProviderTable, load_config
+from semievol_api.config.settings import ProviderTable, load_config
 from semievol_api.errors import ContextLengthError
 from semievol_api.registry import connect
-from semievol_api.run_store import load_artifact
+from semievol_api.store.artifacts import EvidenceTable
+from semievol_api.store.run_store import load_artifact
 from tests.e2e.conftest import Project, project
 
 __all__ = ["project"]

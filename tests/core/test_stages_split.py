@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semievol_api.artifacts import Folds, Prepared
-from semievol_api.config import SplitSettings
+from semievol_api.config.method import SplitSettings
 from semievol_api.records import Example
-from semievol_api.stages.split import split_labels
+from semievol_api.selection.holdout import split_labels
+from semievol_api.store.artifacts import Folds, Prepared
 
 AUTO = SplitSettings(calibration="auto", development="auto")
 

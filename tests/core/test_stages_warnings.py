@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semievol_api.stages.warnings import SETTING_TO_LOWER, slow_stage
+from semievol_api.selection.warnings import SETTING_TO_LOWER, slow_stage
 
 
 @pytest.mark.parametrize("stage", sorted(SETTING_TO_LOWER))

@@ -11,8 +11,8 @@ import pytest
 import tiktoken
 
 from semievol_api.errors import ConfigError
+from semievol_api.planning.tokens import WORDS_OF_O200K, TokenCounter, token_counter
 from semievol_api.records import Message, Prompt
-from semievol_api.tokens import WORDS_OF_O200K, TokenCounter, token_counter
 
 TEXTS = ("the answer is the answer", "Größe: 3,5 m²", "  spaces\n\nand\tlines", "", "<|endoftext|> is no command")
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "semievol_api" / "demo" / "model"

@@ -9,7 +9,7 @@ import pytest
 
 from semievol_api.errors import DataError
 from semievol_api.records import Message
-from semievol_api.training_file import check_training_file
+from semievol_api.training.fine_tuning import check_training_file
 
 
 def _line(question: str, answer: str = "Answer: A", last: str = "assistant") -> bytes:

@@ -13,17 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from semievol_api.cassettes.cassette import Cassette, CassetteSettings, CassetteUnplayed, open_cassette
+from semievol_api.cassettes.exchange import EXCHANGES, load
+from semievol_api.cassettes.http import SLOT_HEADER, HttpResponse, HttpSend
+from semievol_api.cassettes.miss import CassetteMiss, CassetteMode
 from semievol_api.errors import ConfigError, DataError, TransientError
-from semievol_api.transport.cassette import (
-    Cassette,
-    CassetteMiss,
-    CassetteSettings,
-    CassetteUnplayed,
-    Mode,
-    open_cassette,
-)
-from semievol_api.transport.http import SLOT_HEADER, HttpResponse, HttpSend
-from semievol_api.transport.store import EXCHANGES, load
 from tests.transport_server import small_server
 
 JSON = {"content-type": "application/json"}
@@ -219,7 +213,7 @@ async def test_a_process_killed_while_writing_leaves_the_old_cassette_whole(
     script = f"""
 import os, signal
 from pathlib import Path
-from semievol_api.transport import store
+from semievol_api.cassettes import exchange as store
 real_fsync = os.fsync
 def die_when_written(fd):
     real_fsync(fd)
@@ -257,7 +251,7 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["replay", "record", "record-missing"])
 async def test_a_newer_cassette_of_another_shape_is_named_as_newer_and_never_replaced(
-    tmp_path: Path, mode: Mode
+    tmp_path: Path, mode: CassetteMode
 ) -> None:
     await record_one(tmp_path / "c")
     manifest = tmp_path / "c" / "manifest.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from semievol_api.transport.clock import RealClock, VirtualClock
+from semievol_api.cassettes.clock import RealClock, VirtualClock
 
 
 async def test_a_virtual_day_of_polling_takes_no_time() -> None:

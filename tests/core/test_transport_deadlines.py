@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from semievol_api.transport.deadlines import Deadlines
+from semievol_api.cassettes.http import Deadlines
 
 
 async def wait(deadlines: Deadlines, timeout_s: float, wait_s: float) -> str:

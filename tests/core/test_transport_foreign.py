@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from semievol_api.cassettes.cassette import CassetteSettings, open_cassette
+from semievol_api.cassettes.exchange import load
+from semievol_api.cassettes.foreign import import_recordings, read_foreign
+from semievol_api.cassettes.http import SLOT_HEADER
+from semievol_api.cassettes.scrub import Scrubber
 from semievol_api.errors import DataError
-from semievol_api.transport.cassette import CassetteSettings, open_cassette
-from semievol_api.transport.foreign import import_recordings, read_foreign
-from semievol_api.transport.http import SLOT_HEADER
-from semievol_api.transport.scrub import Scrubber
-from semievol_api.transport.store import load
 from tests.wire import WIRE, WireSend, wire_exchanges
 
 JSON = {"content-type": "application/json"}

@@ -8,8 +8,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semievol_api.transport.exchange import canonical_request
-from semievol_api.transport.scrub import Scrubber
+from semievol_api.cassettes.exchange import canonical_request
+from semievol_api.cassettes.scrub import Scrubber
 
 JSON = {"content-type": "application/json"}
 

@@ -10,11 +10,11 @@ import openai
 import pytest
 from typer.testing import CliRunner, Result
 
+from semievol_api.cassettes.cassette import open_cassette
+from semievol_api.cassettes.commands import app, serve_loopback
+from semievol_api.cassettes.exchange import load
+from semievol_api.cassettes.miss import CassetteMiss
 from semievol_api.errors import DataError
-from semievol_api.transport.cassette import CassetteMiss, open_cassette
-from semievol_api.transport.commands import app
-from semievol_api.transport.loopback import serve_loopback
-from semievol_api.transport.store import load
 from tests.transport_server import small_server
 
 PROGRAM = """

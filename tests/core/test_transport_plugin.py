@@ -41,7 +41,7 @@ async def test_marked(cassette):
 
 async def outside(folder: Path, environ: dict[str, str], *options: str) -> tuple[int, str]:
     """Run the outside project's tests; exit code and output."""
-    command = ["-m", "pytest", "-q", "-p", "semievol_api.transport.pytest_plugin", "-W", "error", *options]
+    command = ["-m", "pytest", "-q", "-p", "semievol_api.cassettes.pytest_plugin", "-W", "error", *options]
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,

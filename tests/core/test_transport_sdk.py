@@ -11,9 +11,10 @@ from typing import Any
 import openai
 import pytest
 
+from semievol_api.cassettes.cassette import Cassette, CassetteSettings, open_cassette
+from semievol_api.cassettes.http import SLOT_HEADER, AiohttpSend
+from semievol_api.cassettes.miss import CassetteMiss
 from semievol_api.errors import ConfigError, TransientError
-from semievol_api.transport.cassette import Cassette, CassetteMiss, CassetteSettings, open_cassette
-from semievol_api.transport.http import SLOT_HEADER, AiohttpSend
 from tests.transport_server import SmallServer, small_server
 
 HTTP_LIBRARY = "httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.transport.cassette import CassetteSettings, open_cassette
-from semievol_api.transport.http import HttpResponse
-from semievol_api.transport.scrub import Scrubber, find_key_shapes, secret_values
+from semievol_api.cassettes.cassette import CassetteSettings, open_cassette
+from semievol_api.cassettes.http import HttpResponse
+from semievol_api.cassettes.scrub import Scrubber, find_key_shapes, secret_values
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEY = "sk-proj-" + "Ab1_" * 10

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api import cli
+from semievol_api.cli import app
 from semievol_api.session import run
 
 WORDS = ("red", "green", "blue", "gold")
@@ -36,7 +36,7 @@ def semievol(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     def call(*arguments: object) -> Done:
         monkeypatch.setattr("sys.argv", ["semievol", *map(str, arguments)])
         try:
-            cli.main()
+            app.main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)

@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from semievol_api.artifacts import Answers
-from semievol_api.comparison import compare_pairs, read_side
 from semievol_api.engine.journal import Journal
+from semievol_api.report.comparison import compare_pairs, read_side
 from semievol_api.report.read_run import read_report_data
-from semievol_api.run_store import load_artifact
 from semievol_api.session import run
+from semievol_api.store.artifacts import Answers
+from semievol_api.store.run_store import load_artifact
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 

@@ -87,7 +87,7 @@ def test_check_refuses_what_run_refuses(case: Case, project: Project, semievol: 
 
 def test_a_run_folder_in_use_is_refused(project: Project, semievol: Semievol, child_env: dict[str, str]) -> None:
     code = (
-        "import sys; from pathlib import Path; from semievol_api.run_store import RunStore\n"
+        "import sys; from pathlib import Path; from semievol_api.store.run_store import RunStore\n"
         "with RunStore.open(Path(sys.argv[1]), 'key'):\n print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(project.folder / "out")]

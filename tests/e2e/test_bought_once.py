@@ -57,7 +57,7 @@ def test_a_kill_between_acceptance_and_ticket_leads_to_one_job(
 ) -> None:
     held = Hold(on=JOBS, method="POST")
     server.faults.append(held)
-    command = [sys.executable, "-m", "semievol_api.cli", "run", str(at_server.config)]
+    command = [sys.executable, "-m", "semievol_api.cli.app", "run", str(at_server.config)]
     with subprocess.Popen(command, env=child_env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not server.jobs:

@@ -14,8 +14,8 @@ import pyarrow
 import pytest
 from pytest_socket import disable_socket, enable_socket
 
-from semievol_api.transport.scrub import find_key_shapes
-from semievol_api.transport.store import read_manifest
+from semievol_api.cassettes.exchange import read_manifest
+from semievol_api.cassettes.scrub import find_key_shapes
 from tests.e2e.conftest import Project, Semievol
 from tests.providers.openai_loopback import LoopbackServer
 from tests.record_demo import ARTIFACTS, FULL, artifact_hashes, content_hashes

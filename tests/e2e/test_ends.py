@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from semievol_api.capabilities import ProviderSettings
-from semievol_api.catalogue import load_catalogue
-from semievol_api.config import load_config
+from semievol_api.config.settings import load_config
 from semievol_api.errors import MissingAbilityError
-from semievol_api.preflight import refuse_ended_models
+from semievol_api.planning.catalogue import load_catalogue
+from semievol_api.planning.limits import refuse_ended_models
 from semievol_api.session import RunResult, run_async, run_blocking
 from semievol_providers.openai import connect
 from tests.e2e.conftest import Project, Semievol, write_rows

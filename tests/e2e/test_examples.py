@@ -19,11 +19,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from semievol_api.config import load_config
+from semievol_api.cassettes.exchange import load
+from semievol_api.config.settings import load_config
 from semievol_api.errors import MissingAbilityError
-from semievol_api.planning import estimate, spent_by
+from semievol_api.planning.bill import spent_by
+from semievol_api.planning.estimating import estimate
 from semievol_api.session import check, run_async
-from semievol_api.transport.store import load
 from tests.conformance import validate_request, validate_response, validate_sft_line
 
 ROOT = Path(__file__).resolve().parents[2]

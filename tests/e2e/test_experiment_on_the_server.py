@@ -58,7 +58,7 @@ def rows(database: Path, query: str) -> int:
 
 
 def start(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "semievol_api.cli", "experiment", str(folder / "grid.toml"), "--json"]
+    command = [sys.executable, "-m", "semievol_api.cli.app", "experiment", str(folder / "grid.toml"), "--json"]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -8,8 +8,8 @@ import json
 import datasets
 import pyarrow.parquet as pq
 
-from semievol_api.artifacts import Prepared
-from semievol_api.report.label_table import load_prepared
+from semievol_api.report.labels import load_prepared
+from semievol_api.store.artifacts import Prepared
 from tests.e2e.conftest import Project, Semievol
 
 

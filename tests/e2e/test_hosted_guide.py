@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.catalogue import Prices, load_catalogue
+from semievol_api.planning.catalogue import Prices, load_catalogue
 from tests.e2e.conftest import Project, Semievol
 
 ROOT = Path(__file__).resolve().parents[2]

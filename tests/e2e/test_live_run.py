@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.config import load_config
+from semievol_api.cassettes.exchange import read_manifest
+from semievol_api.config.settings import load_config
 from semievol_api.session import run_async, run_blocking
-from semievol_api.transport.store import read_manifest
 from tests.e2e.threaded import serving
 from tests.live import ROOT, live
 from tests.providers.openai_loopback import LoopbackServer

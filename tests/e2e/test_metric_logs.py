@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from semievol_api.errors import MissingExtraError
-from semievol_api.metric_logs import check_logs
 from semievol_api.session import RunResult, run
+from semievol_api.store.metric_logs import check_logs
 from tests.e2e.conftest import Project, Semievol
 
 

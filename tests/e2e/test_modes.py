@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from semievol_api.artifacts import Answers
 from semievol_api.errors import UserError
-from semievol_api.run_store import load_artifact
 from semievol_api.session import RunResult, run
+from semievol_api.store.artifacts import Answers
+from semievol_api.store.run_store import load_artifact
 from tests.e2e.conftest import CONFIG, TASK, Project, tree, write_rows
 
 NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock", "jobs", "oracle", "spend")

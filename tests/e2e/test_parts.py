@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from semievol_api import parts, run
-from semievol_api.artifacts import EvidenceTable, Selection
-from semievol_api.data import chunks
-from semievol_api.report import label_table
-from semievol_api.run_store import load_artifact
+from semievol_api import run
+from semievol_api.data import parts, read_files
+from semievol_api.report import labels
+from semievol_api.store.artifacts import EvidenceTable, Selection
+from semievol_api.store.run_store import load_artifact
 from tests.e2e.conftest import Project, Semievol, tree, write_rows
 
 MODES = {
@@ -40,7 +40,7 @@ def test_a_pool_in_parts_gives_the_labels_of_a_pool_in_one(
     larger.change(MODES[mode])
     whole = run(larger.change(('folder = "out"', 'folder = "whole"'))).folder
     monkeypatch.setattr(parts, "PART_ROWS", 40)
-    monkeypatch.setattr(chunks, "LARGE_BYTES", 0)
+    monkeypatch.setattr(read_files, "LARGE_BYTES", 0)
     cut = run(larger.change(('folder = "whole"', 'folder = "cut"'))).folder
     assert len(list((cut / "prepare" / "unlabeled").iterdir())) == 4
     assert len(list((cut / "collaborate" / "evidence").iterdir())) == 5
@@ -75,7 +75,7 @@ def test_the_report_of_a_large_pool_shows_a_sample_and_says_so(
     larger: Project, semievol: Semievol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", 40)
-    monkeypatch.setattr(label_table, "SHOWN", 60)
+    monkeypatch.setattr(labels, "SHOWN", 60)
     folder = run(larger.config).folder
     assert semievol("report", folder).code == 0
     page = next(folder.glob("*.html")).read_text("utf-8")
@@ -87,7 +87,7 @@ def test_all_labels_of_a_pool_in_parts_are_handed_over(
     larger: Project, semievol: Semievol, form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", 40)
-    monkeypatch.setattr(label_table, "SHOWN", 60)
+    monkeypatch.setattr(labels, "SHOWN", 60)
     folder = run(larger.config).folder
     out = tmp_path / "handed" / "over"
     assert semievol("export", folder, "--format", form, "--out", out).code == 0

@@ -1,6 +1,7 @@
 """Keys that money hangs on are what they were at commit a87899e, whatever the code is called by now.
 
-A red test here says that old runs would buy or ask again. Keep the old value: `semievol_api/fingerprints.py` says how.
+A red test here says that old runs would buy or ask again. Keep the old value: `semievol_api/store/fingerprints.py`
+says how.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The folders in `tests/data/runs` were made by commit a87899e (`tests/pinned_runs.py`). Where a test here is red, a
 name that the stored fingerprints are made of has changed: the message of the stage that was computed anew says where
-to look, and `semievol_api/fingerprints.py` how to keep the old name.
+to look, and `semievol_api/store/fingerprints.py` how to keep the old name.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ import pytest
 import tiktoken
 
 from semievol_api import run
-from semievol_api.config import load_config
-from semievol_api.planning import spent_by
-from semievol_api.planning.answer_key import EXPECTED, AnswerKey
+from semievol_api.config.settings import load_config
+from semievol_api.planning.bill import spent_by
+from semievol_api.planning.dry_run import EXPECTED, AnswerKey
+from semievol_api.planning.tokens import WORDS_OF_O200K
 from semievol_api.tasks import load_task
-from semievol_api.tokens import WORDS_OF_O200K
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 HOSTED = """kind = "openai"

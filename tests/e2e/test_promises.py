@@ -13,7 +13,7 @@ import pytest
 
 from semievol_api import session
 from semievol_api.capabilities import OptionReader, OptionReply, OptionRequest, Provider
-from semievol_api.config import ProviderTable
+from semievol_api.config.settings import ProviderTable
 from semievol_api.registry import connect
 from semievol_api.session import run
 from tests.e2e.conftest import Project, write_rows

@@ -18,17 +18,18 @@ import pytest
 
 from benchmarks.mock import MockServer
 from semievol_api import run
-from semievol_api.artifacts import EvidenceTable, Folds, Neighbours, Prepared
+from semievol_api.annotate.annotators import JUDGE, Annotator, Crew
+from semievol_api.annotate.collaboration import collaborate
+from semievol_api.annotate.requests import Corpus, Student
 from semievol_api.capabilities import Provider, ProviderSettings
-from semievol_api.config import AnnotateSettings, Config, load_config
+from semievol_api.config.method import AnnotateSettings
+from semievol_api.config.settings import Config, load_config
+from semievol_api.data.tables import as_evidence
 from semievol_api.engine import Fleet, RequestEngine
 from semievol_api.errors import BudgetError
 from semievol_api.records import Example
-from semievol_api.scale.order import journals_of
-from semievol_api.stages.annotators import JUDGE, Annotator, Crew
-from semievol_api.stages.asking import Corpus, Student
-from semievol_api.stages.collaborate import collaborate
-from semievol_api.tables import as_evidence
+from semievol_api.scale.worker import journals_of
+from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.tasks import load_task
 from tests.e2e.conftest import Project, tree, write_rows
 
@@ -204,7 +205,7 @@ def _config(folder: Path, url: str, name: str, limits: str) -> Config:
 
 
 async def _collaborate(config: Config) -> list[Any]:
-    from semievol_api.scale.ray_spread import RaySpread
+    from semievol_api.scale.ray_executor import RaySpread
     from semievol_providers.openai import connect
 
     options = dict(config.providers["mock"].options)

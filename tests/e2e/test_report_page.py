@@ -215,7 +215,9 @@ def test_the_demos_own_report_is_walked_by_clicks(driver: Any, tmp_path: Path, c
         text = text.replace(f'"{name}"', f'"{DEMO / name}"')
     (tmp_path / "semievol.toml").write_text(text, "utf-8")
     replay = ["run", str(tmp_path / "semievol.toml"), "--cassette", str(CASSETTE), "--json"]
-    subprocess.run([sys.executable, "-m", "semievol_api.cli", *replay], env=child_env, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "semievol_api.cli.app", *replay], env=child_env, check=True, capture_output=True
+    )
     report = write_report(tmp_path / "run")
     requested(driver)
     page = _opened(driver, report)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from semievol_api.errors import DataError
-from semievol_api.report.decisions import Decision, DecisionLog
+from semievol_api.report.labels import Decision, DecisionLog
 from semievol_api.session import RunResult, run
 from tests.e2e.conftest import WORDS, Project
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import semievol_api.session
-from semievol_api.report.decisions import read_decisions
+from semievol_api.report.labels import read_decisions
 from tests.chromium import chromium, console_errors, serious_violations
 from tests.e2e.conftest import Project
 from tests.synthetic_run import synthetic_run

@@ -77,7 +77,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     expected = artifacts(undisturbed.folder)
     project.change(('folder = "out"', 'folder = "killed"'), ('state = "server"', 'state = "server2"'))
     chance = random.Random(0)
-    command = [sys.executable, "-m", "semievol_api.cli", "run", str(project.config)]
+    command = [sys.executable, "-m", "semievol_api.cli.app", "run", str(project.config)]
     for _ in range(5):
         with subprocess.Popen(command, env=child_env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
             time.sleep(0.6 + chance.random())

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from semievol_api.config import load_config
+from semievol_api.config.settings import load_config
 from semievol_api.session import RunResult, run_async, run_blocking
 from semievol_api.tasks import task_names
 from tests.e2e.conftest import CONFIG

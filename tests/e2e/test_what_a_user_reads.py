@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typer.core import TyperArgument, TyperGroup, TyperOption
 from typer.main import get_command
 
-from semievol_api.cli import build_app
-from semievol_api.report.findings import no_better_than_majority
+from semievol_api.cli.app import build_app
+from semievol_api.report.report_data import no_better_than_majority
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 

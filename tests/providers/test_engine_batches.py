@@ -22,7 +22,7 @@ CHILD = """
 import asyncio, json, sys
 from pathlib import Path
 from semievol_api.capabilities import ChatRequest, ProviderSettings
-from semievol_api.config import Limits
+from semievol_api.config.settings import Limits
 from semievol_api.engine import Ask, RequestEngine
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect

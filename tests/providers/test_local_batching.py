@@ -17,10 +17,8 @@ from semievol_providers.local.batcher import Batcher
 from semievol_providers.local.engine import Engine
 from semievol_providers.local.lanes import Lanes
 from semievol_providers.local.model_folder import ModelFolderError, load_model
-from semievol_providers.local.packed import PackedModel, Tokens
-from semievol_providers.local.padding import cache_width
+from semievol_providers.local.packed import BlockSizes, PackedModel, RowLinear, Tokens, cache_width, use_row_linears
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest, ReadRequest
-from semievol_providers.local.row_linear import BlockSizes, RowLinear, use_row_linears
 
 pytest_plugins = ("local_fixtures",)
 

@@ -16,8 +16,8 @@ from local_truths import SHORT_ANSWERS, tuned_model
 from semievol_api.capabilities import FineTuneRequest, Hyperparameters, ProviderSettings
 from semievol_api.errors import UserError
 from semievol_api.session import run
+from semievol_providers.local.jobs import AdapterServer
 from semievol_providers.local.provider import connect
-from semievol_providers.local.served_adapters import AdapterServer
 from tests.e2e.conftest import TASK, write_rows
 from tests.providers.vllm_server import MODEL, NAME, NEEDS_VLLM_PYTHON
 

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from benchmarks.serve_company import Guest, Heard, Sample, answers, company_of, make_batcher, pool_of
 from semievol_providers.local.engine import Engine
+from semievol_providers.local.fairness import Places, TurnQueue, Turns, fewest_tokens, most_bytes_of_a_token
+from semievol_providers.local.lanes import Row
 from semievol_providers.local.model_folder import load_tokenizer
 from semievol_providers.local.packed import PackedModel
-from semievol_providers.local.places import Places
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest
-from semievol_providers.local.samples import Row
-from semievol_providers.local.text_bounds import fewest_tokens, most_bytes_of_a_token
-from semievol_providers.local.turns import TurnQueue, Turns
 
 pytest_plugins = ("local_fixtures",)
 

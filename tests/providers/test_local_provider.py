@@ -28,10 +28,11 @@ from semievol_api.capabilities import (
     Provider,
     ProviderSettings,
 )
-from semievol_api.catalogue import load_catalogue, with_limits
 from semievol_api.errors import ConfigError, MissingExtraError, RefusedError, UserError
+from semievol_api.planning.catalogue import load_catalogue
+from semievol_api.planning.limits import with_limits
 from semievol_api.records import Message, Prompt
-from semievol_providers.local.option_scores import label_token_ids
+from semievol_providers.local.packed import label_token_ids
 from semievol_providers.local.provider import connect
 
 pytest_plugins = ("local_fixtures",)
@@ -89,7 +90,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name(open_provider: Open) -> 
 
 
 def test_a_missing_package_is_told_before_anything_runs(open_provider: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semievol_providers.local.provider_settings.find_spec", lambda name: name != "peft" or None)
+    monkeypatch.setattr("semievol_providers.local.provider.find_spec", lambda name: name != "peft" or None)
     with pytest.raises(MissingExtraError, match=r"'peft'.*semievol-api\[local\]"):
         open_provider()
 

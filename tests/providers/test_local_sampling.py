@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from semievol_providers.local.sampling import RowSampling, choose, random_stream
+from semievol_providers.local.decoding import RowSampling, choose, random_stream
 
 
 def _draw(logits: torch.Tensor, row: RowSampling, count: int) -> np.ndarray:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from semievol_api.capabilities import FineTuneRequest, Hyperparameters, Provider, ProviderSettings
 from semievol_api.errors import ConfigError, UserError
-from semievol_providers.local.early_stop import EarlyStop
 from semievol_providers.local.provider import connect
+from semievol_providers.local.train import EarlyStop
 from semievol_providers.local.training_data import TokenExample, hold_out
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.local.training_passes import PackedPasses
+from semievol_providers.local.training_loop import PackedPasses
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -142,7 +142,7 @@ def _connect(tiny_model: Path, folder: Path, **train: object) -> Provider:
 def test_four_bits_without_bitsandbytes_are_refused_while_planning(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semievol_providers.local.provider_settings.can_quantize", lambda: False)
+    monkeypatch.setattr("semievol_providers.local.provider.can_quantize", lambda: False)
     with pytest.raises(ConfigError, match=r"providers.home.train.*pip install bitsandbytes") as refused:
         _connect(tiny_model, tmp_path, qlora=True)
     assert "\n" not in str(refused.value)

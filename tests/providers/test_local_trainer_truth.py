@@ -15,11 +15,9 @@ from safetensors.torch import load_file
 
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import load_tokenizer
-from semievol_providers.local.training_data import encode_example, epoch_order, load_token_examples
-from semievol_providers.local.training_file import ChatExample, Turn
+from semievol_providers.local.training_data import ChatExample, Turn, encode_example, epoch_order, load_token_examples
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.local.training_loop import TrainingLoop
-from semievol_providers.local.training_passes import PaddedPasses
+from semievol_providers.local.training_loop import PaddedPasses, TrainingLoop
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = [
@@ -151,7 +149,7 @@ def _start_alike(model: Any, base: Path, job: TrainingJob) -> None:
     """Give a model the adapter that our trainer starts from, whatever drew random numbers before."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    from semievol_providers.local.training_model import with_adapter
+    from semievol_providers.local.training_loop import with_adapter
 
     set_peft_model_state_dict(model, get_peft_model_state_dict(with_adapter(job, "cpu")))
 
@@ -173,7 +171,7 @@ def test_out_of_memory_halves_the_passes_then_checkpoints_and_changes_no_loss(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_env: dict[str, str]
 ) -> None:
     from semievol_providers.local.model_folder import end_of_turn_ids
-    from semievol_providers.local.training_model import with_adapter
+    from semievol_providers.local.training_loop import with_adapter
 
     calm = _job(tiny_model, tmp_path / "calm", _lines(16))
     job = _job(tiny_model, tmp_path / "tight", _lines(16))

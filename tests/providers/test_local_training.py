@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import end_of_turn_ids, load_tokenizer
 from semievol_providers.local.training_data import (
+    ChatExample,
+    TrainingFileError,
+    Turn,
     encode_example,
     epoch_order,
     load_token_examples,
@@ -25,7 +28,6 @@ from semievol_providers.local.training_data import (
     step_indices,
     to_batch,
 )
-from semievol_providers.local.training_file import ChatExample, TrainingFileError, Turn
 from semievol_providers.local.training_job import TrainingJob, read_events
 
 pytest_plugins = ("local_fixtures",)
@@ -287,7 +289,7 @@ def test_running_out_of_memory_says_what_to_lower(
     def starve(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("semievol_providers.local.training_model.with_adapter", starve)
+    monkeypatch.setattr("semievol_providers.local.training_loop.with_adapter", starve)
     status, events = train_here(make_job(tiny_model, tmp_path / "a"), monkeypatch)
     assert status == 3
     assert events[-1].code == "out_of_memory"

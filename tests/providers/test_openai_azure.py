@@ -24,6 +24,7 @@ from semievol_api.capabilities import (
     Provider,
     ProviderSettings,
 )
+from semievol_api.cassettes.exchange import read_manifest
 from semievol_api.errors import (
     ContextLengthError,
     ModelNotFoundError,
@@ -33,10 +34,9 @@ from semievol_api.errors import (
     TransientError,
 )
 from semievol_api.records import Message, Prompt
-from semievol_api.transport.store import read_manifest
 from semievol_providers.openai import connect
-from semievol_providers.openai.files import content_name
-from semievol_providers.openai.presets import load_presets
+from semievol_providers.openai.finetuner import content_name
+from semievol_providers.openai.settings import load_presets
 from tests.conformance import validate_response
 from tests.providers.openai_loopback import LoopbackServer
 from tests.providers.vendor_servers import (

@@ -10,8 +10,9 @@ import orjson
 import pytest
 
 from semievol_api.capabilities import EmbedRequest, Provider, ProviderSettings, require
-from semievol_api.transport.cassette import CassetteMiss, CassetteSettings, open_cassette
-from semievol_api.transport.http import HttpResponse, HttpSend
+from semievol_api.cassettes.cassette import CassetteSettings, open_cassette
+from semievol_api.cassettes.http import HttpResponse, HttpSend
+from semievol_api.cassettes.miss import CassetteMiss
 from semievol_providers.openai import connect
 from tests.conformance import ConformanceError, ConformingSend
 from tests.providers.test_openai_cassettes import ASK, OURS, ROOT, TRAIN

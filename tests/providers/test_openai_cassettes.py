@@ -28,10 +28,10 @@ from semievol_api.capabilities import (
     ProviderSettings,
     require,
 )
+from semievol_api.cassettes.cassette import Cassette
+from semievol_api.cassettes.exchange import read_manifest
 from semievol_api.errors import RateLimitError, RefusedError, TransientError
 from semievol_api.records import Message, Prompt
-from semievol_api.transport.cassette import Cassette
-from semievol_api.transport.store import read_manifest
 from semievol_providers.openai import connect
 from tests.conformance import ConformingSend, validate_response
 from tests.providers.local_samples import training_lines

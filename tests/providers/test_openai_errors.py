@@ -24,7 +24,7 @@ from semievol_api.errors import (
 )
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
-from semievol_providers.openai.error_translation import error_from_answer, error_on_the_way
+from semievol_providers.openai.errors import error_from_answer, error_on_the_way
 from semievol_providers.openai.settings import Connection
 from tests.providers.openai_loopback import Cut, Fault, LoopbackServer, error_body
 

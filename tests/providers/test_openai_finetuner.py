@@ -13,13 +13,12 @@ import openai
 import pytest
 
 from semievol_api.capabilities import FineTuner, FineTuneRequest, Hyperparameters, JobTicket, ProviderSettings
+from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import RefusedError, TransientError
-from semievol_api.transport.http import HttpResponse
 from semievol_providers.openai import connect
 from semievol_providers.openai.finetuner import job_status, job_suffix
-from semievol_providers.openai.models import OpenAIModels
 from semievol_providers.openai.provider import Wires, provider_over
-from semievol_providers.openai.sdk import Sdk
+from semievol_providers.openai.sdk import OpenAIModels, Sdk
 from semievol_providers.openai.settings import Connection, read_connection
 from tests.providers.openai_loopback import Cut, Fault, LoopbackServer, error_body
 

@@ -10,8 +10,7 @@ import pytest
 from semievol_api.capabilities import ChatRequest, Pace, ProviderSettings
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
-from semievol_providers.openai.chat_answer import ChatDecoder
-from semievol_providers.openai.chat_body import chat_body
+from semievol_providers.openai.chat import ChatDecoder, chat_body
 from semievol_providers.openai.settings import read_connection
 
 PROMPT = Prompt((Message("user", "Which?"),))

@@ -12,12 +12,12 @@ import openai
 import pytest
 
 from semievol_api.capabilities import ChatRequest, EmbedRequest, Pace, Provider, ProviderSettings
+from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import DataError, MissingAbilityError, TransientError
 from semievol_api.records import Message, Prompt
-from semievol_api.transport.http import HttpResponse
 from semievol_providers.openai import connect
-from semievol_providers.openai.chat_answer import ChatDecoder, finish_of, message_tokens
-from semievol_providers.openai.pace import duration_s, pace_of
+from semievol_providers.openai.chat import ChatDecoder, finish_of, message_tokens
+from semievol_providers.openai.errors import duration_s, pace_of
 from semievol_providers.openai.provider import Wires, provider_over
 from semievol_providers.openai.settings import Connection, Dialect
 from tests.providers.openai_loopback import Fault, LoopbackServer

@@ -9,7 +9,7 @@ import pytest
 from semievol_api.capabilities import OptionReply, OptionRequest, ProviderSettings
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
-from semievol_providers.openai.chat_answer import Alternative, TokenWithAlternatives
+from semievol_providers.openai.chat import Alternative, TokenWithAlternatives
 from semievol_providers.openai.option_reader import label_logprob, label_place, other_logprobs
 from tests.providers.openai_loopback import LoopbackServer
 

@@ -13,8 +13,7 @@ from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_api.errors import ConfigError, UserError
 from semievol_providers.litellm.settings import read_access
 from semievol_providers.openai import connect
-from semievol_providers.openai.presets import load_presets
-from semievol_providers.openai.settings import Connection, read_connection
+from semievol_providers.openai.settings import Connection, load_presets, read_connection
 
 LOCAL = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": ""}
 

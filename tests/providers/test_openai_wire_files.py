@@ -14,8 +14,7 @@ from semievol_api.errors import ProviderError, RefusedError, TransientError
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
 from semievol_providers.openai.batches import Batch
-from semievol_providers.openai.files import Files, RemoteFile
-from semievol_providers.openai.finetuner import Job, job_status
+from semievol_providers.openai.finetuner import Files, Job, RemoteFile, job_status
 from semievol_providers.openai.sdk import Sdk
 from semievol_providers.openai.settings import read_connection
 from tests.wire import WireExchange, WireSend, wire_exchanges
@@ -36,7 +35,7 @@ class Desk:
             name="o", options={"base_url": "https://x.test/v1", "api_key_env": ""}, environ={}, wire=send
         )
         self.provider: Provider = connect(settings)
-        from semievol_api.transport.sdk import sdk_transport
+        from semievol_api.cassettes.http import sdk_transport
         from semievol_providers.openai.sdk import installed_major
 
         self.sdk = Sdk(

@@ -20,12 +20,11 @@ from local_samples import training_lines
 from starlette.testclient import TestClient
 
 from semievol_api.errors import ConfigError
-from semievol_providers.local.training_defaults import TrainDefaults
-from semievol_providers.local.training_job import EventLog, TrainingEvent, TrainingJob, read_events
-from semievol_providers.local.whole_files import append_whole, write_whole
+from semievol_providers.local.disk import append_whole, write_whole
+from semievol_providers.local.training_job import EventLog, TrainDefaults, TrainingEvent, TrainingJob, read_events
 from semievol_providers.server.disk import Disk
+from semievol_providers.server.job_events import JobBody, new_job, resolve, with_hyperparameters
 from semievol_providers.server.job_runner import JobRunner
-from semievol_providers.server.job_wire import JobBody, new_job, resolve, with_hyperparameters
 from semievol_providers.server.loops import Loops
 from semievol_providers.server.models import ModelTable
 from semievol_providers.server.services import KeyRing

@@ -17,13 +17,13 @@ pytest.importorskip("vllm")
 from local_samples import DEMO_MODEL
 from local_truths import SHORT_ANSWERS, forward_pass, tuned_model
 
-from semievol_api.artifacts import EvidenceTable
 from semievol_api.capabilities import ChatRequest, FineTuneRequest, Hyperparameters, OptionRequest
-from semievol_api.config import load_config
+from semievol_api.config.settings import load_config
 from semievol_api.errors import RefusedError
 from semievol_api.records import Message, Prompt
-from semievol_api.run_store import load_artifact
 from semievol_api.session import run_async
+from semievol_api.store.artifacts import EvidenceTable
+from semievol_api.store.run_store import load_artifact
 from tests.contract.subjects import Subject
 
 pytest_plugins = ("vllm_fixtures",)

@@ -13,12 +13,11 @@ import pytest
 from semievol_api.capabilities import ChatRequest, OptionRequest, Provider, ProviderSettings
 from semievol_api.errors import ConfigError, MissingExtraError, TransientError
 from semievol_api.records import Message, Prompt
-from semievol_providers.local.provider_settings import read_options, read_places
-from semievol_providers.local.training_defaults import TrainDefaults
+from semievol_providers.local.provider import read_options, read_places
+from semievol_providers.local.training_job import TrainDefaults
 from semievol_providers.vllm import connect
 from semievol_providers.vllm.engine import EngineArguments, VllmEngine
-from semievol_providers.vllm.provider import table
-from semievol_providers.vllm.settings import VllmOptions, check_version, lora_rank
+from semievol_providers.vllm.provider import VllmOptions, check_version, lora_rank, table
 
 pytest_plugins = ("local_fixtures",)
 PROMPT = Prompt((Message("user", "Which?"),))

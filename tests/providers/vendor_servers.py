@@ -20,8 +20,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from semievol_api.capabilities import ProviderSettings
-from semievol_api.transport.exchange import Response
-from semievol_api.transport.store import load
+from semievol_api.cassettes.exchange import Response, load
 from tests.conformance import ConformanceError, validate_request
 from tests.providers.openai_loopback import VENDORS_OWN, Fault, LoopbackServer
 

@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from semievol_api.capabilities import ProviderSettings
+from semievol_api.cassettes.scrub import is_variable_name
 from semievol_api.errors import ConfigError
-from semievol_api.transport.scrub import is_variable_name
 
 LeftOut: TypeAlias = Literal["logprobs", "seed", "n", "top_p", "temperature"]
 

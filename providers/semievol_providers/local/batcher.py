@@ -13,15 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from semievol_api.errors import UserError
-from semievol_providers.local.adapters import AdapterShelf
-from semievol_providers.local.lanes import Lanes
-from semievol_providers.local.packed import PackedModel
-from semievol_providers.local.padding import cache_width
-from semievol_providers.local.places import Places
-from semievol_providers.local.prefill import PASS_TOKENS, Layers, read_prompts
+from semievol_providers.local.fairness import Places, Turns
+from semievol_providers.local.lanes import Growing, Lanes, NextTokens, Row
+from semievol_providers.local.model_folder import AdapterShelf
+from semievol_providers.local.packed import PASS_TOKENS, Layers, PackedModel, cache_width, read_prompts
 from semievol_providers.local.requests import EngineSettings
-from semievol_providers.local.samples import Growing, NextTokens, Row
-from semievol_providers.local.turns import Turns
 
 FAILURES = (RuntimeError, ValueError, OSError, MemoryError, UserError)
 """What ends the requests of a pass, and not the engine."""

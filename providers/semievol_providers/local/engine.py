@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semievol_providers.local.adapters import AdapterShelf
 from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.embedding import embed_pass
+from semievol_providers.local.decoding import Transcript
+from semievol_providers.local.fairness import TurnQueue
+from semievol_providers.local.lanes import NextTokens, Row
 from semievol_providers.local.model_folder import (
+    AdapterShelf,
     ModelFacts,
     end_of_turn_ids,
     load_model,
     load_tokenizer,
     read_facts,
 )
-from semievol_providers.local.option_scores import read_next
-from semievol_providers.local.packed import PackedModel
-from semievol_providers.local.prefill import passes
+from semievol_providers.local.packed import PackedModel, embed_pass, passes, read_next
 from semievol_providers.local.requests import (
     DeltaSink,
     Embedded,
@@ -42,9 +42,6 @@ from semievol_providers.local.requests import (
     ReadRequest,
     SampleOutput,
 )
-from semievol_providers.local.samples import NextTokens, Row
-from semievol_providers.local.transcript import Transcript
-from semievol_providers.local.turns import TurnQueue
 
 
 class ContextLengthError(ValueError):

@@ -5,17 +5,23 @@ Refuses pickled weights and code from the folder. Knows nothing of requests, ada
 
 from __future__ import annotations
 
+import copy
 import json
+import struct
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semievol_api.errors import UserError
+from semievol_providers.local.requests import EngineSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from semievol_providers.local.packed import BlockSizes
 
 
 class ModelFolderError(UserError):
@@ -124,3 +130,186 @@ def end_of_turn_ids(folder: str, tokenizer: PreTrainedTokenizerBase) -> frozense
     if isinstance(tokenizer.eos_token_id, int):
         ids.add(tokenizer.eos_token_id)
     return frozenset(ids)
+
+
+_MAX_HEADER_BYTES = 2**27
+
+
+def check_model_folder(folder: str) -> None:
+    """Refuse a folder that is missing, half downloaded, or whose tokenizer has no chat template.
+
+    Raises:
+        ModelFolderError: with what is wrong and what to do.
+    """
+    read_facts(folder)
+    path = Path(folder)
+    _check_shards(path)
+    for weights in sorted(path.glob("*.safetensors")):
+        _tensor_shapes(weights, folder)
+    if not (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file():
+        raise ModelFolderError(
+            f"The model folder {folder!r} has weights but no tokenizer (tokenizer.json or tokenizer.model), as after "
+            "a download that was broken off. Download it again; files that are whole are not fetched twice."
+        )
+    if not _has_chat_template(path):
+        raise ModelFolderError(
+            f"The tokenizer in {folder!r} has no chat template, so it isn't known how a question looks to this "
+            "model; base models often come without one. Use the model's instruct version, or put a template of "
+            f"its family there as {str(path / 'chat_template.jinja')!r} (the instruct version's file will do)."
+        )
+
+
+def check_adapter_fits(adapter: str, base_folder: str) -> None:
+    """Refuse an adapter that was trained on a model of other shapes.
+
+    Raises:
+        ModelFolderError: with both sides' numbers.
+    """
+
+    check_adapter(adapter)
+    base: dict[str, list[int]] = {}
+    for weights in sorted(Path(base_folder).glob("*.safetensors")):
+        base |= _tensor_shapes(weights, base_folder)
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, shape in _tensor_shapes(Path(adapter) / "adapter_model.safetensors", adapter).items():
+        target, found, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
+        if not found or target.startswith("lm_head"):
+            continue
+        there = base.get(f"{target}.weight")
+        if there is None or there[-1] != shape[-1]:
+            width = "no such layer" if there is None else f"{there[-1]} inputs there"
+            raise ModelFolderError(
+                f"The adapter {adapter!r} does not belong to the model in {base_folder!r}: its layer {target!r} takes "
+                f"{shape[-1]} inputs, and the model has {width}. It was trained on "
+                f"{config.get('base_model_name_or_path')!r}: name that model, or train a new adapter."
+            )
+
+
+def _check_shards(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    wanted = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    missing = sorted(name for name in wanted if not (path / name).is_file())
+    if missing:
+        raise ModelFolderError(
+            f"The model folder {str(path)!r} is not complete: {len(missing)} of {len(wanted)} weight files are "
+            f"missing, {missing[0]} first. Download it again; files that are whole are not fetched twice."
+        )
+
+
+def _tensor_shapes(weights: Path, folder: str) -> dict[str, list[int]]:
+    """Tensor names and shapes of a safetensors file whose length fits its header."""
+    size = weights.stat().st_size
+    with weights.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else _MAX_HEADER_BYTES
+        raw = file.read(length) if length < min(size, _MAX_HEADER_BYTES) else b""
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        end = size + 1
+        header = {}
+    if end > size:
+        raise ModelFolderError(
+            f"The file {weights.name} in {folder!r} is cut off or is no safetensors file (it has {size:,} bytes), as "
+            "after a download or a copy that was broken off, or a pointer of a repository without its large files. "
+            "Download it again."
+        )
+    return {name: tensor["shape"] for name, tensor in header.items()}
+
+
+def _has_chat_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
+        return True
+    config = path / "tokenizer_config.json"
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+
+
+class AdapterShelf:
+    """`model_for(adapter_folder)` gives a model ready for a forward pass; None is the base."""
+
+    def __init__(self, base: PreTrainedModel, blocks: BlockSizes, settings: EngineSettings) -> None:
+        self._base = base
+        self._blocks = blocks
+        self._settings = settings
+        self._bytes = sum(p.numel() * p.element_size() for p in base.parameters())
+        self._merged: OrderedDict[str, PreTrainedModel] = OrderedDict()
+        self._switching: Any = None
+        self._names: dict[str, str] = {}
+
+    @property
+    def merges(self) -> bool:
+        """True where every adapter has a merged copy of its own, so that several can run side by side."""
+        return self._bytes <= self._settings.merge_limit_bytes
+
+    def model_for(self, adapter: str | None) -> PreTrainedModel:
+        """The model with this adapter in place.
+
+        Raises:
+            ModelFolderError: the folder holds no adapter in safetensors.
+        """
+        if adapter is None and self._switching is None:
+            return self._base
+        if self.merges:
+            return self._base if adapter is None else self._merged_copy(adapter)
+        return self._switched(adapter)
+
+    def forget(self, adapter: str) -> None:
+        """Free what an adapter holds."""
+        self._merged.pop(adapter, None)
+        name = self._names.pop(adapter, None)
+        if name is not None and self._switching is not None:
+            self._switching.delete_adapter(name)
+
+    def _merged_copy(self, adapter: str) -> PreTrainedModel:
+        found = self._merged.get(adapter)
+        if found is None:
+            from peft import PeftModel
+
+            check_adapter(adapter)
+            wrapped: Any = PeftModel.from_pretrained(copy.deepcopy(self._base), adapter)
+            merged: PreTrainedModel = wrapped.merge_and_unload().eval()
+            while self._merged and (len(self._merged) + 1) * self._bytes > self._settings.adapter_cache_bytes:
+                self._merged.popitem(last=False)
+            found = self._merged[adapter] = merged
+        self._merged.move_to_end(adapter)
+        return found
+
+    def _switched(self, adapter: str | None) -> PreTrainedModel:
+        self._switch(adapter)
+        switched: PreTrainedModel = self._switching
+        return switched
+
+    def _switch(self, adapter: str | None) -> None:
+        from peft import PeftModel
+
+        from semievol_providers.local.packed import use_row_linears
+
+        if adapter is None:
+            self._switching.disable_adapter_layers()
+            return
+        check_adapter(adapter)
+        if adapter not in self._names:
+            name = f"adapter{len(self._names)}"
+            if self._switching is None:
+                self._switching = PeftModel.from_pretrained(self._base, adapter, adapter_name=name).eval()
+            else:
+                self._switching.load_adapter(adapter, adapter_name=name)
+            use_row_linears(self._switching, self._blocks)
+            self._names[adapter] = name
+        self._switching.enable_adapter_layers()
+        self._switching.set_adapter(self._names[adapter])
+
+
+def check_adapter(folder: str) -> None:
+    """Refuse a folder that is no safetensors adapter.
+
+    Raises:
+        ModelFolderError: adapter_config.json or adapter_model.safetensors is missing.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(folder) / name).is_file():
+            raise ModelFolderError(f"The adapter folder {folder!r} has no {name}.")

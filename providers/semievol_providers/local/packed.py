@@ -8,19 +8,145 @@ middle of its vectors. Knows nothing of caches' places, sampling or queues.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from semievol_providers.local.model_folder import ModelFolderError
-from semievol_providers.local.padding import multiple_of
-from semievol_providers.local.row_linear import BlockSizes, use_row_linears
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from semievol_providers.local.requests import ReadRequest
+
+
+_STEP = 64
+_STEPS_PER_DOUBLING = 8
+
+
+def cache_width(tokens: int) -> int:
+    """The padded length of the cache that holds `tokens` tokens: multiples of 64 up to 512, then coarser ones."""
+    step = _STEP
+    while tokens > _STEPS_PER_DOUBLING * step:
+        step *= 2
+    return -(-tokens // step) * step
+
+
+def multiple_of(unit: int, count: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-count // unit) * unit
+
+
+_REFERENCE = 16
+_SIZES = (256, 128, 64, 32, 16, 8, 4)
+_ALIGNMENT_BYTES = 64
+
+
+class BlockSizes:
+    """Multiplies rows with weights in blocks of sizes that agree; finds out which do when a shape is first seen."""
+
+    def __init__(self, candidates: tuple[int, ...] = _SIZES) -> None:
+        self._candidates = candidates
+        self._found: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        self._wanted: tuple[Tensor, int] | None = None
+
+    def __deepcopy__(self, memo: object) -> BlockSizes:
+        """What is known holds for copies of a model too."""
+        return self
+
+    def narrow(self, wanted: Tensor, rows: int) -> None:
+        """From now on only these rows of inputs of so many rows are computed; the others come out as zeros."""
+        self._wanted = (wanted, rows)
+
+    def widen(self) -> None:
+        """Compute all rows again."""
+        self._wanted = None
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether some rows are left out."""
+        return self._wanted is not None
+
+    def multiply(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """`rows` (rows, inputs) times the transposed `weight` (outputs, inputs), both float32 on the CPU."""
+        if self._wanted is not None and len(rows) == self._wanted[1]:
+            out = rows.new_zeros((len(rows), len(weight)))
+            return out.index_copy_(0, self._wanted[0], self._product(rows[self._wanted[0]], weight))
+        return self._product(rows, weight)
+
+    def _product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        sizes = self.sizes_for(weight)
+        count = len(rows)
+        whole = -(-count // sizes[-1]) * sizes[-1]
+        if whole > count:
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, whole - count))
+        out = rows.new_empty((whole, len(weight)))
+        turned = weight.t()
+        start = 0
+        for size in sizes:
+            while whole - start >= size:
+                torch.mm(rows[start : start + size], turned, out=out[start : start + size])
+                start += size
+        return out[:count]
+
+    def sizes_for(self, weight: Tensor) -> tuple[int, ...]:
+        """Block sizes that give weights of this shape and alignment equal bits, the largest first."""
+        key = (weight.shape[0], weight.shape[1], weight.data_ptr() % _ALIGNMENT_BYTES)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._agreeing(*key)
+        return found
+
+    def _agreeing(self, outputs: int, inputs: int, offset_bytes: int) -> tuple[int, ...]:
+        chance = torch.Generator().manual_seed(0)
+        store = torch.empty(outputs * inputs + _ALIGNMENT_BYTES // 4)
+        offset = (offset_bytes - store.data_ptr()) % _ALIGNMENT_BYTES // store.element_size()
+        turned = store[offset : offset + outputs * inputs].normal_(generator=chance).view(outputs, inputs).t()
+        rows = torch.empty(max(self._candidates), inputs).normal_(generator=chance)
+        block = rows[:_REFERENCE]
+        first = torch.mm(block, turned)
+        for places in range(1, _REFERENCE):
+            if not torch.equal(torch.mm(block.roll(places, 0), turned).roll(-places, 0), first):
+                return (1,)
+        reference = torch.cat([torch.mm(part, turned) for part in torch.split(rows, _REFERENCE)])
+        return tuple(
+            size
+            for size in self._candidates
+            if size == _REFERENCE or torch.equal(torch.mm(rows[:size], turned), reference[:size])
+        )
+
+
+class RowLinear(torch.nn.Linear):
+    """A linear layer with the weights of another, computed in blocks of rows."""
+
+    def __init__(self, source: torch.nn.Linear, blocks: BlockSizes) -> None:
+        bias = cast("torch.nn.Parameter | None", source.bias)
+        super().__init__(source.in_features, source.out_features, bias=bias is not None, device="meta")
+        self.weight = source.weight
+        self.register_parameter("bias", bias)
+        self._blocks = blocks
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As in torch, but a row's bits do not depend on the others."""
+        if input.device.type != "cpu" or input.dtype != torch.float32:
+            return super().forward(input)
+        out = self._blocks.multiply(input.reshape(-1, self.in_features).contiguous(), self.weight)
+        bias = cast("torch.nn.Parameter | None", self.bias)
+        if bias is not None:
+            out += bias
+        return out.view(*input.shape[:-1], self.out_features)
+
+
+def use_row_linears(model: torch.nn.Module, blocks: BlockSizes) -> None:
+    """Replace every plain linear layer of a model, in place."""
+    for name, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear:
+            model.set_submodule(name, RowLinear(module, blocks))
+
 
 _ATTENTION = "semievol_packed"
 _VECTOR_FLOATS = 32
@@ -221,3 +347,97 @@ def _attend(
     look = Look(scale, settings.get("sliding_window"), settings.get("softcap"))
     plan: Plan = settings["row_plan"]
     return plan.attend(module.layer_idx, (query[0], key[0], value[0]), look)[None], None
+
+
+PASS_TOKENS = 768
+"""Prompts share a pass up to so many tokens together; a longer one has a pass of its own."""
+
+_Ids = tuple[int, ...]
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer, each (heads, tokens, size)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPrompts:
+    """`logits` float32 (prompts, vocabulary) of each prompt's next token."""
+
+    logits: Tensor
+    spans: list[tuple[int, int]]
+    layers: Layers
+
+    def layers_of(self, prompt: int) -> Layers:
+        """One prompt's keys and values, for every layer."""
+        start, end = self.spans[prompt]
+        return [(keys[:, start:end], values[:, start:end]) for keys, values in self.layers]
+
+
+def passes(prompts: Sequence[_Ids]) -> Iterator[list[int]]:
+    """Indices of prompts that share a pass, in order."""
+    taken: list[int] = []
+    tokens = 0
+    for i, prompt in enumerate(prompts):
+        if taken and tokens + len(prompt) > PASS_TOKENS:
+            yield taken
+            taken, tokens = [], 0
+        taken.append(i)
+        tokens += len(prompt)
+    if taken:
+        yield taken
+
+
+def read_prompts(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids], keep: bool) -> ReadPrompts:
+    """One pass over all of these; `keep` says whether keys and values are wanted."""
+    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep)
+    logits = packed.logits(model, _laid_out(prompts), plan, plan.last_tokens)
+    return ReadPrompts(logits, plan.spans, [plan.layers[layer] for layer in sorted(plan.layers)])
+
+
+def last_hidden(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids]) -> Tensor:
+    """Final hidden states (prompts, hidden size) of each prompt's last token, in one pass."""
+    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep=False)
+    return packed.hidden(model, _laid_out(prompts), plan, plan.last_tokens)
+
+
+def _laid_out(prompts: Sequence[_Ids]) -> Tokens:
+    ids = [token for prompt in prompts for token in prompt]
+    return Tokens(ids, [position for prompt in prompts for position in range(len(prompt))])
+
+
+def label_token_ids(
+    label: str, encode: Callable[[str], Sequence[int]], decode: Callable[[Sequence[int]], str]
+) -> tuple[int, ...]:
+    """The tokens that alone spell a label, with and without a space before it; none where it takes several.
+
+    The spelling is checked by decoding, since a tokenizer may put a space of its own before a text.
+    """
+    wanted = label.strip()
+    found: dict[int, None] = {}
+    for spelling in (wanted, f" {wanted}"):
+        ids = encode(spelling)
+        if len(ids) == 1 and decode(ids).strip() == wanted:
+            found[ids[0]] = None
+    return tuple(found)
+
+
+def read_next(
+    packed: PackedModel, model: PreTrainedModel, requests: Sequence[ReadRequest]
+) -> list[tuple[float | None, ...]]:
+    """For every request, the natural log of the probability that the next token is one of each group's."""
+    import torch
+
+    prompts = [request.prompt_ids for request in requests]
+    read: list[tuple[float | None, ...]] = []
+    for members in passes(prompts):
+        logits = read_prompts(packed, model, [prompts[i] for i in members], keep=False).logits
+        for i, scores in zip(members, logits.log_softmax(-1).cpu(), strict=True):
+            groups = requests[i].token_groups
+            read.append(tuple([float(torch.logsumexp(scores[list(g)], 0)) if g else None for g in groups]))
+    return read
+
+
+def embed_pass(
+    packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]
+) -> list[NDArray[np.float32]]:
+    """The vector of unit length of each of these tokenised texts, in one pass; `passes` says which share one."""
+    hidden = last_hidden(packed, model, inputs).float()
+    return [torch.nn.functional.normalize(row, dim=-1).cpu().numpy() for row in hidden]

@@ -10,20 +10,108 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
-from semievol_providers.local.shortage import full_disk, is_out_of_memory, is_out_of_space
+import torch
+from torch import Tensor
+
+from semievol_providers.local.disk import full_disk, is_out_of_memory, is_out_of_space
 from semievol_providers.local.training_job import NO_SPACE, EventLog, TrainingEvent, TrainingJob
 
 if TYPE_CHECKING:
     from semievol_providers.local.training_data import TokenExample
+
+
+class EarlyStop:
+    """Hears every epoch's validation loss; `patience` epochs without a better one end the training. 0: never."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._last_epoch = 0
+        self.best_epoch = 0
+        self.best_loss = math.inf
+
+    def is_better(self, epoch: int, loss: float) -> bool:
+        """Take in an epoch; True where its model is the one to keep."""
+        self._last_epoch = epoch
+        if self._patience == 0 or not loss < self.best_loss:
+            return False
+        self.best_epoch, self.best_loss = epoch, loss
+        return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self._patience <= self._last_epoch - self.best_epoch
+
+    @property
+    def keeps_earlier(self) -> bool:
+        """Whether the model to keep is not the last one."""
+        return 0 < self.best_epoch < self._last_epoch
+
+    def state(self) -> dict[str, str]:
+        """To be saved with the training."""
+        return {"best_epoch": str(self.best_epoch), "best_loss": repr(self.best_loss), "heard": str(self._last_epoch)}
+
+    def restore(self, state: Mapping[str, str]) -> None:
+        """Go on from a saved state; one without these words is a training's that heard nothing."""
+        self.best_epoch = int(state.get("best_epoch", "0"))
+        self.best_loss = float(state.get("best_loss", "inf"))
+        self._last_epoch = int(state.get("heard", "0"))
+
+
+class Ranks:
+    """`rank` of `size`; `first` writes files and events."""
+
+    def __init__(self, device: str) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.device = device
+        if self.size > 1:
+            import torch.distributed as dist
+
+            if device.startswith("cuda"):
+                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+                torch.cuda.set_device(self.device)
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+
+    @property
+    def first(self) -> bool:
+        """True for the one that writes."""
+        return self.rank == 0
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace every tensor by its sum over all ranks."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def total(self, *numbers: float) -> list[float]:
+        """The sums of these numbers over all ranks, in float64."""
+        if self.size == 1:
+            return list(numbers)
+        held = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self.add_up([held])
+        return [float(value) for value in held]
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
 
 EXIT_FAILED = 3
 EXIT_STOPPED = 4
@@ -131,11 +219,9 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     import torch
 
     torch.set_num_threads(job.threads)
-    from semievol_providers.local.model_card import adapter_card
+    from semievol_providers.local.export import adapter_card
     from semievol_providers.local.model_folder import load_tokenizer, quiet_known_warnings
-    from semievol_providers.local.train_ranks import Ranks
-    from semievol_providers.local.training_loop import TrainingLoop
-    from semievol_providers.local.training_model import packs, with_adapter
+    from semievol_providers.local.training_loop import TrainingLoop, packs, with_adapter
 
     quiet_known_warnings()
     tokenizer = load_tokenizer(job.base)
@@ -169,8 +255,7 @@ def _examples(job: TrainingJob, tokenizer: Any) -> tuple[list[TokenExample], lis
     """Those to train on and those to validate on."""
     from semievol_providers.local.chat_tokens import ChatTokens
     from semievol_providers.local.model_folder import end_of_turn_ids, read_facts
-    from semievol_providers.local.training_data import hold_out, load_token_examples
-    from semievol_providers.local.training_file import MIN_EXAMPLES
+    from semievol_providers.local.training_data import MIN_EXAMPLES, hold_out, load_token_examples
     from semievol_providers.local.training_loop import TrainingFailedError
 
     context = read_facts(job.base).context_tokens

@@ -13,20 +13,175 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from semievol_api.errors import UserError
-from semievol_providers.local.early_stop import EarlyStop
-from semievol_providers.local.shortage import is_out_of_memory
-from semievol_providers.local.train_ranks import Ranks
-from semievol_providers.local.training_data import TokenExample, step_indices
+from semievol_providers.local.disk import is_out_of_memory
+from semievol_providers.local.train import EarlyStop, Ranks
+from semievol_providers.local.training_data import TokenExample, split_by_tokens, step_indices, to_batch
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob
-from semievol_providers.local.training_passes import PackedPasses, PaddedPasses, Passes
+
+NO_BITSANDBYTES = (
+    "Training over a base in 4 bits (qlora = true) needs the package 'bitsandbytes', which is not installed. Install "
+    "it with: pip install bitsandbytes; or set qlora = false and lower tokens_per_pass instead, which trains the same "
+    "adapter over the unchanged base."
+)
+
+
+def can_quantize() -> bool:
+    """Whether bitsandbytes is installed; nothing is imported."""
+    return find_spec("bitsandbytes") is not None
+
+
+def packs(job: TrainingJob, device: str) -> bool:
+    """Whether examples go through the model end to end: as asked, or where FlashAttention makes it pay."""
+    if job.packing != "auto":
+        return job.packing
+    return device.startswith("cuda") and find_spec("flash_attn") is not None
+
+
+def with_adapter(job: TrainingJob, device: str) -> Any:
+    """The base model with its adapter: fresh, from the job's seed, or an earlier one.
+
+    Raises:
+        TrainingFailedError: 4 bits are asked for without bitsandbytes.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    from semievol_providers.local.model_folder import check_adapter
+
+    base = _base(job, device)
+    torch.manual_seed(job.seed)
+    if job.adapter is not None:
+        check_adapter(job.adapter)
+        return PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
+    embeddings: dict[str, Any] = (
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True} if job.train_embeddings else {}
+    )
+    config = LoraConfig(
+        r=job.rank,
+        lora_alpha=job.alpha,
+        lora_dropout=job.dropout,
+        target_modules=job.target_modules if job.target_modules == "all-linear" else job.target_modules.split(","),
+        use_dora=job.use_dora,
+        use_rslora=job.use_rslora,
+        task_type="CAUSAL_LM",
+        **embeddings,
+    )
+    return get_peft_model(base, config)
+
+
+def _base(job: TrainingJob, device: str) -> Any:
+    """In eval mode, frozen by PEFT later: float32 on the CPU, bfloat16 on an accelerator, or 4 bits."""
+    from semievol_providers.local.model_folder import load_model
+
+    options: dict[str, Any] = {}
+    if packs(job, device) and device.startswith("cuda") and find_spec("flash_attn") is not None:
+        options["attn_implementation"] = "flash_attention_2"
+    if job.qlora:
+        if not can_quantize():
+            raise TrainingFailedError("no_bitsandbytes", NO_BITSANDBYTES)
+        options["quantization_config"] = _four_bits(device)
+    return load_model(job.base, device, **options)
+
+
+def _four_bits(device: str) -> Any:
+    """NormalFloat4 with the scales quantized too, as in the QLoRA paper; products in the base's usual type."""
+    import torch
+    import transformers
+
+    computing = torch.float32 if device == "cpu" else torch.bfloat16
+    config: Any = transformers.BitsAndBytesConfig
+    return config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computing,
+    )
+
+
+class Passes(Protocol):
+    """`split` the examples of a step into passes, and give the `loss` of one."""
+
+    def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
+        """The examples in passes of at most this many tokens, or of one example."""
+        ...
+
+    def loss(self, model: Any, part: Sequence[TokenExample], device: str) -> tuple[Tensor, int]:
+        """Weighted sum of the learnt tokens' negative log-likelihoods, and how many were the likeliest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedPasses:
+    """Rows of similar length, padded on the left, so that only the last columns need logits."""
+
+    pad_id: int
+
+    def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
+        """By length; padding counts."""
+        return split_by_tokens(rows, tokens_per_pass)
+
+    def loss(self, model: Any, part: Sequence[TokenExample], device: str) -> tuple[Tensor, int]:
+        """Of one padded pass."""
+        batch = to_batch(part, self.pad_id)
+        mask = batch.mask.to(device)
+        logits = model(
+            input_ids=batch.ids.to(device),
+            attention_mask=None if bool(batch.mask.all()) else mask,  # without one, attention is quicker
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=batch.targets.shape[1] + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+        learnt = batch.targets.to(device) >= 0
+        targets = batch.targets.to(device)[learnt]
+        return _weighted(logits[learnt].float(), targets, batch.weights.to(device)[learnt])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPasses:
+    """One row of examples end to end: no padding at all."""
+
+    def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
+        """In the order given, each pass filled up."""
+        passes: list[list[TokenExample]] = []
+        held = 0
+        for row in rows:
+            if passes and held + len(row.ids) <= tokens_per_pass:
+                passes[-1].append(row)
+                held += len(row.ids)
+            else:
+                passes.append([row])
+                held = len(row.ids)
+        return passes
+
+    def loss(self, model: Any, part: Sequence[TokenExample], device: str) -> tuple[Tensor, int]:
+        """Of one packed pass; logits only where the next token is learnt."""
+        ids = torch.tensor([token for row in part for token in row.ids])
+        positions = torch.cat([torch.arange(len(row.ids)) for row in part])
+        learnt = torch.tensor([flag for row in part for flag in row.learnt]).nonzero()[:, 0]
+        weights = torch.tensor([row.weight for row in part for flag in row.learnt if flag], dtype=torch.float32)
+        logits = model(
+            input_ids=ids[None].to(device),
+            position_ids=positions[None].to(device),
+            logits_to_keep=(learnt - 1).to(device),
+            use_cache=False,
+        ).logits[0]
+        return _weighted(logits.float(), ids[learnt].to(device), weights.to(device))
+
+
+def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, int]:
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    right = int((logits.detach().argmax(-1) == targets).sum())
+    return (losses * weights).sum(), right
 
 
 class TrainingFailedError(UserError):

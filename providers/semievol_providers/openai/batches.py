@@ -14,11 +14,9 @@ from msgspec import Struct
 
 from semievol_api.capabilities import BatchAnswer, BatchState, ChatRequest, Pace
 from semievol_api.errors import RateLimitError, TransientError
-from semievol_providers.openai.chat_answer import ChatDecoder
-from semievol_providers.openai.chat_body import chat_body, encode
-from semievol_providers.openai.error_translation import error_from_answer, job_failure, read_vendor_error
-from semievol_providers.openai.files import Files, content_name, short_key
-from semievol_providers.openai.finetuner import RUN_KEY
+from semievol_providers.openai.chat import ChatDecoder, chat_body, encode
+from semievol_providers.openai.errors import error_from_answer, job_failure, read_vendor_error
+from semievol_providers.openai.finetuner import RUN_KEY, Files, content_name, short_key
 from semievol_providers.openai.sdk import Sdk
 
 BatchStatus: TypeAlias = Literal["running", "completed", "expired", "failed", "cancelled"]

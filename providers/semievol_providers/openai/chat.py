@@ -1,18 +1,337 @@
-"""Chat completions over an `HttpSend`: one POST per request, decoded only as far as it is used.
+"""A chat completion's JSON as a `Reply`: only what is used is decoded.
 
-Knows nothing of retrying, pacing, journals or the SDK.
+Token log-probabilities stay as they came (vLLM writes -9999 for a token outside its list), but for trailing
+entries whose text is not part of the message: the end of turn, and what a stop string cut off. Knows nothing of
+requests, sending or errors' wording.
 """
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from semievol_api.capabilities import ChatRequest, Reply
-from semievol_providers.openai.chat_answer import ChatDecoder
-from semievol_providers.openai.chat_body import chat_body, encode
-from semievol_providers.openai.error_translation import error_in_body, invalid_answer
-from semievol_providers.openai.hot_path import HotPath
-from semievol_providers.openai.pace import pace_of
+import msgspec
+import numpy as np
+import orjson
+from msgspec import Struct
+
+from semievol_api.capabilities import ChatRequest, Pace, Reply
+from semievol_api.errors import DataError, MissingAbilityError, TransientError
+from semievol_api.records import Completion, Finish, FloatArray, Prompt, Usage
+from semievol_providers.openai.errors import error_from_answer, error_in_body, error_on_the_way, invalid_answer, pace_of
+from semievol_providers.openai.settings import Connection, Dialect
+
+if TYPE_CHECKING:
+    from semievol_api.cassettes.http import HttpResponse, HttpSend
+
+
+SLOT_HEADER = "x-semievol-slot"
+"""Read by cassettes; what sends to the network drops it."""
+
+
+class HotPath:
+    """Sends bodies to the paths of one connection."""
+
+    def __init__(self, connection: Connection, send: HttpSend) -> None:
+        self.connection = connection
+        self._send = send
+        self._headers = connection.headers
+
+    async def post(self, path: str, body: bytes, model: str, slot: str = "") -> HttpResponse:
+        """The answer with status 200. `slot` tells a cassette apart what is worded alike.
+
+        Raises:
+            RateLimitError, TransientError, RefusedError: see error_translation.py.
+        """
+        connection = self.connection
+        headers = {**self._headers, SLOT_HEADER: slot} if slot else self._headers
+        try:
+            answer = await self._send("POST", connection.url(path, model), body, headers, connection.timeout_s)
+        except TransientError as error:
+            raise error_on_the_way(path.strip("/"), error, connection) from error
+        if answer.status != 200:
+            raise error_from_answer(path.strip("/"), answer.status, answer.headers, answer.body, connection)
+        return answer
+
+
+def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
+    """The body as a tree; its keys stand in the SDK's order.
+
+    Raises:
+        MissingAbilityError: the prompt has a prefill and the server cannot go on from one.
+    """
+    prompt = request.prompt
+    body: dict[str, Any] = {
+        "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+        "model": request.model,
+    }
+    flat = dialect.logprobs_shape == "flat"
+    if request.logprobs or request.top_logprobs:
+        body["logprobs"] = max(1, request.top_logprobs) if flat else True
+    body[dialect.max_tokens_field] = request.max_tokens
+    if request.n != 1:
+        body["n"] = request.n
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.stop:
+        body["stop"] = list(request.stop)
+    body["temperature"] = request.temperature
+    if request.top_logprobs and not flat:
+        body["top_logprobs"] = request.top_logprobs
+    body["top_p"] = request.top_p
+    if prompt.prefill is not None:
+        _add_prefill(body, prompt, dialect)
+    if dialect.extra_body:
+        body.update(dialect.extra_body)
+    return body
+
+
+def _add_prefill(body: dict[str, Any], prompt: Prompt, dialect: Dialect) -> None:
+    if not dialect.continue_final_message:
+        raise MissingAbilityError(
+            "This server cannot go on from the first words of an answer (a prefill), which the prompt has. Ask "
+            "without a prefill, give the role to another provider, or set continue_final_message = true in its "
+            "table if the server can."
+        )
+    body["messages"].append({"role": "assistant", "content": prompt.prefill})
+    body["add_generation_prompt"] = False
+    body["continue_final_message"] = True
+
+
+def encode(body: dict[str, Any]) -> bytes:
+    """The tree as UTF-8 JSON.
+
+    Raises:
+        DataError: a text holds half of a surrogate pair, which no server can read.
+    """
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        raise DataError(
+            f"A prompt cannot be written as JSON ({error}); the usual cause is a broken character (half of a "
+            f"surrogate pair) in a question or an option. Repair the row in the data file."
+        ) from error
+
+
+class Alternative(Struct, gc=False):
+    """A token and its natural log-probability."""
+
+    token: str
+    logprob: float | None = None
+
+
+class TokenWithAlternatives(Struct, gc=False):
+    """A chosen token and what else stood at its place."""
+
+    token: str
+    logprob: float | None = None
+    top_logprobs: list[Alternative] | None = None
+
+
+TokenT = TypeVar("TokenT", Alternative, TokenWithAlternatives)
+
+
+Shown: TypeAlias = dict[str, float | None]
+
+
+class Logprobs(Struct, Generic[TokenT], gc=False):
+    """The log-probabilities of one message: OpenAI's `content`, or Together's lists side by side.
+
+    Together's alternatives count where there is a table for each token; its SDK types one table for a whole answer,
+    which belongs to a place only where the answer has a single token.
+    """
+
+    content: list[TokenT] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[Shown | None] | Shown | None = None
+
+    @property
+    def entries(self) -> Sequence[TokenT | TokenWithAlternatives] | None:
+        """A place each; None where the server showed none, or lists that do not fit each other."""
+        if self.content is not None:
+            return self.content
+        tokens, values, shown = self.tokens, self.token_logprobs, self.top_logprobs
+        if tokens is None or values is None or len(tokens) != len(values):
+            return None
+        if isinstance(shown, dict):
+            shown = [shown] if len(tokens) == 1 else None
+        tables = shown if shown is not None and len(shown) == len(tokens) else [None] * len(tokens)
+        return [
+            TokenWithAlternatives(token, value, [Alternative(*pair) for pair in (table or {}).items()])
+            for token, value, table in zip(tokens, values, tables, strict=True)
+        ]
+
+
+class AnswerMessage(Struct, gc=False):
+    """What the assistant said."""
+
+    content: str | None = None
+    refusal: str | None = None
+
+
+class Choice(Struct, Generic[TokenT], gc=False):
+    """One of the n completions."""
+
+    message: AnswerMessage
+    index: int = 0
+    finish_reason: str | None = None
+    logprobs: Logprobs[TokenT] | None = None
+
+
+class PromptDetails(Struct, gc=False):
+    """How the prompt's tokens were billed."""
+
+    cached_tokens: int | None = None
+
+
+class UsageFields(Struct, gc=False):
+    """Tokens as the server counted them."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+    def usage(self) -> Usage:
+        """The same as a record."""
+        details = self.prompt_tokens_details
+        cached = details.cached_tokens if details else None
+        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0, cached or 0)
+
+
+class ChatAnswer(Struct, Generic[TokenT], gc=False):
+    """The whole answer. Some proxies send errors with status 200; they have no choices."""
+
+    choices: list[Choice[TokenT]] = []
+    usage: UsageFields | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The token places of one completion, with what else stood there."""
+
+    entries: tuple[TokenWithAlternatives, ...]
+    usage: Usage
+
+
+class ChatDecoder:
+    """Turns bodies into replies. Stateless; made once because msgspec compiles its decoders."""
+
+    def __init__(self) -> None:
+        self._plain = msgspec.json.Decoder(ChatAnswer[Alternative])
+        self._rich = msgspec.json.Decoder(ChatAnswer[TokenWithAlternatives])
+
+    def positions(self, body: bytes) -> Positions | None:
+        """Every token place of the first completion, end of turn included; None without a completion.
+
+        Raises:
+            msgspec.DecodeError: the body is not JSON, or not of this shape.
+        """
+        answer = self._rich.decode(body)
+        if not answer.choices:
+            return None
+        logprobs = answer.choices[0].logprobs
+        entries = logprobs.entries if logprobs else None
+        return Positions(tuple(entries or ()), answer.usage.usage() if answer.usage else Usage())
+
+    def reply(self, body: bytes, pace: Pace, *, alternatives: bool) -> Reply | None:
+        """The reply, or None for a body without a single completion.
+
+        A server that ignores `n` gives fewer completions than were asked for: they are handed on as they are.
+
+        Raises:
+            msgspec.DecodeError: the body is not JSON, or not of this shape.
+        """
+        answer = self._rich.decode(body) if alternatives else self._plain.decode(body)
+        choices = answer.choices
+        if not choices:
+            return None
+        if len(choices) > 1:
+            choices = sorted(choices, key=_index)
+        completions = tuple([_completion(choice) for choice in choices])
+        return Reply(completions=completions, usage=answer.usage.usage() if answer.usage else Usage(), pace=pace)
+
+
+def _index(choice: Choice[Alternative] | Choice[TokenWithAlternatives]) -> int:
+    return choice.index
+
+
+def _completion(choice: Choice[Alternative] | Choice[TokenWithAlternatives]) -> Completion:
+    message = choice.message
+    if message.refusal and not message.content:
+        return Completion(message.refusal, "refused")
+    text = message.content or ""
+    finish = finish_of(choice.finish_reason)
+    entries = choice.logprobs.entries if choice.logprobs else None
+    if entries is None or (text and not entries):
+        return Completion(text, finish)
+    tokens = [entry.token for entry in entries]
+    kept = message_tokens(tokens, text)
+    top = _alternatives(entries[:kept])
+    return Completion(
+        text,
+        finish,
+        token_logprobs=_logprobs(entries[:kept]),
+        tokens=tuple(tokens[:kept]) if top is not None else None,
+        top=top,
+    )
+
+
+def _logprobs(entries: Sequence[Alternative | TokenWithAlternatives]) -> FloatArray | None:
+    """float32, shape (tokens,); None where the server left one out."""
+    values = [entry.logprob for entry in entries]
+    return None if None in values else np.array(values, dtype=np.float32)
+
+
+def _alternatives(
+    entries: Sequence[Alternative | TokenWithAlternatives],
+) -> tuple[tuple[tuple[str, float], ...], ...] | None:
+    """Per token the alternatives that were shown; None where there was none at all."""
+    if not entries or isinstance(entries[0], Alternative):
+        return None
+    shown = [_pairs(entry) for entry in entries if isinstance(entry, TokenWithAlternatives)]
+    return tuple(shown) if any(shown) else None
+
+
+def _pairs(entry: TokenWithAlternatives) -> tuple[tuple[str, float], ...]:
+    return tuple([(other.token, other.logprob) for other in entry.top_logprobs or () if other.logprob is not None])
+
+
+def message_tokens(tokens: Sequence[str], text: str) -> int:
+    """How many leading tokens belong to the message; the rest is the end of turn or a cut-off stop string."""
+    joined = "".join(tokens)
+    count = len(tokens)
+    while count and not tokens[count - 1]:
+        count -= 1
+    if joined == text:
+        return count
+    start = joined.find(text)
+    if start < 0:  # the pieces of one character are shown escaped, so that nothing adds up: look at the last alone
+        return count - 1 if count and _is_marker(tokens[count - 1], text) else count
+    end = len(joined)
+    while count and end - len(tokens[count - 1]) >= start + len(text):
+        count -= 1
+        end -= len(tokens[count])
+    return count
+
+
+def _is_marker(token: str, text: str) -> bool:
+    """True for a token that stands nowhere in the message and is no piece of a character either."""
+    return token not in text and "\ufffd" not in token and "\\x" not in token
+
+
+def finish_of(reason: str | None) -> Finish:
+    """The vendor's word for why a completion ended, as ours; an unknown word is an ordinary end."""
+    match reason:
+        case "length" | "max_tokens" | "model_length":
+            return "length"
+        case "content_filter" | "refusal" | "safety" | "SAFETY":
+            return "refused"
+        case "error" | "abort" | "cancelled" | "tool_calls" | "function_call":
+            return "failed"
+        case _:
+            return "stop"
 
 
 class OpenAIChat:

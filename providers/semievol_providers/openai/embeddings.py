@@ -16,11 +16,8 @@ from msgspec import Struct
 
 from semievol_api.capabilities import EmbedReply, EmbedRequest
 from semievol_api.records import FloatMatrix
-from semievol_providers.openai.chat_answer import UsageFields
-from semievol_providers.openai.chat_body import encode
-from semievol_providers.openai.error_translation import error_in_body, invalid_answer
-from semievol_providers.openai.hot_path import HotPath
-from semievol_providers.openai.pace import pace_of
+from semievol_providers.openai.chat import HotPath, UsageFields, encode
+from semievol_providers.openai.errors import error_in_body, invalid_answer, pace_of
 from semievol_providers.openai.settings import Dialect
 
 _WHAT = "embeddings"

@@ -15,11 +15,8 @@ import msgspec
 
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest
 from semievol_api.records import Prompt
-from semievol_providers.openai.chat_answer import ChatDecoder, TokenWithAlternatives
-from semievol_providers.openai.chat_body import chat_body, encode
-from semievol_providers.openai.error_translation import error_in_body, invalid_answer
-from semievol_providers.openai.hot_path import HotPath
-from semievol_providers.openai.pace import pace_of
+from semievol_providers.openai.chat import ChatDecoder, HotPath, TokenWithAlternatives, chat_body, encode
+from semievol_providers.openai.errors import error_in_body, invalid_answer, pace_of
 
 _WHAT = "chat/completions"
 _ANSWER_TOKENS = 8

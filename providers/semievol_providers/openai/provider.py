@@ -12,17 +12,15 @@ from urllib.parse import urlsplit
 
 from semievol_api.capabilities import Provider, ProviderSettings, Wire
 from semievol_providers.openai.batches import OpenAIBatchChat
-from semievol_providers.openai.chat import OpenAIChat
+from semievol_providers.openai.chat import HotPath, OpenAIChat
 from semievol_providers.openai.embeddings import OpenAIEmbedder
-from semievol_providers.openai.finetuner import OpenAIFineTuner
-from semievol_providers.openai.hot_path import HotPath
+from semievol_providers.openai.finetuner import OpenAIFineTuner, OpenAIRemote
 from semievol_providers.openai.option_reader import OpenAIOptionReader
-from semievol_providers.openai.remote import OpenAIRemote
 from semievol_providers.openai.sdk import NewTransport, Sdk, installed_major
 from semievol_providers.openai.settings import Connection, read_connection
 
 if TYPE_CHECKING:
-    from semievol_api.transport.http import HttpSend
+    from semievol_api.cassettes.http import HttpSend
 
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
@@ -46,7 +44,7 @@ def connect(settings: ProviderSettings) -> Provider:
     connection = read_connection(settings)
     if settings.wire is not None:
         return provider_over(connection, _wires_over(settings.wire))
-    from semievol_api.transport.http import AiohttpSend
+    from semievol_api.cassettes.http import AiohttpSend
 
     behind_proxy = any(settings.environ.get(variable) for variable in _PROXY_VARIABLES)
     nearby = urlsplit(connection.base_url).hostname in _THIS_MACHINE
@@ -57,7 +55,7 @@ def connect(settings: ProviderSettings) -> Provider:
 def _wires_over(wire: Wire) -> Wires:
     """Both ways out through one wire, which whoever opened it closes."""
 
-    from semievol_api.transport.sdk import sdk_transport
+    from semievol_api.cassettes.http import sdk_transport
 
     send = cast("HttpSend", wire)
 

@@ -8,8 +8,9 @@ what is asked.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import msgspec
 from msgspec import Struct
 
-from semievol_providers.openai.error_translation import error_from_answer, error_on_the_way, invalid_answer
+from semievol_providers.openai.errors import error_from_answer, error_on_the_way, invalid_answer
 from semievol_providers.openai.settings import Connection
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
 
 NewTransport: TypeAlias = Callable[[], Any]
 """Makes an async transport of the installed major's HTTP library (httpx2 for 3, httpx for 2)."""
@@ -165,3 +167,45 @@ def _new_client(connection: Connection, new_transport: NewTransport | None) -> A
 
 async def _drop_bearer(request: Any) -> None:
     request.headers.pop("authorization", None)
+
+
+_WHAT = "models"
+
+
+class Deprecation(Struct, frozen=True):
+    """Azure's dates of a model's end, in Unix seconds."""
+
+    inference: int | None = None
+
+
+class ModelFacts(Struct, frozen=True):
+    """One model as its vendor tells it."""
+
+    id: str
+    created: int | None = None
+    owned_by: str | None = None
+    shutdown_date: str | None = None
+    deprecation: Deprecation | None = None
+
+    @property
+    def end(self) -> str | None:
+        """The ISO date from which the model does not answer; None where the vendor announces none."""
+        if self.shutdown_date or self.deprecation is None or self.deprecation.inference is None:
+            return self.shutdown_date
+        return datetime.datetime.fromtimestamp(self.deprecation.inference, datetime.UTC).date().isoformat()
+
+
+class OpenAIModels:
+    """Lists and looks up models at one endpoint."""
+
+    def __init__(self, sdk: Sdk) -> None:
+        self._sdk = sdk
+
+    async def list(self) -> Sequence[ModelFacts]:
+        """All models that the key may see."""
+        listed = self._sdk.items(ModelFacts, _WHAT, lambda client, _: client.models.with_raw_response.list())
+        return [model async for model in listed]
+
+    async def retrieve(self, name: str) -> ModelFacts:
+        """One model; `RefusedError` with code `model_not_found` where there is none."""
+        return await self._sdk.ask_for(ModelFacts, _WHAT, lambda client: client.models.with_raw_response.retrieve(name))

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_api.errors import ConfigError
-from semievol_providers.scripted.chat import Manners, ScriptedChat, ScriptedEmbedder
-from semievol_providers.scripted.jobs import ScriptedJobs
+from semievol_providers.scripted.provider import Manners, ScriptedChat, ScriptedEmbedder, ScriptedJobs
 
 
 class ScriptedSettings(BaseModel):

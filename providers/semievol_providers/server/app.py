@@ -6,34 +6,99 @@ Knows nothing of what single routes do, nor of the command line.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import logging
+import re
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes, pages
+from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
-from semievol_providers.server.batch_runner import BatchRunner
-from semievol_providers.server.deletion import delete_model
+from semievol_providers.server.batch_work import BatchRunner
+from semievol_providers.server.deletion import delete_model, sweep
 from semievol_providers.server.disk import Disk, disk_full, is_full, unwritable
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import Gate
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.loops import Loops
-from semievol_providers.server.meter import Meter
 from semievol_providers.server.models import ModelTable, model_object
-from semievol_providers.server.rate_limits import RateLimits
+from semievol_providers.server.rate_limits import Meter, RateLimits
 from semievol_providers.server.services import Services, owner_of, services
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import State
-from semievol_providers.server.sweep import sweep
+
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+async def page(_request: Request) -> Response:
+    """GET /"""
+    html = files("semievol_providers.server").joinpath("page.html").read_text(encoding="utf-8")
+    hashes = {kind: _hash(text) for kind, text in _INLINE.findall(html)}
+    policy = (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return Response(html, headers=headers, media_type="text/html")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+async def health(request: Request) -> Response:
+    """GET /healthz"""
+    parts = services(request)
+    troubles = parts.loops.troubles
+    status = "degraded" if troubles else "ok"
+    if not request.state.known:  # who has no key learns how the server is, no more
+        return json_response({"status": status})
+    running = parts.jobs.running
+    return json_response(
+        {
+            "status": status,
+            "reasons": [{"part": part, "reason": reason} for part, reason in troubles.items()],
+            "engine_ready": parts.engine.ready.is_set(),
+            "engine_pid": parts.engine.pid,
+            "engine_restarts": parts.engine.restarts,
+            "requests_in_flight": parts.engine.in_flight,
+            "training": {"job": running[0], "pid": running[1]} if running else None,
+        }
+    )
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics"""
+    parts = services(request)
+    single = {
+        "engine_ready": float(parts.engine.ready.is_set()),
+        "engine_restarts": float(parts.engine.restarts),
+        "engine_requests_in_flight": float(parts.engine.in_flight),
+    }
+    tables: tuple[Literal["jobs"], Literal["batches"]] = ("jobs", "batches")
+    counted: dict[str, dict[str, float]] = {
+        name: {f'status="{status}"': float(count) for status, count in parts.state.count_by_status(name).items()}
+        for name in tables
+    }
+    text = parts.meter.text({**{name: {"": value} for name, value in single.items()}, **counted})
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
 
 _log = logging.getLogger(__name__)
 
@@ -103,9 +168,9 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
 def _routes() -> list[Route]:
     jobs = "/v1/fine_tuning/jobs"
     return [
-        Route("/", pages.page),
-        Route("/healthz", pages.health),
-        Route("/metrics", pages.metrics),
+        Route("/", page),
+        Route("/healthz", health),
+        Route("/metrics", metrics),
         Route("/v1/models", _list_models),
         Route("/v1/models/{model:path}", _retrieve_model, methods=["GET"]),
         Route("/v1/models/{model:path}", _delete_model, methods=["DELETE"]),

@@ -49,7 +49,8 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     """Serve a model with the OpenAI API, fine-tuning included."""
     from semievol_api.errors import ConfigError
     from semievol_providers.local.model_folder import read_facts
-    from semievol_providers.server.settings import ServerSettings, read_limits, read_train_defaults
+    from semievol_providers.local.training_job import read_train_defaults
+    from semievol_providers.server.settings import ServerSettings, read_limits
 
     facts = read_facts(model_folder)
     keys = _read_keys(api_key_env)

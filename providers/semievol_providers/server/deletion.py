@@ -6,8 +6,9 @@ be asked for again. Knows nothing of HTTP routes or of how jobs and batches run.
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,10 @@ import msgspec
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.batch_wire import UNFINISHED as UNFINISHED_BATCH
 from semievol_providers.server.batch_wire import BatchLine, batch_lines
-from semievol_providers.server.job_wire import tuned_name
+from semievol_providers.server.job_events import tuned_name
 from semievol_providers.server.services import Services
 from semievol_providers.server.state import ENDED, Record, State
+from semievol_providers.server.state_folder import own_entries
 
 _INPUTS = ("training_file", "validation_file")
 _SHOWN = 3
@@ -165,3 +167,37 @@ def _in_use(what: str, users: Sequence[str], code: str) -> ApiError:
         param="id" if code == "file_in_use" else "model",
         headers={"x-should-retry": "false"},
     )
+
+
+_log = logging.getLogger(__name__)
+_INPUTS_SWEEP = {"training_file", "validation_file"}
+
+
+def sweep(state: State) -> int:
+    """Remove strays and what expired; returns how many strays there were."""
+    strays = list(_strays(state))
+    for path in strays:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    delete_expired(state)
+    remove_orphaned_texts(state)
+    return len(strays)
+
+
+def _strays(state: State) -> Iterator[Path]:
+    yield from own_entries(state.folder, "tmp")
+    files, batches, jobs = state.ids("files"), state.ids("batches"), state.ids("jobs")
+    for path in own_entries(state.folder, "files"):
+        if path.name not in files and path.is_file():
+            yield path
+    for path in own_entries(state.folder, "batches"):
+        if path.name not in batches and path.is_dir():
+            yield path
+    for path in own_entries(state.folder, "jobs"):
+        if path.name not in jobs and path.is_dir():
+            if {inner.name for inner in path.iterdir()} <= _INPUTS_SWEEP:
+                yield path
+            else:
+                _log.warning("%s is not in the database and was left alone; --recover takes it up", path)

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from semievol_providers.local.shortage import is_out_of_space
-from semievol_providers.local.whole_files import append_whole, write_all, write_whole
+from semievol_providers.local.disk import append_whole, is_out_of_space, write_all, write_whole
 from semievol_providers.server.api_errors import ApiError
 
 _FULL_DATABASE = (

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from semievol_providers.local.training_job import worker_environment
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.engine_pulse import beat_every_s
 from semievol_providers.server.engine_wire import (
@@ -41,7 +42,7 @@ from semievol_providers.server.engine_wire import (
     frame,
 )
 from semievol_providers.server.loops import Loops
-from semievol_providers.server.settings import ServerSettings, worker_environment
+from semievol_providers.server.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 2

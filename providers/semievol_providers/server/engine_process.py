@@ -15,14 +15,16 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from typing import IO, TypeVar
+from typing import IO, Generic, TypeVar
 
 import msgspec
 
 from semievol_api.errors import UserError
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.engine import ContextLengthError, Engine
+from semievol_providers.local.fairness import TurnQueue, fewest_tokens, most_bytes_of_a_token
 from semievol_providers.local.model_folder import quiet_known_warnings
 from semievol_providers.local.requests import (
     Delta,
@@ -34,8 +36,6 @@ from semievol_providers.local.requests import (
     SampleOutput,
 )
 from semievol_providers.server.engine_pulse import SharedPipe
-from semievol_providers.local.text_bounds import fewest_tokens, most_bytes_of_a_token
-from semievol_providers.server.engine_intake import Arrived, Intake
 from semievol_providers.server.engine_wire import (
     Ask,
     ChatAsk,
@@ -54,6 +54,69 @@ from semievol_providers.server.engine_wire import (
     frame,
     read_ask,
 )
+
+T = TypeVar("T")
+_LONG_CHARS = 2**16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrived(Generic[T]):
+    """A question with its owner and its length in characters or token ids."""
+
+    question: T
+    owner: str
+    size: int
+
+
+class Intake(Generic[T]):
+    """`put` questions in; `prepare` is called with each, in one of two threads."""
+
+    def __init__(self, prepare: Callable[[T], None]) -> None:
+        self._short = _Line("intake", prepare)
+        self._long = _Line("intake-long", prepare)
+
+    def put(self, arrived: Arrived[T]) -> None:
+        """Queue a question."""
+        self._line(arrived).put(arrived)
+
+    def drop(self, arrived: Arrived[T]) -> None:
+        """Take a question out, unless its turn has come."""
+        self._line(arrived).drop(arrived)
+
+    def _line(self, arrived: Arrived[T]) -> _Line[T]:
+        return self._long if arrived.size > _LONG_CHARS else self._short
+
+
+class _Line(Generic[T]):
+    def __init__(self, name: str, prepare: Callable[[T], None]) -> None:
+        self._prepare = prepare
+        self._queue: TurnQueue[Arrived[T]] = TurnQueue()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def put(self, arrived: Arrived[T]) -> None:
+        with self._changed:
+            self._queue.add(arrived.owner, arrived)
+            self._changed.notify()
+
+    def drop(self, arrived: Arrived[T]) -> None:
+        with self._changed:
+            self._queue.remove(arrived.owner, arrived)
+
+    def _run(self) -> None:
+        while True:
+            self._prepare(self._next())
+
+    def _next(self) -> T:
+        with self._changed:
+            while not len(self._queue):
+                self._changed.wait()
+            owner = self._queue.next_owner()
+            arrived = self._queue.first(owner)
+            self._queue.remove(owner, arrived)
+            self._queue.charge(owner, 1 + arrived.size)
+            return arrived.question
+
 
 _LEAST_LOGPROB = -9999.0
 _PIPE_BYTES = 2**20

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.chat_wire import parse
-from semievol_providers.server.job_wire import JobBody, new_job
+from semievol_providers.server.job_events import JobBody, new_job
 from semievol_providers.server.services import Services, cursor_of, owner_of, services
 from semievol_providers.server.state import FileRow, Page, Record
 

@@ -19,17 +19,16 @@ from pathlib import Path
 
 import msgspec
 
+from semievol_providers.local.fairness import Turns
 from semievol_providers.local.train import EXIT_NO_SPACE
-from semievol_providers.local.training_file import MIN_EXAMPLES, TrainingFileError, read_examples
-from semievol_providers.local.training_job import TrainingJob
-from semievol_providers.local.turns import Turns
+from semievol_providers.local.training_data import MIN_EXAMPLES, TrainingFileError, read_examples
+from semievol_providers.local.training_job import TrainingJob, worker_environment
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.disk import told, will_pass
-from semievol_providers.server.job_events import JobEvents
-from semievol_providers.server.job_wire import Resolved, resolve, with_hyperparameters
+from semievol_providers.server.job_events import JobEvents, Resolved, resolve, with_hyperparameters
 from semievol_providers.server.loops import Loops, first_of
 from semievol_providers.server.models import ModelTable
-from semievol_providers.server.settings import ServerSettings, worker_environment
+from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import Record, State
 
 VALIDATION = "job validation"

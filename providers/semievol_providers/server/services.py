@@ -14,13 +14,12 @@ from starlette.requests import Request
 from semievol_api.records import JsonValue
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.batch_runner import BatchRunner
+from semievol_providers.server.batch_work import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.loops import Loops
-from semievol_providers.server.meter import Meter
 from semievol_providers.server.models import ModelTable
-from semievol_providers.server.rate_limits import RateLimits
+from semievol_providers.server.rate_limits import Meter, RateLimits
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import Cursor, State
 

@@ -7,6 +7,7 @@ key is asked for) and are seen by that owner only. Knows nothing of HTTP, proces
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import string
 import time
@@ -18,7 +19,44 @@ from typing import Literal
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.disk import Disk
-from semievol_providers.server.job_record import write_job_record
+
+NAME = "record.json"
+_FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """The job object as it was last written, and the hash that names its owner.
+
+    `is_rebuilt` where it was put together from other files.
+    """
+
+    record: dict[str, JsonValue]
+    owner: str
+    is_rebuilt: bool = False
+
+
+def write_job_record(folder: Path, record: dict[str, JsonValue], owner: str) -> None:
+    """Write it whole or not at all. A job does not fail for want of it: the database is what counts."""
+    partial = folder / f"{NAME}.partial"
+    try:
+        partial.write_text(json.dumps({"format": _FORMAT, "owner": owner, "record": record}), encoding="utf-8")
+        partial.replace(folder / NAME)
+    except OSError as error:
+        _log.warning("the record of %s could not be kept in its folder: %s", record["id"], error)
+
+
+def read_job_record(folder: Path) -> JobRecord | None:
+    """What was written; None where an older server wrote nothing, or what is there cannot be read."""
+    try:
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        if int(found["format"]) != _FORMAT or found["record"]["id"] != folder.name:
+            return None
+        return JobRecord(dict(found["record"]), str(found["owner"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
 
 DATABASE = "state.sqlite"
 APPLICATION_ID = 0x53455331

@@ -11,15 +11,17 @@ import os
 import re
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
-from semievol_api.database_header import DamagedDatabaseError, read_header
 from semievol_api.errors import UserError
+from semievol_api.store.database_header import DamagedDatabaseError, read_header
 from semievol_providers.server.state import APPLICATION_ID, DATABASE, FORMAT, TABLES
 
 MARKER = "semievol-state.json"
@@ -233,3 +235,47 @@ def _not_ours(folder: Path, names: Iterable[str]) -> StateFolderError:
         "in its state folder, so it takes only an empty one or its own. Nothing was touched. Name another folder with "
         "--state."
     )
+
+
+_WAIT_S = 2.0
+
+
+class StateInUseError(UserError):
+    """Another server works in this state folder."""
+
+
+@contextmanager
+def hold_state(folder: Path) -> Generator[None]:
+    """Hold the folder's lock; the folder is made if it is missing.
+
+    Raises:
+        StateInUseError: another process holds it, even after a few seconds.
+        StateFolderError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise unusable(folder, error) from error
+    with lock:
+        _wait_for(lock, folder)
+        yield
+
+
+def _wait_for(lock: IO[str], folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise StateInUseError(
+                    f"The state folder {str(folder)!r} is in use by another server. Stop it, or give "
+                    "this one a folder of its own with --state."
+                ) from error
+            time.sleep(0.1)

@@ -18,21 +18,20 @@ import msgspec
 
 from semievol_api.records import JsonValue
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.server.job_record import JobRecord, read_job_record
-from semievol_providers.server.job_wire import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters
+from semievol_providers.server.job_events import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters
 from semievol_providers.server.services import owner_of_key
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import DATABASE, ENDED, FileRow, Record, State, new_id
+from semievol_providers.server.state import DATABASE, ENDED, FileRow, JobRecord, Record, State, new_id, read_job_record
 from semievol_providers.server.state_folder import (
     FolderCondition,
     StateFolderError,
     check_folder,
     claim,
+    hold_state,
     own_entries,
     put_database_aside,
     unusable,
 )
-from semievol_providers.server.state_lock import hold_state
 
 _ASIDE = "unrecovered"
 _INPUTS = {"training_file": "fine-tune", "validation_file": "fine-tune"}

@@ -13,11 +13,11 @@ from typing import Any
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Reply
 from semievol_api.errors import TransientError
 from semievol_api.records import Usage
+from semievol_providers.local.chat import AdapterOf, completion_of, prompt_ids
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.option_scores import label_token_ids
-from semievol_providers.local.provider_chat import AdapterOf, completion_of, prompt_ids
+from semievol_providers.local.decoding import Transcript
+from semievol_providers.local.packed import label_token_ids
 from semievol_providers.local.requests import SampleOutput, TokenChoice
-from semievol_providers.local.transcript import Transcript
 from semievol_providers.vllm.engine import VllmEngine
 
 

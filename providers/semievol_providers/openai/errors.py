@@ -1,0 +1,394 @@
+"""The vendor's errors as ours, in one place: statuses, bodies of any shape, broken connections.
+
+A message says what happened, to what, in the vendor's words, and what to try next; it never holds the key.
+Knows nothing of retrying: the class of the error is all that the engine needs.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import html
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from semievol_api.capabilities import Pace
+from semievol_api.errors import (
+    ContextLengthError,
+    ModelNotFoundError,
+    ProviderError,
+    RateLimitError,
+    RefusedError,
+    TransientError,
+)
+from semievol_providers.openai.settings import Connection
+
+if TYPE_CHECKING:
+    from semievol_api.cassettes.http import HttpResponse
+
+
+_UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|us|µs|ns|d|h|m|s)")
+_UNSAID = Pace()
+
+
+def pace_of(headers: Mapping[str, str]) -> Pace:
+    """The `x-ratelimit-*` headers (lower-case names) as a `Pace`; nonsense counts as not said."""
+    read = headers.get
+    limit, left = read("x-ratelimit-limit-requests"), read("x-ratelimit-remaining-requests")
+    limit_tokens, left_tokens = read("x-ratelimit-limit-tokens"), read("x-ratelimit-remaining-tokens")
+    if limit is None and left is None and limit_tokens is None and left_tokens is None:
+        return _UNSAID
+    return Pace(
+        limit_requests=_count(limit),
+        limit_tokens=_count(limit_tokens),
+        remaining_requests=_count(left),
+        remaining_tokens=_count(left_tokens),
+        reset_requests_s=duration_s(read("x-ratelimit-reset-requests")),
+        reset_tokens_s=duration_s(read("x-ratelimit-reset-tokens")),
+    )
+
+
+def duration_s(text: str | None) -> float | None:
+    """Seconds of `6m0s`, `12ms`, `1h2m3.5s` or a bare number; None for anything else."""
+    if not text:
+        return None
+    if text.endswith("ms") and text[:-2].isdecimal():  # by far the most frequent form
+        return int(text[:-2]) / 1000.0
+    total, end = 0.0, 0
+    for part in _PART.finditer(text):
+        if part.start() != end:
+            return None
+        total += float(part[1]) * _UNIT_S[part[2]]
+        end = part.end()
+    if end == len(text):
+        return total
+    return _seconds(text) if end == 0 else None
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+QUOTA_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "account_deactivated",
+        "access_terminated",
+        "credits_exhausted",
+        "insufficient_balance",
+    }
+)
+"""Codes that vendors send with status 429 although waiting would not help."""
+
+ABSENT_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
+
+_MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
+_KEY = "Check that {key_source} holds a current key of this vendor, then start again; nothing is lost."
+_MODEL = "Check the model's name for this vendor, and whether the key's project may use it or the vendor ended it."
+_CONTENT = "The vendor's content rules stopped this text; the row is recorded as refused and asking again won't help."
+_LENGTH = "Use fewer or shorter references (few-shot examples), a smaller max_tokens, or a model with a longer context."
+_FILE = "Check the training file: one chat per line, at least 10 of them, each ending with the assistant's turn."
+_ROOM = "The quota of files, jobs or deployments is used up: look at `semievol clean --remote`, or ask for more."
+_TRAINING = "Choose a base model that this vendor still trains, or give the trainer role to another provider."
+
+_BY_CODE: Mapping[str, str] = {
+    **dict.fromkeys(QUOTA_CODES, _MONEY),
+    "invalid_api_key": _KEY,
+    "invalid_organization": "Check the organization and project variables; a key works only within its own.",
+    "mismatched_organization": "Check the organization and project variables; a key works only within its own.",
+    "mismatched_project": "Check the organization and project variables; a key works only within its own.",
+    "unsupported_country_region_territory": "Not served in this region: use another provider for the role.",
+    "unknown_url": "This server does not offer that: give the role to another provider, or choose another mode.",
+    "model_not_found": _MODEL,
+    "DeploymentNotFound": (
+        "Deploy the model under this name at the vendor (a tuned one under its own name), wait some minutes until "
+        "it answers, and run again: nothing is lost."
+    ),
+    "OperationNotSupported": _MODEL,
+    "model_not_available": _TRAINING,
+    "model_not_supported": _TRAINING,
+    "fine_tuning_not_supported": _TRAINING,
+    "context_length_exceeded": _LENGTH,
+    "string_above_max_length": _LENGTH,
+    "content_filter": _CONTENT,
+    "content_policy_violation": _CONTENT,
+    "ResponsibleAIPolicyViolation": _CONTENT,
+    "invalid_prompt": _CONTENT,
+    "invalid_training_file": _FILE,
+    "invalid_file_format": _FILE,
+    "invalid_n_examples": _FILE,
+    "too_few_examples": _FILE,
+    "deleted_training_file": "Someone deleted the uploaded file. Start again: it is uploaded anew.",
+    "exceeded_quota": _MONEY,
+    "jsonlValidationFailed": _FILE,
+    "fileImportFailed": _FILE,
+    "contentFilter": _CONTENT,
+    "unauthorized": _KEY,
+    "quotaExceeded": _ROOM,
+    "daily_rate_limit_exceeded": "The day's number of fine-tuning jobs is used up. Start again tomorrow.",
+    "safety_eval_failed": "The vendor's safety evaluation failed: look for harmful rows in the data.",
+    "unsupported_value": "Change or leave out the setting that the message names.",
+    "unsupported_parameter": "Change or leave out the setting that the message names.",
+    "unknown_parameter": "This server does not know the setting that the message names: leave it out.",
+}
+
+_BY_STATUS: Mapping[int, str] = {
+    400: "Change the setting that the message names.",
+    401: _KEY,
+    402: _MONEY,
+    403: "Check that the key in {key_source} may use this model and endpoint, and that the region is served.",
+    404: "Check the model's name, and base_url ({base_url}): it usually ends with /v1.",
+    405: "Check base_url ({base_url}): it usually ends with /v1.",
+    410: _MODEL,
+    413: "The request is too large: use fewer references, or a smaller file.",
+    415: "Check base_url ({base_url}); this server does not speak the OpenAI protocol there.",
+    422: "Change the setting that the message names.",
+    451: _CONTENT,
+}
+
+_BY_WORDS: tuple[tuple[str, str], ...] = (
+    ("maximum context length", _LENGTH),
+    ("context window", _LENGTH),
+    ("expired", _KEY),
+    ("content management policy", _CONTENT),
+    ("resource not found", "Check api_version and base_url ({base_url}): Azure's end with /openai, or /openai/v1."),
+    ("does not support fine-tuning", _TRAINING + " Newer Azure wants job_extra_body = { trainingType = 1 } here."),
+    ("safety", "Look at the vendor's reason; harmful rows in the training data are the usual cause."),
+    ("country", "Not served in this region: use another provider for the role."),
+)
+
+
+def is_context_length(code: str | None, message: str) -> bool:
+    """Whether a refusal is about the prompt's length, in this vendor's words."""
+    return next_step(None, code, message) is _LENGTH
+
+
+def next_step(status: int | None, code: str | None, message: str) -> str:
+    """One sentence; `{key_source}` and `{base_url}` in it are the caller's to fill."""
+    if code is not None and code in _BY_CODE:
+        return _BY_CODE[code]
+    lowered = message.lower()
+    for words, advice in _BY_WORDS:
+        if words in lowered:
+            return advice
+    if status is not None and status in _BY_STATUS:
+        return _BY_STATUS[status]
+    return "The vendor's message is all that is known; its documentation may say more about the code."
+
+
+_LONGEST_QUOTE = 400
+_KEY_SHAPE = re.compile(r"\b(?:sk|rk|pk|org|proj)-[A-Za-z0-9_*-]{8,}|\bBearer\s+\S+")
+_WORTH_ANOTHER_TRY = frozenset({408, 409, 425})
+
+
+@dataclass(frozen=True, slots=True)
+class VendorError:
+    """What an error body says, whatever its shape; empty where it says nothing."""
+
+    message: str = ""
+    code: str | None = None
+    kind: str | None = None
+    param: str | None = None
+
+
+def error_from_answer(
+    what: str, status: int, headers: Mapping[str, str], body: bytes, connection: Connection
+) -> ProviderError:
+    """The error that an answer with an error status stands for. `what` names the endpoint."""
+    said = read_vendor_error(body)
+    opening = _opening(what, f"answered {status}{_code_words(said)}", connection)
+    quote = _quote(said.message, connection)
+    if status == 429 and not _out_of_money(said):
+        text = f"{opening}: too many requests or tokens for now{quote}. The engine waits and asks again."
+        return RateLimitError(text, retry_after_s=_retry_after_s(headers), code=said.code)
+    if status in _WORTH_ANOTHER_TRY or status >= 500:
+        text = f"{opening}{quote}. The server failed, not the request; another attempt may succeed."
+        return TransientError(text, status=status, code=said.code, param=said.param)
+    code = "insufficient_quota" if status == 429 and said.code is None else said.code
+    advice = _fill(next_step(status, code, said.message), connection)
+    return _refusal(code, said.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=said.param)
+
+
+def _refusal(code: str | None, message: str) -> type[RefusedError]:
+    if is_context_length(code, message):
+        return ContextLengthError
+    return ModelNotFoundError if code in ABSENT_MODEL_CODES else RefusedError
+
+
+def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> ProviderError:
+    """The error behind status 200 and no content: some proxies put the real status into the body."""
+    said = read_vendor_error(answer.body)
+    if said.code is not None and said.code.isdecimal() and 400 <= int(said.code) < 600:
+        return error_from_answer(what, int(said.code), answer.headers, answer.body, connection)
+    opening = _opening(what, "answered 200 without what was asked for", connection)
+    return TransientError(f"{opening}{_quote(said.message, connection)}. Another attempt may succeed.", status=200)
+
+
+def invalid_answer(what: str, body: bytes, connection: Connection) -> TransientError:
+    """For an answer that is not the JSON it should be: cut off, or somebody else's page."""
+    opening = _opening(what, "sent something that is not a valid answer", connection)
+    return TransientError(
+        f"{opening} ({len(body)} bytes{_quote(_plain_text(body), connection)}). If this stays, check base_url "
+        f"({connection.base_url}): it usually ends with /v1.",
+        status=200,
+    )
+
+
+def error_on_the_way(what: str, error: Exception, connection: Connection) -> TransientError | RefusedError:
+    """For a request without an answer: no connection, no name, no trust, no time."""
+    causes = list(_causes(error))
+    host = urlsplit(connection.base_url).hostname
+    unasked = _opening(what, "could not be asked", connection)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return RefusedError(
+            f"{unasked}: the certificate of {host!r} is not trusted. Check base_url and the clock; behind a "
+            f"company proxy, point SSL_CERT_FILE to its certificates."
+        )
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return TransientError(
+            f"{unasked}: the name {host!r} was not found. Check base_url, the network and the proxy variables."
+        )
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return TransientError(
+            f"{unasked}: nothing listens at {connection.base_url}. Check that the server runs and that base_url "
+            f"names its port."
+        )
+    reason = scrub(str(error) or type(error).__name__, connection).rstrip(".")
+    opening = _opening(what, "gave no whole answer", connection)
+    return TransientError(f"{opening}: {reason}. Another attempt may succeed.")
+
+
+def read_vendor_error(body: bytes) -> VendorError:
+    """The message, code and param of an error body: OpenAI's, Azure's, FastAPI's, vLLM's, or a page of HTML."""
+    try:
+        tree: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return VendorError(_plain_text(body))
+    if tree is None:
+        return VendorError()
+    if not isinstance(tree, dict):
+        return VendorError(str(tree))
+    found = tree.get("error", tree)
+    if not isinstance(found, dict):
+        return VendorError(str(found), _word(tree.get("code")))
+    inner = found.get("innererror") or found.get("inner_error")  # as Azure sends it, and as it documents it
+    code = inner.get("code") if isinstance(inner, dict) and found.get("code") is None else found.get("code")
+    message = found.get("message") or found.get("detail") or tree.get("message") or ""
+    if isinstance(message, list):
+        message = "; ".join(str(part.get("msg", part)) if isinstance(part, dict) else str(part) for part in message)
+    return VendorError(str(message), _word(code), _word(found.get("type")), _word(found.get("param")))
+
+
+def job_failure(said: VendorError, connection: Connection) -> str | None:
+    """Why a fine-tuning job failed and what to do, or None where the vendor says nothing."""
+    if not said.message and not said.code:
+        return None
+    advice = _fill(next_step(None, said.code, said.message), connection)
+    message = scrub(said.message or "no reason given", connection).rstrip(".")
+    return f"{message}{_code_words(said)}. {advice}"
+
+
+def scrub(text: str, connection: Connection) -> str:
+    """The text without the key or anything of its shape."""
+    if connection.api_key:
+        text = text.replace(connection.api_key, "[key]")
+    return _KEY_SHAPE.sub("[key]", text)
+
+
+def _opening(what: str, happened: str, connection: Connection) -> str:
+    host = urlsplit(connection.base_url).netloc
+    return f"{connection.provider}: {what} at {host} {happened}"
+
+
+def _quote(message: str, connection: Connection) -> str:
+    text = " ".join(scrub(message, connection).split()).rstrip(".")
+    if len(text) > _LONGEST_QUOTE:
+        text = text[:_LONGEST_QUOTE] + "…"
+    return f': "{text}"' if text else ""
+
+
+def _code_words(said: VendorError) -> str:
+    words = [f"{name} {value}" for name, value in (("code", said.code), ("param", said.param)) if value]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _fill(advice: str, connection: Connection) -> str:
+    return advice.replace("{key_source}", connection.key_source).replace("{base_url}", connection.base_url)
+
+
+def _word(value: object) -> str | None:
+    return None if value is None or isinstance(value, dict | list) else str(value)
+
+
+def _plain_text(body: bytes) -> str:
+    """The readable part of a body that is no JSON; of an HTML page its title."""
+    text = body[:20_000].decode("utf-8", errors="replace")
+    if text.lstrip()[:1] == "<":
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+        text = title[1] if title else re.sub(r"<[^>]*>", " ", text)
+        return "a web page: " + " ".join(html.unescape(text).split())
+    return text.strip()
+
+
+def _out_of_money(said: VendorError) -> bool:
+    return said.code in QUOTA_CODES or said.kind in QUOTA_CODES
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long the vendor asks to wait: in milliseconds, in seconds, until a date, or until the quota is back."""
+    wait_ms = duration_s(headers.get("retry-after-ms"))
+    if wait_ms is not None:
+        return wait_ms / 1000
+    asked = headers.get("retry-after")
+    wait_s = duration_s(asked)
+    if wait_s is not None:
+        return wait_s
+    until, now = _moment_s(asked), _moment_s(headers.get("date"))
+    if until is not None and now is not None:
+        return max(0.0, until - now)
+    pace = pace_of(headers)
+    waits = [
+        reset
+        for left, reset in (
+            (pace.remaining_requests, pace.reset_requests_s),
+            (pace.remaining_tokens, pace.reset_tokens_s),
+        )
+        if left == 0 and reset is not None
+    ]
+    return max(waits, default=None)
+
+
+def _moment_s(text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything behind it."""
+    seen: set[int] = set()
+    here: BaseException | None = error
+    while here is not None and id(here) not in seen:
+        seen.add(id(here))
+        yield here
+        here = here.__cause__ or here.__context__

@@ -1,0 +1,234 @@
+"""Who annotates: the crew of collaborative learning, drawn with a seed or listed by the user.
+
+Knows nothing of providers or prompts' wording; an annotator is a model role and a way of asking it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from semievol_api.config.method import AnnotateSettings, AnnotatorSettings, ModelRef
+from semievol_api.config.settings import Config, Propagation
+from semievol_api.errors import ConfigError
+from semievol_api.store.artifacts import Prepared
+from semievol_api.store.fingerprints import fingerprinted
+from semievol_api.tasks import Task
+
+Reading: TypeAlias = Literal[
+    "sampled", "auto", "option_read", "option_prob", "answer_logprob", "p_true", "verbal", "votes", "neighbour_vote"
+]
+"""How an annotator's answers become probabilities. `sampled`: they don't, the paper ranks by `mean_nll`. `auto` and
+`option_prob` are settled by the probe, before anything is asked."""
+JUDGE = "judge"
+"""The role of the model that justifies: the warm one, or the base where there is none."""
+VOTING_NEIGHBOURS = 5
+NOBODY = "nobody"
+"""The role of an annotator without a model."""
+
+
+@fingerprinted(
+    "id",
+    "role",
+    "shots",
+    "permute",
+    "paraphrase",
+    "temperature",
+    "n",
+    "reading",
+    "neighbours",
+    "sharpness",
+    "alternatives",
+)
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """One way of asking: which model, how many demonstrations, how; its id seeds its random numbers.
+
+    `temperature` of None is `[annotate] temperature` where answers are sampled, else 0. `neighbours` vote where
+    `reading` is `neighbour_vote`, with `sharpness`. `alternatives` are asked for at each token, as the probe found.
+    """
+
+    id: str
+    role: str
+    shots: int
+    permute: bool = False
+    paraphrase: str | None = None
+    temperature: float | None = None
+    n: int = 1
+    reading: Reading = "sampled"
+    neighbours: int = 0
+    sharpness: float = 10.0
+    alternatives: int = 0
+
+    @property
+    def depth(self) -> int:
+        """How many nearest examples it needs."""
+        return max(self.shots, self.neighbours)
+
+
+@fingerprinted("annotators", "judge")
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Everybody whose answers count: the annotators, and the judge who justifies."""
+
+    annotators: tuple[Annotator, ...]
+    judge: Annotator
+
+    @property
+    def everybody(self) -> tuple[Annotator, ...]:
+        """The judge is one more annotator."""
+        return (*self.annotators, self.judge)
+
+    @property
+    def depth(self) -> int:
+        """How many nearest examples the crew needs."""
+        return max(annotator.depth for annotator in self.annotators)
+
+    @property
+    def asked_roles(self) -> tuple[str, ...]:
+        """The roles whose abilities matter; none where answers are only sampled."""
+        read = [a.role for a in self.everybody if a.reading not in ("sampled", "neighbour_vote")]
+        return tuple(dict.fromkeys(read))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What decides which annotators are possible: is there a warm model, are labels closed, are there vectors.
+
+    `shared_labels`: all questions have the same labels in words, whatever letters they go by.
+    """
+
+    warm: bool
+    closed: bool
+    shared_labels: bool
+    embeddings: bool
+
+
+def circumstances(task: Task, data: Prepared, warm: bool, embeddings: bool) -> Circumstances:
+    """What is possible with this task and these questions."""
+    closed = task.kind in ("multiple_choice", "labels")
+    shared = task.kind == "labels" or (closed and one_set_of_options(data))
+    return Circumstances(warm=warm, closed=closed, shared_labels=shared, embeddings=embeddings)
+
+
+def one_set_of_options(data: Prepared) -> bool:
+    """Whether all questions have the same options; looks no further than the first other ones."""
+    examples = itertools.chain(data.labeled, data.unlabeled)
+    first = next(examples, None)
+    return first is not None and all(example.options == first.options for example in examples)
+
+
+def request_seed(run_seed: int, asker: str, example_id: str) -> int:
+    """A 31-bit seed that depends on nothing but its arguments."""
+    digest = hashlib.blake2b(f"{run_seed}\x00{asker}\x00{example_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def call_crew(config: Config, here: Circumstances) -> Crew:
+    """The annotators that the config lists, or the crew of its mode; how they are read is settled by the probe.
+
+    Raises:
+        ConfigError: a listed annotator is impossible in this run.
+    """
+    annotators = _annotators(config, here)
+    sampled = all(annotator.reading == "sampled" for annotator in annotators)
+    return Crew(annotators, Annotator("justify", JUDGE, 0, reading="sampled" if sampled else "auto"))
+
+
+def _annotators(config: Config, here: Circumstances) -> tuple[Annotator, ...]:
+    settings = config.annotate
+    if config.annotators:
+        return tuple(_listed(annotator, here) for annotator in config.annotators)
+    if settings.draw == "diverse":
+        return diverse(settings, config.run.propagation, here)
+    if settings.draw == "identical":
+        role = "warm" if here.warm else "base"
+        return tuple(Annotator(f"{role}-0shot" + (f"-{i + 1}" if i else ""), role, 0) for i in range(settings.n))
+    return draw_annotators(settings, config.run.propagation if here.warm else "in-context", config.run.seed)
+
+
+def diverse(settings: AnnotateSettings, propagation: Propagation, here: Circumstances) -> tuple[Annotator, ...]:
+    """The default crew (method §3): `n` ways that err differently.
+
+    Where all questions share their labels, models with and without demonstrations and the neighbours' vote; labels
+    keep their order, which is what the warm model learned them by. Else the order of the options is shuffled too.
+    """
+    shots = 0 if propagation == "in-weight" else settings.max_shots
+    best = "warm" if here.warm else "base"
+    ways: list[Annotator] = [Annotator(f"{best}-0shot", best, 0)]
+    if here.shared_labels:
+        if here.embeddings and shots:
+            ways.append(Annotator("neighbours", NOBODY, 0, reading="neighbour_vote", neighbours=VOTING_NEIGHBOURS))
+        ways += [Annotator(f"{role}-{shots}shot", role, shots) for role in (best, "base")]
+        ways += [Annotator(f"{best}-{count}shot", best, count) for count in range(1, shots)]
+    else:
+        ways += [Annotator(f"{best}-{shots}shot-shuffled", best, shots, permute=True)]
+        ways += [Annotator(f"base-{shots}shot-shuffled", "base", shots, permute=True)]
+        ways += [Annotator(f"{best}-0shot-shuffled", best, 0, permute=True)]
+    distinct = list({annotator.id: annotator for annotator in ways}.values())
+    while len(distinct) < settings.n:
+        distinct.append(Annotator(f"{best}-{shots}shot-shuffled-{len(distinct)}", best, shots, permute=True))
+    return tuple(replace(a, reading="auto") if a.reading == "sampled" else a for a in distinct[: settings.n])
+
+
+def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: int) -> tuple[Annotator, ...]:
+    """The paper's crew: `n` of {base, warm} x {0..max_shots shots} (paper §3.3), fixed by the seed.
+
+    Without in-weight propagation there is no warm model, without in-context propagation there are no shots.
+    Drawing without replacement starts over once every way of asking is used, under other ids and so other
+    random numbers.
+    """
+    roles = ("base",) if propagation == "in-context" else ("base", "warm")
+    shots = (0,) if propagation == "in-weight" else tuple(range(settings.max_shots + 1))
+    ways = [(role, count) for role in roles for count in shots]
+    rng = random.Random(seed)
+    drawn: list[tuple[str, int]] = []
+    while len(drawn) < settings.n:
+        if settings.draw == "with-replacement":
+            drawn.append(rng.choice(ways))
+        else:
+            drawn.extend(rng.sample(ways, min(len(ways), settings.n - len(drawn))))
+    crew: list[Annotator] = []
+    for role, count in drawn:
+        again = sum((a.role, a.shots) == (role, count) for a in crew)
+        name = f"{role}-{count}shot" + (f"-{again + 1}" if again else "")
+        crew.append(Annotator(name, role, count))
+    return tuple(crew)
+
+
+def guest_role(ref: ModelRef) -> str:
+    """The role of another provider's model."""
+    return f"{ref.provider}/{ref.model}"
+
+
+def _listed(settings: AnnotatorSettings, here: Circumstances) -> Annotator:
+    if settings.model == "neighbour_vote":
+        if not here.closed or not here.embeddings:
+            lacks = "a closed set of labels" if not here.closed else 'an embedder ([retrieve] method = "embedding")'
+            raise ConfigError(f"[[annotators]] {settings.id!r}: a neighbour vote needs {lacks}, which is not here.")
+        return Annotator(
+            settings.id,
+            NOBODY,
+            0,
+            reading="neighbour_vote",
+            neighbours=settings.neighbours,
+            sharpness=settings.sharpness,
+        )
+    if settings.model == "warm" and not here.warm:
+        raise ConfigError(
+            f"[[annotators]] {settings.id!r} asks the warm model, and this run has none: there are too few labels for "
+            f'a training, or [run] propagation is "in-context". Use model = "base".'
+        )
+    return Annotator(
+        id=settings.id,
+        role=guest_role(settings.model) if isinstance(settings.model, ModelRef) else settings.model,
+        shots=settings.shots,
+        permute=settings.permute,
+        paraphrase=settings.paraphrase,
+        temperature=settings.temperature,
+        n=settings.n,
+        reading=settings.estimator,
+    )

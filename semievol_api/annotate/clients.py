@@ -1,0 +1,85 @@
+"""The live clients of one run: who is asked, who embeds, who trains.
+
+Built from the config by `session.py`, handed to the pipeline. Knows nothing of the order of the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from semievol_api.annotate.requests import Student
+from semievol_api.annotate.retrieval import EmbeddingTool
+from semievol_api.capabilities import Provider
+from semievol_api.config.method import TrainSettings
+from semievol_api.engine import RequestEngine
+from semievol_api.planning.limits import with_bases
+from semievol_api.scale.executor import Here, Spread
+from semievol_api.store.artifacts import Abilities, TunedModel
+from semievol_api.training.fine_tuning import Trainer
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Another provider's model among the annotators."""
+
+    provider: Provider
+    model: str
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Roles filled by providers. `gold` maps unlabelled ids to answers and is for the oracle report alone."""
+
+    engine: RequestEngine
+    student_provider: Provider
+    student_model: str
+    trainer: Trainer
+    embedder: EmbeddingTool | None
+    gold: Mapping[str, str]
+    max_failed_share: float
+    guests: Mapping[str, Guest] = field(default_factory=dict[str, Guest])
+    spread: Spread = field(default_factory=Here)
+
+    @property
+    def base(self) -> TunedModel:
+        """The student before any training."""
+        return TunedModel(self.student_model, self.student_model)
+
+    def given(self, model: str) -> TunedModel:
+        """A model that the user already has."""
+        return TunedModel(model, self.student_model)
+
+    def after(self, abilities: Abilities) -> Tools:
+        """The same tools, where a server that was found to give no log-probabilities is not asked for any."""
+        if "text" not in abilities.of.values():
+            return self
+        return replace(self, student_provider=replace(self.student_provider, scored=None, option_reader=None))
+
+    def training(
+        self, name: str, settings: TrainSettings, models: Mapping[str, TunedModel]
+    ) -> tuple[Trainer, TrainSettings]:
+        """Who makes a model of the run's end, and how; the baseline is trained as the warm model was."""
+        if name == "sft":
+            return self.trainer, settings
+        if settings.start == "base" or "warm" not in models:
+            return self.trainer, settings.final
+        warm = models["warm"]
+        return replace(self.trainer, base=warm.model, base_identity=warm.identity), settings.final
+
+    def student(self, models: Mapping[str, TunedModel]) -> Student:
+        """The models to be asked, by role."""
+        return Student(
+            engine=self.engine,
+            provider=with_bases(self.student_provider, {model.model: model.base for model in models.values()}),
+            models={role: model.model for role, model in models.items()} | self._guest_models,
+            identities={role: model.identity for role, model in models.items()},
+            seed=self.trainer.seed,
+            max_failed_share=self.max_failed_share,
+            guests={role: guest.provider for role, guest in self.guests.items()},
+            spread=self.spread,
+        )
+
+    @property
+    def _guest_models(self) -> dict[str, str]:
+        return {role: guest.model for role, guest in self.guests.items()}

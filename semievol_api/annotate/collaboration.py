@@ -1,0 +1,194 @@
+"""Self-justification: the warm model weighs the annotators' answers and gives the final one (paper §3.3).
+
+In the calibrated mode only where the crew is uncertain, and as one more annotator that never overrides. Knows
+nothing of selection or of vendors.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semievol_api.annotate.annotators import NOBODY, Crew, request_seed
+from semievol_api.annotate.pooled import Rows, opinions
+from semievol_api.annotate.replies import Question
+from semievol_api.annotate.requests import Corpus, Student, Tone, ask, question, questions_of, verification
+from semievol_api.config.method import AnnotateSettings, JustifySettings, ThresholdPool
+from semievol_api.data.tables import evidence_table, joined_evidence
+from semievol_api.records import Evidence, Example
+from semievol_api.scale.executor import Shard
+from semievol_api.selection import worth_justifying
+from semievol_api.store.artifacts import EvidenceTable
+from semievol_api.store.fingerprints import stage
+from semievol_api.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@stage("collaborate")
+async def collaborate(
+    student: Student, corpus: Corpus, crew: Crew, settings: AnnotateSettings, pool: ThresholdPool
+) -> EvidenceTable:
+    """One evidence row per (example, annotator, sample); a failed request is a row with its reason."""
+    tone = Tone(settings.max_tokens, settings.temperature)
+    return EvidenceTable(student.over(Collaboration(corpus, crew, tone, pool)))
+
+
+@dataclass(frozen=True)
+class Collaboration:
+    """Asks the whole crew about a shard of the pool."""
+
+    corpus: Corpus
+    crew: Crew
+    tone: Tone
+    threshold_pool: ThresholdPool
+    stage: str = "collaborate"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See `Work`."""
+        return self.corpus.sizes(self.threshold_pool)
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """See `Work`."""
+        return joined_evidence(tables)
+
+    async def __call__(self, student: Student, shard: Shard) -> pa.Table:
+        """The shard's evidence."""
+        examples = self.corpus.pool(self.threshold_pool, shard)
+
+        def questions() -> Iterator[Question]:
+            for annotator in self.crew.annotators:
+                if annotator.role != NOBODY:
+                    yield from questions_of(student, self.corpus, annotator, examples, self.tone)
+
+        rows = await ask(student, self.corpus.task, questions(), stage=self.stage)
+        return evidence_table(await self._verified(student, examples, rows))
+
+    async def _verified(
+        self, student: Student, examples: Sequence[Example], rows: Sequence[Evidence]
+    ) -> Sequence[Evidence]:
+        """The rows, those of annotators read by `p_true` with the probability that they give to their own answer."""
+        checkers = {annotator.id: annotator for annotator in self.crew.annotators if annotator.reading == "p_true"}
+        if not checkers:
+            return rows
+        task, about = self.corpus.task, {e.id: e for e in examples}
+        questions = [
+            verification(student, task, checkers[row.annotator_id], (about[row.example_id], row.answer), self.tone)
+            for row in rows
+            if row.annotator_id in checkers and row.answer is not None
+        ]
+        checked = await ask(student, task, questions, stage=self.stage)
+        verdicts = {(row.example_id, row.annotator_id): row for row in checked}
+        return [_with_verdict(row, verdicts.get((row.example_id, row.annotator_id))) for row in rows]
+
+
+def _with_verdict(row: Evidence, verdict: Evidence | None) -> Evidence:
+    if verdict is None:
+        return row
+    p_true = verdict.option_probs[0] if verdict.option_probs else None
+    return replace(row, p_true=p_true, usage=row.usage + verdict.usage)
+
+
+@stage("justify")
+async def justify(
+    student: Student,
+    corpus: Corpus,
+    crew: Crew,
+    evidence: EvidenceTable,
+    settings: JustifySettings,
+    pool: ThresholdPool,
+) -> EvidenceTable:
+    """One row per justified example; examples that nobody answered are left out and abstain."""
+    return EvidenceTable(student.over(Justification(corpus, crew, evidence, settings, pool)))
+
+
+@dataclass(frozen=True)
+class Justification:
+    """Has the judge weigh what was said about a shard of the pool."""
+
+    corpus: Corpus
+    crew: Crew
+    evidence: EvidenceTable
+    settings: JustifySettings
+    threshold_pool: ThresholdPool
+    stage: str = "justify"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See `Work`."""
+        return self.corpus.sizes(self.threshold_pool)
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """See `Work`."""
+        return joined_evidence(tables)
+
+    async def __call__(self, student: Student, shard: Shard) -> pa.Table:
+        """The shard's evidence."""
+        tone = Tone(self.settings.max_tokens, self.settings.temperature)
+        task = self.corpus.task
+
+        def questions() -> Iterator[Question]:
+            for example, shown in self._proposals(student, shard):
+                prompt = task.justify_prompt(example, (), shown)
+                yield question(student, task, self.crew.judge, (example, prompt, None), tone)
+
+        return evidence_table(await ask(student, task, questions(), stage=self.stage))
+
+    def _proposals(self, student: Student, shard: Shard) -> Iterator[tuple[Example, list[str]]]:
+        if self.settings.on == "never":
+            return
+        rows = self.evidence.by_example(shard.part)
+        if self.settings.on == "uncertain":
+            yield from self._representatives(student, self.corpus.pool("unlabeled", shard), rows)
+        else:
+            yield from self._responses(self.corpus.pool(self.threshold_pool, shard), rows)
+
+    def _responses(self, examples: Sequence[Example], rows: Rows) -> Iterator[tuple[Example, list[str]]]:
+        """Every annotator's response, as it stands."""
+        task = self.corpus.task
+        for example in examples:
+            said = [row for row in rows.get(example.id, []) if row.answer is not None]
+            if said and not (self.settings.on == "disagreements" and _agree(task, said)):
+                yield example, [_shown(task, example, row, self.settings) for row in said]
+
+    def _representatives(
+        self, student: Student, examples: Sequence[Example], rows: Rows
+    ) -> Iterator[tuple[Example, list[str]]]:
+        """One response per distinct answer, shuffled, without counts, where the crew is not sure (method §3.5)."""
+        task, found = self.corpus.task, opinions(self.corpus, self.crew.annotators, examples, rows)
+        for place in np.flatnonzero(worth_justifying(found.pooled, self.settings.margin)).tolist():
+            example = found.examples[place]
+            shown = [
+                _representative(task, example, answer, rows.get(example.id, ()), self.settings)
+                for answer in found.answers(task, place)
+            ]
+            random.Random(request_seed(student.seed, "proposals", example.id)).shuffle(shown)
+            yield example, shown
+
+
+def _representative(
+    task: Task, example: Example, answer: str, rows: Sequence[Evidence], settings: JustifySettings
+) -> str:
+    said = (row for row in rows if row.answer is not None and task.equal(row.answer, answer))
+    row = next(said, None)
+    return task.target(example, answer) if row is None or not _in_own_words(task, row, settings) else row.text
+
+
+def _shown(task: Task, example: Example, row: Evidence, settings: JustifySettings) -> str:
+    return row.text if _in_own_words(task, row, settings) else task.target(example, row.answer or "")
+
+
+def _in_own_words(task: Task, row: Evidence, settings: JustifySettings) -> bool:
+    """Not where the row's letters stood for other options than the judge's."""
+    return settings.show == "response" and (row.permutation is None or task.kind != "multiple_choice")
+
+
+def _agree(task: Task, said: Sequence[Evidence]) -> bool:
+    first = said[0].answer or ""
+    return all(task.equal(row.answer or "", first) for row in said[1:])

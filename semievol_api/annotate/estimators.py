@@ -1,0 +1,227 @@
+"""Turns one annotator's evidence into a probability per label; each estimator says what it needs.
+
+Every annotator has one estimator, fixed before the run and the same on unlabelled and calibration items. Knows
+nothing of how evidence is gathered, of servers or prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from semievol_api.errors import MissingAbilityError
+from semievol_api.records import Evidence
+from semievol_api.selection.label_probabilities import UNSEEN_LOGPROB, floored
+from semievol_api.selection.values import FloatArray, IntArray, as_scores
+
+WORD_SCALE = (
+    ("almost certain", 0.95),
+    ("highly likely", 0.9),
+    ("very good chance", 0.8),
+    ("probable", 0.75),
+    ("probably", 0.75),
+    ("likely", 0.7),
+    ("better than even", 0.6),
+    ("about even", 0.5),
+    ("probably not", 0.25),
+    ("unlikely", 0.2),
+    ("little chance", 0.1),
+    ("highly unlikely", 0.05),
+    ("almost no chance", 0.02),
+)
+"""Words offered to the model and the probability that each stands for."""
+
+_PHRASES = "|".join(re.escape(words) for words, _ in sorted(WORD_SCALE, key=lambda pair: -len(pair[0])))
+_SAID = re.compile(rf"\b(?:{_PHRASES})\b", re.IGNORECASE)
+
+
+def verbal_probability(text: str, marker: str = "Confidence:") -> float | None:
+    """The probability meant by the last phrase of the scale after the last marker, or in the whole text.
+
+    Tian et al. 2023 (arXiv 2305.14975), linguistic confidences. None where no phrase of the scale occurs.
+    """
+    at = text.casefold().rfind(marker.casefold())
+    said = _SAID.findall(" ".join(text[max(at, 0) :].split()))
+    return dict(WORD_SCALE)[said[-1].casefold()] if said else None
+
+
+Need: TypeAlias = Literal["option_probs", "answer_logprob", "p_true", "verbal", "answers"]
+"""A kind of evidence; every server gives at least `answers`."""
+EstimatorName: TypeAlias = Literal["option_prob", "answer_logprob", "p_true", "verbal", "votes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Readings:
+    """One annotator's evidence on m items, as arrays; NaN and -1 mean that there is none.
+
+    `answers` int64 (m, samples): label indices. `n_options` int64 (m,). `option_probs` float64 (m, options),
+    `answer_logprob` (natural log), `p_true` (probability that the answer is right) and `verbal` (the same, from
+    words) float64 (m,), each about the first sample; None where the annotator never has them.
+    """
+
+    answers: IntArray
+    n_options: IntArray
+    width: int
+    option_probs: FloatArray | None = None
+    answer_logprob: FloatArray | None = None
+    p_true: FloatArray | None = None
+    verbal: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimator:
+    """A way to label probabilities: float64 (m, options) from readings, NaN rows = abstain."""
+
+    name: EstimatorName
+    needs: Need
+    estimate: Callable[[Readings], FloatArray]
+
+
+def votes(answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
+    """s(c) = (v_c + 0.5) / (n_valid + 0.5 K): vote shares with the prior of Krichevsky and Trofimov (1981).
+
+    An abstention (-1) is never a vote; a row without a valid answer is NaN.
+
+    Args:
+        answers: int64, shape (m, samples), label indices.
+        n_options: int64, shape (m,), K of each item.
+        width: columns of the result.
+    """
+    m = answers.shape[0]
+    valid = answers >= 0
+    cell = (np.arange(m)[:, None] * width + answers)[valid]
+    counts = np.bincount(cell, minlength=m * width).reshape(m, width).astype(np.float64)
+    total = valid.sum(axis=1)
+    shares: FloatArray = (counts + 0.5) / (total + 0.5 * n_options)[:, None]
+    shares[np.arange(width) >= n_options[:, None]] = 0.0
+    shares[total == 0] = np.nan
+    return shares
+
+
+def from_confidence(confidence: FloatArray, answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
+    """Label probabilities from one number: the answer gets it, the other labels share the rest equally.
+
+    Args:
+        confidence: float64, shape (m,), probability of the answer, NaN = abstain.
+        answers: int64, shape (m,), -1 = abstain.
+        n_options: int64, shape (m,).
+        width: columns of the result.
+    """
+    m = confidence.size
+    p = np.clip(confidence, 0.0, 1.0)
+    rest = np.where(n_options > 1, (1.0 - p) / np.maximum(n_options - 1, 1), 0.0)
+    probs = np.repeat(rest[:, None], width, axis=1)
+    rows = np.flatnonzero(answers >= 0)
+    probs[rows, answers[rows]] = p[rows]
+    silent = np.isnan(confidence) | (answers < 0)
+    probs[silent] = 0.0
+    result = floored(probs, n_options) if m else probs
+    result[silent] = np.nan
+    return result
+
+
+def mean_nll(token_logprobs: Sequence[FloatArray | None]) -> FloatArray:
+    """Mean negative log-probability per token of each response, float64 (m,); the paper calls it entropy.
+
+    SemiEvol section 3.3: H(y) = -(1/L) sum log p(y_t | y_<t, x), without the end-of-turn token. NaN for a
+    response without tokens, without log-probabilities, or with a token that the server did not rank (-9999).
+    """
+    means = np.full(len(token_logprobs), np.nan)
+    for row, logprobs in enumerate(token_logprobs):
+        if logprobs is not None and len(logprobs) and bool(np.all(logprobs > UNSEEN_LOGPROB)):
+            means[row] = max(0.0, -float(np.mean(logprobs, dtype=np.float64)))
+    return means
+
+
+def readings_of(rows: Sequence[Evidence | None], labels: Sequence[Sequence[str]]) -> Readings:
+    """One annotator's single-sample evidence as arrays; `labels[i]` are the canonical labels of item i.
+
+    An answer that is not among its item's labels, a missing row, and a response that did not end by itself
+    (truncated, refused, failed) abstain.
+    """
+    width = max((len(options) for options in labels), default=0)
+    sound = [row if row is not None and row.finish == "stop" else None for row in rows]
+    answers = [
+        options.index(row.answer) if row is not None and row.answer in options else -1
+        for row, options in zip(sound, labels, strict=True)
+    ]
+    probs = np.full((len(rows), width), np.nan)
+    shown = {i: row.option_probs for i, row in enumerate(sound) if row is not None and row.option_probs is not None}
+    if shown:
+        probs[list(shown)] = [values + (0.0,) * (width - len(values)) for values in shown.values()]
+    return Readings(
+        answers=np.array(answers, dtype=np.int64)[:, None],
+        n_options=np.array([len(options) for options in labels], dtype=np.int64),
+        width=width,
+        option_probs=probs,
+        answer_logprob=as_scores([None if row is None else row.answer_logprob for row in sound]),
+        p_true=as_scores([None if row is None else row.p_true for row in sound]),
+        verbal=as_scores([None if row is None else row.verbal for row in sound]),
+    )
+
+
+def choose_estimator(available: Collection[Need], wanted: EstimatorName | None = None) -> Estimator:
+    """The wanted estimator, or the first of the order of preference whose evidence is available.
+
+    Raises:
+        MissingAbilityError: the wanted one's evidence is not available.
+    """
+    for estimator in ESTIMATORS:
+        if estimator.name == wanted and estimator.needs not in available:
+            raise MissingAbilityError(
+                f"The estimator {wanted!r} needs {estimator.needs!r}, which this model's server does not give. "
+                f"Choose another estimator, or leave the choice open: 'votes' always works."
+            )
+        if estimator.needs in available and wanted in (None, estimator.name):
+            return estimator
+    return _VOTES
+
+
+def _option_prob(readings: Readings) -> FloatArray:
+    if readings.option_probs is None:
+        return _nobody(readings)
+    return floored(readings.option_probs, readings.n_options)
+
+
+def _answer_logprob(readings: Readings) -> FloatArray:
+    if readings.answer_logprob is None:
+        return _nobody(readings)
+    shown = np.where(readings.answer_logprob > UNSEEN_LOGPROB, readings.answer_logprob, np.nan)
+    # A long answer is improbable without being wrong: it never ranks below labels that nobody gave.
+    uniform = (1.0 + 1e-6) / np.maximum(readings.n_options, 1)
+    return _first_sample(np.maximum(np.exp(shown), uniform), readings)
+
+
+def _p_true(readings: Readings) -> FloatArray:
+    return _nobody(readings) if readings.p_true is None else _first_sample(readings.p_true, readings)
+
+
+def _verbal(readings: Readings) -> FloatArray:
+    return _nobody(readings) if readings.verbal is None else _first_sample(readings.verbal, readings)
+
+
+def _votes(readings: Readings) -> FloatArray:
+    return votes(readings.answers, readings.n_options, readings.width)
+
+
+def _first_sample(confidence: FloatArray, readings: Readings) -> FloatArray:
+    return from_confidence(confidence, readings.answers[:, 0], readings.n_options, readings.width)
+
+
+def _nobody(readings: Readings) -> FloatArray:
+    return np.full((readings.n_options.size, readings.width), np.nan)
+
+
+_VOTES = Estimator(name="votes", needs="answers", estimate=_votes)
+ESTIMATORS = (
+    Estimator(name="option_prob", needs="option_probs", estimate=_option_prob),
+    Estimator(name="answer_logprob", needs="answer_logprob", estimate=_answer_logprob),
+    Estimator(name="p_true", needs="p_true", estimate=_p_true),
+    Estimator(name="verbal", needs="verbal", estimate=_verbal),
+    _VOTES,
+)
+"""In the order of preference. `p_true`: Kadavath et al. 2022 (arXiv 2207.05221)."""

@@ -1,0 +1,103 @@
+"""What does each model's server give beside an answer's text? One cheap call per model, and the crew is settled.
+
+A server that ignores a field (HTTP 200 without it) and one that refuses it (400) are the same to the rest of the
+run: the next estimator takes over. Knows nothing of what estimators compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from semievol_api.annotate.annotators import Annotator, Crew, Reading
+from semievol_api.annotate.estimators import Need, choose_estimator
+from semievol_api.annotate.requests import Corpus, Student, Tone, ask, questions_of
+from semievol_api.errors import MissingAbilityError
+from semievol_api.records import Evidence, Example
+from semievol_api.store.artifacts import Abilities, Ability
+from semievol_api.store.fingerprints import stage
+from semievol_api.tasks import Task
+
+TOP_ALTERNATIVES = 20
+"""What OpenAI allows; servers that know of less say so in their limits."""
+_ORDER: tuple[tuple[Ability, Reading], ...] = (
+    ("options", "option_read"),
+    ("alternatives", "option_prob"),
+    ("logprobs", "answer_logprob"),
+)
+_GIVES: dict[Ability, frozenset[Need]] = {
+    "options": frozenset({"option_probs", "p_true", "answers"}),
+    "alternatives": frozenset({"option_probs", "answer_logprob", "p_true", "answers"}),
+    "logprobs": frozenset({"answer_logprob", "answers"}),
+    "text": frozenset({"answers"}),
+}
+
+
+@stage("probe")
+async def probe(student: Student, corpus: Corpus, crew: Crew, max_tokens: int) -> Abilities:
+    """The best that each asked role's server gives, found on one question."""
+    roles = crew.asked_roles
+    examples = corpus.data.unlabeled[:1] or corpus.data.labeled[:1]
+    if not roles or not examples:
+        return Abilities({})
+    return Abilities({role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles})
+
+
+def settled(crew: Crew, abilities: Abilities, task: Task) -> Crew:
+    """The crew with one way of reading each, the same for all questions of the run.
+
+    Raises:
+        MissingAbilityError: an annotator's own estimator needs what its server does not give.
+    """
+    annotators = tuple(_settled(annotator, abilities, task) for annotator in crew.annotators)
+    return Crew(annotators, _settled(crew.judge, abilities, task))
+
+
+def _settled(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:
+    if annotator.reading not in ("auto", "option_prob", "answer_logprob", "p_true"):
+        return annotator
+    ability = abilities.of.get(annotator.role, "text")
+    gives = set(_GIVES[ability])
+    if task.kind in ("number", "free_text"):
+        gives.discard("option_probs")
+    wanted = annotator.reading
+    name = choose_estimator(gives, None if wanted == "auto" else wanted).name
+    if name == "option_prob" and ability == "options":
+        return replace(annotator, reading="option_read")
+    if name == "option_prob":
+        return replace(annotator, reading="option_prob", alternatives=TOP_ALTERNATIVES)
+    if name == "answer_logprob":
+        return replace(annotator, reading="answer_logprob", alternatives=int(ability == "alternatives"))
+    if name == "p_true":
+        return replace(annotator, alternatives=0 if ability == "options" else TOP_ALTERNATIVES)
+    return replace(annotator, reading="votes")
+
+
+async def _ability(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> Ability:
+    provider = student.provider_of(role)
+    closed = corpus.task.labels(example) is not None
+    for ability, reading in _ORDER:
+        if (ability == "options" and (provider.option_reader is None or not closed)) or (
+            ability != "options" and provider.scored is None
+        ):
+            continue
+        alternatives = TOP_ALTERNATIVES if ability == "alternatives" else 0
+        annotator = Annotator(f"probe-{role}", role, 0, reading=reading, alternatives=alternatives)
+        questions = questions_of(student, corpus, annotator, (example,), Tone(max_tokens, 0.0))
+        try:
+            rows = await ask(replace(student, max_failed_share=1.0), corpus.task, questions, stage="probe")
+        except MissingAbilityError:
+            continue
+        if rows and _shows(rows[0], ability, corpus.task):
+            return ability
+    return "text"
+
+
+def _shows(row: Evidence, ability: Ability, task: Task) -> bool:
+    if row.finish == "failed":
+        return False
+    if ability == "options":
+        # Letters are single tokens, so a missing one is merely improbable; a missing word may be two tokens.
+        return row.option_probs is not None and (task.kind == "multiple_choice" or row.failure is None)
+    if ability == "alternatives" and task.kind in ("multiple_choice", "labels"):
+        return row.option_probs is not None
+    return row.answer_logprob is not None

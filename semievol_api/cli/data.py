@@ -1,0 +1,156 @@
+"""`semievol check`: a config, its data and its providers' tables, judged before anything is sent.
+
+Also tells what the run will leave out of the data, and labels that nothing teaches. Knows nothing of the network.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from semievol_api.cli.screen import out, pairs
+from semievol_api.config.settings import Config
+from semievol_api.data import Pool, RawData, Starter, clean, read_data
+from semievol_api.errors import UserError
+from semievol_api.planning.catalogue import utc_day
+from semievol_api.planning.tokens import TokenCounter, token_counter
+from semievol_api.records import Example, Prompt
+from semievol_api.session import Plan, check, check_data, trains
+from semievol_api.tasks import load_task
+from semievol_api.training.cost import refuse_unpriced
+
+NAMED_AT_MOST = 5
+
+
+def show_check(config: Config, name: str, today: datetime.date | None, *, as_json: bool) -> None:
+    """Print what a good config comes to.
+
+    Raises:
+        UserError: something needs mending.
+    """
+    plan = check(config, today=today)
+    raw = read_data(config.data, plan.task)
+    check_data(plan, raw)
+    refuse_unpriced(config, plan.provider, plan.trainer_ref if trains(config) else None)
+    facts = {
+        "task": plan.task.name,
+        "labelled": len(raw.labeled),
+        "unlabelled": len(raw.unlabeled),
+        "test": len(raw.test),
+        "student": f"{config.roles.student.model} at {config.roles.student.provider}",
+        "trainer": f"{plan.trainer_ref.model} at {plan.trainer_ref.provider}",
+    }
+    notices = [*plan.notices, *_stale(plan, today), *raw.remarks, *_left_out(config, raw), *_unbalanced(plan, raw)]
+    if as_json:
+        document = {"ok": True, **facts, "notices": notices}
+        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+        return
+    pairs(out(), f"{name} is good", facts)
+    for notice in notices:
+        out().print(f"! {notice}", markup=False)
+
+
+def _stale(plan: Plan, today: datetime.date | None) -> list[str]:
+    """One line where what is known of the roles' models was read long ago."""
+    known = [plan.catalogue.facts(provider.vendor, model) for provider, model in plan.role_models]
+    line = plan.catalogue.stale([facts for facts in known if facts is not None], today or utc_day())
+    return [line] if line else []
+
+
+def _left_out(config: Config, raw: RawData) -> Iterator[str]:
+    """What the run's cleaning will drop; a pool in parts is cleaned by the run alone."""
+    if isinstance(raw.unlabeled, Pool):
+        return
+    held_out = (*raw.test, *raw.development)
+    report = clean(raw.labeled, raw.unlabeled, held_out, near=config.data.near_duplicates).report
+    words = {
+        "in test": "ask what a test row asks",
+        "in labeled": "ask what a labelled row asks",
+        "duplicate": "repeat an earlier row",
+        "conflicting answers": "ask the same and are answered differently",
+    }
+    for (part, reason), count in Counter((row.part, row.reason) for row in report.dropped).items():
+        example = next(row for row in report.dropped if (row.part, row.reason) == (part, reason))
+        yield f"{count} of the {part} rows {words[reason]}, and will be left out; such as: {example.question[:60]!r}."
+
+
+def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:
+    """Labels without a labelled row."""
+    seen = {example.answer for example in raw.labeled}
+    if len(seen) == 1 and len(raw.labeled) > 1:
+        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model can learn nothing else from them."
+    missing = [label for label in plan.task.definition.labels if label not in seen]
+    if missing and plan.task.kind == "labels":
+        named = ", ".join(map(repr, missing[:NAMED_AT_MOST])) + (", ..." if len(missing) > NAMED_AT_MOST else "")
+        yield f"No labelled row teaches {len(missing)} of the {len(plan.task.definition.labels)} labels: {named}."
+
+
+def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
+    """Print the zero-shot and few-shot prompts of the first `rows` unlabelled examples."""
+    task = load_task(config.data.task)
+    raw = read_data(config.data, task)
+    counter = token_counter(config.roles.student.model, config.roles.tokenizer)
+    shown: list[dict[str, Any]] = [
+        {"example_id": example.id, "shots": len(shots), **_rendered(task.prompt(example, shots), counter)}
+        for example in raw.unlabeled[:rows]
+        for shots in _shot_sets(raw.labeled, config)
+    ]
+    if as_json:
+        sys.stdout.write(json.dumps({"tokens_by": counter.name, "prompts": shown}, ensure_ascii=False, indent=2) + "\n")
+        return
+    console = out()
+    for item in shown:
+        console.rule(f"{item['example_id']} · {item['shots']} shots · {item['tokens']} tokens ({counter.name})")
+        for message in item["messages"]:
+            console.print(f"[bold]{message['role']}[/bold]")
+            console.print(message["content"], markup=False, soft_wrap=True)
+    if any(item["shots"] for item in shown):
+        console.rule()
+        console.print("The demonstrations here are the first labelled rows; a run shows each question its neighbours.")
+
+
+def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example, ...]]:
+    few = () if config.run.propagation == "in-weight" else tuple(labeled[: config.annotate.max_shots])
+    return [(), few] if few else [()]
+
+
+def _rendered(prompt: Prompt, counter: TokenCounter) -> dict[str, object]:
+    messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    return {"tokens": counter.count(prompt), "messages": messages}
+
+
+def write_starter(starter: Starter, folder: Path) -> None:
+    """Write the files side by side in `folder`; refuses to overwrite any of them.
+
+    Raises:
+        UserError: a file is there already.
+    """
+    there = [name for name in starter.files if (folder / name).exists()]
+    if there:
+        raise UserError(
+            f"The folder {str(folder)!r} holds {', '.join(there)} already; nothing was written. Remove it, or "
+            f"choose another place with --folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in starter.files.items():
+        (folder / name).write_text(text, "utf-8")
+    console = out()
+    found = starter.understanding
+    columns = {k: v for k, v in found.columns.model_dump(mode="json").items() if v}
+    answers = ", ".join(f"{answer} ({count})" for answer, count in found.answer_counts)
+    more = {"answers": answers} if found.kind in ("labels", "multiple_choice") else {}
+    facts = {"rows": found.rows, "kind": found.kind, **columns, **more}
+    pairs(console, f"What {found.source} seems to hold", facts)
+    for line in (*found.reasons, *starter.remarks):
+        console.print(f"- {line}", markup=False)
+    console.print(f"Wrote {', '.join(starter.files)} into {folder.resolve()}.", markup=False)
+    console.print(
+        f"Read task.toml, and make its instruction say what you would ask a person. Then: semievol preview "
+        f"{folder / 'semievol.toml'}",
+        markup=False,
+    )

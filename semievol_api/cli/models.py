@@ -1,0 +1,160 @@
+"""What a person sees of two models beside each other: one table of pairs, then each pair's categories and sentence.
+
+Knows nothing of how the figures were made.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from semievol_api.cli.screen import Bars, err, table
+from semievol_api.config.settings import load_config
+from semievol_api.errors import DataError
+from semievol_api.evaluation import Interval
+from semievol_api.report.comparison import Contest, SideScore, ask_sides, compare_pairs, compare_sides
+from semievol_api.report.prediction import Predictions, as_rows
+from semievol_api.session import run_blocking
+
+
+def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[Contest, ...]:
+    """The pairs compared: by what runs answered, or with a config, by asking its models."""
+    if run_config is None:
+        return compare_pairs(pairs)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    with Bars(err()) as bars:
+        asked = run_blocking(ask_sides(load_config(run_config), names, bars))
+    sides = dict(zip(names, asked, strict=True))
+    return compare_sides([(sides[ours], sides[theirs]) for ours, theirs in pairs])
+
+
+def show_contests(console: Console, contests: Sequence[Contest]) -> None:
+    """Every pair in one table; categories where there is one pair."""
+    columns = ["model", "accuracy %", "95 % interval", "ECE", "Brier"]
+    for contest in contests:
+        rows = [_side(contest.ours), _side(contest.theirs)]
+        console.print(table(f"n = {contest.gain.n} questions", columns, rows))
+    columns = ["paired difference", "points", "95 % interval", "McNemar p", "Holm p", "smallest detectable"]
+    console.print(table("", columns, [_pair(contest) for contest in contests]))
+    if len(contests) == 1 and contests[0].categories:
+        console.print(_categories(contests[0]))
+    for contest in contests:
+        console.print(contest.sentence, markup=False, soft_wrap=True)
+
+
+def contests_as_json(contests: Sequence[Contest]) -> list[dict[str, object]]:
+    """Everything, for a program."""
+    return [{**asdict(contest), "sentence": contest.sentence} for contest in contests]
+
+
+def _side(side: SideScore) -> list[str]:
+    return [
+        side.name,
+        f"{100 * side.accuracy.estimate:.1f}",
+        _range(side.accuracy),
+        _number(side.ece),
+        _number(side.brier),
+    ]
+
+
+def _pair(contest: Contest) -> list[str]:
+    return [
+        f"{contest.ours.name} - {contest.theirs.name}",
+        f"{100 * contest.gain.estimate:+.1f}",
+        _range(contest.gain, sign="+"),
+        f"{contest.test.p_value:.3g}",
+        f"{contest.holm_p:.3g}",
+        f"{100 * contest.detectable:.1f}",
+    ]
+
+
+def _categories(contest: Contest) -> object:
+    rows = [
+        [
+            c.name,
+            str(c.gain.n),
+            f"{100 * c.ours:.1f}",
+            f"{100 * c.theirs:.1f}",
+            f"{100 * c.gain.estimate:+.1f}",
+            _range(c.gain, sign="+"),
+        ]
+        for c in contest.categories
+    ]
+    return table("", ["category", "n", contest.ours.name, contest.theirs.name, "points", "95 % interval"], rows)
+
+
+def _range(interval: Interval, sign: str = "") -> str:
+    return rf"\[{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
+
+
+def place_of(data: Path, named: Path | None) -> Path:
+    """Where the labelled rows go; looked at before anything is asked.
+
+    Raises:
+        DataError: its folder is missing, or it is the data themselves.
+    """
+    path = named or data.with_name(f"{data.stem}.predicted.csv")
+    if not path.parent.is_dir():
+        raise DataError(f"There is no folder {str(path.parent)!r} for the labelled rows. Make it, or change --out.")
+    if path.exists() and path.samefile(data):
+        raise DataError(f"--out {str(path)!r} is the data file itself, which would be lost. Name another one.")
+    return path
+
+
+def write_predictions(found: Predictions, path: Path) -> Path:
+    """The file's own rows with four more columns.
+
+    Raises:
+        DataError: the place cannot be written.
+    """
+    rows = [{name: _cell(value) for name, value in row.items()} for row in as_rows(found)]
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise DataError(f"The labelled rows cannot be written to {str(path)!r}: {error.strerror}. Use --out.") from None
+    return path
+
+
+def show_predictions(console: Console, found: Predictions, path: Path) -> None:
+    """Counts, the cut and what it promises."""
+    unanswered = sum(row.answer is None for row in found.rows)
+    console.print(
+        f"{len(found.rows)} rows labelled by {found.model!r}; {unanswered} got no answer.", markup=False, soft_wrap=True
+    )
+    if found.cut is not None:
+        console.print(
+            f"The cut lies at a confidence of {found.cut:.4f} (alpha {found.alpha:g}).", markup=False, soft_wrap=True
+        )
+    for message in found.messages:
+        console.print(message, markup=False, soft_wrap=True)
+    console.print(f"Everything is in {path}", markup=False, soft_wrap=True)
+
+
+def predictions_as_json(found: Predictions, path: Path) -> Mapping[str, object]:
+    """The counts for a program; the rows are in the file."""
+    return {
+        "file": str(path),
+        "rows": len(found.rows),
+        "answered": sum(row.answer is not None for row in found.rows),
+        "accepted": sum(row.accepted for row in found.rows),
+        "cut": found.cut,
+        "alpha": found.alpha,
+        "calibration": found.calibration,
+        "messages": list(found.messages),
+    }
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

@@ -1,0 +1,158 @@
+"""A plan as tables and remarks, and what was really paid beside it.
+
+Knows nothing of how the numbers were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from semievol_api.cli.screen import table
+from semievol_api.planning.bill import BillRow, Range, Spent
+from semievol_api.planning.estimating import Estimate
+
+Cell = Callable[[BillRow], str]
+COLUMNS: Mapping[str, Cell] = {
+    "stage": lambda row: row.stage,
+    "model": lambda row: row.model,
+    "requests": lambda row: _count(row.requests),
+    "prompt": lambda row: _count(row.prompt),
+    "cached": lambda row: _upto(row.cached),
+    "completion": lambda row: _span(row.completion),
+    "training": lambda row: _count(row.training),
+    "USD": lambda row: _usd(row.usd),
+    "low to high": lambda row: _usd_span(row.usd),
+    "in batches": lambda row: _usd(row.batch_usd),
+}
+
+
+def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
+    """Print a plan for a person."""
+    console.print(_bill(planned))
+    minutes = planned.duration.minutes
+    console.print(
+        f"The requests take {_minutes(minutes.expected)} ({_minutes(minutes.low)} to {_minutes(minutes.high)}), by "
+        f"{'; '.join(planned.duration.by)}. Trainings come besides.",
+        markup=False,
+    )
+    for file in planned.trainings:
+        console.print(
+            f"Training file {file.name}: {file.examples} examples, {file.tokens:,} tokens, the longest {file.longest}, "
+            f"{file.epochs} epochs.",
+            markup=False,
+        )
+    if planned.offers:
+        offers = [[o.vendor, o.model, _usd(o.usd), _usd_span(o.usd), _usd(o.batch_usd)] for o in planned.offers]
+        console.print(table("The same run elsewhere", ["vendor", "model", "USD", "low to high", "in batches"], offers))
+        for offer in planned.offers:
+            console.print(f"- {offer.vendor}, {offer.model}: {' '.join(offer.remarks)}", markup=False)
+    for notice in planned.notices:
+        console.print(f"! {notice}", markup=False)
+    if spent is not None and (spent.requests or spent.trained_tokens):
+        console.print(_beside(planned, spent))
+
+
+def _bill(planned: Estimate) -> object:
+    """A row for each stage and model, and the sum; the column of cached tokens only where there are some."""
+    caches = any(row.cached.high for row in planned.rows)
+    shown = {name: cell for name, cell in COLUMNS.items() if name != "cached" or caches}
+    rows = [[cell(row) for cell in shown.values()] for row in planned.rows]
+    sums = {"stage": "total", "USD": _usd(planned.usd), "low to high": _usd_span(planned.usd)}
+    sums["in batches"] = _usd(planned.batch_usd)
+    rows.append([sums.get(name, "") for name in shown])
+    return table(f"Plan as of {planned.as_of}; tokens by {planned.tokens_by}", list(shown), rows)
+
+
+def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        "tokens_by": planned.tokens_by,
+        "as_of": planned.as_of.isoformat(),
+        "rows": [row.as_json() for row in planned.rows],
+        "usd": _plain(planned.usd),
+        "batch_usd": _plain(planned.batch_usd),
+        "minutes": _plain(planned.duration.minutes),
+        "minutes_by": list(planned.duration.by),
+        "training_files": [asdict(file) for file in planned.trainings],
+        "notices": list(planned.notices),
+        "compare": [
+            {
+                "vendor": o.vendor,
+                "model": o.model,
+                "usd": _plain(o.usd),
+                "batch_usd": _plain(o.batch_usd),
+                "remarks": list(o.remarks),
+            }
+            for o in planned.offers
+        ],
+        "spent": None
+        if spent is None
+        else {
+            "requests": spent.requests,
+            "usd": spent.usd,
+            "trainings_usd": spent.trainings_usd,
+            "stages": {
+                s: {"prompt": u.prompt, "cached": u.cached, "completion": u.completion} for s, u in spent.stages.items()
+            },
+            "trained_tokens": dict(spent.trained_tokens),
+        },
+    }
+
+
+def _beside(planned: Estimate, spent: Spent) -> object:
+    """Plan and ledger by the engine's stages (all evaluations are one), then trainings."""
+    rows: list[list[str]] = []
+    for stage, usage in spent.stages.items():
+        mine = [row for row in planned.rows if row.stage.split("/")[0] == stage]
+        prompt, completion = sum(r.prompt.expected for r in mine), sum(r.completion.expected for r in mine)
+        high = sum(r.completion.high for r in mine)
+        rows.append(
+            [
+                stage,
+                f"{prompt:,.0f}",
+                f"{usage.prompt:,}",
+                f"{completion:,.0f} (≤ {high:,.0f})",
+                f"{usage.completion:,}",
+            ]
+        )
+    for job, tokens in spent.trained_tokens.items():
+        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{job}")
+        rows.append([f"training {job}", f"{expected:,.0f}", f"{tokens:,}", "", ""])
+    columns = ["stage", "planned prompt", "billed prompt", "planned completion", "billed completion"]
+    trainings = "an unknown price" if spent.trainings_usd is None else f"{spent.trainings_usd:.4f} USD"
+    title = f"Billed so far: {spent.requests:,} requests, {spent.usd:.4f} USD, and trainings, {trainings}"
+    return table(title, columns, rows)
+
+
+def _plain(value: Range | None) -> dict[str, float] | None:
+    return None if value is None else {"low": value.low, "expected": value.expected, "high": value.high}
+
+
+def _count(value: Range) -> str:
+    return f"{value.expected:,.0f}" if value.high else "-"
+
+
+def _upto(value: Range) -> str:
+    return f"≤ {value.high:,.0f}" if value.high else "-"
+
+
+def _span(value: Range) -> str:
+    return f"{value.low:,.0f} to {value.high:,.0f}" if value.high else "-"
+
+
+def _usd(value: Range | None) -> str:
+    return "?" if value is None else f"{value.expected:.2f}"
+
+
+def _usd_span(value: Range | None) -> str:
+    return "?" if value is None else f"{value.low:.2f} to {value.high:.2f}"
+
+
+def _minutes(value: float) -> str:
+    if value < 1:
+        return f"{60 * value:.0f} s"
+    return f"{value:.0f} min" if value < 120 else f"{value / 60:.1f} h"

@@ -1,0 +1,60 @@
+"""`semievol report`, `semievol review` and `semievol export`: thin commands; heavy imports stand inside them.
+
+Knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RunFolder = Annotated[Path, typer.Argument(help="The run's folder, as \\[run] folder names it.")]
+
+
+def report(
+    run_folder: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="Where to write it; default: report.html in the run folder.")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write one HTML file with the proof, every label, the cost and the config."""
+    from semievol_api.report.page import write_report
+
+    path = write_report(run_folder, out)
+    typer.echo(f"The report is in {path}")
+    if open_it:
+        typer.launch(path.resolve().as_uri())
+
+
+def review(
+    run_folder: RunFolder,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Accept, correct or skip the most valuable labels by keyboard, in a page of this machine."""
+    from semievol_api.report.labels import read_decisions
+    from semievol_api.report.review_server import serve_review
+
+    def ready(address: str) -> None:
+        typer.echo(f"Review at {address}\nEvery decision is saved at once. End with Ctrl-C.")
+        if open_it:
+            typer.launch(address)
+
+    path = serve_review(run_folder, port, on_ready=ready)
+    typer.echo(f"{len(read_decisions(path))} decisions stand in {path}")
+
+
+def export(
+    run_folder: RunFolder,
+    out: Annotated[Path, typer.Option(help="The file to write (hf: a folder).")],
+    format: Annotated[
+        Literal["openai", "parquet", "hf", "model-card"],
+        typer.Option(help="openai: chat JSONL for fine-tuning; hf: a folder for datasets.load_from_disk."),
+    ] = "openai",
+) -> None:
+    """Write the selected labels, reviewed ones over them, for other tools; or a model card."""
+    from semievol_api.report.export import export_labels
+
+    count = export_labels(run_folder, out, format)
+    typer.echo(f"{out}: {count} {'card' if format == 'model-card' else 'labels'}")

@@ -1,0 +1,411 @@
+"""The user's TOML as frozen settings: unknown keys refused, every message with its key path and the nearest name.
+
+    settings = load_config(Path("semievol.toml"))
+
+Settings are neither artifacts nor live clients. Knows nothing of providers' own keys: what stands in
+`[providers.NAME]` besides `kind` is checked by that provider.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from semievol_api.cassettes.miss import CassetteMode
+from semievol_api.config.method import AnnotateSettings as AnnotateSettings
+from semievol_api.config.method import AnnotatorSettings as AnnotatorSettings
+from semievol_api.config.method import EvolveSettings as EvolveSettings
+from semievol_api.config.method import JustifySettings as JustifySettings
+from semievol_api.config.method import ModelRef as ModelRef
+from semievol_api.config.method import SelectSettings as SelectSettings
+from semievol_api.config.method import Settings as Settings
+from semievol_api.config.method import Share as Share
+from semievol_api.config.method import SplitSettings as SplitSettings
+from semievol_api.config.method import ThresholdPool as ThresholdPool
+from semievol_api.config.method import TrainSettings as TrainSettings
+from semievol_api.errors import ConfigError
+from semievol_api.store.fingerprints import fingerprinted
+
+Mode: TypeAlias = Literal["calibrated", "paper", "official-2025"]
+
+MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
+    # Findings of NAACL 2025, arXiv 2410.14745 v2: all settings' own defaults.
+    "paper": {},
+    # Diverse annotators, a calibration slice, a false-label budget, a gate.
+    "calibrated": {
+        "split": {"calibration": "auto", "development": "auto"},
+        "annotate": {"draw": "diverse"},
+        "justify": {"on": "uncertain", "show": "answer"},
+        "select": {"rule": "fdr", "score": "pooled"},
+    },
+    # The code released with the paper, for reproduction only.
+    "official-2025": {
+        "run": {"propagation": "in-weight"},
+        "annotate": {"draw": "identical"},
+        "justify": {"on": "disagreements"},
+        "select": {"rule": "official-2025", "share": 0.3},
+        "train": {"data": "selected", "start": "warm", "final_learning_rate_multiplier": 0.01},
+        "evaluate": {"temperature": 0.5},
+    },
+}
+
+
+Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+@fingerprinted(
+    "mode", "propagation", "seed", "rounds", "ceiling", "max_failed_share", outside=("folder", "journal", "engine")
+)
+class RunSettings(Settings):
+    """`[run]`: where results go and which variant of the method runs."""
+
+    folder: Path
+    journal: Path | None = None
+    """The journal's file; runs that share it never ask the same thing twice. Default: in the run folder."""
+    mode: Mode = "calibrated"
+    """A named set of defaults for all other settings, see `modes.py`; what the file says itself wins."""
+    propagation: Propagation = "both"
+    seed: int = 0
+    rounds: int = Field(default=1, ge=1, le=10)
+    """How often the method is walked: what a round keeps is labelled data in the next, with fresh folds."""
+    ceiling: bool = False
+    """Also train on the gold answers of the selected rows, where the unlabelled file has them."""
+    max_failed_share: Share = 0.05
+    engine: Literal["local", "ray"] = "local"
+    """Who walks the parts of the stages that ask: this process, or the workers of `[ray]`. The results are the same."""
+
+
+class RaySettings(Settings):
+    """`[ray]`: the cluster of `[run] engine = "ray"`. The run's folder must lie where all of its nodes see it."""
+
+    address: str | None = None
+    """Of a running cluster, such as "auto"; without one a local Ray is started and ended."""
+    workers: int = Field(default=2, ge=1)
+    """Processes that ask; each has a connection of its own to every provider."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """For a provider that computes in the worker itself, such as `vllm`."""
+    shard_rows: int = Field(default=1024, ge=1)
+    """Examples that a worker takes at a time, about."""
+    object_store_mb: int | None = Field(default=None, ge=80)
+    """Shared memory of a local Ray; default: Ray's own, a third of the machine's."""
+
+
+@fingerprinted(
+    "task",
+    "labeled",
+    "unlabeled",
+    "test",
+    "dev",
+    "reviewed",
+    "columns",
+    "max_labeled",
+    "max_unlabeled",
+    "max_test",
+    "near_duplicates",
+)
+class DataSettings(Settings):
+    """`[data]`: the files, and the task that says how to read them."""
+
+    task: str
+    """A built-in task's name, or the path of a task's TOML file."""
+    labeled: Path
+    unlabeled: Path
+    test: Path | None = None
+    dev: Path | None = None
+    """Labelled examples that gate the evolved model; they are never learned from."""
+    reviewed: Path | None = None
+    """What a person said: the `review.jsonl` of a run, or a filled-in `review_queue.jsonl`. With the rule
+    `human-budget` its answers count as that rule says, otherwise they are labels that never calibrate or gate."""
+    columns: Mapping[str, str] = {}
+    """Overrides of the task's columns, such as `question = "text"`."""
+    max_labeled: int | None = Field(default=None, ge=1)
+    max_unlabeled: int | None = Field(default=None, ge=1)
+    max_test: int | None = Field(default=None, ge=1)
+    near_duplicates: bool = True
+
+
+class ProviderTable(BaseModel):
+    """`[providers.NAME]`: `kind` names the entry point, the other keys are the provider's own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """The provider's own keys."""
+        return dict(self.model_extra or {})
+
+
+@fingerprinted("student", "trainer", "embedder", "warm", outside=("tokenizer",))
+class Roles(Settings):
+    """`[roles]`: who does what. Swapping a vendor is a change here and nowhere else."""
+
+    student: ModelRef
+    """The model that is asked and, through `trainer`, tuned."""
+    trainer: ModelRef | None = None
+    """Where tuning happens and what is tuned; default: the student."""
+    embedder: ModelRef | None = None
+    """Not needed with `[retrieve] method = "bm25"`."""
+    warm: str | None = None
+    """A warm model that exists already, such as `ft:...`: skips the first job."""
+    tokenizer: Path | None = None
+    """The student's own tokenizer, for counting alone: a model's folder, or a vocabulary (*.tiktoken)."""
+
+
+@fingerprinted("method", "k", "text", "batch_size")
+class RetrieveSettings(Settings):
+    """`[retrieve]`: which labelled examples stand beside a question (paper §3.2)."""
+
+    method: Literal["embedding", "bm25"] = "embedding"
+    k: int = Field(default=3, ge=0)
+    text: Literal["question", "question+options"] = "question"
+    """Ambiguity 6: what is embedded (the released code: the question only)."""
+    batch_size: int = Field(default=64, ge=1)
+
+
+@fingerprinted("shots", "temperature", "max_tokens", "resamples")
+class EvaluateSettings(Settings):
+    """`[evaluate]`: greedy answers on the test split."""
+
+    shots: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    resamples: int = Field(default=10_000, ge=100)
+
+
+class Limits(Settings):
+    """`[limits]`: quotas and the budget. None: learned from the server's headers, or no cap."""
+
+    rpm: int | None = Field(default=None, ge=1)
+    tpm: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
+    """A cap on requests in flight, and replies not on disk yet; None lets the engine adapt."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    max_attempts: int = Field(default=6, ge=1)
+    max_usd: float | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    mode: Literal["direct", "batch"] = "direct"
+    """`batch`: chat requests go through the vendor's batches, within a day and at half the price."""
+    batch_poll_s: float = Field(default=30.0, gt=0)
+    ask_above_usd: float = Field(default=10.0, ge=0)
+    """`semievol run` starts a dearer plan only with --yes."""
+
+
+LogTarget: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class LogSettings(Settings):
+    """`[log]`: where training metrics and the verdict's figures go besides the run's folder."""
+
+    to: tuple[LogTarget, ...] = ()
+    project: str = "semievol"
+    """The project of W&B, the experiment of MLflow."""
+
+
+class CatalogueSettings(Settings):
+    """`[catalogue]`: what is known of vendors and models."""
+
+    file: Path | None = None
+    """Prices, limits and ends of your own, in the form of the package's catalogue.toml; they come first."""
+
+
+class CassetteTable(Settings):
+    """`[cassette]`: record what goes over the wire, or run from a recording with no network and no key."""
+
+    path: Path
+    mode: CassetteMode = "replay"
+
+
+@fingerprinted(
+    "run",
+    "data",
+    "providers",
+    "roles",
+    "split",
+    "retrieve",
+    "annotate",
+    "annotators",
+    "justify",
+    "select",
+    "train",
+    "evolve",
+    "evaluate",
+    outside=("limits", "ray", "catalogue", "log", "cassette"),
+)
+class Config(Settings):
+    """The whole file."""
+
+    run: RunSettings
+    data: DataSettings
+    providers: Mapping[str, ProviderTable]
+    roles: Roles
+    split: SplitSettings = SplitSettings()
+    retrieve: RetrieveSettings = RetrieveSettings()
+    annotate: AnnotateSettings = AnnotateSettings()
+    annotators: tuple[AnnotatorSettings, ...] = ()
+    justify: JustifySettings = JustifySettings()
+    select: SelectSettings = SelectSettings()
+    train: TrainSettings = TrainSettings()
+    evolve: EvolveSettings = EvolveSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    limits: Limits = Limits()
+    ray: RaySettings = RaySettings()
+    catalogue: CatalogueSettings = CatalogueSettings()
+    log: LogSettings = LogSettings()
+    cassette: CassetteTable | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_mode(cls, tree: object) -> object:
+        """A mode is nothing but defaults: what the file does not say is taken from it."""
+        if not isinstance(tree, Mapping):
+            return tree
+        run = tree.get("run", {})
+        mode = run.get("mode", "calibrated") if isinstance(run, Mapping) else None
+        return _filled(tree, MODES[mode]) if mode in MODES else tree
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        calibrates = self.select.rule not in ("percentile", "random", "official-2025")
+        if calibrates and self.select.score != "pooled":
+            raise ValueError(
+                f'[select] rule {self.select.rule!r} ranks by the pooled probability; set [select] score = "pooled" '
+                f'and a crew with estimators, or [run] mode = "calibrated"'
+            )
+        counts = {"top-n": ("n", self.select.n), "human-budget": ("budget", self.select.budget)}
+        name, count = counts.get(self.select.rule, ("", 1))
+        if not count:
+            raise ValueError(f"[select] rule {self.select.rule!r} needs {name}, such as {name} = 100")
+        ids = [annotator.id for annotator in self.annotators]
+        if len(set(ids)) < len(ids):
+            raise ValueError("two [[annotators]] have the same id")
+        return self
+
+
+def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+    """The tree with a mode's defaults under what it says itself."""
+    sections = {name: {**values, **tree.get(name, {})} for name, values in defaults.items()}
+    spoiled = {name for name in sections if not isinstance(tree.get(name, {}), Mapping)}
+    return {**tree, **{name: values for name, values in sections.items() if name not in spoiled}}
+
+
+def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
+    """Read a config; relative paths in it are resolved against its own folder.
+
+    `overrides` maps dotted key paths such as `"run.seed"` to values.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or a key or value is wrong.
+    """
+    tree = read_toml(path)
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+    config = parse_settings(Config, tree, where=path.name)
+    return _resolve(config, path.resolve().parent)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a tree; a `ConfigError` names the file and the line where it is no TOML."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config file {str(path)!r}. Make one with: semievol init data.csv") from None
+    except OSError as error:
+        raise ConfigError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"The file {str(path)!r} is not UTF-8. Save it as UTF-8 and try again.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
+
+
+def parse_settings(model: type[SettingsT], tree: Mapping[str, Any], *, where: str) -> SettingsT:
+    """A tree as settings; the first fault becomes one paragraph with its key path and the nearest valid name.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        raise ConfigError(_explain(model, first["loc"], first["type"], first["msg"], where)) from None
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """A sentence that names the nearest choice, or all of them."""
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Valid names: {', '.join(sorted(choices))}."
+
+
+def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str, where: str) -> str:
+    path = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key {path!r}. {nearest(str(loc[-1]), _names_at(model, loc[:-1]))}"
+    if kind == "missing":
+        return f"{where}: the key {path!r} is missing; it has no default."
+    said = re.sub(r"^Value error, ", "", message)
+    if kind == "model_type":
+        said = f"a table belongs there, such as {{ {', '.join(f'{name} = ...' for name in _names_at(model, loc))} }}"
+    return f"{where}: {path!r} is wrong: {said}." if path else f"{where}: {said}."
+
+
+def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are valid at a place in the tree."""
+    here: type[BaseModel] = model
+    for part in loc:
+        annotation = here.model_fields[str(part)].annotation if str(part) in here.model_fields else None
+        found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if found:
+            here = found[0]
+    return list(here.model_fields)
+
+
+def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, last = dotted.split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
+
+
+def _resolve(config: Config, folder: Path) -> Config:
+    """The same config with every path absolute."""
+    run = config.run.model_copy(
+        update={
+            "folder": folder / config.run.folder,
+            "journal": folder / config.run.journal if config.run.journal else None,
+        }
+    )
+    task = config.data.task
+    data = config.data.model_copy(
+        update={
+            "labeled": folder / config.data.labeled,
+            "unlabeled": folder / config.data.unlabeled,
+            "test": folder / config.data.test if config.data.test else None,
+            "dev": folder / config.data.dev if config.data.dev else None,
+            "reviewed": folder / config.data.reviewed if config.data.reviewed else None,
+            "task": str(folder / task) if task.endswith(".toml") else task,
+        }
+    )
+    roles, own = config.roles, config.catalogue.file
+    if roles.tokenizer is not None:
+        roles = roles.model_copy(update={"tokenizer": folder / roles.tokenizer})
+    catalogue = CatalogueSettings(file=folder / own if own else None)
+    cassette = config.cassette
+    if cassette is not None:
+        cassette = cassette.model_copy(update={"path": folder / cassette.path})
+    return config.model_copy(
+        update={"run": run, "data": data, "roles": roles, "catalogue": catalogue, "cassette": cassette}
+    )

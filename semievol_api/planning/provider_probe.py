@@ -1,0 +1,162 @@
+"""What a provider really does: one cheap call per ability, and whether it works, is ignored or refused.
+
+    findings = await probe(provider, ProbeModels(chat="gpt-4o-mini", embed=None, train=None))
+
+Costs a few dozen tokens; starts no job. Knows nothing of configs or of vendors' names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from semievol_api.capabilities import ChatRequest, EmbedRequest, FineTuneRequest, OptionRequest, Provider
+from semievol_api.errors import ProviderError, RefusedError, UserError
+from semievol_api.records import Message, Prompt
+
+Outcome: TypeAlias = Literal["works", "ignored", "refused", "failed", "absent"]
+QUESTION = Prompt((Message("user", "Question: 2 + 2?\n\nOptions:\nA. 3\nB. 4\n\nReply with one line: Answer: LETTER"),))
+NEVER_BOUGHT = "semievol-probe-never-bought"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeModels:
+    """Whom to ask for what; None leaves an ability out."""
+
+    chat: str | None
+    embed: str | None
+    train: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one ability did when asked."""
+
+    ability: str
+    outcome: Outcome
+    detail: str = ""
+
+
+Check: TypeAlias = Callable[[], Awaitable[Finding]]
+
+
+async def probe(provider: Provider, models: ProbeModels) -> list[Finding]:
+    """One finding per ability, in the order of the table; errors are findings."""
+    checks: list[tuple[str, Check | None]] = [
+        *_chat_checks(provider, models.chat),
+        ("embeddings", _embeddings(provider, models.embed)),
+        ("fine-tuning", _jobs(provider, models.train)),
+        ("batches", _batches(provider)),
+    ]
+    return [await _run(ability, check) for ability, check in checks]
+
+
+def record(findings: Sequence[Finding], provider: str, model: str | None, folder: Path) -> Path:
+    """Keep the findings with the run: `probe.json`, by provider and model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "probe.json"
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    known.setdefault(provider, {})[model or "-"] = [asdict(finding) for finding in findings]
+    draft = path.with_name(".probe.json.draft")
+    draft.write_text(json.dumps(known, ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8")
+    draft.rename(path)
+    return path
+
+
+async def _run(ability: str, check: Check | None) -> Finding:
+    if check is None:
+        return Finding(ability, "absent", "the provider's table leaves it empty, or no role names a model for it")
+    try:
+        return await check()
+    except (RefusedError, UserError) as error:
+        return Finding(ability, "refused", str(error))
+    except ProviderError as error:
+        return Finding(ability, "failed", str(error))
+
+
+def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, Check | None]]:
+    chat, scored, reader = provider.chat, provider.scored, provider.option_reader
+    names = ("chat", "several answers (n)", "seed", "log-probabilities", "alternatives", "option reading")
+    if model is None or chat is None:
+        return [(name, None) for name in names]
+    request = ChatRequest(model=model, prompt=QUESTION, max_tokens=8, temperature=0.0)
+
+    async def answers() -> Finding:
+        reply = await chat.complete(request)
+        return Finding("chat", "works", f"{reply.completions[0].text!r}, {reply.usage.completion} tokens")
+
+    async def several() -> Finding:
+        got = len((await chat.complete(replace(request, n=2, temperature=1.0))).completions)
+        return Finding("several answers (n)", "works" if got == 2 else "ignored", f"{got} of 2 came")
+
+    async def seeded() -> Finding:
+        sampled = replace(request, temperature=1.0, seed=7)
+        texts = [(await chat.complete(sampled)).completions[0].text for _ in range(2)]
+        return Finding("seed", "works" if texts[0] == texts[1] else "ignored", "two answers were compared")
+
+    async def logprobs() -> Finding:
+        assert scored is not None
+        values = (await scored.complete(replace(request, logprobs=True))).completions[0].token_logprobs
+        return Finding("log-probabilities", "ignored" if values is None else "works", "of the chosen tokens")
+
+    async def alternatives() -> Finding:
+        assert scored is not None
+        top = (await scored.complete(replace(request, logprobs=True, top_logprobs=5))).completions[0].top
+        most = max((len(place) for place in top), default=0) if top else 0
+        return Finding("alternatives", "works" if most else "ignored", f"{most} of 5 asked for")
+
+    async def options() -> Finding:
+        assert reader is not None
+        asked = OptionRequest(model=model, prompt=Prompt(QUESTION.messages, "Answer:"), labels=("A", "B"))
+        read = (await reader.read(asked)).logprobs
+        seen = sum(value is not None for value in read)
+        return Finding("option reading", "works" if seen else "ignored", f"{seen} of 2 labels were listed")
+
+    checks: list[Check | None] = [
+        answers,
+        several,
+        seeded,
+        logprobs if scored else None,
+        alternatives if scored else None,
+        options if reader else None,
+    ]
+    return list(zip(names, checks, strict=True))
+
+
+def _embeddings(provider: Provider, model: str | None) -> Check | None:
+    embedder = provider.embedder
+    if embedder is None or model is None:
+        return None
+
+    async def check() -> Finding:
+        vectors = (await embedder.embed(EmbedRequest(model=model, texts=("one", "two")))).vectors
+        return Finding("embeddings", "works", f"{vectors.shape[1]} dimensions")
+
+    return check
+
+
+def _jobs(provider: Provider, model: str | None) -> Check | None:
+    tuner = provider.finetuner
+    if tuner is None or model is None:
+        return None
+
+    async def check() -> Finding:
+        await tuner.find(FineTuneRequest(model=model, training_file=b"", run_key=NEVER_BOUGHT))
+        return Finding("fine-tuning", "works", "jobs can be listed; none was started")
+
+    return check
+
+
+def _batches(provider: Provider) -> Check | None:
+    batch = provider.batch
+    if batch is None:
+        return None
+
+    async def check() -> Finding:
+        await batch.find(NEVER_BOUGHT)
+        return Finding("batches", "works", "batches can be listed; none was started")
+
+    return check

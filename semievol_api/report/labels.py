@@ -1,0 +1,420 @@
+"""Every unlabelled row with all that was said about it: what the label browser, review and the export read.
+
+Joins the artifacts of a run folder column by column, so that 100,000 rows take seconds; of more than fit a part it
+shows a sample. Knows nothing of HTML,
+of files other than a run's artifacts, or of how a label was made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from semievol_api.data.parts import Parts, Rows
+from semievol_api.errors import RunFolderError
+from semievol_api.records import Example
+from semievol_api.store.artifacts import EvidenceTable, Prepared, Selection
+from semievol_api.store.run_store import load_artifact
+
+FloatArray: TypeAlias = NDArray[np.float64]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+GOLD_FILE = "oracle/gold.json"
+"""Optional, in the run folder: {example id: hidden gold answer} of unlabelled rows, for this report alone."""
+
+SHOWN = 100_000
+"""Rows that a page shows at most of a pool in parts."""
+_SAID = {"above the threshold": "less sure than the cut"}
+"""Reasons of the selection on the scale of this table, where higher is better."""
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """What one annotator (or the justification) said of every row, in the table's order.
+
+    `confidences` is float64, shape (rows,), exp(-mean_nll); NaN where there is none. An answer of None is an
+    abstention; `texts` is "" where it was not asked.
+    """
+
+    id: str
+    answers: Sequence[str | None]
+    confidences: FloatArray
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """The unlabelled rows of a run in the order of its data.
+
+    `confidences` is float64, shape (rows,), higher is better: the share that the selection rule ranked, or
+    exp(-mean_nll) where it ranked that; NaN for an abstention. `kept` is bool, shape (rows,). `threshold` is on
+    the scale of `confidences`. `gold` holds hidden gold where the run folder has it.
+    """
+
+    examples: Sequence[Example]
+    answers: Sequence[str | None]
+    confidences: FloatArray
+    kept: BoolArray
+    reasons: Sequence[str]
+    voices: Sequence[Voice]
+    justification: Voice | None
+    gold: Mapping[str, str]
+    threshold: float | None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def correct(self) -> tuple[NDArray[np.int64], BoolArray]:
+        """The places of rows with an answer and known gold, and whether the answer is right."""
+        places = [i for i, e in enumerate(self.examples) if e.id in self.gold and self.answers[i] is not None]
+        right = [same_answer(self.answers[i], self.gold[self.examples[i].id]) for i in places]
+        return np.array(places, dtype=np.int64), np.array(right, dtype=np.bool_)
+
+    def agreement(self) -> FloatArray:
+        """float64, shape (rows,): the share of annotators that gave the row's answer; NaN without annotators."""
+        if not self.voices:
+            return np.full(len(self), np.nan)
+        votes = np.zeros(len(self))
+        for voice in self.voices:
+            votes += [a is not None and a == b for a, b in zip(voice.answers, self.answers, strict=True)]
+        return votes / len(self.voices)
+
+
+def same_answer(answer: str | None, gold: str) -> bool:
+    """Whether canonical answers agree; numbers within 1 % of the gold one (paper §4.1)."""
+    if answer is None or answer == gold:
+        return answer is not None
+    try:
+        return abs(float(answer) - float(gold)) <= 0.01 * abs(float(gold))
+    except ValueError:
+        return False
+
+
+def read_label_table(run_folder: Path, data: Prepared | None = None) -> LabelTable:
+    """The rows as far as the run has come; before selection nothing is kept and nothing has an answer.
+
+    Of unlabelled examples in parts these are a sample, the same every time. `data` spares reading the prepared data
+    again.
+
+    Raises:
+        RunFolderError: the folder holds no prepared data.
+    """
+    data = data or load_prepared(run_folder)
+    return _label_table(run_folder, shown_of(data), None)
+
+
+def label_tables(run_folder: Path) -> Iterator[LabelTable]:
+    """All rows, one part after the other; see `read_label_table`."""
+    unlabeled = load_prepared(run_folder).unlabeled
+    if not isinstance(unlabeled, Rows):
+        yield read_label_table(run_folder)
+        return
+    for part in range(unlabeled.parts.count):
+        yield _label_table(run_folder, unlabeled.part(part), part)
+
+
+def shown_of(data: Prepared) -> Sequence[Example]:
+    """The unlabelled examples that a person is shown: all, or about `SHOWN` evenly spread ones."""
+    unlabeled = data.unlabeled
+    if not isinstance(unlabeled, Rows):
+        return unlabeled
+    sizes = np.array(unlabeled.parts.sizes)
+    ends = np.rint(np.cumsum(sizes) * min(1.0, SHOWN / len(unlabeled))).astype(int)
+    shown: list[Example] = []
+    for part, (size, count) in enumerate(zip(sizes.tolist(), np.diff(ends, prepend=0).tolist(), strict=True)):
+        rows = unlabeled.part(part)
+        shown += [rows[place] for place in np.linspace(0, size - 1, count).astype(int).tolist()]
+    return shown
+
+
+def _label_table(run_folder: Path, examples: Sequence[Example], part: int | None) -> LabelTable:
+    """What was said of some examples, which lie in one part or anywhere."""
+    place = {e.id: i for i, e in enumerate(examples)}
+    said = load_artifact(run_folder, "collaborate", EvidenceTable)
+    final = load_artifact(run_folder, "justify", EvidenceTable)
+    chosen = load_artifact(run_folder, "select", Selection)
+    answers: Sequence[str | None] = [None] * len(examples)
+    confidences, kept = np.full(len(examples), np.nan), np.zeros(len(examples), dtype=np.bool_)
+    reasons: Sequence[str] = ["not selected yet"] * len(examples)
+    if chosen is not None:
+        scores = _about(chosen.scores if isinstance(chosen.scores, Parts) else Parts.of(chosen.scores), place, part)
+        order = _order(scores, place)
+        answers = _spread(scores["answer"].to_pylist(), order, len(examples))
+        confidences[order[order >= 0]] = _scores(scores)[order >= 0]
+        kept[order[order >= 0]] = np.array(scores["kept"].to_pylist(), dtype=np.bool_)[order >= 0]
+        reasons = [_SAID.get(r or "", r or "") for r in _spread(scores["reason"].to_pylist(), order, len(examples))]
+    voices = _voices(None if said is None else _about(said.parts, place, part), place)
+    justified = _voices(None if final is None else _about(final.parts, place, part), place)
+    return LabelTable(
+        examples=examples,
+        answers=answers,
+        confidences=confidences,
+        kept=kept,
+        reasons=reasons,
+        voices=voices,
+        justification=justified[0] if justified else None,
+        gold=_read_gold(run_folder),
+        threshold=_threshold(chosen),
+    )
+
+
+def load_prepared(run_folder: Path) -> Prepared:
+    """The clean data of a run.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    data = load_artifact(run_folder, "prepare", Prepared)
+    if data is None:
+        raise RunFolderError(
+            f"The folder {str(run_folder)!r} holds no prepared data, so it is no run, or one that has not begun. "
+            f"Name the folder that [run] folder names in your config, after `semievol run`."
+        )
+    return data
+
+
+def _about(parts: Parts, place: Mapping[str, int], part: int | None) -> pa.Table:
+    """The rows about some examples, which lie in one part or anywhere; all of a table in one part."""
+    if parts.count == 1 or part is not None:
+        return parts.read(part or 0)
+    found: list[pa.Table] = []
+    for table in parts.tables():
+        wanted = [name in place for name in table["example_id"].to_pylist()]
+        found.append(table.filter(pa.array(wanted, pa.bool_())))
+    return pa.concat_tables(found, promote_options="default")
+
+
+def _voices(table: pa.Table | None, place: Mapping[str, int]) -> list[Voice]:
+    if table is None:
+        return []
+    order = _order(table, place)
+    names = np.array(table["annotator_id"].to_pylist(), dtype=np.str_)
+    answers = np.array(table["answer"].to_pylist(), dtype=object)
+    texts = np.array(table["text"].to_pylist(), dtype=object)
+    confidences = np.exp(-_floats(table["mean_nll"]))
+    voices: list[Voice] = []
+    for name in np.unique(names):
+        own = (names == name) & (order >= 0)
+        spread = np.full(len(place), np.nan)
+        spread[order[own]] = confidences[own]
+        voices.append(
+            Voice(
+                id=str(name),
+                answers=_spread(list(answers[own]), order[own], len(place)),
+                confidences=spread,
+                texts=[t or "" for t in _spread(list(texts[own]), order[own], len(place))],
+            )
+        )
+    return voices
+
+
+def _order(table: pa.Table, place: Mapping[str, int]) -> NDArray[np.int64]:
+    """The place of each row's example; -1 for one that is not in the pool."""
+    return np.array([place.get(i, -1) for i in table["example_id"].to_pylist()], dtype=np.int64)
+
+
+def _spread(values: Sequence[str | None], order: NDArray[np.int64], size: int) -> list[str | None]:
+    spread: list[str | None] = [None] * size
+    for value, where in zip(values, order.tolist(), strict=True):
+        if where >= 0:
+            spread[where] = value
+    return spread
+
+
+def _scores(table: pa.Table) -> FloatArray:
+    if "mean_nll" in table.column_names:
+        return np.asarray(np.exp(-_floats(table["mean_nll"])), dtype=np.float64)
+    return _floats(table["score"]) if "score" in table.column_names else np.full(len(table), np.nan)
+
+
+def _floats(column: pa.ChunkedArray) -> FloatArray:
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _threshold(chosen: Selection | None) -> float | None:
+    if chosen is None:
+        return None
+    nll, share = chosen.summary.get("threshold_mean_nll"), chosen.summary.get("threshold")
+    if isinstance(nll, int | float):
+        return float(np.exp(-nll))
+    return float(share) if isinstance(share, int | float) else None
+
+
+def _read_gold(run_folder: Path) -> Mapping[str, str]:
+    path = run_folder / GOLD_FILE
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+REVIEW_FILE = "review.jsonl"
+Action: TypeAlias = Literal["accept", "correct", "skip", "undo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a person said of one row.
+
+    `answer` is the label that now holds (None for skip and undo), `proposed` what the method had put forward.
+    `audit` marks a row that was drawn uniformly rather than for its doubt: only these keep a calibration
+    exchangeable. `at` is an ISO 8601 time in UTC.
+    """
+
+    example_id: str
+    action: Action
+    answer: str | None = None
+    proposed: str | None = None
+    audit: bool = False
+    at: str = ""
+
+
+class DecisionLog:
+    """The open file, held by one process at a time."""
+
+    def __init__(self, descriptor: int, decisions: Iterable[Decision]) -> None:
+        self._descriptor = descriptor
+        self._lines = list(decisions)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Generator[DecisionLog]:
+        """Hold the file until the block ends.
+
+        Raises:
+            RunFolderError: another review holds it, or it cannot be written.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise RunFolderError(
+                f"The decisions cannot be written to {str(path)!r}: {error.strerror}. Make the folder writable."
+            ) from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"Another review of {str(path.parent)!r} is open. Go on in its page, or end it with Ctrl-C first."
+                ) from None
+            _end_cut_line(descriptor, path)
+            yield cls(descriptor, _read_lines(path))
+        finally:
+            os.close(descriptor)
+
+    def append(self, decision: Decision) -> Decision:
+        """Write one line and return once it is on disk."""
+        stamped = _stamped(decision)
+        line = json.dumps(asdict(stamped), ensure_ascii=False).encode() + b"\n"
+        written = 0
+        while written < len(line):
+            written += os.write(self._descriptor, line[written:])
+        os.fsync(self._descriptor)
+        self._lines.append(stamped)
+        return stamped
+
+    def undo(self) -> Decision | None:
+        """Take back the latest decision that still stands, and return it; None where there is none."""
+        standing = _standing(self._lines)
+        if not standing:
+            return None
+        last = standing[-1]
+        self.append(Decision(example_id=last.example_id, action="undo", proposed=last.proposed, audit=last.audit))
+        return last
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """The decision that holds for each row."""
+        return {d.example_id: d for d in _standing(self._lines)}
+
+
+def read_decisions(path: Path) -> dict[str, Decision]:
+    """The decision that holds for each reviewed row, undone ones left out; empty where there is no file.
+
+    Raises:
+        RunFolderError: a line in the middle of the file is no decision.
+    """
+    return {d.example_id: d for d in _standing(_read_lines(path))} if path.is_file() else {}
+
+
+def _standing(lines: Iterable[Decision]) -> list[Decision]:
+    """In the order in which they were made. An undo takes back the row's latest decision, not all of them."""
+    stacks: dict[str, list[tuple[int, Decision]]] = {}
+    for place, line in enumerate(lines):
+        stack = stacks.setdefault(line.example_id, [])
+        if line.action != "undo":
+            stack.append((place, line))
+        elif stack:
+            stack.pop()
+    return [decision for _, decision in sorted((s[-1] for s in stacks.values() if s), key=lambda pair: pair[0])]
+
+
+def _read_lines(path: Path) -> Iterator[Decision]:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith(b"#"):
+            continue
+        try:
+            yield msgspec.json.decode(line, type=Decision)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if number == len(lines):
+                return
+            raise RunFolderError(
+                f"Line {number} of {str(path)!r} is no decision. Mend it, or put a # before it to leave it out."
+            ) from None
+
+
+def _end_cut_line(descriptor: int, path: Path) -> None:
+    """Cut off a last line that a kill left unfinished: it was never confirmed, and would spoil the next one."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.ftruncate(descriptor, content.rfind(b"\n") + 1)
+        os.fsync(descriptor)
+
+
+def _stamped(decision: Decision) -> Decision:
+    return replace(decision, at=decision.at or datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+AUDIT_EVERY = 7
+"""Every seventh row is drawn uniformly: 14 % of any budget, within the 10 to 20 % that keep a calibration
+exchangeable (method §3, `human-budget`)."""
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """One row to review: its place in the table, and whether it was drawn uniformly."""
+
+    place: int
+    audit: bool
+
+
+def review_queue(labels: LabelTable, limit: int | None = None) -> list[QueueRow]:
+    """Every row once, best first: fewest annotators behind its answer, then lowest confidence; none before those."""
+    agreement = np.nan_to_num(labels.agreement(), nan=0.0)
+    confidence = np.nan_to_num(labels.confidences, nan=-1.0)
+    doubtful = np.lexsort((confidence, agreement)).tolist()
+    uniform = sorted(range(len(labels)), key=lambda i: _hash(labels.examples[i].id))
+    rows: list[QueueRow] = []
+    seen: set[int] = set()
+    sources = {False: iter(doubtful), True: iter(uniform)}
+    while len(rows) < min(len(labels), limit or len(labels)):
+        audit = len(rows) % AUDIT_EVERY == AUDIT_EVERY - 1
+        place = next(p for p in sources[audit] if p not in seen)
+        seen.add(place)
+        rows.append(QueueRow(place, audit))
+    return rows
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -1,0 +1,227 @@
+"""Label new rows with a run's model: an answer, a confidence, and an abstention below a calibrated cut.
+
+    found = await predict(config, "semievol", Path("new.csv"))
+
+The cut is placed by the `fdr` rule: among the accepted rows the expected share of wrong answers is at most alpha, if
+the new rows are like the run's held-out ones (test and development questions, whose answers the run has already).
+Asks through the run's journal. Knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semievol_api.annotate.clients import Tools
+from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.retrieval import nearest_among
+from semievol_api.config.settings import Config, nearest
+from semievol_api.data import RawData, Table, read_examples, read_table
+from semievol_api.data.examples import columns_of
+from semievol_api.errors import RunFolderError
+from semievol_api.evaluation.answers import evaluate
+from semievol_api.records import Evidence, Example
+from semievol_api.selection import Calibration, RuleSettings, select
+from semievol_api.selection.values import ENOUGH_CALIBRATION
+from semievol_api.session import Plan, Silent, Watcher, check, open_tools
+from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TunedModel
+from semievol_api.store.run_store import load_artifact
+from semievol_api.tasks import Columns, Task
+
+FloatArray = NDArray[np.float64]
+JOB_OF = {"warm": "warm_up"}
+"""The job that made a model, where it has another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One new row: the answer and its words (None: none was given), the confidence in [0, 1], whether it counts."""
+
+    example_id: str
+    answer: str | None
+    text: str | None
+    confidence: float | None
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All rows in the file's order, the cut in terms of confidence (None: no row passes, or there is no cut).
+
+    `calibration` counts the held-out answers that placed the cut; `messages` say what the user must know.
+    """
+
+    rows: tuple[Prediction, ...]
+    table: Table
+    model: str
+    alpha: float
+    cut: float | None
+    calibration: int
+    messages: tuple[str, ...]
+
+
+async def predict(
+    config: Config, model: str, data: Path, *, alpha: float | None = None, watcher: Watcher | None = None
+) -> Predictions:
+    """The rows of a file, labelled by a model of the run (`semievol`, `sft`, `warm`, `base`) or any of its provider.
+
+    `alpha` is the tolerated share of wrong answers among the accepted; default: `[select] alpha`.
+
+    Raises:
+        DataError: the file cannot be read as the task's data.
+        RunFolderError: the run has no such model.
+    """
+    plan = check(config, purpose="ask")
+    table = read_table(data)
+    columns = _without_absent(columns_of(plan.task, config.data.columns), table)
+    model = _name_in(config, model)
+    examples = tuple(read_examples(table, plan.task, "unlabeled", columns).examples)
+    tolerated = config.select.alpha if alpha is None else alpha
+    (answered,) = await answers_of(plan, [model], examples, watcher)
+    said = {row.example_id: row for row in answered.evidence.rows()}
+    ordered = [said[e.id] for e in examples]
+    return _accepted(plan.task, examples, ordered, (table, model, tolerated, held_out(config, model)))
+
+
+async def answers_of(
+    plan: Plan, models: Sequence[str], examples: tuple[Example, ...], watcher: Watcher | None = None
+) -> list[Answers]:
+    """Each model's greedy answers to some questions, as the run's evaluation would ask them; journaled.
+
+    Raises:
+        RunFolderError: the run has no such model.
+    """
+    config = plan.config
+    found = {name: model_of(config, name) for name in models}
+    async with open_tools(plan, RawData((), examples, ()), watcher or Silent()) as tools:
+        corpus = await _corpus(tools, plan.task, examples, config)
+        return [
+            await evaluate(tools.student({"subject": tuned}), corpus, name, config.evaluate)
+            for name, tuned in found.items()
+        ]
+
+
+def _without_absent(columns: Columns, table: Table) -> Columns:
+    """New rows need no id, group or category: those columns serve the run's own splits."""
+    own = (("id", columns.id), ("group", columns.group), ("category", columns.category))
+    return columns.model_copy(update={role: None for role, name in own if name not in table.columns})
+
+
+def _name_in(config: Config, name: str) -> str:
+    """`sft` is the warm model of a run whose warm model was trained on all labels, and so serves as baseline."""
+    jobs = config.run.folder / "jobs"
+    is_warm = name == "sft" and not (jobs / "sft-model").exists() and (jobs / "warm_up-model").exists()
+    return "warm" if is_warm else name
+
+
+def model_of(config: Config, name: str) -> TunedModel:
+    """A model by its name in the run, or as its provider calls it.
+
+    Raises:
+        RunFolderError: it is the name of a model that this run has not made.
+    """
+    base = config.roles.student.model
+    if name == "base":
+        return TunedModel(base, base)
+    found = load_artifact(config.run.folder, f"jobs/{JOB_OF.get(name, name)}-model", TunedModel)
+    if found is not None:
+        return found
+    made = sorted(path.name.removesuffix("-model") for path in config.run.folder.glob("jobs/*-model"))
+    if name in ("warm", "sft", "semievol", "ceiling"):
+        there = [{"warm_up": "warm"}.get(job, job) for job in made]
+        raise RunFolderError(
+            f"The run {str(config.run.folder)!r} has no model {name!r}. It has: {', '.join(['base', *there])}. "
+            f"{nearest(name, ['base', *there]) if there else 'Run it first.'}"
+        )
+    return TunedModel(name, base)
+
+
+def held_out(config: Config, model: str) -> Calibration | None:
+    """What the run knows of the model on questions that it never learned from; None where it knows nothing."""
+    scores: list[float] = []
+    wrong: list[bool] = []
+    for place in ("evaluate", "gate"):
+        answers = load_artifact(config.run.folder, f"{place}/{model}", Answers)
+        for row in answers.evidence.rows() if answers is not None else ():
+            scores.append(row.confidence)
+            wrong.append(not (answers is not None and answers.correct[row.example_id]))
+    return Calibration(scores=np.array(scores), wrong=np.array(wrong, dtype=np.bool_)) if scores else None
+
+
+def as_rows(found: Predictions) -> Iterator[Mapping[str, object]]:
+    """The file's own rows, each with `prediction`, `prediction_text`, `confidence` and `accepted`."""
+    for row, made in zip(found.table.rows, found.rows, strict=True):
+        yield {
+            **row,
+            "prediction": made.answer,
+            "prediction_text": made.text,
+            "confidence": None if made.confidence is None else round(made.confidence, 6),
+            "accepted": made.accepted,
+        }
+
+
+def _accepted(
+    task: Task,
+    examples: tuple[Example, ...],
+    said: list[Evidence],
+    asked: tuple[Table, str, float, Calibration | None],
+) -> Predictions:
+    """Place the cut, or accept every answer and say that nothing is promised."""
+    table, model, alpha, calibration = asked
+    scores = np.array([row.confidence for row in said], dtype=np.float64)
+    known = 0 if calibration is None else calibration.size
+    cut: float | None = None
+    if calibration is None or known < ENOUGH_CALIBRATION:
+        kept = ~np.isnan(scores)
+        messages: tuple[str, ...] = (
+            f"No cut: the run holds {known} held-out answers of {model!r}, and {ENOUGH_CALIBRATION} are needed. Every "
+            f"answer is accepted and nothing is promised; name a test file in [data] test and run again.",
+        )
+    else:
+        chosen = select(scores, [e.id for e in examples], calibration, RuleSettings(rule="fdr", alpha=alpha))
+        kept, cut = chosen.kept, chosen.threshold
+        messages = (_promise(chosen.count, scores.size, alpha, calibration),)
+    rows = tuple(
+        Prediction(
+            example_id=example.id,
+            answer=row.answer,
+            text=_words(task, example, row.answer),
+            confidence=None if np.isnan(score) else float(score),
+            accepted=bool(keep),
+        )
+        for example, row, score, keep in zip(examples, said, scores, kept, strict=True)
+    )
+    return Predictions(rows, table, model, alpha, cut, known, messages)
+
+
+def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -> str:
+    if not accepted:
+        right = 1.0 - float(np.mean(calibration.wrong))
+        return (
+            f"Accepted: 0 of {rows}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of the "
+            f"{calibration.size} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; "
+            f"the confidences are in the file."
+        )
+    return (
+        f"Accepted: {accepted} of {rows}. Among them at most {alpha:.0%} wrong answers are expected, on average over "
+        f"files like this one, if its rows are like the {calibration.size} held-out ones of the run."
+    )
+
+
+async def _corpus(tools: Tools, task: Task, examples: tuple[Example, ...], config: Config) -> Corpus:
+    """The new rows in the place of test questions, beside the run's labels where demonstrations are shown."""
+    folds = load_artifact(config.run.folder, "split", Folds) or Folds((), (), (), tunable=True, note="")
+    neighbours = await nearest_among(tools.embedder, folds.warm, examples, config.retrieve, config.evaluate.shots)
+    data = Prepared(labeled=folds.warm, unlabeled=(), test=examples, report={})
+    return Corpus(task, data, folds, Neighbours(neighbours.ids, neighbours.similarities))
+
+
+def _words(task: Task, example: Example, answer: str | None) -> str | None:
+    labels = task.labels(example) or ()
+    if task.kind == "multiple_choice" and answer in labels and example.options:
+        return example.options[labels.index(answer)]
+    return answer

@@ -1,0 +1,97 @@
+"""Who walks the parts of a stage: this process, one part after the other, or a cluster (`scale/`).
+
+A stage's work is a value: called with its tool and a shard it gives that shard's table, whoever calls it and
+wherever. Knows nothing of what stages do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from semievol_api.config.settings import Config
+from semievol_api.data.parts import shard_of
+from semievol_api.engine import RequestEngine
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+ToolT = TypeVar("ToolT")
+ToolT_contra = TypeVar("ToolT_contra", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One part of a stage's work, or by their ids' hashes the `index`-th of its `of` shards; `of` is a power of two."""
+
+    part: int
+    index: int = 0
+    of: int = 1
+
+    def has(self, example_id: str, parts: int) -> bool:
+        """Whether an id of this part is in the shard; `parts` is how many of them ids are spread over."""
+        return self.of == 1 or shard_of(example_id, parts, self.of) == self.index
+
+
+class Work(Protocol[ToolT_contra]):
+    """A stage's work on one shard; a value that can be sent elsewhere."""
+
+    @property
+    def stage(self) -> str:
+        """The stage's name, for bills and bars."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of examples of each part."""
+        ...
+
+    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
+        """A part's table from those of all its shards, in any order."""
+        ...
+
+    async def __call__(self, tool: ToolT_contra, shard: Shard, /) -> pa.Table:
+        """The shard's table."""
+        ...
+
+
+class Spread(Protocol):
+    """Walks the parts of a work."""
+
+    def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
+        """The table of every part, in the parts' order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """This process, one part after the other."""
+
+    async def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
+        """See `Spread`."""
+        for part in range(len(work.sizes)):
+            yield await work(tool, Shard(part))
+
+
+@contextmanager
+def open_spread(config: Config, engine: RequestEngine) -> Generator[Spread]:
+    """This process, or the cluster of `[ray]` until the block ends.
+
+    Raises:
+        MissingExtraError: the config wants Ray, and it is not installed.
+        ConfigError: the config wants Ray and something that only one process can do.
+    """
+    if config.run.engine == "local":
+        yield Here()
+        return
+    from semievol_api.scale.ray_executor import Connection, RaySpread, refuse_what_is_local
+
+    refuse_what_is_local(config)
+    connection = Connection(config)
+    try:
+        yield RaySpread(config, engine)
+    finally:
+        connection.close()

@@ -1,0 +1,199 @@
+"""Pools what several annotators say into one probability per label.
+
+A log-opinion pool: the mean of the annotators' log-probabilities, so that a mixed crew pools as long as every
+annotator gives label probabilities. Knows nothing of how an annotator came to its probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from semievol_api.errors import DataError
+from semievol_api.selection.label_probabilities import BLOCK_ROWS, FLOOR
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
+
+_GRID = 2.0**40
+"""Log-probabilities become whole multiples of 1 / _GRID, so that sums are exact in any order of annotators."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pooled:
+    """One label per item.
+
+    `probs` float64 (m, options), 0 beyond an item's own options and NaN where nobody answered; `label` int64
+    (m,), -1 = abstain; `score` float64 (m,), the probability of the label, NaN = abstain; `margin` float64
+    (m,), that less the second best; `voices` int64 (m,), annotators that answered; `agreed` bool (m,), whether
+    all of them had the same first choice.
+    """
+
+    probs: FloatArray
+    label: IntArray
+    score: FloatArray
+    margin: FloatArray
+    voices: IntArray
+    agreed: BoolArray
+
+
+def pool(
+    probs: FloatArray, n_options: IntArray, *, open_answers: bool = False, weights: FloatArray | None = None
+) -> Pooled:
+    """s(c) proportional to exp(mean over annotators of log q(c)); the label is the argmax, the first of equals.
+
+    Genest and Zidek (1986), section 3: the logarithmic opinion pool, by default with equal weights. Annotators that
+    abstain on an item (NaN) are left out of its mean. Probabilities below 1e-6 count as 1e-6, so that two
+    annotators certain of different labels tie instead of giving 0/0.
+
+    Args:
+        probs: float64, shape (m, annotators, options); NaN = this annotator abstains on this item.
+        n_options: int64, shape (m,), how many labels each item has; columns beyond are ignored.
+        open_answers: the last label of each item stands for "some other answer": it takes probability, and is
+            never the label.
+        weights: float64, shape (annotators,), positive; fitted anywhere but on calibration items.
+
+    Raises:
+        DataError: the shapes do not fit.
+    """
+    if probs.ndim != 3 or n_options.shape != probs.shape[:1]:
+        raise DataError(
+            f"Pooling needs probabilities of shape (items, annotators, options) and one number of options per "
+            f"item; got {probs.shape} and {n_options.shape}."
+        )
+    m, annotators, width = probs.shape
+    shares = np.ones(annotators) if weights is None else weights
+    pooled = Pooled(
+        probs=np.empty((m, width)),
+        label=np.empty(m, dtype=np.int64),
+        score=np.empty(m),
+        margin=np.empty(m),
+        voices=np.empty(m, dtype=np.int64),
+        agreed=np.empty(m, dtype=np.bool_),
+    )
+    for start in range(0, m, BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        block = _pool(probs[rows], n_options[rows], shares, open_answers)
+        pooled.probs[rows], pooled.label[rows], pooled.score[rows] = block.probs, block.label, block.score
+        pooled.margin[rows], pooled.voices[rows], pooled.agreed[rows] = block.margin, block.voices, block.agreed
+    return pooled
+
+
+def worth_justifying(pooled: Pooled, margin: float = 0.2) -> BoolArray:
+    """Where self-justification may help: the annotators disagree, or the top-2 margin is below 0.2; bool (m,)."""
+    return np.asarray((pooled.label >= 0) & (~pooled.agreed | (pooled.margin < margin)), dtype=np.bool_)
+
+
+def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answers: bool) -> Pooled:
+    """One block of rows."""
+    m, _, width = probs.shape
+    beyond = np.arange(width) >= n_options[:, None]
+    total, voices, agreed = _mean_of_logs(probs, beyond, weights)
+    total[beyond] = -np.inf
+    eligible = total
+    if open_answers:
+        eligible = total.copy()
+        eligible[np.arange(m), n_options - 1] = -np.inf
+    label = eligible.argmax(axis=1).astype(np.int64)
+    probabilities = _softmax(total)
+    score = probabilities[np.arange(m), label]
+    margin = score - _second_best(probabilities, label)
+    silent = (voices == 0) | (eligible[np.arange(m), label] == -np.inf)
+    probabilities[silent], score[silent], margin[silent], label[silent] = np.nan, np.nan, np.nan, -1
+    return Pooled(probs=probabilities, label=label, score=score, margin=margin, voices=voices, agreed=agreed)
+
+
+def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> tuple[FloatArray, IntArray, BoolArray]:
+    """Mean over annotators of log q (m, options), how many spoke (m,), whether their first choices agree (m,)."""
+    m, annotators, width = probs.shape
+    total = np.zeros((m, width))
+    voices = np.zeros(m, dtype=np.int64)
+    weight = np.zeros(m)
+    first = np.full(m, -1, dtype=np.int64)
+    agreed = np.ones(m, dtype=np.bool_)
+    some_beyond = bool(beyond.any())
+    for annotator in range(annotators):
+        q = probs[:, annotator, :]
+        if some_beyond:
+            q = np.where(beyond, 0.0, q)
+        spoke = ~np.isnan(q).any(axis=1)
+        choice = np.where(spoke, q.argmax(axis=1), -1)
+        q = np.maximum(q, FLOOR, order="C")
+        np.log(q, out=q)
+        q *= weights[annotator] * _GRID
+        np.rint(q, out=q)
+        if not spoke.all():
+            q[~spoke] = 0.0
+        total += q
+        voices += spoke
+        weight += weights[annotator] * spoke
+        agreed &= (choice == first) | (first < 0) | (choice < 0)
+        first = np.where(first < 0, choice, first)
+    total /= np.where(weight > 0, weight, 1.0)[:, None] * _GRID
+    return total, voices, agreed
+
+
+def _softmax(logs: FloatArray) -> FloatArray:
+    """exp(logs) normalised over the columns; rows without any finite value become uniform NaN-free zeros."""
+    best = logs.max(axis=1, keepdims=True)
+    best[~np.isfinite(best)] = 0.0
+    result = np.exp(logs - best)
+    sums = result.sum(axis=1, keepdims=True)
+    sums[sums == 0.0] = 1.0
+    result /= sums
+    return np.asarray(result, dtype=np.float64)
+
+
+def _second_best(probs: FloatArray, label: IntArray) -> FloatArray:
+    if probs.shape[1] < 2:
+        return np.zeros(probs.shape[0])
+    others = probs.copy()
+    others[np.arange(probs.shape[0]), label] = 0.0
+    return np.asarray(others.max(axis=1), dtype=np.float64)
+
+
+_PRIOR = 0.5
+"""Half a count for every confusion, so that an unseen one stays possible."""
+
+
+def dawid_skene(answers: IntArray, n_classes: int, iterations: int = 50) -> FloatArray:
+    """Label probabilities by expectation-maximisation (Dawid and Skene 1979, equations 2.3-2.5).
+
+    Fit it on unlabelled and calibration items together: it sees no gold, so both stay exchangeable.
+
+    Args:
+        answers: int64, shape (m, annotators), -1 = abstain.
+        n_classes: K, the number of labels of the task.
+        iterations: at most; stops when no probability moves by more than 1e-6.
+
+    Returns:
+        float64, shape (m, K); NaN rows where nobody answered.
+    """
+    m, annotators = answers.shape
+    said = [_one_hot(answers[:, annotator], n_classes) for annotator in range(annotators)]
+    belief = np.sum(said, axis=0) if said else np.zeros((m, n_classes))
+    answered = belief.sum(axis=1) > 0
+    belief += _PRIOR
+    belief /= belief.sum(axis=1, keepdims=True)
+    for _ in range(iterations):
+        log_belief = np.tile(np.log(belief[answered].sum(axis=0) + _PRIOR), (m, 1))
+        for one_hot in said:
+            confusion = belief.T @ one_hot + _PRIOR
+            confusion /= confusion.sum(axis=1, keepdims=True)
+            log_belief += one_hot @ np.log(confusion).T
+        log_belief -= log_belief.max(axis=1, keepdims=True)
+        updated = np.exp(log_belief)
+        updated /= updated.sum(axis=1, keepdims=True)
+        moved = float(np.max(np.abs(updated - belief), initial=0.0))
+        belief = updated
+        if moved < 1e-6:
+            break
+    belief[~answered] = np.nan
+    return np.asarray(belief, dtype=np.float64)
+
+
+def _one_hot(labels: IntArray, n_classes: int) -> FloatArray:
+    """float64 (m, K), a row of zeros for an abstention."""
+    rows = np.zeros((labels.size, n_classes))
+    valid = np.flatnonzero(labels >= 0)
+    rows[valid, labels[valid]] = 1.0
+    return rows

@@ -1,0 +1,223 @@
+"""Adaptive selection: keep the pseudo-labels that the model is least unsure of (paper §3.4).
+
+Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of prompts or providers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from semievol_api.annotate.annotators import Crew
+from semievol_api.annotate.pooled import factors_of_crew
+from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.retrieval import EmbeddingTool
+from semievol_api.config.method import JustifySettings, SelectSettings
+from semievol_api.config.settings import RetrieveSettings
+from semievol_api.data.parts import Parts, Rows
+from semievol_api.data.tables import as_labels
+from semievol_api.errors import StageError
+from semievol_api.records import Evidence, Example
+from semievol_api.selection.columns import Column, pool_columns, unlabeled_of
+from semievol_api.selection.rule_percentile import percentile
+from semievol_api.selection.rule_ranking import at_random
+from semievol_api.selection.stage_official import official
+from semievol_api.selection.stage_pooled import Beside, by_pool
+from semievol_api.selection.values import BoolArray, FloatArray, Selected
+from semievol_api.store.artifacts import EvidenceTable, Selection
+from semievol_api.store.fingerprints import fingerprinted, stage
+from semievol_api.tasks import Task
+from semievol_api.tasks.task import target
+
+MAX_MISSING_SHARE = 0.05
+"""Above this share of answers without log-probabilities the percentile rule would rank noise (method §3)."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The answer that an example would be given, and its score; None where there is none."""
+
+    example: Example
+    answer: str | None
+    mean_nll: float | None
+    reason: str
+
+
+@fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed")
+@dataclass(frozen=True)
+class Heard:
+    """What was said of every example, and what else selection may look at.
+
+    `reviewed` are a person's answers by example id; `embedder` and `retrieve` serve the drift test.
+    """
+
+    said: EvidenceTable
+    final: EvidenceTable
+    justify: JustifySettings
+    embedder: EmbeddingTool | None
+    retrieve: RetrieveSettings
+    reviewed: Mapping[str, str]
+
+
+@stage("select")
+async def select(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
+    """Keep the pseudo-labels that the rule chooses: by the crew's pooled probability, or as the paper does.
+
+    Raises:
+        StageError: more than 5 % of the answered examples have no log-probabilities.
+    """
+    chosen = await _chosen(corpus, crew, heard, settings, seed)
+    shortened = 0
+    for part in heard.said.parts.tables(["dropped_shots"]):
+        shortened += int(np.count_nonzero(part["dropped_shots"].to_numpy()))
+    return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
+
+
+async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
+    if settings.rule == "official-2025":
+        return official(corpus, crew, heard.said, heard.final, settings)
+    if settings.score == "mean_nll":
+        return by_mean_nll(corpus, heard, settings, seed)
+    beside = Beside(reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed)
+    factors = factors_of_crew(corpus, crew, heard.said, heard.reviewed) if settings.label_shares == "labeled" else None
+    pool = pool_columns(corpus, crew, heard.said, heard.final, factors)
+    return await by_pool(corpus, crew, pool, settings, beside)
+
+
+def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings, seed: int = 0) -> Selection:
+    """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4), or as many at random."""
+    parts = len(corpus.sizes("unlabeled"))
+    tables: list[pa.Table] = []
+    for place in range(parts):
+        examples = unlabeled_of(corpus, place)
+        if examples or not tables:
+            tables.append(_columns(_candidates(corpus.task, heard, examples, place)))
+    found = Parts.of(*tables)
+    _refuse_missing_logprobs(found)
+    scores = _floats(found["mean_nll"])
+    if settings.rule == "random":
+        chosen = at_random(scores, Column(found["example_id"]), settings.share, seed)
+    else:
+        pool = scores
+        if settings.pool == "labeled":
+            pool = _floats(_columns(_candidates(corpus.task, heard, corpus.data.labeled, parts - 1))["mean_nll"])
+        chosen = _rule(scores, pool, settings)
+    kept = [_kept(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
+    summary = {
+        "rule": settings.rule,
+        "share": settings.share,
+        "threshold_mean_nll": chosen.threshold,
+        "unlabeled": len(found),
+        "answered": len(found) - found["answer"].null_count,
+        "kept": sum(map(len, kept)),
+        "messages": list(chosen.messages),
+    }
+    marked = [_marked(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
+    return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*marked), summary=summary)
+
+
+def _candidates(task: Task, heard: Heard, examples: Sequence[Example], place: int) -> list[Candidate]:
+    said, final = heard.said.measures(place), heard.final.measures(place)
+    return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
+
+
+def _rule(scores: FloatArray, pool: FloatArray, settings: SelectSettings) -> Selected:
+    """The paper's percentile over the unlabelled pool, or its variants (ambiguities 4 and 7)."""
+    reference = None if pool is scores else pool
+    return percentile(scores, settings.share, reference=reference, interpolation=settings.interpolation)
+
+
+def _columns(candidates: Sequence[Candidate]) -> pa.Table:
+    """`mean_nll` is null where there is no answer or no score."""
+    return pa.table(
+        {
+            "example_id": pa.array([c.example.id for c in candidates], pa.string()),
+            "answer": pa.array([c.answer for c in candidates], pa.string()),
+            "mean_nll": pa.array([None if c.answer is None else c.mean_nll for c in candidates], pa.float64()),
+            "reason": pa.array([c.reason for c in candidates], pa.string()),
+        }
+    )
+
+
+def _floats(column: pa.ChunkedArray) -> FloatArray:
+    """float64, NaN for null."""
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _with_masks(tables: Sequence[pa.Table], kept: BoolArray) -> Iterator[tuple[pa.Table, BoolArray]]:
+    at = 0
+    for table in tables:
+        yield table, kept[at : at + len(table)]
+        at += len(table)
+
+
+def _kept(table: pa.Table, mask: BoolArray) -> pa.Table:
+    """The pseudo-labels among one part's candidates."""
+    part = table.filter(pa.array(mask))
+    return pa.table(
+        {
+            "example_id": part["example_id"],
+            "answer": part["answer"],
+            "text": pa.array([target(answer) for answer in part["answer"].to_pylist()], pa.string()),
+            "score": part["mean_nll"],
+        }
+    )
+
+
+def _marked(table: pa.Table, mask: BoolArray) -> pa.Table:
+    reasons = ["kept" if keep else why for keep, why in zip(mask, table["reason"].to_pylist(), strict=True)]
+    return pa.table(
+        {
+            **{name: table[name] for name in ("example_id", "answer", "mean_nll")},
+            "kept": pa.array(mask, pa.bool_()),
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
+
+
+def _candidate(
+    task: Task, example: Example, said: list[Evidence], final: list[Evidence], settings: JustifySettings
+) -> Candidate:
+    """The justified answer, else the first annotator's or the majority's; its own log-probabilities score it."""
+    if not final and settings.unjustified == "majority":
+        return _majority(task, example, said)
+    first = next((row for row in said if row.answer is not None), None)
+    chosen = final[0] if final else first
+    if chosen is None or chosen.answer is None:
+        reason = "no annotator answered" if first is None else "the justification gave no answer"
+        return Candidate(example, None, None, reason)
+    scored = first if settings.score == "first-annotator" and first is not None else chosen
+    if scored.mean_nll is None:
+        return Candidate(example, chosen.answer, None, "no log-probabilities")
+    return Candidate(example, chosen.answer, scored.mean_nll, "above the threshold")
+
+
+def _majority(task: Task, example: Example, said: list[Evidence]) -> Candidate:
+    """The answer that most annotators gave, the surest of equally frequent ones."""
+    groups: list[list[Evidence]] = []
+    for row in (row for row in said if row.answer is not None):
+        same = next((group for group in groups if task.equal(group[0].answer or "", row.answer or "")), None)
+        if same is None:
+            groups.append([row])
+        else:
+            same.append(row)
+    if not groups:
+        return Candidate(example, None, None, "no annotator answered")
+    scored = [(group, [row.mean_nll for row in group if row.mean_nll is not None]) for group in groups]
+    means = [(group, float(np.mean(nlls)) if nlls else None) for group, nlls in scored]
+    voters, mean = min(means, key=lambda pair: (-len(pair[0]), np.inf if pair[1] is None else pair[1]))
+    reason = "no log-probabilities" if mean is None else "above the threshold"
+    return Candidate(example, voters[0].answer, mean, reason)
+
+
+def _refuse_missing_logprobs(candidates: Parts) -> None:
+    answered = len(candidates) - candidates["answer"].null_count
+    missing = candidates["mean_nll"].null_count - candidates["answer"].null_count
+    if missing > MAX_MISSING_SHARE * answered:
+        raise StageError(
+            f"select: {missing} of {answered} answers came without log-probabilities, and the percentile "
+            f"rule ranks by them. The server ignores `logprobs` for this model; choose another student in [roles]."
+        )

@@ -1,0 +1,133 @@
+"""The selection of the code released with the paper, for reproduction only (method §2).
+
+Knows nothing of prompts or providers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from semievol_api.annotate.annotators import Crew
+from semievol_api.annotate.requests import Corpus
+from semievol_api.config.method import SelectSettings
+from semievol_api.data.parts import Parts, Rows
+from semievol_api.data.tables import as_labels, kept_table
+from semievol_api.records import Evidence, Example, PseudoLabel
+from semievol_api.selection.columns import unlabeled_of
+from semievol_api.selection.rule_percentile import official_2025
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
+from semievol_api.store.artifacts import EvidenceTable, Selection
+from semievol_api.tasks import Task
+from semievol_api.tasks.task import target
+
+Said: TypeAlias = Mapping[str, Sequence[Evidence]]
+
+BANNER = (
+    "Mode official-2025 repeats the code released with the paper, for comparison only: unanimous answers are kept "
+    "without any threshold, and nothing is promised about the labels. Use the mode calibrated for real work."
+)
+
+
+def official(
+    corpus: Corpus, crew: Crew, said: EvidenceTable, final: EvidenceTable, settings: SelectSettings
+) -> Selection:
+    """Unanimous answers, and justified ones strictly below the percentile of the justified."""
+    task, rounds = corpus.task, list[_Rounds]()
+    for part in range(len(corpus.sizes("unlabeled"))):
+        heard = (said.measures(part), final.measures(part))
+        rounds.append(_both_rounds(task, crew, unlabeled_of(corpus, part), heard))
+    answers = np.concatenate([found.answers for found in rounds])
+    nll = np.concatenate([found.nll for found in rounds])
+    found = official_2025(answers, nll, settings.share)
+    tables: list[pa.Table] = []
+    kept: list[pa.Table] = []
+    at = 0
+    for one in rounds:
+        here = slice(at, at + len(one.chosen))
+        at = here.stop
+        if one.chosen or not tables:
+            tables.append(_scores(one, found.kept[here]))
+            kept.append(_kept(one, found.kept[here]))
+    summary = {
+        "rule": settings.rule,
+        "share": settings.share,
+        "threshold_mean_nll": found.threshold,
+        "unlabeled": len(nll),
+        "answered": sum(answer is not None for one in rounds for answer in one.chosen),
+        "unanimous": int((answers == 0).all(axis=1).sum()),
+        "kept": sum(map(len, kept)),
+        "messages": [BANNER, *found.messages],
+    }
+    return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*tables), summary=summary)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounds:
+    """Both rounds' answers about one part.
+
+    `answers` int64 (m, annotators) are numbers of distinct answers, -1 = abstain; `nll` is float64 (m,).
+    """
+
+    ids: list[str]
+    answers: IntArray
+    nll: FloatArray
+    chosen: list[str | None]
+
+
+def _both_rounds(task: Task, crew: Crew, examples: Sequence[Example], heard: tuple[Said, Said]) -> _Rounds:
+    rows, justified = heard
+    answers = np.full((len(examples), len(crew.annotators)), -1, dtype=np.int64)
+    nll = np.full(len(examples), np.nan)
+    chosen: list[str | None] = []
+    for place, example in enumerate(examples):
+        texts = _first_round(task, rows.get(example.id, []), answers[place])
+        last = justified.get(example.id, [])
+        if last and last[0].answer is not None and last[0].mean_nll is not None:
+            nll[place] = last[0].mean_nll
+        unanimous = bool((answers[place] == 0).all())
+        chosen.append(texts[0] if unanimous else last[0].answer if last else None)
+    return _Rounds([e.id for e in examples], answers, nll, chosen)
+
+
+def _kept(found: _Rounds, kept: BoolArray) -> pa.Table:
+    labels = [
+        PseudoLabel(example_id=name, answer=answer, text=target(answer), score=_score(nll))
+        for name, answer, nll, keep in zip(found.ids, found.chosen, found.nll, kept, strict=True)
+        if keep and answer is not None
+    ]
+    return kept_table(labels)
+
+
+def _scores(found: _Rounds, kept: BoolArray) -> pa.Table:
+    return pa.table(
+        {
+            "example_id": pa.array(found.ids, pa.string()),
+            "answer": pa.array(found.chosen, pa.string()),
+            "mean_nll": pa.array(found.nll, pa.float64(), from_pandas=True),
+            "kept": pa.array(kept, pa.bool_()),
+            "reason": pa.array(["kept" if k else "not below the percentile" for k in kept], pa.string()),
+        }
+    )
+
+
+def _first_round(task: Task, rows: Sequence[Evidence], into: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[str]:
+    """The distinct answers; `into` gets each row's number among them, -1 for an abstention."""
+    distinct: list[str] = []
+    for column, row in enumerate(rows):
+        if row.answer is None:
+            continue
+        same = next((i for i, other in enumerate(distinct) if task.equal(row.answer, other)), None)
+        if same is None:
+            distinct.append(row.answer)
+        into[column] = len(distinct) - 1 if same is None else same
+    return distinct
+
+
+def _score(nll: float) -> float:
+    """Lower `mean_nll` is better; unanimous answers have none and count as certain."""
+    return 0.0 if np.isnan(nll) else -float(nll)

@@ -1,0 +1,303 @@
+"""Selection by the crew's pooled probability, with what it promises and what should worry the user (method §3-4).
+
+Joins evidence to arrays, hands them to `selection/`, and writes down what came of it. Knows nothing of prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from semievol_api.annotate.annotators import Crew
+from semievol_api.annotate.pooled import Opinions, wrong_answers
+from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.retrieval import EmbeddingTool
+from semievol_api.config.method import SelectSettings
+from semievol_api.config.settings import RetrieveSettings
+from semievol_api.data.parts import Parts, Rows
+from semievol_api.data.tables import as_labels
+from semievol_api.selection.columns import PoolColumns
+from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
+from semievol_api.selection.rule_ranking import human_budget, with_class_quota
+from semievol_api.selection.rules import RuleName, RuleSettings, too_few
+from semievol_api.selection.rules import select as apply_rule
+from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, Selected
+from semievol_api.selection.warnings import drift_alerts, label_alerts
+from semievol_api.store.artifacts import Selection
+from semievol_api.tasks.task import target
+
+SIMULATED_RUNS = 500
+PERSON = 1.0
+"""The score of a label that a person gave."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What else selection looks at: a person's answers by id, the embedder of the drift test, the run's seed."""
+
+    reviewed: Mapping[str, str]
+    embedder: EmbeddingTool | None
+    retrieve: RetrieveSettings
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A rule's result over the unlabelled items: what it kept, on which calibration, and what a person is asked.
+
+    `promised`: whether the rule's promise covers all that was kept. `by_person` bool (m,): items whose label a
+    person gave.
+    """
+
+    selected: Selected
+    promised: bool
+    calibration: Calibration | None
+    asked: BoolArray
+    by_person: BoolArray
+
+
+async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: SelectSettings, beside: Beside) -> Selection:
+    """Keep the pseudo-labels that the rule chooses by the pooled probability."""
+    choice = _chosen(corpus, pool, settings, beside)
+    places = [at for _, at in pool.with_places()]
+
+    def kept(part: int) -> pa.Table:
+        return _kept_table(pool.parts[part], choice, places[part], beside.reviewed)
+
+    def scored(part: int) -> pa.Table:
+        return _table(pool.parts[part], choice, places[part])
+
+    taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
+    counts = tuple(int(np.count_nonzero(taken[at])) for at in places)
+    count = sum(counts)
+    spread = _spread(corpus, pool, choice, settings)
+    alerts = [
+        *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
+        *await drift_alerts(corpus, beside),
+    ]
+    summary = {
+        "rule": settings.rule,
+        "score": settings.score,
+        **_figures(pool, choice, settings),
+        "kept": count,
+        "enough": count >= ENOUGH_KEPT,
+        "annotators": {a.id: {"role": a.role, "read_by": a.reading} for a in crew.everybody},
+        "labels_filled_in": pool.filled_in,
+        **({"label_factors": _factors(pool)} if pool.factors else {}),
+        "false_share_range": None if spread is None or np.isnan(spread.low) else [spread.low, spread.high],
+        "messages": [*_messages(corpus, choice, spread, settings, count), *_message_of_factors(pool)],
+        "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
+    }
+    return Selection(
+        kept=Rows(Parts(counts, make=kept), as_labels),
+        scores=Parts(tuple(map(len, pool.parts)), make=scored),
+        summary=summary,
+        calibration=_calibration_table(pool.calibrating),
+        queue=_queue(corpus, pool, choice),
+    )
+
+
+def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside: Beside) -> Choice:
+    """Apply the rule; what a person audited moves from the pool to the calibration items."""
+    scores, ids = pool.score, pool.ids
+    nobody: BoolArray = np.zeros(pool.size, dtype=np.bool_)
+    asked, audit = nobody, nobody
+    if settings.rule == "human-budget":
+        queue = human_budget(scores, ids, settings.budget, settings.audit_share, beside.seed)
+        asked, audit = queue.asked, queue.audit
+    by_person = nobody.copy()
+    for place in np.flatnonzero(asked).tolist():
+        by_person[place] = ids[place] in beside.reviewed
+    audited = audit & by_person
+    calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), beside.reviewed)
+    rule: RuleName = "fdr" if settings.rule in ("human-budget", "official-2025") else settings.rule  # type: ignore[assignment]
+    numbers = RuleSettings(
+        rule=rule,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        share=settings.share,
+        n=settings.n,
+        seed=beside.seed,
+        gone=len(corpus.taught),
+    )
+    if audited.any():
+        rest = ~audited
+        selected = apply_rule(scores[rest], ids.at(np.flatnonzero(rest)), calibration, numbers)
+        kept = nobody.copy()
+        kept[rest] = selected.kept
+        selected = replace(selected, kept=kept)
+    else:
+        selected = apply_rule(scores, ids, calibration, numbers)
+    by_rule = selected
+    if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
+        selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, beside.seed)
+    promised = selected is by_rule and (
+        selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.taught)
+    )
+    return Choice(selected=selected, promised=promised, calibration=calibration, asked=asked, by_person=by_person)
+
+
+def _calibration(
+    corpus: Corpus, pool: PoolColumns, audited: list[int], reviewed: Mapping[str, str]
+) -> Calibration | None:
+    calibrating = pool.calibrating
+    scores, wrong = calibrating.pooled.score, wrong_answers(corpus.task, calibrating)
+    if audited:
+        verdicts = [not corpus.task.equal(pool.answer(i), reviewed[pool.ids[i]]) for i in audited]
+        scores = np.concatenate([scores, pool.score[audited]])
+        wrong = np.concatenate([wrong, np.array(verdicts, dtype=np.bool_)])
+    return Calibration(scores=scores, wrong=wrong) if scores.size else None
+
+
+def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str, str]) -> pa.Table:
+    """The pseudo-labels of one part; a person's words count more than the crew's."""
+    taken = choice.selected.kept[at] | choice.by_person[at]
+    part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
+    ids, answers, scores = (part[name].to_pylist() for name in ("example_id", "answer", "score"))
+    for place in np.flatnonzero(by_person).tolist():
+        answers[place], scores[place] = reviewed[ids[place]], PERSON
+    known = [place for place, answer in enumerate(answers) if answer is not None]
+    return pa.table(
+        {
+            "example_id": pa.array([ids[i] for i in known], pa.string()),
+            "answer": pa.array([answers[i] for i in known], pa.string()),
+            "text": pa.array([target(answers[i]) for i in known], pa.string()),
+            "score": pa.array([scores[i] for i in known], pa.float64()),
+        }
+    )
+
+
+def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dict[str, object]:
+    """The numbers of the summary; None for what cannot be known."""
+    selected, calibration = choice.selected, choice.calibration
+    return {
+        "alpha": settings.alpha if selected.rule in ("fdr", "high-probability") else None,
+        "applied_rule": selected.rule,
+        "guarantee": choice.promised,
+        "threshold": selected.threshold,
+        "estimated_false_share": selected.estimate,
+        "unlabeled": pool.size,
+        "answered": pool.answered,
+        "coverage": selected.coverage,
+        "calibration": 0 if calibration is None else calibration.size,
+        "calibration_error": None if calibration is None else _number(calibration.error),
+        "agreed": pool.agreed,
+        "asked_of_a_person": int(np.count_nonzero(choice.asked)),
+        "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
+    }
+
+
+def _factors(pool: PoolColumns) -> dict[str, dict[str, list[float]]]:
+    """What each annotator's labels were weighted by, by the number of options."""
+    return {
+        annotator: {str(options): weights.tolist() for options, weights in by_options.items()}
+        for annotator, by_options in pool.factors.items()
+    }
+
+
+def _message_of_factors(pool: PoolColumns) -> list[str]:
+    if not pool.factors:
+        return []
+    return [
+        f"Some labels are said more often than they stand among the labelled rows, beyond chance, by "
+        f"{', '.join(pool.factors)}: those probabilities were weighted towards the labels' shares. If the labelled "
+        f'rows were not drawn like the unlabelled ones, set [select] label_shares = "as-read".'
+    ]
+
+
+def _spread(corpus: Corpus, pool: PoolColumns, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
+    """The simulated share of false labels of runs like this one; None where nothing is promised.
+
+    Nor in later rounds: what is left of the pool is no sample of what calibrates.
+    """
+    if choice.calibration is None or choice.selected.rule != "fdr" or not choice.promised or corpus.taught:
+        return None
+    return realised_range(pool.score, choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
+
+
+def _messages(
+    corpus: Corpus, choice: Choice, spread: RealisedRange | None, settings: SelectSettings, kept: int
+) -> list[str]:
+    selected, calibration = choice.selected, choice.calibration
+    told = [*selected.messages, *too_few(kept, choice.asked.size)]
+    waiting = int(np.count_nonzero(choice.asked & ~choice.by_person))
+    if waiting:
+        told.append(
+            f"{waiting} questions wait for a person in review_queue.jsonl. Fill in the answers, name the file in "
+            f"[data] reviewed, and run again."
+        )
+    if calibration is None or selected.rule not in ("fdr", "high-probability"):
+        return told
+    if corpus.taught:
+        told.append(_about_earlier_rounds(len(corpus.taught), choice))
+    if selected.rule == "high-probability":
+        told.append(feasibility(calibration.size, calibration.error, settings.alpha).message)
+    if spread is not None:
+        told.append(spread.message)
+    if selected.threshold is not None:
+        share = error_above_cut(selected, calibration)
+        told.append(
+            f"Above the cut {share.estimate:.1%} of the calibration items are wrong (interval {share.low:.1%} to "
+            f"{share.high:.1%}); the cut was chosen on the same items, so this describes and does not bound."
+        )
+    return told
+
+
+def _about_earlier_rounds(taught: int, choice: Choice) -> str:
+    """What is left of a pool is harder than what calibrates it."""
+    if choice.selected.rule == "fdr":
+        return (
+            f"The {taught:,} questions that earlier rounds kept count in the pool still: calibration items are like "
+            f"the whole pool, and what is left of it is harder."
+        )
+    return (
+        f"Nothing is promised in this round: calibration items are like the whole pool, and what is left of it after "
+        f"{taught:,} were kept is harder. The rule 'fdr' takes that into account."
+    )
+
+
+def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
+    kept, by_person, silent = choice.selected.kept[at], choice.by_person[at], part["label"].to_numpy() < 0
+    reasons = np.select(
+        [by_person, kept, silent], ["answered by a person", "kept", "no annotator answered"], "below the cut"
+    )
+    taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
+    said = ("example_id", "answer", "score", "margin", "voices", "agreed")
+    columns = {name: part[name].cast(pa.int64()) if name == "voices" else part[name] for name in said}
+    return pa.table({**columns, **taken})
+
+
+def _calibration_table(found: Opinions) -> pa.Table:
+    scores: FloatArray = found.pooled.score
+    return pa.table(
+        {
+            "example_id": pa.array([e.id for e in found.examples], pa.string()),
+            "gold": pa.array([e.answer for e in found.examples], pa.string()),
+            "answer": pa.array([found.answer(i) for i in range(len(found.examples))], pa.string()),
+            "score": pa.array(scores, pa.float64(), from_pandas=True),
+        }
+    )
+
+
+def _queue(corpus: Corpus, pool: PoolColumns, choice: Choice) -> bytes:
+    """The questions that still wait for a person, one JSON object a line."""
+    lines: list[str] = []
+    for place in np.flatnonzero(choice.asked & ~choice.by_person).tolist():
+        example = corpus.data.unlabeled[place]
+        row = {
+            "id": example.id,
+            "question": example.question,
+            "options": list(example.options) or list(corpus.task.labels(example) or ()),
+            "suggested": pool.answer(place),
+            "answer": "",
+        }
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

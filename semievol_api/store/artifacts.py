@@ -1,0 +1,400 @@
+"""What the stages hand to each other and the run store keeps: frozen values over Arrow tables.
+
+    prepare -> Prepared, split -> Folds, retrieve -> Neighbours, probe -> Abilities,
+    collaborate and justify -> EvidenceTable, select -> Selection,
+    warm_up and evolve -> TrainingFile, Ticket, TunedModel, evaluate -> Answers
+
+Knows nothing of how an artifact is made; holds no clock, host or secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Self, TypeAlias, TypeVar, cast
+
+import pyarrow as pa
+from msgspec import convert
+
+from semievol_api.data.parts import ByPart, Parts, Rows, Tabular, file_chunks, part_of, parts_for
+from semievol_api.data.tables import (
+    MEASURES,
+    as_evidence,
+    as_examples,
+    as_labels,
+    evidence_table,
+    examples_table,
+    grouped,
+    kept_table,
+    near_ids,
+    near_similarities,
+)
+from semievol_api.records import Evidence, Example, PseudoLabel
+from semievol_api.store.fingerprints import fingerprinted
+from semievol_api.store.run_store import Packed
+
+Ability: TypeAlias = Literal["options", "alternatives", "logprobs", "text"]
+"""What a server gives beside an answer's text: the probability of every label in one read, alternatives at each
+token, the chosen tokens' log-probabilities, or nothing."""
+
+REVIEW_QUEUE = "review_queue.jsonl"
+
+
+@fingerprinted("labeled", "unlabeled", "test", "report")
+@dataclass(frozen=True)
+class Prepared:
+    """Clean data: what a model may learn from, be asked, and be measured on. No hidden gold in it.
+
+    More than `PART_ROWS` unlabelled examples are `Rows`, in the order of their parts. `report` is the hygiene report
+    as JSON values: every row that was dropped, with its reason.
+    """
+
+    labeled: tuple[Example, ...]
+    unlabeled: Sequence[Example]
+    test: tuple[Example, ...]
+    report: Mapping[str, object]
+
+    def pack(self) -> Packed:
+        """Three tables and the report."""
+        return Packed(
+            tables={
+                "labeled": examples_table(self.labeled),
+                "unlabeled": examples_in_parts(self.unlabeled),
+                "test": examples_table(self.test),
+            },
+            documents={"report": self.report},
+        )
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return cls(
+            labeled=tuple(as_examples(packed.table("labeled"))),
+            unlabeled=_rows(packed.parts("unlabeled"), as_examples),
+            test=tuple(as_examples(packed.table("test"))),
+            report=cast("Mapping[str, object]", packed.documents["report"]),
+        )
+
+
+@fingerprinted("warm", "calibration", "development", "tunable", "note")
+@dataclass(frozen=True)
+class Folds:
+    """Which labels teach the warm model, which calibrate, which gate; the last two are never demonstrations.
+
+    `tunable` is False where there are too few labels for a training; `note` says in words what was done.
+    """
+
+    warm: tuple[Example, ...]
+    calibration: tuple[Example, ...]
+    development: tuple[Example, ...]
+    tunable: bool
+    note: str
+
+    def pack(self) -> Packed:
+        """Three tables and a document."""
+        return Packed(
+            tables={
+                "warm": examples_table(self.warm),
+                "calibration": examples_table(self.calibration),
+                "development": examples_table(self.development),
+            },
+            documents={"folds": {"tunable": self.tunable, "note": self.note}},
+        )
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        parts = {name: tuple(as_examples(packed.table(name))) for name in packed.tables}
+        document = cast("dict[str, object]", packed.documents["folds"])
+        return cls(tunable=bool(document["tunable"]), note=str(document["note"]), **parts)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What each asked model's server gives, found by one cheap call each; by role."""
+
+    of: Mapping[str, Ability]
+
+    def pack(self) -> Packed:
+        """One document."""
+        return Packed(documents={"abilities": dict(self.of)})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]))
+
+
+Near: TypeAlias = Mapping[str, tuple[str, ...]]
+
+
+@fingerprinted("ids", "similarities", "making", "note")
+@dataclass(frozen=True)
+class Neighbours:
+    """For each question the ids of its nearest labelled examples, nearest first, and their similarities.
+
+    `making`: parts that are still being made, in the order of the unlabelled examples' and one for all others.
+    """
+
+    ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    similarities: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    making: Tabular | None = None
+    note: str = ""
+    """How they were searched, where that was not exact."""
+
+    def table(self) -> pa.Table:
+        """A row a question."""
+        return pa.table(
+            {
+                "example_id": pa.array(list(self.ids), pa.string()),
+                "neighbour_ids": pa.array([list(v) for v in self.ids.values()], pa.list_(pa.string())),
+                "similarities": pa.array([list(self.similarities[k]) for k in self.ids], pa.list_(pa.float32())),
+            }
+        )
+
+    def pack(self) -> Packed:
+        """One table."""
+        found = self.table() if self.making is None else self.making
+        return Packed(tables={"neighbours": found}, documents={"search": {"note": self.note}} if self.note else {})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        parts = packed.parts("neighbours")
+        note = cast("dict[str, str]", packed.documents.get("search", {})).get("note", "")
+        if parts.count > 1:
+            return cls(ByPart(parts, near_ids), ByPart(parts, near_similarities), note=note)
+        return cls(near_ids(parts.read(0)), near_similarities(parts.read(0)), note=note)
+
+
+@dataclass(frozen=True)
+class EvidenceTable:
+    """What annotators said: one row per (example, annotator); columns of `tables.EVIDENCE_SCHEMA`, or of
+    `CHECKED_SCHEMA`.
+
+    Each part is sorted by example and annotator. Where the unlabelled examples lie in parts, part i is about those of
+    their part i, and the last one about all other examples. `source` may still be being made: then it can be stored
+    and nothing else.
+    """
+
+    source: Tabular
+
+    @classmethod
+    def of(cls, rows: Iterable[Evidence]) -> Self:
+        """A table of rows in any order."""
+        return cls(evidence_table(rows))
+
+    @property
+    def parts(self) -> Parts:
+        """The stored parts."""
+        return self.source if isinstance(self.source, Parts) else Parts.of(cast("pa.Table", self.source))
+
+    @property
+    def table(self) -> pa.Table:
+        """All parts as one table."""
+        return self.parts.whole()
+
+    def rows(self) -> Iterator[Evidence]:
+        """The rows as values, in the table's order."""
+        for table in self.parts.tables():
+            yield from as_evidence(table)
+
+    def by_example(self, part: int | None = None) -> dict[str, list[Evidence]]:
+        """The rows of each example, annotators in sorted order: of all parts, or of one."""
+        return grouped(self.rows() if part is None else as_evidence(self.parts.read(part)))
+
+    def measures(self, part: int) -> dict[str, list[Evidence]]:
+        """The rows of each example of a part with what selection reads of them, and no more."""
+        names = [name for name in MEASURES if name in self.parts.names(part)]
+        return grouped(as_evidence(self.parts.read(part, names), measures_only=True))
+
+    def pack(self) -> Packed:
+        """One Parquet table."""
+        return Packed(tables={"evidence": self.source})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return cls(packed.parts("evidence"))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pseudo-labels that are kept, and how the rule came to them.
+
+    `scores` holds every unlabelled item: its candidate answer, its score (lower is better for `mean_nll`),
+    whether it was kept, and why not. `summary` holds the rule, its threshold and its counts. `calibration` holds
+    the calibration items with their scores and whether they are wrong, `queue` the questions for a person.
+    """
+
+    kept: Sequence[PseudoLabel]
+    scores: pa.Table | Parts
+    summary: Mapping[str, object]
+    calibration: pa.Table | None = None
+    queue: bytes = b""
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is enough to train on; rules that do not say so always train."""
+        return bool(self.summary.get("enough", True))
+
+    def pack(self) -> Packed:
+        """The kept labels, all scores, and the summary."""
+        kept = self.kept.parts if isinstance(self.kept, Rows) else kept_table(self.kept)
+        tables: dict[str, Tabular] = {"kept": kept, "scores": self.scores}
+        if self.calibration is not None:
+            tables["calibration"] = self.calibration
+        files = {REVIEW_QUEUE: self.queue} if self.queue else {}
+        return Packed(tables=tables, documents={"summary": self.summary}, files=files)
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return cls(
+            kept=_rows(packed.parts("kept"), as_labels),
+            scores=packed.parts("scores"),
+            summary=cast("Mapping[str, object]", packed.documents["summary"]),
+            calibration=packed.table("calibration") if "calibration" in packed.tables else None,
+            queue=packed.content(REVIEW_QUEUE),
+        )
+
+
+@dataclass(frozen=True)
+class TrainingFile:
+    """A chat JSONL file, byte for byte as it is uploaded: in memory, stored, or in chunks that are still being made."""
+
+    source: bytes | Path | Iterable[bytes]
+
+    @property
+    def content(self) -> bytes:
+        """The whole file."""
+        return self.pack().content("train.jsonl")
+
+    def chunks(self) -> Iterable[bytes]:
+        """The file, a little at a time."""
+        if isinstance(self.source, bytes):
+            return (self.source,)
+        return file_chunks(self.source) if isinstance(self.source, Path) else self.source
+
+    def pack(self) -> Packed:
+        """One file."""
+        return Packed(files={"train.jsonl": self.source})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return cls(packed.files["train.jsonl"])
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The receipt of a paid job; on disk before anyone waits for it."""
+
+    job_id: str
+    run_key: str
+    training_file_id: str | None = None
+
+    def pack(self) -> Packed:
+        """One document."""
+        return Packed(documents={"ticket": asdict(self)})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return convert(packed.documents["ticket"], cls)
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A model that a job made, its base, and what is known of its training."""
+
+    model: str
+    base: str
+    run_key: str | None = None
+    trained_tokens: int | None = None
+    data_sha256: str | None = field(default=None, compare=False)
+    training_usd: float | None = field(default=None, compare=False)
+    """What the training cost when it ended, where its tokens and price were known."""
+
+    @property
+    def identity(self) -> str:
+        """Two trainings with one key are one model; a model given by the user is its name."""
+        return self.run_key or self.model
+
+    def pack(self) -> Packed:
+        """One document."""
+        return Packed(documents={"model": asdict(self)})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return convert(packed.documents["model"], cls)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's greedy answers to the test questions, and which of them are right."""
+
+    label: str
+    evidence: EvidenceTable
+    correct: Mapping[str, bool]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers in [0, 1]; an abstention is wrong. NaN without questions."""
+        return sum(self.correct.values()) / len(self.correct) if self.correct else float("nan")
+
+    def pack(self) -> Packed:
+        """The evidence and one document."""
+        return Packed(
+            tables={"evidence": self.evidence.source},
+            documents={"answers": {"label": self.label, "correct": dict(self.correct)}},
+        )
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        document = cast("dict[str, object]", packed.documents["answers"])
+        return cls(
+            label=cast("str", document["label"]),
+            evidence=EvidenceTable.unpack(packed),
+            correct=cast("Mapping[str, bool]", document["correct"]),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The comparison of all models as JSON values; what the table and the report show."""
+
+    document: Mapping[str, object]
+
+    def pack(self) -> Packed:
+        """One document."""
+        return Packed(documents={"verdict": self.document})
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> Self:
+        """See `pack`."""
+        return cls(cast("Mapping[str, object]", packed.documents["verdict"]))
+
+
+RowT = TypeVar("RowT")
+
+
+def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[RowT]]) -> Sequence[RowT]:
+    """The rows of one part in memory, those of more of them one part at a time."""
+    return tuple(make(parts.read(0))) if parts.count == 1 else Rows(parts, make)
+
+
+def examples_in_parts(examples: Sequence[Example]) -> pa.Table | Parts:
+    """A table of examples; of more than `PART_ROWS` one in parts, by their ids."""
+    if isinstance(examples, Rows):
+        return examples.parts
+    count = parts_for(len(examples))
+    if count == 1:
+        return examples_table(examples)
+    parts: list[list[Example]] = [[] for _ in range(count)]
+    for example in examples:
+        parts[part_of(example.id, count)].append(example)
+    return Parts.of(*(examples_table(part) for part in parts))

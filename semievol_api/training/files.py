@@ -1,0 +1,150 @@
+"""The final training: M_evol = FT(M_base, D_sel and D_lab) (paper Eq. 9; Algorithm 1 leaves D_lab out).
+
+For models that cannot be tuned the same labels and pseudo-labels become demonstrations. Knows nothing of how the
+pseudo-labels were chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.retrieval import EmbeddingTool, every_question, nearest_among
+from semievol_api.config.method import TrainSettings
+from semievol_api.config.settings import Config
+from semievol_api.data.parts import Rows
+from semievol_api.records import Example, PseudoLabel, TrainingExample
+from semievol_api.store.artifacts import Neighbours, Selection, TrainingFile
+from semievol_api.store.fingerprints import stage
+from semievol_api.store.run_store import RunStore
+from semievol_api.tasks import Task
+from semievol_api.training.fine_tuning import chat_jsonl, check_enough, training_line
+
+
+@stage("warm_up_file")
+async def warm_up_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
+    """Labelled examples as a training file."""
+    check_enough(len(labeled), "The labelled data")
+    return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)
+
+
+MADE_TOGETHER = 2048
+"""Examples of a part that are made at once for the training file."""
+
+
+async def lessons(
+    store: RunStore, corpus: Corpus, chosen: Selection, gold: Mapping[str, str], config: Config
+) -> dict[str, TrainingFile]:
+    """The training files of the run's last models, by name; none where demonstrations take their place.
+
+    `sft` learns every label, those that calibrated too; where none did, the warm model is that already. `gold` of
+    the unlabelled makes the ceiling.
+    """
+    if shows_examples(corpus, config):
+        return {}
+    task, train = corpus.task, config.train
+    files: dict[str, TrainingFile] = {}
+    if calibrates(config):
+        files["sft"] = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned)
+    if not chosen.enough:
+        return files
+    files["semievol"] = await store.once("evolve", TrainingFile, evolve_file, corpus, chosen, train)
+    if gold:
+        files["ceiling"] = await store.once("ceiling", TrainingFile, ceiling_file, corpus, chosen, gold, train)
+    return files
+
+
+async def demonstrations(
+    store: RunStore, embedder: EmbeddingTool | None, corpus: Corpus, chosen: Selection, config: Config
+) -> dict[str, Corpus]:
+    """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""
+    if not shows_examples(corpus, config):
+        return {}
+    taught = (*corpus.taught, *(replace(e, answer=label.answer) for e, label in labelled_by(corpus, chosen)))
+    shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
+    if chosen.enough:
+        shown["semievol"] = (*corpus.learned, *taught)
+    queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
+    views: dict[str, Corpus] = {}
+    for name, candidates in shown.items():
+        neighbours = await store.once(
+            f"demonstrations/{name}", Neighbours, nearest_among, embedder, candidates, queries, config.retrieve, shots
+        )
+        views[name] = replace(corpus, neighbours=neighbours, taught=taught)
+    return views
+
+
+def calibrates(config: Config) -> bool:
+    """Whether labels may be held back from the warm-up, so that it is not the baseline."""
+    return config.split.calibration != 0 or config.split.development != 0
+
+
+def shows_examples(corpus: Corpus, config: Config) -> bool:
+    """Whether the last models are the untuned one with demonstrations."""
+    return config.evolve.kind == "in-context" or not corpus.folds.tunable
+
+
+@stage("evolve_file")
+async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings) -> TrainingFile:
+    """Labelled examples and kept pseudo-labels as a training file."""
+
+    def lines() -> Iterator[TrainingExample]:
+        for example, label in labelled_by(corpus, chosen):
+            yield training_line(corpus.task, example, label.answer, label.text)
+
+    return _with_labeled(corpus, lines, len(chosen.kept), settings)
+
+
+@stage("ceiling_file")
+async def ceiling_file(
+    corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
+) -> TrainingFile:
+    """The same rows with their gold answers: what perfect pseudo-labels would have taught."""
+
+    def lines() -> Iterator[TrainingExample]:
+        for example, label in labelled_by(corpus, chosen):
+            if label.example_id in gold:
+                yield training_line(corpus.task, example, gold[label.example_id])
+
+    return _with_labeled(corpus, lines, sum(p.example_id in gold for p in chosen.kept), settings)
+
+
+def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, PseudoLabel]]:
+    """Every kept pseudo-label beside its example, in the order of the data, which both have."""
+    if isinstance(corpus.data.unlabeled, Rows) and isinstance(chosen.kept, Rows):
+        yield from _labelled_by_part(corpus.data.unlabeled, chosen.kept)
+        return
+    labels = iter(chosen.kept)
+    label = next(labels, None)
+    for example in corpus.data.unlabeled:
+        if label is None:
+            return
+        if example.id == label.example_id:
+            yield example, label
+            label = next(labels, None)
+
+
+def _labelled_by_part(unlabeled: Rows[Example], kept: Rows[PseudoLabel]) -> Iterator[tuple[Example, PseudoLabel]]:
+    """Both lie in the same parts; only the examples that have a label are made."""
+    for place in range(unlabeled.parts.count):
+        labels, table = kept.part(place), unlabeled.parts.read(place)
+        wanted, at = {label.example_id for label in labels}, 0
+        for start in range(0, len(table), MADE_TOGETHER):
+            some = table.slice(start, MADE_TOGETHER)
+            chosen = some.filter(pa.array([name in wanted for name in some["id"].to_pylist()], pa.bool_()))
+            yield from zip(unlabeled.make(chosen), labels[at : at + len(chosen)], strict=True)
+            at += len(chosen)
+
+
+def _with_labeled(
+    corpus: Corpus, chosen: Callable[[], Iterator[TrainingExample]], count: int, settings: TrainSettings
+) -> TrainingFile:
+    """`chosen` gives the pseudo-labels' lines, of which there are `count`, one after the other."""
+    labeled = (*corpus.learned, *corpus.taught) if settings.data == "selected+labeled" else ()
+    check_enough(len(labeled) + count, "The final training file")
+    known = (training_line(corpus.task, e, e.answer or "") for e in labeled)
+    return chat_jsonl(itertools.chain(known, chosen()))

@@ -1,1 +1,0 @@
-"""Below the SDKs: cassettes, the recording proxy, the injected clock."""
