@@ -24,7 +24,7 @@ from benchmarks.load import WORDS
 from benchmarks.mock import cores, pin
 from semievol_api.annotate.annotators import JUDGE, Annotator, Crew
 from semievol_api.annotate.collaboration import collaborate, justify
-from semievol_api.annotate.pooled import opinions
+from semievol_api.annotate.pooled import annotator_probs
 from semievol_api.annotate.requests import Corpus, Student
 from semievol_api.capabilities import OptionRequest, Provider, ProviderSettings
 from semievol_api.config.method import AnnotateSettings, JustifySettings, SelectSettings, TrainSettings
@@ -36,8 +36,8 @@ from semievol_api.data.tables import examples_table
 from semievol_api.engine import Ask, RequestEngine
 from semievol_api.records import Example
 from semievol_api.selection.columns import PoolColumns
-from semievol_api.selection.stage import Heard, select
-from semievol_api.selection.stage_pooled import Beside, by_pool
+from semievol_api.selection.stage import SelectionInputs, select
+from semievol_api.selection.stage_pooled import PooledSelectionContext, by_pool
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection, TrainingFile
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
@@ -188,7 +188,7 @@ async def pipeline(settings: dict[str, Any]) -> Figures:
             watch.lap("collaborate")
             never = JustifySettings(on="never")
             final = await store.once("justify", EvidenceTable, justify, student, corpus, CREW, said, never, "unlabeled")
-            heard = Heard(said, final, never, None, RetrieveSettings(), {})
+            heard = SelectionInputs(said, final, never, None, RetrieveSettings(), {})
             rule = SelectSettings(rule="fdr", score="pooled", alpha=0.2)
             chosen = await store.once("select", Selection, select, corpus, CREW, heard, rule, 0)
             watch.lap("select")
@@ -236,7 +236,7 @@ async def selection(settings: dict[str, Any]) -> Figures:
         async def choose(name: str) -> Selection:
             parts = tuple(pq.read_table(path) for path in sorted((folder / "scored").iterdir()))
             pool = PoolColumns(parts, _calibrating(corpus), {}, {})
-            beside = Beside(reviewed={}, embedder=None, retrieve=RetrieveSettings(), seed=0)
+            beside = PooledSelectionContext(reviewed={}, embedder=None, retrieve=RetrieveSettings(), seed=0)
             return await by_pool(corpus, CREW, pool, settings_of_rule, beside)
 
         chosen = await store.once("select", Selection, choose, "scored")
@@ -256,7 +256,7 @@ def _calibrating(corpus: Corpus) -> Any:
     """Calibration items with the scores' own distribution, right as often as they say."""
     from dataclasses import replace
 
-    found = opinions(corpus, CREW.everybody, corpus.folds.calibration, {})
+    found = annotator_probs(corpus, CREW.everybody, corpus.folds.calibration, {})
     rng = np.random.default_rng(2)
     score = 0.25 + 0.75 * rng.beta(3, 1, len(found.examples))
     gold = np.array(["ABCD".index(e.answer or "A") for e in found.examples], dtype=np.int64)

@@ -30,7 +30,7 @@ LAST_ARRIVAL = 20
 
 
 @dataclass
-class Heard:
+class SelectionInputs:
     """Listens to one sample; it leaves when it has heard `patience` tokens."""
 
     patience: int | None = None
@@ -103,7 +103,7 @@ def answers(batcher: Batcher, guests: Sequence[Guest]) -> list[SampleOutput | No
 
     from semievol_providers.local.lanes import Row
 
-    heard = [Heard(guest.patience) for guest in guests]
+    heard = [SelectionInputs(guest.patience) for guest in guests]
     rows = [Row(guest.sample.request, guest.sample.number, one) for guest, one in zip(guests, heard, strict=True)]
     step = 0
     with torch.inference_mode():

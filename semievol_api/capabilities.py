@@ -23,7 +23,7 @@ class RemoteModel:
     shutdown_date: str | None = None
 
 
-class Remote(Protocol):
+class VendorStorage(Protocol):
     """What lies at the vendor: uploaded files and models, to be looked at and cleaned up."""
 
     async def model(self, name: str) -> RemoteModel:
@@ -341,7 +341,7 @@ class Provider:
     embedder: Embedder | None = None
     finetuner: FineTuner | None = None
     batch: BatchChat | None = None
-    remote: Remote | None = None
+    remote: VendorStorage | None = None
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
     """Why an ability is missing, by its name in `require`, where there is more to say."""
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close

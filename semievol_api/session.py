@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
 from semievol_api.annotate.annotators import guest_role
-from semievol_api.annotate.clients import Guest, Tools
+from semievol_api.annotate.clients import Clients, ExternalAnnotator
 from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.capabilities import JobEvent, Provider, Wire, require
 from semievol_api.cassettes.clock import Clock, RealClock
@@ -36,7 +36,7 @@ from semievol_api.planning.limits import refuse_ended_models, with_limits
 from semievol_api.planning.tokens import token_counter
 from semievol_api.records import Example
 from semievol_api.registry import connect
-from semievol_api.scale.executor import open_spread
+from semievol_api.scale.executor import open_executor
 from semievol_api.scale.worker import journals_of
 from semievol_api.selection.warnings import slow_stage
 from semievol_api.store.artifacts import Folds, Prepared, Selection, Verdict
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from semievol_api.cassettes.cassette import Cassette
 
 
-async def all_rounds(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def all_rounds(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """The verdict of the last round; later rounds lie in `round-2`, `round-3` ...
 
     It ends early where a round keeps too little to train on, or nothing is left to label. Such a round has no evolved
@@ -114,7 +114,7 @@ def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawD
 
 
 ResultT = TypeVar("ResultT")
-Walk: TypeAlias = Callable[[Tools, RunStore, Task, RawData, Config], Awaitable[Verdict]]
+Walk: TypeAlias = Callable[[Clients, RunStore, Task, RawData, Config], Awaitable[Verdict]]
 """What is done between the open tools and the verdict: the pipeline, or an experiment's baseline."""
 Purpose: TypeAlias = Literal["run", "ask", "look"]
 BATCH_STAGES = 2
@@ -496,7 +496,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
 @asynccontextmanager
 async def open_tools(
     plan: Plan, raw: RawData, watcher: Watcher, on_job: OnEvent | None = None, clock: Clock | None = None
-) -> AsyncGenerator[Tools]:
+) -> AsyncGenerator[Clients]:
     """The live clients of a checked config, closed when the block ends. `on_job` hears of trainings."""
     config = plan.config
     roles = config.roles
@@ -514,7 +514,7 @@ async def open_tools(
                 fleet=Fleet(journals=journals_of(config.run.folder)),
             )
         )
-        spread = stack.enter_context(open_spread(config, engine))
+        spread = stack.enter_context(open_executor(config, engine))
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":
             embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, spread)
@@ -526,7 +526,7 @@ async def open_tools(
             on_event=on_job or watcher.on_job,
             count=lambda: token_counter(plan.trainer_ref.model, roles.tokenizer).count_training,
         )
-        yield Tools(
+        yield Clients(
             engine=engine,
             student_provider=plan.provider(roles.student),
             student_model=roles.student.model,
@@ -534,6 +534,6 @@ async def open_tools(
             embedder=embedder,
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
-            guests={guest_role(r): Guest(plan.provider(r), r.model) for r in plan.guests},
+            guests={guest_role(r): ExternalAnnotator(plan.provider(r), r.model) for r in plan.guests},
             spread=spread,
         )

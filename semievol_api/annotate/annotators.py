@@ -127,7 +127,7 @@ def request_seed(run_seed: int, asker: str, example_id: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def call_crew(config: Config, here: Circumstances) -> Crew:
+def build_annotators(config: Config, here: Circumstances) -> Crew:
     """The annotators that the config lists, or the crew of its mode; how they are read is settled by the probe.
 
     Raises:

@@ -14,13 +14,13 @@ from semievol_api.capabilities import Provider
 from semievol_api.config.method import TrainSettings
 from semievol_api.engine import RequestEngine
 from semievol_api.planning.limits import with_bases
-from semievol_api.scale.executor import Here, Spread
+from semievol_api.scale.executor import Executor, LocalExecutor
 from semievol_api.store.artifacts import Abilities, TunedModel
 from semievol_api.training.fine_tuning import Trainer
 
 
 @dataclass(frozen=True)
-class Guest:
+class ExternalAnnotator:
     """Another provider's model among the annotators."""
 
     provider: Provider
@@ -28,7 +28,7 @@ class Guest:
 
 
 @dataclass(frozen=True)
-class Tools:
+class Clients:
     """Roles filled by providers. `gold` maps unlabelled ids to answers and is for the oracle report alone."""
 
     engine: RequestEngine
@@ -38,8 +38,8 @@ class Tools:
     embedder: EmbeddingTool | None
     gold: Mapping[str, str]
     max_failed_share: float
-    guests: Mapping[str, Guest] = field(default_factory=dict[str, Guest])
-    spread: Spread = field(default_factory=Here)
+    guests: Mapping[str, ExternalAnnotator] = field(default_factory=dict[str, ExternalAnnotator])
+    spread: Executor = field(default_factory=LocalExecutor)
 
     @property
     def base(self) -> TunedModel:
@@ -50,7 +50,7 @@ class Tools:
         """A model that the user already has."""
         return TunedModel(model, self.student_model)
 
-    def after(self, abilities: Abilities) -> Tools:
+    def after(self, abilities: Abilities) -> Clients:
         """The same tools, where a server that was found to give no log-probabilities is not asked for any."""
         if "text" not in abilities.of.values():
             return self

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semievol_api.annotate.annotators import NOBODY, Crew, request_seed
-from semievol_api.annotate.pooled import Rows, opinions
+from semievol_api.annotate.pooled import Rows, annotator_probs
 from semievol_api.annotate.replies import Question
-from semievol_api.annotate.requests import Corpus, Student, Tone, ask, question, questions_of, verification
+from semievol_api.annotate.requests import Corpus, SamplingParams, Student, ask, question, questions_of, verification
 from semievol_api.config.method import AnnotateSettings, JustifySettings, ThresholdPool
 from semievol_api.data.tables import evidence_table, joined_evidence
 from semievol_api.records import Evidence, Example
@@ -35,7 +35,7 @@ async def collaborate(
     student: Student, corpus: Corpus, crew: Crew, settings: AnnotateSettings, pool: ThresholdPool
 ) -> EvidenceTable:
     """One evidence row per (example, annotator, sample); a failed request is a row with its reason."""
-    tone = Tone(settings.max_tokens, settings.temperature)
+    tone = SamplingParams(settings.max_tokens, settings.temperature)
     return EvidenceTable(student.over(Collaboration(corpus, crew, tone, pool)))
 
 
@@ -45,7 +45,7 @@ class Collaboration:
 
     corpus: Corpus
     crew: Crew
-    tone: Tone
+    tone: SamplingParams
     threshold_pool: ThresholdPool
     stage: str = "collaborate"
 
@@ -130,7 +130,7 @@ class Justification:
 
     async def __call__(self, student: Student, shard: Shard) -> pa.Table:
         """The shard's evidence."""
-        tone = Tone(self.settings.max_tokens, self.settings.temperature)
+        tone = SamplingParams(self.settings.max_tokens, self.settings.temperature)
         task = self.corpus.task
 
         def questions() -> Iterator[Question]:
@@ -161,7 +161,7 @@ class Justification:
         self, student: Student, examples: Sequence[Example], rows: Rows
     ) -> Iterator[tuple[Example, list[str]]]:
         """One response per distinct answer, shuffled, without counts, where the crew is not sure (method §3.5)."""
-        task, found = self.corpus.task, opinions(self.corpus, self.crew.annotators, examples, rows)
+        task, found = self.corpus.task, annotator_probs(self.corpus, self.crew.annotators, examples, rows)
         for place in np.flatnonzero(worth_justifying(found.pooled, self.settings.margin)).tolist():
             example = found.examples[place]
             shown = [

@@ -209,7 +209,7 @@ Rows = Mapping[str, Sequence[Evidence]]
 
 
 @dataclass(frozen=True, eq=False)
-class Opinions:
+class AnnotatorProbs:
     """What the crew makes of some examples.
 
     `labels[i]` are the labels of example i, `probs` float64 (m, annotators, options) with NaN for abstentions.
@@ -226,10 +226,10 @@ class Opinions:
         label = int(self.pooled.label[place])
         return self.labels[place][label] if label >= 0 else None
 
-    def only(self, places: slice) -> Opinions:
+    def only(self, places: slice) -> AnnotatorProbs:
         """Those about some of the examples."""
         pooled = {f.name: attrgetter(f.name)(self.pooled)[places] for f in fields(Pooled)}
-        return Opinions(
+        return AnnotatorProbs(
             examples=self.examples[places],
             labels=self.labels[places],
             n_options=self.n_options[places],
@@ -249,13 +249,13 @@ class Opinions:
         return said
 
 
-def opinions(
+def annotator_probs(
     corpus: Corpus,
     crew: Sequence[Annotator],
     examples: Sequence[Example],
     heard: Rows | Measures,
     factors: Factors | None = None,
-) -> Opinions:
+) -> AnnotatorProbs:
     """The crew's label probabilities and their pool; rows of askers outside the crew are left alone.
 
     `factors` bring annotators to the labels' shares, where they have some.
@@ -286,10 +286,10 @@ def opinions(
             same = n_options == options
             probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
     pooled = pool(probs, n_options, open_answers=not closed)
-    return Opinions(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
+    return AnnotatorProbs(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
 
 
-def wrong_answers(task: Task, found: Opinions) -> BoolArray:
+def wrong_answers(task: Task, found: AnnotatorProbs) -> BoolArray:
     """Whether each pooled answer is wrong, bool (m,), for examples whose gold is known; abstentions are wrong."""
     wrong = [not task.equal(found.answer(i), e.answer) for i, e in enumerate(found.examples)]
     return np.array(wrong, dtype=np.bool_)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from semievol_api.annotate.annotators import Annotator, Crew, Reading
 from semievol_api.annotate.estimators import Need, choose_estimator
-from semievol_api.annotate.requests import Corpus, Student, Tone, ask, questions_of
+from semievol_api.annotate.requests import Corpus, SamplingParams, Student, ask, questions_of
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Evidence, Example
 from semievol_api.store.artifacts import Abilities, Ability
@@ -42,7 +42,7 @@ async def probe(student: Student, corpus: Corpus, crew: Crew, max_tokens: int) -
     return Abilities({role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles})
 
 
-def settled(crew: Crew, abilities: Abilities, task: Task) -> Crew:
+def resolve_estimators(crew: Crew, abilities: Abilities, task: Task) -> Crew:
     """The crew with one way of reading each, the same for all questions of the run.
 
     Raises:
@@ -82,7 +82,7 @@ async def _ability(student: Student, corpus: Corpus, role: str, example: Example
             continue
         alternatives = TOP_ALTERNATIVES if ability == "alternatives" else 0
         annotator = Annotator(f"probe-{role}", role, 0, reading=reading, alternatives=alternatives)
-        questions = questions_of(student, corpus, annotator, (example,), Tone(max_tokens, 0.0))
+        questions = questions_of(student, corpus, annotator, (example,), SamplingParams(max_tokens, 0.0))
         try:
             rows = await ask(replace(student, max_failed_share=1.0), corpus.task, questions, stage="probe")
         except MissingAbilityError:

@@ -22,7 +22,7 @@ from semievol_api.data.tables import OUTLINE, without_texts
 from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, Message, Prompt
-from semievol_api.scale.executor import Here, Shard, Spread, Work
+from semievol_api.scale.executor import Executor, LocalExecutor, Shard, Work
 from semievol_api.store.artifacts import Folds, Neighbours, Prepared
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Task
@@ -127,7 +127,7 @@ class Student:
     seed: int
     max_failed_share: float = 0.05
     guests: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
-    spread: Spread = field(default_factory=Here)
+    spread: Executor = field(default_factory=LocalExecutor)
 
     def over(self, work: Work[Student]) -> AsyncGenerator[pa.Table]:
         """The table of every part of a work, in their order."""
@@ -252,7 +252,7 @@ _CONFIDENCE = (
 
 
 @dataclass(frozen=True)
-class Tone:
+class SamplingParams:
     """What all questions of a stage share."""
 
     max_tokens: int
@@ -260,7 +260,7 @@ class Tone:
 
 
 def questions_of(
-    student: Student, corpus: Corpus, annotator: Annotator, examples: Sequence[Example], tone: Tone
+    student: Student, corpus: Corpus, annotator: Annotator, examples: Sequence[Example], tone: SamplingParams
 ) -> Iterator[Question]:
     """One question per example, those with the same demonstrations after each other."""
     for example in corpus.by_shot_set(examples, annotator.shots):
@@ -268,7 +268,7 @@ def questions_of(
 
 
 def _with_shots(
-    student: Student, corpus: Corpus, annotator: Annotator, example: Example, tone: Tone, shots: int
+    student: Student, corpus: Corpus, annotator: Annotator, example: Example, tone: SamplingParams, shots: int
 ) -> Question:
     """The question after so many demonstrations; where it does not fit the context, it is put with one less."""
     order = shuffled_order(corpus.task, example, annotator, student.seed)
@@ -286,7 +286,7 @@ def question(
     task: Task,
     annotator: Annotator,
     asked: tuple[Example, Prompt, tuple[int, ...] | None],
-    tone: Tone,
+    tone: SamplingParams,
 ) -> Question:
     """An example's prompt as the annotator asks it; `asked` is the example, its prompt and the options' order."""
     example, prompt, order = asked
@@ -315,7 +315,7 @@ def question(
 
 
 def verification(
-    student: Student, task: Task, annotator: Annotator, asked: tuple[Example, str], tone: Tone
+    student: Student, task: Task, annotator: Annotator, asked: tuple[Example, str], tone: SamplingParams
 ) -> Question:
     """Is this answer right? One read of the two verdicts, or a short answer with its alternatives."""
     example, answer = asked
@@ -362,7 +362,7 @@ def _order_for(task: Task, order: tuple[int, ...] | None) -> tuple[int, ...] | N
     return order if task.kind == "multiple_choice" else None
 
 
-def _chat(student: Student, annotator: Annotator, asked: tuple[Example, Prompt], tone: Tone) -> ChatRequest:
+def _chat(student: Student, annotator: Annotator, asked: tuple[Example, Prompt], tone: SamplingParams) -> ChatRequest:
     example, prompt = asked
     reading, model = annotator.reading, student.models[annotator.role]
     limits = student.provider_of(annotator.role).limits.get(model)

@@ -21,7 +21,7 @@ from semievol_api.config.settings import RetrieveSettings
 from semievol_api.data.parts import Rows
 from semievol_api.engine import RequestEngine
 from semievol_api.records import Example, FloatMatrix
-from semievol_api.scale.executor import Here, Shard, Spread
+from semievol_api.scale.executor import Executor, LocalExecutor, Shard
 from semievol_api.store.artifacts import Folds, Neighbours, Prepared
 from semievol_api.store.fingerprints import stage
 
@@ -36,7 +36,7 @@ class EmbeddingTool:
     engine: RequestEngine
     provider: Provider
     model: str
-    spread: Spread = field(default_factory=Here)
+    spread: Executor = field(default_factory=LocalExecutor)
 
     @property
     def identity(self) -> str:
@@ -49,10 +49,10 @@ async def retrieve(
     embedder: EmbeddingTool | None, data: Prepared, folds: Folds, settings: RetrieveSettings, k: int
 ) -> Neighbours:
     """The `k` nearest examples of D_warm to every question, nearest first; what calibrates or gates is nobody's."""
-    if not isinstance(data.unlabeled, Rows) and (embedder is None or isinstance(embedder.spread, Here)):
+    if not isinstance(data.unlabeled, Rows) and (embedder is None or isinstance(embedder.spread, LocalExecutor)):
         return await nearest_among(embedder, folds.warm, every_question(data, folds), settings, k)
     if embedder is None or settings.method == "bm25" or not folds.warm or k == 0:
-        return Neighbours(making=Here().over(None, Retrieval(data, folds, settings, k)))
+        return Neighbours(making=LocalExecutor().over(None, Retrieval(data, folds, settings, k)))
     index = VectorIndex.of(await embedded(embedder, folds.warm, settings))
     work = Retrieval(data, folds, settings, k, index)
     return Neighbours(making=embedder.spread.over(embedder, work), note=index.note)

@@ -23,7 +23,7 @@ from semievol_api.engine.budget import BATCH_SHARE, NOTHING, Budget, Spend, pric
 from semievol_api.engine.journal import GroupCommit, Journal, Row, Source
 from semievol_api.engine.requests import ChatKind
 from semievol_api.engine.sending import until_it_works
-from semievol_api.engine.work import AnyPiece, Customer
+from semievol_api.engine.work import AnyRequestChunk, ResultSink
 from semievol_api.errors import RefusedError, TransientError
 
 
@@ -140,8 +140,8 @@ class BatchRun:
     provider: Provider
     batch: OpenBatch
     lines: dict[str, BatchLine]
-    pieces: dict[str, AnyPiece] = field(default_factory=dict[str, AnyPiece])
-    waiting: list[AnyPiece] = field(default_factory=list[AnyPiece])
+    pieces: dict[str, AnyRequestChunk] = field(default_factory=dict[str, AnyRequestChunk])
+    waiting: list[AnyRequestChunk] = field(default_factory=list[AnyRequestChunk])
     failures: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -202,7 +202,7 @@ LINE_BYTES = 700
 """Room for the parts of a line that are not prompt text."""
 BATCHES_AHEAD = 4
 """So many full batches' asks may be open in one stream."""
-Queue = tuple[Customer[Any, Any], str]
+Queue = tuple[ResultSink[Any, Any], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +222,7 @@ class BatchTools:
 class Gathering:
     """Pieces that wait for a batch, and the bytes they will take in its file."""
 
-    pieces: list[AnyPiece]
+    pieces: list[AnyRequestChunk]
     size: int = 0
 
 
@@ -262,7 +262,7 @@ class BatchSender:
         """How many asks a stream may have open."""
         return BATCHES_AHEAD * MOST_LINES
 
-    def submit(self, piece: AnyPiece) -> None:
+    def submit(self, piece: AnyRequestChunk) -> None:
         """Put a piece into the next batch, unless one that is open already asks for it."""
         provider = piece.owner.provider
         if provider.identity not in self._providers:
@@ -284,17 +284,17 @@ class BatchSender:
         if self._idle_watch is None:
             self._idle_watch = self._tools.start(self._launch_when_idle())
 
-    def no_more(self, customer: Customer[Any, Any]) -> None:
+    def no_more(self, customer: ResultSink[Any, Any]) -> None:
         """Send the customer's last batch; at the end of this turn, since more may be on its way."""
         asyncio.get_running_loop().call_soon(self._launch_all, customer)
 
-    def settle(self, piece: AnyPiece) -> None:
+    def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored; the batch's reservation is settled as a whole."""
         self._tools.budget.add(piece.actual)
 
-    def recall(self, customer: Customer[Any, Any]) -> None:
+    def recall(self, customer: ResultSink[Any, Any]) -> None:
         """Let go of a customer's pieces. Batches at the vendor go on: what they give is stored, now or later."""
-        gone: list[AnyPiece] = []
+        gone: list[AnyRequestChunk] = []
         for queue in [queue for queue in self._gathered if queue[0] is customer]:
             gone += self._gathered.pop(queue).pieces
         for run in self._runs:
@@ -346,7 +346,7 @@ class BatchSender:
             await self._tools.clock.sleep(self._tools.limits.batch_poll_s)
         self._idle_watch = None
 
-    def _launch_all(self, customer: Customer[Any, Any] | None) -> None:
+    def _launch_all(self, customer: ResultSink[Any, Any] | None) -> None:
         for queue in list(self._gathered):
             if customer is None or queue[0] is customer:
                 self._launch(queue)
@@ -356,7 +356,7 @@ class BatchSender:
         owner, model = queue
         gathered = self._gathered.pop(queue, Gathering([])).pieces
         limits = owner.provider.limits.get(model)
-        pieces: list[AnyPiece] = []
+        pieces: list[AnyRequestChunk] = []
         need = NOTHING
         for piece in gathered:
             more = need.plus(Spend(price(piece.bound, limits, share=BATCH_SHARE), sum_tokens(piece)))
@@ -398,7 +398,7 @@ class BatchSender:
             self._again(name, piece)
         asyncio.get_running_loop().call_soon(self._launch_all, None)
 
-    def _again(self, name: str, piece: AnyPiece) -> None:
+    def _again(self, name: str, piece: AnyRequestChunk) -> None:
         self._rounds[name] = self._rounds.get(name, 1) + 1
         if piece.owner.stopped:
             piece.owner.abandon(piece)
@@ -492,17 +492,17 @@ class BatchSender:
             self._tools.writer.put(Stored(rows, lambda: self._tools.budget.add(paid)))
 
 
-def sum_tokens(piece: AnyPiece) -> int:
+def sum_tokens(piece: AnyRequestChunk) -> int:
     """An upper bound of a piece's tokens."""
     return piece.prompt_bytes + piece.answer_tokens
 
 
-def _line(piece: AnyPiece) -> BatchLine:
+def _line(piece: AnyRequestChunk) -> BatchLine:
     (work,) = piece.works
     return BatchLine(work.key, piece.first, work.ask.id)
 
 
-def _custom_id(piece: AnyPiece) -> str:
+def _custom_id(piece: AnyRequestChunk) -> str:
     return _line(piece).custom_id
 
 
@@ -510,7 +510,7 @@ def _content_hash(run: BatchRun) -> str:
     return hashlib.blake2b("\n".join(sorted(run.lines)).encode(), digest_size=12).hexdigest()
 
 
-def _as_asked(reply: Reply, piece: AnyPiece) -> Reply:
+def _as_asked(reply: Reply, piece: AnyRequestChunk) -> Reply:
     """The reply without the alternatives that a batch's reader finds although nobody asked for them."""
     if piece.request.top_logprobs:
         return reply

@@ -27,7 +27,7 @@ from semievol_api.engine.budget import Budget, Spend
 from semievol_api.engine.journal import Found, GroupCommit, Journal
 from semievol_api.engine.requests import Answer, Ask, ChatKind, EmbedKind, Kind, OptionKind, Progress, ReplyT, RequestT
 from semievol_api.engine.sending import Asker, Dispatcher, Leases
-from semievol_api.engine.stream import Desk, Sender, Stream
+from semievol_api.engine.stream import EngineState, Sender, Stream
 from semievol_api.engine.work import Ledger, StageBill
 from semievol_api.errors import JournalError, StageError
 from semievol_api.records import FloatMatrix
@@ -97,7 +97,9 @@ class Fleet:
 class RequestEngine:
     """Made by `open`; see there. `ledger` tells what each stage sent, was served and paid."""
 
-    def __init__(self, desk: Desk, limits: Limits, dispatcher: Dispatcher, writer: GroupCommit, clock: Clock) -> None:
+    def __init__(
+        self, desk: EngineState, limits: Limits, dispatcher: Dispatcher, writer: GroupCommit, clock: Clock
+    ) -> None:
         self.ledger: Ledger = desk.ledger
         self._desk = desk
         self._limits = limits
@@ -149,7 +151,7 @@ class RequestEngine:
             await leases.opened(spent)
         budget.adopt(set_aside(reader, run))
         shared: dict[str, Any] = {"run": run, "journal": reader, "budget": budget, "on_progress": on_progress}
-        desk = Desk(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
+        desk = EngineState(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
         dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
         engine = cls(desk, limits, dispatcher, writer, clock)
         try:

@@ -23,7 +23,7 @@ from semievol_api.config.settings import Limits
 from semievol_api.engine.budget import Budget, Spend, price
 from semievol_api.engine.gate import Gate, Pass
 from semievol_api.engine.journal import GroupCommit
-from semievol_api.engine.work import AnyPiece, Customer
+from semievol_api.engine.work import AnyRequestChunk, ResultSink
 from semievol_api.errors import ModelNotFoundError, RateLimitError, RefusedError, SemievolError, TransientError
 
 
@@ -100,7 +100,7 @@ class Load:
     __slots__ = ("piece", "sent")
 
     def __init__(self) -> None:
-        self.piece: AnyPiece | None = None
+        self.piece: AnyRequestChunk | None = None
         self.sent = False
 
 
@@ -118,7 +118,7 @@ class Asker:
         """No request is broken off any more."""
         self._deadlines.close()
 
-    async def send(self, gate: Gate, load: Load, piece: AnyPiece) -> None:
+    async def send(self, gate: Gate, load: Load, piece: AnyRequestChunk) -> None:
         """Come back when the piece has its reply. The first attempt goes without tenacity's overhead.
 
         Raises:
@@ -133,7 +133,7 @@ class Asker:
             again = partial(self._attempt, gate, load, piece)
             await after_failure(error, again, self._limits.max_attempts, self._clock)
 
-    async def _attempt(self, gate: Gate, load: Load, piece: AnyPiece) -> None:
+    async def _attempt(self, gate: Gate, load: Load, piece: AnyRequestChunk) -> None:
         """One attempt, and as many 429s as the server likes."""
         while True:
             if self._budget.capped:
@@ -158,7 +158,7 @@ class Asker:
                 if piece.reply is None:
                     self._charge(piece, lost=billed and passed is not None)
 
-    async def _ask(self, gate: Gate, passed: Pass, load: Load, piece: AnyPiece) -> None:
+    async def _ask(self, gate: Gate, passed: Pass, load: Load, piece: AnyRequestChunk) -> None:
         owner = piece.owner
         owner.tally.attempts += 1
         deadline = self._deadlines.begin(self._limits.timeout_s)
@@ -182,12 +182,12 @@ class Asker:
             gate.leave()
         owner.arrived(piece, reply.usage)
 
-    def settle(self, piece: AnyPiece) -> None:
+    def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored: its reservation becomes its price."""
         if self._budget.capped:
             self._budget.settle(piece.need, piece.actual)
 
-    def _charge(self, piece: AnyPiece, *, lost: bool) -> None:
+    def _charge(self, piece: AnyRequestChunk, *, lost: bool) -> None:
         """What becomes of a reservation whose reply did not come."""
         if lost:
             most = _most(piece)
@@ -197,7 +197,7 @@ class Asker:
             (self._budget.lose if lost else self._budget.release)(piece.need)
 
 
-def _most(piece: AnyPiece) -> Spend:
+def _most(piece: AnyRequestChunk) -> Spend:
     """An upper bound of what a piece can cost."""
     limits = piece.owner.provider.limits.get(piece.owner.kind.model(piece.request))
     return Spend(price(piece.bound, limits), piece.bound.prompt + piece.bound.completion)
@@ -221,14 +221,14 @@ REFUSALS_OF_ALL = 8
 """So many refusals in a row that speak of the key or the model (401, 403, 404) stop the stage."""
 
 
-class Station:
+class ModelQueue:
     """The pieces that wait for one key and model, and who carries them."""
 
     __slots__ = ("answered", "carriers", "gate", "queue", "refusals")
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
-        self.queue: deque[AnyPiece] = deque()
+        self.queue: deque[AnyRequestChunk] = deque()
         self.carriers: dict[asyncio.Task[None], Load] = {}
         self.refusals = 0
         self.answered = False
@@ -245,7 +245,7 @@ class Dispatcher:
         self._asker = asker
         self._writer = writer
         self._clock = clock
-        self._stations: dict[tuple[str, str], Station] = {}
+        self._stations: dict[tuple[str, str], ModelQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling = limits.concurrency or _open_files()
         self._closing = False
@@ -261,16 +261,16 @@ class Dispatcher:
         """How many asks a stream may have open for this key and model: four times what may be in flight."""
         return 4 * self._station(identity, model).gate.room
 
-    def settle(self, piece: AnyPiece) -> None:
+    def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored."""
         self._asker.settle(piece)
         if piece.on_stored is not None:
             piece.on_stored()
 
-    def no_more(self, customer: Customer[Any, Any]) -> None:
+    def no_more(self, customer: ResultSink[Any, Any]) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""
 
-    def submit(self, piece: AnyPiece) -> None:
+    def submit(self, piece: AnyRequestChunk) -> None:
         """Send a piece in its turn."""
         owner = piece.owner
         station = self._station(owner.provider.identity, owner.kind.model(piece.request))
@@ -279,13 +279,13 @@ class Dispatcher:
         if len(station.carriers) < station.gate.room:
             self._add_carrier(station)
 
-    def recall(self, customer: Customer[Any, Any]) -> None:
+    def recall(self, customer: ResultSink[Any, Any]) -> None:
         """Send nothing more for a customer; what is in flight may come home."""
         for task, load in self._loads(customer):
             if not load.sent:
                 task.cancel()
 
-    def cancel(self, customer: Customer[Any, Any]) -> None:
+    def cancel(self, customer: ResultSink[Any, Any]) -> None:
         """Break off what is in flight for a customer; the lost replies stay charged."""
         for task, _ in self._loads(customer):
             task.cancel()
@@ -298,7 +298,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _loads(self, customer: Customer[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
+    def _loads(self, customer: ResultSink[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
         return [
             (task, load)
             for station in self._stations.values()
@@ -306,20 +306,20 @@ class Dispatcher:
             if load.piece is not None and load.piece.owner is customer
         ]
 
-    def _station(self, identity: str, model: str) -> Station:
+    def _station(self, identity: str, model: str) -> ModelQueue:
         station = self._stations.get((identity, model))
         if station is None:
-            station = Station(Gate(self._limits, self._ceiling, self._clock, self.start))
+            station = ModelQueue(Gate(self._limits, self._ceiling, self._clock, self.start))
             self._stations[identity, model] = station
         return station
 
-    def _add_carrier(self, station: Station) -> None:
+    def _add_carrier(self, station: ModelQueue) -> None:
         load = Load()
         task = self.start(self._carry(station, load))
         station.carriers[task] = load
         task.add_done_callback(lambda task: self._carrier_ended(station, task))
 
-    def _carrier_ended(self, station: Station, task: asyncio.Task[None]) -> None:
+    def _carrier_ended(self, station: ModelQueue, task: asyncio.Task[None]) -> None:
         piece = station.carriers.pop(task).piece
         error = None if task.cancelled() else task.exception()
         if piece is not None:
@@ -329,7 +329,7 @@ class Dispatcher:
         if station.queue and not station.carriers and not self._closing:
             self._add_carrier(station)
 
-    async def _carry(self, station: Station, load: Load) -> None:
+    async def _carry(self, station: ModelQueue, load: Load) -> None:
         """Send pieces until none is left, or the gate has room for fewer carriers."""
         while station.queue and len(station.carriers) <= station.gate.room:
             piece = station.queue.popleft()
@@ -355,7 +355,7 @@ class Dispatcher:
                 station.answered = True
                 self._writer.put(piece)
 
-    def _stop_if_hopeless(self, station: Station, piece: AnyPiece, error: SemievolError) -> None:
+    def _stop_if_hopeless(self, station: ModelQueue, piece: AnyRequestChunk, error: SemievolError) -> None:
         """Stop a stage whose key or model is refused, before every row has been tried.
 
         A model that never answered and is said not to be there is refused for good: a probe of one question must not

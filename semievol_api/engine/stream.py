@@ -17,7 +17,7 @@ from semievol_api.capabilities import Provider
 from semievol_api.engine.budget import Budget, Spend, price
 from semievol_api.engine.journal import Found, Journal, Source
 from semievol_api.engine.requests import Answer, Ask, Kind, Progress, ReplyT, RequestT
-from semievol_api.engine.work import AnyPiece, AnyWork, Customer, Ledger, Piece, Work
+from semievol_api.engine.work import AnyRequestChunk, AnyWork, Ledger, RequestChunk, ResultSink, Work
 from semievol_api.errors import ContextLengthError, ProviderError
 from semievol_api.records import Usage
 
@@ -33,15 +33,15 @@ class Sender(Protocol):
     mode: str
     price_share: float
 
-    def submit(self, piece: AnyPiece) -> None:
+    def submit(self, piece: AnyRequestChunk) -> None:
         """Send a piece in its turn."""
         ...
 
-    def settle(self, piece: AnyPiece) -> None:
+    def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored."""
         ...
 
-    def no_more(self, customer: Customer[Any, Any]) -> None:
+    def no_more(self, customer: ResultSink[Any, Any]) -> None:
         """The customer has no more pieces to submit, until one of its own is submitted anew."""
         ...
 
@@ -49,17 +49,17 @@ class Sender(Protocol):
         """How many asks a stream may have open for this key and model."""
         ...
 
-    def recall(self, customer: Customer[Any, Any]) -> None:
+    def recall(self, customer: ResultSink[Any, Any]) -> None:
         """Send nothing more for a customer; what is in flight may come home."""
         ...
 
-    def cancel(self, customer: Customer[Any, Any]) -> None:
+    def cancel(self, customer: ResultSink[Any, Any]) -> None:
         """Break off what is in flight for a customer; lost replies stay charged."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
+class EngineState:
     """What all streams of an engine share."""
 
     run: str
@@ -71,11 +71,11 @@ class Desk:
     on_progress: Callable[[Progress], None] | None
 
 
-class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
+class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     """One call of the engine: asks in, answers out, in the order in which they are done."""
 
     def __init__(
-        self, desk: Desk, kind: Kind[RequestT, ReplyT], provider: Provider, sender: Sender, stage: str
+        self, desk: EngineState, kind: Kind[RequestT, ReplyT], provider: Provider, sender: Sender, stage: str
     ) -> None:
         self.kind = kind
         self.provider = provider
@@ -206,22 +206,22 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
 
     def _submit_group(self) -> None:
         works, self._group = self._group, []
-        self._submit(Piece(self, works, 0, 1))
+        self._submit(RequestChunk(self, works, 0, 1))
 
     def _submit_parts(self, work: Work[RequestT, ReplyT], first: int, count: int) -> None:
         limits = self.provider.limits.get(self.kind.model(work.request))
         longest = (limits.max_n if limits is not None else None) or count
         for start in range(first, first + count, longest):
-            self._submit(Piece(self, [work], start, min(longest, first + count - start)))
+            self._submit(RequestChunk(self, [work], start, min(longest, first + count - start)))
 
-    def _submit(self, piece: Piece[RequestT, ReplyT]) -> None:
+    def _submit(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
         self._open_pieces += 1
         model = self.kind.model(piece.request)
         self._models.add(model)
         self._sender.submit(piece)
 
     # ------------------------------------------------------------------------------- what becomes of the pieces
-    def arrived(self, piece: Piece[RequestT, ReplyT], usage: Usage) -> None:
+    def arrived(self, piece: RequestChunk[RequestT, ReplyT], usage: Usage) -> None:
         """Price a reply and make its rows; the sender hands the piece to the writer."""
         model = self.kind.model(piece.request)
         limits = self.provider.limits.get(model)
@@ -236,27 +236,27 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             self._sources[model] = source
         piece.make_rows(source, usage, usd)
 
-    def stored(self, piece: Piece[RequestT, ReplyT]) -> None:
+    def stored(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
         """Settle a piece whose rows are on disk, and answer what it completes."""
         self._sender.settle(piece)
         piece.hand_over()
         short = piece.n - len(piece.contents) if self.kind.group == 1 else 0
         if short > 0 and not self.stopped:  # the server gave fewer samples than asked for
-            self._submit(Piece(self, piece.works, piece.first + len(piece.contents), short))
+            self._submit(RequestChunk(self, piece.works, piece.first + len(piece.contents), short))
             if self._fed:
                 self._sender.no_more(self)
         elif short > 0:
             self._give_up(piece.works)
         self._end(piece)
 
-    def fail(self, piece: Piece[RequestT, ReplyT], error: ProviderError) -> None:
+    def fail(self, piece: RequestChunk[RequestT, ReplyT], error: ProviderError) -> None:
         """Every row of the piece gets the reason; none is journaled."""
         for work in piece.works:
             work.failure = str(error)
             work.too_long = isinstance(error, ContextLengthError)
         self._end(piece)
 
-    def abandon(self, piece: Piece[RequestT, ReplyT]) -> None:
+    def abandon(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
         """Drop the piece's rows; other customers that wait for them ask for themselves."""
         self._give_up(piece.works)
         self._end(piece)
@@ -265,7 +265,7 @@ class Stream(Customer[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         for work in works:
             work.given_up = True
 
-    def _end(self, piece: Piece[RequestT, ReplyT]) -> None:
+    def _end(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
         for work in piece.works:
             work.pieces -= 1
             if work.pieces == 0:

@@ -1,4 +1,4 @@
-"""What is under way: a `Work` per distinct request, and the `Piece`s that are really sent for it.
+"""What is under way: a `Work` per distinct request, and the `RequestChunk`s that are really sent for it.
 
 Identical asks share one work. A work whose samples do not fit one request is cut into pieces; a piece of a
 grouped kind (embeddings) carries many works. Knows nothing of gates, retries, files or the order of things.
@@ -141,7 +141,7 @@ class Ledger:
         return sum(tally.usd for tally in self._tallies.values())
 
 
-class Customer(Protocol[RequestT, ReplyT]):
+class ResultSink(Protocol[RequestT, ReplyT]):
     """Who waits for works and owns pieces: a stream."""
 
     kind: Kind[RequestT, ReplyT]
@@ -158,19 +158,19 @@ class Customer(Protocol[RequestT, ReplyT]):
         """Whoever was asking this for the customer has given up."""
         ...
 
-    def arrived(self, piece: Piece[RequestT, ReplyT], usage: Usage) -> None:
+    def arrived(self, piece: RequestChunk[RequestT, ReplyT], usage: Usage) -> None:
         """A piece's reply is here and is to be stored."""
         ...
 
-    def stored(self, piece: Piece[RequestT, ReplyT]) -> None:
+    def stored(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
         """A piece's reply is on disk."""
         ...
 
-    def fail(self, piece: Piece[RequestT, ReplyT], error: ProviderError) -> None:
+    def fail(self, piece: RequestChunk[RequestT, ReplyT], error: ProviderError) -> None:
         """A piece will get no reply, for a reason that lies in its rows."""
         ...
 
-    def abandon(self, piece: Piece[RequestT, ReplyT]) -> None:
+    def abandon(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
         """A piece was not sent, or its reply was lost, and it will not be sent again."""
         ...
 
@@ -210,10 +210,10 @@ class Work(Generic[RequestT, ReplyT]):
         self.too_long = False
         self.given_up = False
         self.rows: list[Row] = []
-        self.late: Sequence[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = ()
-        self.waiters: Sequence[tuple[Customer[RequestT, ReplyT], Ask[RequestT]]] = ()
+        self.late: Sequence[tuple[ResultSink[RequestT, ReplyT], Ask[RequestT]]] = ()
+        self.waiters: Sequence[tuple[ResultSink[RequestT, ReplyT], Ask[RequestT]]] = ()
 
-    def wait(self, customer: Customer[RequestT, ReplyT], ask: Ask[RequestT]) -> None:
+    def wait(self, customer: ResultSink[RequestT, ReplyT], ask: Ask[RequestT]) -> None:
         """Another ask for the same; one that wants more samples is planned again when these are here."""
         if customer.kind.samples(ask.request) > self.n:
             self.late = (*self.late, (customer, ask))
@@ -258,7 +258,7 @@ class Work(Generic[RequestT, ReplyT]):
         return kind.build(sorted([*self.found, *fresh])[:n])
 
 
-class Piece(Generic[RequestT, ReplyT]):
+class RequestChunk(Generic[RequestT, ReplyT]):
     """One request to be sent: samples first..first+n-1 of one work, or one sample each of a group of works."""
 
     __slots__ = (
@@ -279,7 +279,7 @@ class Piece(Generic[RequestT, ReplyT]):
 
     def __init__(
         self,
-        owner: Customer[RequestT, ReplyT],
+        owner: ResultSink[RequestT, ReplyT],
         works: Sequence[Work[RequestT, ReplyT]],
         first: int,
         n: int,
@@ -357,5 +357,5 @@ def _found(row: Row) -> Found:
     return Found(row.sample, row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.content)
 
 
-AnyPiece = Piece[Any, Any]
+AnyRequestChunk = RequestChunk[Any, Any]
 AnyWork = Work[Any, Any]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from semievol_api.annotate.clients import Tools
+from semievol_api.annotate.clients import Clients
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import retrieve
 from semievol_api.config.settings import Config
@@ -49,14 +49,14 @@ def walk_of(recipe: Recipe, copies: int = 1) -> Walk:
     return walks[recipe]
 
 
-async def prompt_only(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """No training: the base model after `[evaluate] shots` retrieved examples, none for vanilla."""
     corpus = await _corpus(tools, store, task, raw, config)
     return await _told(tools, store, corpus, {"base": tools.base}, config)
 
 
 async def fine_tuned(
-    tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config, copies: int = 1
+    tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config, copies: int = 1
 ) -> Verdict:
     """Plain SFT: one training on every label, with `[train] n_epochs`; more epochs than a job may have, by copies."""
     corpus = await _corpus(tools, store, task, raw, config)
@@ -65,7 +65,7 @@ async def fine_tuned(
     return await _told(tools, store, corpus, {"sft": model}, config)
 
 
-async def taught_gold(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def taught_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """The ceiling: the final training with the gold answers of the whole pool.
 
     Raises:
@@ -83,7 +83,7 @@ async def taught_gold(tools: Tools, store: RunStore, task: Task, raw: RawData, c
     return await _told(tools, store, corpus, {"ceiling": model}, config)
 
 
-async def _corpus(tools: Tools, store: RunStore, task: Task, raw: RawData, config: Config) -> Corpus:
+async def _corpus(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Corpus:
     """Clean data, split as the config says, with as many neighbours as are shown in the evaluation."""
     parts = (raw.labeled, raw.unlabeled, raw.test, raw.development)
     data = await store.once("prepare", Prepared, prepare, *parts, config.data.near_duplicates)
@@ -95,7 +95,7 @@ async def _corpus(tools: Tools, store: RunStore, task: Task, raw: RawData, confi
 
 
 async def _told(
-    tools: Tools, store: RunStore, corpus: Corpus, models: Mapping[str, TunedModel], config: Config
+    tools: Clients, store: RunStore, corpus: Corpus, models: Mapping[str, TunedModel], config: Config
 ) -> Verdict:
     trial = await examine(store, tools.student, corpus, models, {}, config.evaluate)
     return await store.once("verdict", Verdict, tell, trial, list(models))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semievol_api.annotate.clients import Tools
+from semievol_api.annotate.clients import Clients
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import nearest_among
 from semievol_api.config.settings import Config, nearest
@@ -212,7 +212,7 @@ def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -
     )
 
 
-async def _corpus(tools: Tools, task: Task, examples: tuple[Example, ...], config: Config) -> Corpus:
+async def _corpus(tools: Clients, task: Task, examples: tuple[Example, ...], config: Config) -> Corpus:
     """The new rows in the place of test questions, beside the run's labels where demonstrations are shown."""
     folds = load_artifact(config.run.folder, "split", Folds) or Folds((), (), (), tunable=True, note="")
     neighbours = await nearest_among(tools.embedder, folds.warm, examples, config.retrieve, config.evaluate.shots)

@@ -58,7 +58,7 @@ class Work(Protocol[ToolT_contra]):
         ...
 
 
-class Spread(Protocol):
+class Executor(Protocol):
     """Walks the parts of a work."""
 
     def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
@@ -67,17 +67,17 @@ class Spread(Protocol):
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalExecutor:
     """This process, one part after the other."""
 
     async def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
-        """See `Spread`."""
+        """See `Executor`."""
         for part in range(len(work.sizes)):
             yield await work(tool, Shard(part))
 
 
 @contextmanager
-def open_spread(config: Config, engine: RequestEngine) -> Generator[Spread]:
+def open_executor(config: Config, engine: RequestEngine) -> Generator[Executor]:
     """This process, or the cluster of `[ray]` until the block ends.
 
     Raises:
@@ -85,13 +85,13 @@ def open_spread(config: Config, engine: RequestEngine) -> Generator[Spread]:
         ConfigError: the config wants Ray and something that only one process can do.
     """
     if config.run.engine == "local":
-        yield Here()
+        yield LocalExecutor()
         return
-    from semievol_api.scale.ray_executor import Connection, RaySpread, refuse_what_is_local
+    from semievol_api.scale.ray_executor import Connection, RayExecutor, refuse_what_is_local
 
     refuse_what_is_local(config)
     connection = Connection(config)
     try:
-        yield RaySpread(config, engine)
+        yield RayExecutor(config, engine)
     finally:
         connection.close()

@@ -23,7 +23,7 @@ AHEAD = 16
 _ROOM = 1e-12
 
 
-class Keeper:
+class QuotaServer:
     """Runs as one actor. `spent` is what each shard's journal, by its name, has charged so far."""
 
     def __init__(self, limits: Limits, spent: Mapping[str, Spend], workers: int) -> None:

@@ -24,9 +24,9 @@ from semievol_api.config.settings import Config
 from semievol_api.engine import Progress, RequestEngine, spent_in
 from semievol_api.engine.budget import Spend
 from semievol_api.errors import ConfigError, MissingExtraError
-from semievol_api.scale.executor import Here, Shard, ToolT, Work
-from semievol_api.scale.quota_server import Keeper
-from semievol_api.scale.worker import Asked, Done, Embedding, Order, journals_of, shards_of
+from semievol_api.scale.executor import LocalExecutor, Shard, ToolT, Work
+from semievol_api.scale.quota_server import QuotaServer
+from semievol_api.scale.worker import Asked, Done, Embedding, StageTask, journals_of, shards_of
 
 LOOPBACK = "127.0.0.1"
 """Where a Ray of this machine alone listens: an outer address may be behind a VPN or a firewall, and open to others."""
@@ -35,18 +35,18 @@ ENDS_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True)
-class RaySpread:
-    """`Spread` over a Ray that is connected already; `engine` is this process's, which keeps the bill and the bars."""
+class RayExecutor:
+    """`Executor` over a Ray that is connected already; `engine` is this process's, which keeps bill and bars."""
 
     config: Config
     engine: RequestEngine
 
     async def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
-        """See `Spread`."""
-        order = Order(self.config, self._described(tool), work)
+        """See `Executor`."""
+        order = StageTask(self.config, self._described(tool), work)
         shards = shards_of(work, self.config.ray.shard_rows)
         if len(shards) == 1:  # less than a worker's start costs
-            async for table in Here().over(tool, work):
+            async for table in LocalExecutor().over(tool, work):
                 yield table
             return
         keeper = _keeper(self.config, self.engine)
@@ -108,7 +108,7 @@ def _keeper(config: Config, engine: RequestEngine) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote: Any = ray.remote(Keeper)
+    remote: Any = ray.remote(QuotaServer)
     actor = remote.options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
     run, rest = str(config.run.folder), engine.spent
     spent = {path.stem: spent_in(path, run) for path in journals_of(config.run.folder)}
@@ -117,7 +117,7 @@ def _keeper(config: Config, engine: RequestEngine) -> Any:
     return actor.remote(config.limits, {**spent, "": rest}, config.ray.workers)
 
 
-def _results(order: Order, shards: list[Shard], keeper: Any) -> Generator[Done]:
+def _results(order: StageTask, shards: list[Shard], keeper: Any) -> Generator[Done]:
     """What became of each shard, in their order."""
     import ray
     import ray.data

@@ -53,7 +53,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Order:
+class StageTask:
     """One stage's work for one tool."""
 
     config: Config
@@ -131,7 +131,7 @@ class ShardWorker:
     def __init__(self, order: Any, keeper: Any) -> None:
         import ray
 
-        self._order: Order = ray.get(order)
+        self._order: StageTask = ray.get(order)
         self._line = RemoteLine(keeper)
         self._loop = asyncio.new_event_loop()
         self._providers = _providers(self._order)
@@ -145,7 +145,7 @@ class ShardWorker:
         return {"done": [pickle.dumps(one) for one in done]}
 
 
-async def answer(order: Order, shard: Shard, providers: Mapping[str, Provider], line: Line) -> Done:
+async def answer(order: StageTask, shard: Shard, providers: Mapping[str, Provider], line: Line) -> Done:
     """Work on a shard with an engine on the shard's own journal."""
     limits = order.config.limits
     path = order.journal(shard)
@@ -192,7 +192,7 @@ def _may_know(other: str, own: str) -> bool:
     return mine < theirs + 1 / int(other_count) and theirs < mine + 1 / int(count)
 
 
-def _tool(order: Order, engine: RequestEngine, providers: Mapping[str, Provider]) -> Student | EmbeddingTool:
+def _tool(order: StageTask, engine: RequestEngine, providers: Mapping[str, Provider]) -> Student | EmbeddingTool:
     tool = order.tool
     if isinstance(tool, Embedding):
         return EmbeddingTool(engine, providers[tool.provider], tool.model)
@@ -212,7 +212,7 @@ def _with_abilities(provider: Provider, abilities: tuple[str, ...]) -> Provider:
     return replace(provider, **gone)  # type: ignore[arg-type]
 
 
-def _providers(order: Order) -> Mapping[str, Provider]:
+def _providers(order: StageTask) -> Mapping[str, Provider]:
     """The clients of the tool's providers, as `session.check` makes them."""
     config, tool = order.config, order.tool
     names = [tool.provider, *(tool.guests.values() if isinstance(tool, Asked) else ())]

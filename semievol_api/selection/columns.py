@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from semievol_api.annotate.annotators import Annotator, Crew, Reading
-from semievol_api.annotate.pooled import Factors, Measures, Opinions, opinions
+from semievol_api.annotate.pooled import AnnotatorProbs, Factors, Measures, annotator_probs
 from semievol_api.annotate.replies import UNSEEN, asker_of
 from semievol_api.annotate.requests import Corpus
 from semievol_api.data.parts import free_memory
@@ -69,7 +69,7 @@ class PoolColumns:
     """
 
     parts: tuple[pa.Table, ...]
-    calibrating: Opinions
+    calibrating: AnnotatorProbs
     filled_in: Mapping[str, int]
     factors: Factors
 
@@ -140,10 +140,10 @@ def pool_columns(
     tally = _Tally(crew)
     parts: list[pa.Table] = []
     last = len(corpus.sizes("unlabeled")) - 1
-    calibrating: Opinions | None = None
+    calibrating: AnnotatorProbs | None = None
     for place in range(last + 1):
         examples, heard = corpus.outlines(place), Measures.of((said, final), place)
-        found = opinions(corpus, crew.everybody, examples, heard, factors)
+        found = annotator_probs(corpus, crew.everybody, examples, heard, factors)
         tally.count(heard)
         free_memory()
         here = len(examples) if place < last else len(examples) - len(corpus.folds.calibration)
@@ -163,7 +163,7 @@ def unlabeled_of(corpus: Corpus, place: int) -> Sequence[Example]:
     return examples if place < last else examples[: len(examples) - len(corpus.folds.calibration)]
 
 
-def _table(found: Opinions) -> pa.Table:
+def _table(found: AnnotatorProbs) -> pa.Table:
     pooled, places = found.pooled, range(len(found.examples))
     return pa.table(
         {

@@ -25,7 +25,7 @@ from semievol_api.selection.columns import Column, pool_columns, unlabeled_of
 from semievol_api.selection.rule_percentile import percentile
 from semievol_api.selection.rule_ranking import at_random
 from semievol_api.selection.stage_official import official
-from semievol_api.selection.stage_pooled import Beside, by_pool
+from semievol_api.selection.stage_pooled import PooledSelectionContext, by_pool
 from semievol_api.selection.values import BoolArray, FloatArray, Selected
 from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.store.fingerprints import fingerprinted, stage
@@ -48,7 +48,7 @@ class Candidate:
 
 @fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed")
 @dataclass(frozen=True)
-class Heard:
+class SelectionInputs:
     """What was said of every example, and what else selection may look at.
 
     `reviewed` are a person's answers by example id; `embedder` and `retrieve` serve the drift test.
@@ -63,7 +63,7 @@ class Heard:
 
 
 @stage("select")
-async def select(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
+async def select(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
     """Keep the pseudo-labels that the rule chooses: by the crew's pooled probability, or as the paper does.
 
     Raises:
@@ -76,18 +76,20 @@ async def select(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSetti
     return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
 
 
-async def _chosen(corpus: Corpus, crew: Crew, heard: Heard, settings: SelectSettings, seed: int) -> Selection:
+async def _chosen(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
     if settings.rule == "official-2025":
         return official(corpus, crew, heard.said, heard.final, settings)
     if settings.score == "mean_nll":
         return by_mean_nll(corpus, heard, settings, seed)
-    beside = Beside(reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed)
+    beside = PooledSelectionContext(
+        reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed
+    )
     factors = factors_of_crew(corpus, crew, heard.said, heard.reviewed) if settings.label_shares == "labeled" else None
     pool = pool_columns(corpus, crew, heard.said, heard.final, factors)
     return await by_pool(corpus, crew, pool, settings, beside)
 
 
-def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings, seed: int = 0) -> Selection:
+def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings, seed: int = 0) -> Selection:
     """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4), or as many at random."""
     parts = len(corpus.sizes("unlabeled"))
     tables: list[pa.Table] = []
@@ -119,7 +121,7 @@ def by_mean_nll(corpus: Corpus, heard: Heard, settings: SelectSettings, seed: in
     return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*marked), summary=summary)
 
 
-def _candidates(task: Task, heard: Heard, examples: Sequence[Example], place: int) -> list[Candidate]:
+def _candidates(task: Task, heard: SelectionInputs, examples: Sequence[Example], place: int) -> list[Candidate]:
     said, final = heard.said.measures(place), heard.final.measures(place)
     return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from semievol_api.annotate.annotators import Crew
-from semievol_api.annotate.pooled import Opinions, wrong_answers
+from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.config.method import SelectSettings
@@ -36,7 +36,7 @@ PERSON = 1.0
 
 
 @dataclass(frozen=True)
-class Beside:
+class PooledSelectionContext:
     """What else selection looks at: a person's answers by id, the embedder of the drift test, the run's seed."""
 
     reviewed: Mapping[str, str]
@@ -60,7 +60,9 @@ class Choice:
     by_person: BoolArray
 
 
-async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: SelectSettings, beside: Beside) -> Selection:
+async def by_pool(
+    corpus: Corpus, crew: Crew, pool: PoolColumns, settings: SelectSettings, beside: PooledSelectionContext
+) -> Selection:
     """Keep the pseudo-labels that the rule chooses by the pooled probability."""
     choice = _chosen(corpus, pool, settings, beside)
     places = [at for _, at in pool.with_places()]
@@ -101,7 +103,7 @@ async def by_pool(corpus: Corpus, crew: Crew, pool: PoolColumns, settings: Selec
     )
 
 
-def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside: Beside) -> Choice:
+def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside: PooledSelectionContext) -> Choice:
     """Apply the rule; what a person audited moves from the pool to the calibration items."""
     scores, ids = pool.score, pool.ids
     nobody: BoolArray = np.zeros(pool.size, dtype=np.bool_)
@@ -271,7 +273,7 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
     return pa.table({**columns, **taken})
 
 
-def _calibration_table(found: Opinions) -> pa.Table:
+def _calibration_table(found: AnnotatorProbs) -> pa.Table:
     scores: FloatArray = found.pooled.score
     return pa.table(
         {

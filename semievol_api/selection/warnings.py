@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from semievol_api.annotate.annotators import one_set_of_options
-from semievol_api.annotate.pooled import Opinions
+from semievol_api.annotate.pooled import AnnotatorProbs
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, embedded
 from semievol_api.config.settings import RetrieveSettings
@@ -76,7 +76,7 @@ class Vectors(Protocol):
     def seed(self) -> int: ...
 
 
-def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: Opinions, kept: BoolArray) -> list[Alert]:
+def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorProbs, kept: BoolArray) -> list[Alert]:
     """Findings about classes and about the crew's disagreement; none where the labels are open.
 
     `predicted` integers (m,) and `kept` bool (m,) are about the unlabelled examples. Classes are looked at only where

@@ -36,7 +36,7 @@ MADE_TOGETHER = 2048
 """Examples of a part that are made at once for the training file."""
 
 
-async def lessons(
+async def final_training_files(
     store: RunStore, corpus: Corpus, chosen: Selection, gold: Mapping[str, str], config: Config
 ) -> dict[str, TrainingFile]:
     """The training files of the run's last models, by name; none where demonstrations take their place.
@@ -58,7 +58,7 @@ async def lessons(
     return files
 
 
-async def demonstrations(
+async def in_context_corpora(
     store: RunStore, embedder: EmbeddingTool | None, corpus: Corpus, chosen: Selection, config: Config
 ) -> dict[str, Corpus]:
     """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""

@@ -21,7 +21,7 @@ from semievol_api.data.tables import evidence_table
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import at_label_shares, label_factors
 from semievol_api.selection.columns import pool_columns
-from semievol_api.selection.stage import Heard, select
+from semievol_api.selection.stage import SelectionInputs, select
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.tasks import Task, TaskDefinition
 
@@ -186,7 +186,7 @@ def test_without_factors_the_pool_is_bit_for_bit_what_it_was() -> None:
 
 
 def selected(here: Corpus, who: Crew, said: EvidenceTable, shares: Literal["labeled", "as-read"]) -> Selection:
-    heard = Heard(said, EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), {})
+    heard = SelectionInputs(said, EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), {})
     settings = SelectSettings(rule="top-n", n=10, score="pooled", label_shares=shares)
     return asyncio.run(select(here, who, heard, settings, 0))
 

@@ -17,7 +17,7 @@ from semievol_api.engine.budget import NOTHING, Spend
 from semievol_api.errors import BudgetError
 from semievol_api.records import Completion, Evidence, Message, Prompt, Usage
 from semievol_api.scale.executor import Shard
-from semievol_api.scale.quota_server import Keeper, ShardLeases
+from semievol_api.scale.quota_server import QuotaServer, ShardLeases
 from semievol_api.scale.worker import _may_know, shard_name, shards_of
 
 
@@ -44,7 +44,7 @@ def asks(count: int, start: int = 0) -> list[Ask[ChatRequest]]:
     ]
 
 
-async def ask_all(folder: Path, name: str, keeper: Keeper, chat: Counting, some: list[Ask[ChatRequest]]) -> int:
+async def ask_all(folder: Path, name: str, keeper: QuotaServer, chat: Counting, some: list[Ask[ChatRequest]]) -> int:
     fleet = Fleet(leases=ShardLeases(keeper, name, paced=False))
     limits = Limits(max_tokens=1, max_usd=1.0)  # what counts is the keeper's
     answered = 0
@@ -55,7 +55,7 @@ async def ask_all(folder: Path, name: str, keeper: Keeper, chat: Counting, some:
 
 
 async def test_the_engines_of_a_run_spend_no_more_together_than_the_cap(tmp_path: Path) -> None:
-    keeper, chat = Keeper(Limits(max_tokens=2_000), {}, 3), Counting()
+    keeper, chat = QuotaServer(Limits(max_tokens=2_000), {}, 3), Counting()
     done = await asyncio.gather(
         *(ask_all(tmp_path, f"parts-0004-000{i}", keeper, chat, asks(100, 100 * i)) for i in range(3)),
         return_exceptions=True,
@@ -67,7 +67,7 @@ async def test_the_engines_of_a_run_spend_no_more_together_than_the_cap(tmp_path
 
 
 async def test_a_dead_worker_s_lease_stays_charged_until_its_shard_is_opened_again() -> None:
-    keeper = Keeper(Limits(max_tokens=1_000), {}, 1)
+    keeper = QuotaServer(Limits(max_tokens=1_000), {}, 1)
     await keeper.opened("parts-0001-0000", NOTHING)
     assert (await keeper.more("parts-0001-0000", Spend(0.0, 40))).tokens == 640
     assert (await keeper.more("parts-0002-0000", Spend(0.0, 400))).tokens == 0
@@ -77,7 +77,7 @@ async def test_a_dead_worker_s_lease_stays_charged_until_its_shard_is_opened_aga
 
 
 async def test_requests_of_all_workers_keep_the_quota() -> None:
-    keeper = Keeper(Limits(rpm=6_000), {}, 4)
+    keeper = QuotaServer(Limits(rpm=6_000), {}, 4)
     leases = [ShardLeases(keeper, str(i), paced=True) for i in range(4)]
     began_s = time.monotonic()
 
@@ -91,7 +91,7 @@ async def test_requests_of_all_workers_keep_the_quota() -> None:
 
 async def test_what_another_shard_s_journal_holds_is_not_asked_again(tmp_path: Path) -> None:
     chat = Counting()
-    await ask_all(tmp_path, "parts-0001-0000", Keeper(Limits(), {}, 1), chat, asks(5))
+    await ask_all(tmp_path, "parts-0001-0000", QuotaServer(Limits(), {}, 1), chat, asks(5))
     fleet = Fleet(journals=[tmp_path / "parts-0001-0000.sqlite"])
     limits = Limits(max_tokens=10_000)
     async with RequestEngine.open(tmp_path / "main.sqlite", limits, run="r", fleet=fleet) as engine:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semievol_api.annotate.annotators import Annotator
-from semievol_api.annotate.pooled import Measures, opinions
+from semievol_api.annotate.pooled import Measures, annotator_probs
 from semievol_api.annotate.requests import Corpus
 from semievol_api.records import Evidence, Example
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared
@@ -55,7 +55,7 @@ def test_columns_and_rows_give_the_same_opinions(seed: int, again: bool) -> None
     rows += [said(rng, e, CREW[1], "#2") for e in examples] if again else []
     heard = Measures.of((EvidenceTable.of(rows[::2]), EvidenceTable.of(rows[1::2])), 0)
     assert heard.single is not again
-    by_column, by_row = (opinions(corpus(examples), CREW, examples, given) for given in (heard, heard.rows()))
+    by_column, by_row = (annotator_probs(corpus(examples), CREW, examples, given) for given in (heard, heard.rows()))
     np.testing.assert_array_equal(by_column.probs, by_row.probs)
     np.testing.assert_array_equal(by_column.pooled.score, by_row.pooled.score)
     np.testing.assert_array_equal(by_column.pooled.label, by_row.pooled.label)
@@ -66,5 +66,5 @@ def test_columns_and_rows_give_the_same_opinions(seed: int, again: bool) -> None
 def test_nobody_said_anything() -> None:
     example = Example(id="q", question="?", options=("u", "v"))
     heard = Measures.of((EvidenceTable.of([]),), 0)
-    found = opinions(corpus((example,)), CREW, (example,), heard)
+    found = annotator_probs(corpus((example,)), CREW, (example,), heard)
     assert found.answer(0) is None

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from semievol_api.annotate.annotators import Annotator, Circumstances, Crew, call_crew, circumstances, diverse
-from semievol_api.annotate.pooled import OTHER, opinions, wrong_answers
-from semievol_api.annotate.probing import settled
+from semievol_api.annotate.annotators import Annotator, Circumstances, Crew, build_annotators, circumstances, diverse
+from semievol_api.annotate.pooled import OTHER, annotator_probs, wrong_answers
+from semievol_api.annotate.probing import resolve_estimators
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import AnnotateSettings
 from semievol_api.config.settings import Config, parse_settings
@@ -54,7 +54,7 @@ def test_a_mixed_crew_pools_probabilities_votes_and_log_probabilities() -> None:
             row("q", "stranger", "C", option_probs=(0.0, 0.0, 1.0)),
         ]
     }
-    found = opinions(corpus(CHOICE, (QUESTION,)), crew, (QUESTION,), rows)
+    found = annotator_probs(corpus(CHOICE, (QUESTION,)), crew, (QUESTION,), rows)
     assert found.probs.shape == (1, 3, 3)
     assert found.probs[0, 1] == pytest.approx([2.5 / 4.5, 1.5 / 4.5, 0.5 / 4.5])
     assert found.answer(0) == "A"
@@ -64,7 +64,7 @@ def test_a_mixed_crew_pools_probabilities_votes_and_log_probabilities() -> None:
 def test_two_annotators_certain_of_different_labels_tie_without_nan() -> None:
     crew = (Annotator("a", "warm", 0, reading="option_read"), Annotator("b", "warm", 0, reading="option_read"))
     rows = {"q": [row("q", "a", "A", option_probs=(1.0, 0.0, 0.0)), row("q", "b", "B", option_probs=(0.0, 1.0, 0.0))]}
-    found = opinions(corpus(CHOICE, (QUESTION,)), crew, (QUESTION,), rows)
+    found = annotator_probs(corpus(CHOICE, (QUESTION,)), crew, (QUESTION,), rows)
     assert found.pooled.score[0] == pytest.approx(0.5, abs=1e-3)
 
 
@@ -72,7 +72,7 @@ def test_an_item_that_nobody_answered_abstains_and_counts_as_wrong() -> None:
     crew = (Annotator("a", "warm", 0, reading="votes"),)
     gold = Example(id="q", question="Q?", options=("red", "green"), answer="A")
     rows = {"q": [row("q", "a", None), row("q", "a", "A", finish="length")]}
-    found = opinions(corpus(CHOICE, (gold,)), crew, (gold,), rows)
+    found = annotator_probs(corpus(CHOICE, (gold,)), crew, (gold,), rows)
     assert found.answer(0) is None
     assert np.isnan(found.pooled.score[0])
     assert wrong_answers(CHOICE, found).tolist() == [True]
@@ -82,11 +82,11 @@ def test_numbers_that_are_equal_are_one_answer_and_the_other_answer_is_never_the
     crew = (Annotator("a", "warm", 0, reading="votes"), Annotator("b", "warm", 0, reading="votes"))
     item = Example(id="q", question="How many?", answer="100")
     rows = {"q": [row("q", "a", "100"), row("q", "b", "100.5")]}
-    found = opinions(corpus(NUMBER, (item,)), crew, (item,), rows)
+    found = annotator_probs(corpus(NUMBER, (item,)), crew, (item,), rows)
     assert found.labels[0] == ("100", OTHER)
     assert found.answer(0) == "100"
     assert bool(found.pooled.agreed[0])
-    silent = opinions(corpus(NUMBER, (item,)), crew, (item,), {})
+    silent = annotator_probs(corpus(NUMBER, (item,)), crew, (item,), {})
     assert silent.answer(0) is None
 
 
@@ -96,9 +96,9 @@ def test_neighbours_vote_for_words_and_not_for_letters() -> None:
         Example(id="l2", question="L2?", options=("violet", "grey"), answer="A"),
     )
     crew = (Annotator("n", "nobody", 0, reading="neighbour_vote", neighbours=5),)
-    found = opinions(corpus(CHOICE, (QUESTION,), warm, q=("l1", "l2")), crew, (QUESTION,), {})
+    found = annotator_probs(corpus(CHOICE, (QUESTION,), warm, q=("l1", "l2")), crew, (QUESTION,), {})
     assert found.answer(0) == "C", "the neighbour said blue, which is C here"
-    alone = opinions(corpus(CHOICE, (QUESTION,), warm, q=("l2",)), crew, (QUESTION,), {})
+    alone = annotator_probs(corpus(CHOICE, (QUESTION,), warm, q=("l2",)), crew, (QUESTION,), {})
     assert alone.answer(0) is None, "nobody near said anything that is an option here"
 
 
@@ -112,7 +112,7 @@ def test_a_blunter_vote_lets_many_far_neighbours_outweigh_one_that_is_near() -> 
         here = corpus(CHOICE, (QUESTION,), warm, q=("near", "far1", "far2"))
         near = Neighbours(ids=here.neighbours.ids, similarities={"q": (0.9, 0.2, 0.2)})
         crew = (Annotator("n", "nobody", 0, reading="neighbour_vote", neighbours=3, sharpness=sharpness),)
-        said[sharpness] = opinions(replace(here, neighbours=near), crew, (QUESTION,), {}).answer(0)
+        said[sharpness] = annotator_probs(replace(here, neighbours=near), crew, (QUESTION,), {}).answer(0)
     assert said == {0.5: "B", 10.0: "A"}
 
 
@@ -151,14 +151,14 @@ def test_labels_are_shared_where_every_question_has_the_same_options() -> None:
 )
 def test_the_probe_settles_one_estimator_for_the_whole_run(ability: str, task: Task, reading: str) -> None:
     crew = Crew((Annotator("a", "warm", 0, reading="auto"),), Annotator("justify", "judge", 0, reading="auto"))
-    fixed = settled(crew, Abilities({"warm": ability, "judge": ability}), task)  # type: ignore[dict-item]
+    fixed = resolve_estimators(crew, Abilities({"warm": ability, "judge": ability}), task)  # type: ignore[dict-item]
     assert {a.reading for a in fixed.everybody} == {reading}
 
 
 def test_an_estimator_that_the_server_cannot_serve_is_refused_by_name() -> None:
     crew = Crew((Annotator("a", "warm", 0, reading="option_prob"),), Annotator("justify", "judge", 0, reading="auto"))
     with pytest.raises(MissingAbilityError, match="option_prob"):
-        settled(crew, Abilities({"warm": "text", "judge": "text"}), CHOICE)
+        resolve_estimators(crew, Abilities({"warm": "text", "judge": "text"}), CHOICE)
 
 
 def test_the_papers_crew_is_four_of_the_eight_ways_drawn_by_the_runs_seed() -> None:
@@ -172,7 +172,7 @@ def test_the_papers_crew_is_four_of_the_eight_ways_drawn_by_the_runs_seed() -> N
 
     def drawn(seed: int, here: Circumstances = here) -> set[tuple[str, int]]:
         run = {**tree["run"], "seed": seed}
-        crew = call_crew(parse_settings(Config, {**tree, "run": run}, where="test"), here)
+        crew = build_annotators(parse_settings(Config, {**tree, "run": run}, where="test"), here)
         assert len(crew.annotators) == 4
         return {(annotator.role, annotator.shots) for annotator in crew.annotators}
 
@@ -187,4 +187,4 @@ def test_the_papers_crew_is_four_of_the_eight_ways_drawn_by_the_runs_seed() -> N
 def test_the_papers_crew_is_left_alone_by_the_probe() -> None:
     crew = Crew((Annotator("base-0shot", "base", 0),), Annotator("justify", "judge", 0))
     assert crew.asked_roles == ()
-    assert settled(crew, Abilities({}), CHOICE) == crew
+    assert resolve_estimators(crew, Abilities({}), CHOICE) == crew

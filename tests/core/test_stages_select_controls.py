@@ -14,7 +14,7 @@ from semievol_api.config.settings import RetrieveSettings
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import RuleSettings, at_random
 from semievol_api.selection import select as apply_rule
-from semievol_api.selection.stage import Heard, by_mean_nll
+from semievol_api.selection.stage import SelectionInputs, by_mean_nll
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.tasks import load_task
 
@@ -62,7 +62,7 @@ def test_without_a_justification_the_majority_answers_and_its_voters_mean_scores
     corpus = Corpus(load_task("arc"), Prepared((), (example,), (), {}), Folds((), (), (), True, ""), Neighbours({}, {}))
     rows = [said("q0", f"a{i}", vote, nll) for i, (vote, nll) in enumerate(votes)]
     justify = JustifySettings(on="never", unjustified="majority")
-    heard = Heard(EvidenceTable.of(rows), EvidenceTable.of([]), justify, None, RetrieveSettings(), {})
+    heard = SelectionInputs(EvidenceTable.of(rows), EvidenceTable.of([]), justify, None, RetrieveSettings(), {})
     found = by_mean_nll(corpus, heard, SelectSettings(share=1.0))
     (row,) = found.scores.whole().to_pylist()
     assert row["answer"] == answer
@@ -81,7 +81,7 @@ def test_the_labelled_place_the_threshold_and_theta_of_one_keeps_all_that_is_ans
     corpus = Corpus(load_task("arc"), data, Folds(labeled, (), (), True, ""), Neighbours({}, {}))
     rows = [said(f"q{i}", "a", "A", nll) for i, nll in enumerate((0.1, 0.3, 0.5, 0.9))]
     rows += [said(f"l{i}", "a", "A", nll) for i, nll in enumerate((0.2, 0.4, 0.6))]
-    heard = Heard(
+    heard = SelectionInputs(
         EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(on="never"), None, RetrieveSettings(), {}
     )
     found = by_mean_nll(corpus, heard, SelectSettings(share=share, pool="labeled", interpolation=interpolation))

@@ -18,7 +18,7 @@ from semievol_api.config.settings import RetrieveSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import human_budget
-from semievol_api.selection.stage import Heard, select
+from semievol_api.selection.stage import SelectionInputs, select
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.tasks import Task, TaskDefinition
 
@@ -65,7 +65,7 @@ def selected(
     reviewed: Mapping[str, str] | None = None,
     taught: tuple[Example, ...] = (),
 ) -> Selection:
-    heard = Heard(
+    heard = SelectionInputs(
         EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), reviewed or {}
     )
     return asyncio.run(select(replace(corpus(), taught=taught), CREW, heard, settings, 0))

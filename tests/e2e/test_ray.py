@@ -205,7 +205,7 @@ def _config(folder: Path, url: str, name: str, limits: str) -> Config:
 
 
 async def _collaborate(config: Config) -> list[Any]:
-    from semievol_api.scale.ray_executor import RaySpread
+    from semievol_api.scale.ray_executor import RayExecutor
     from semievol_providers.openai import connect
 
     options = dict(config.providers["mock"].options)
@@ -219,7 +219,7 @@ async def _collaborate(config: Config) -> list[Any]:
     folder = config.run.folder
     fleet = Fleet(journals=journals_of(folder))
     async with RequestEngine.open(folder / "journal.sqlite", config.limits, run=str(folder), fleet=fleet) as engine:
-        student = Student(engine, provider, {"base": MODEL}, {"base": MODEL}, 0, spread=RaySpread(config, engine))
+        student = Student(engine, provider, {"base": MODEL}, {"base": MODEL}, 0, spread=RayExecutor(config, engine))
         said: EvidenceTable = await collaborate(student, corpus, crew, AnnotateSettings(), "unlabeled")
         tables = [table async for table in said.source]  # type: ignore[union-attr]
     await provider.aclose()

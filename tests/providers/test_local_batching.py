@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.serve_company import Guest, Sample, answers, company_of, compare, make_batcher, pool_of
 from semievol_providers.local.batcher import Batcher
 from semievol_providers.local.engine import Engine
-from semievol_providers.local.lanes import Lanes
+from semievol_providers.local.lanes import KVCacheBuckets
 from semievol_providers.local.model_folder import ModelFolderError, load_model
 from semievol_providers.local.packed import BlockSizes, PackedModel, RowLinear, Tokens, cache_width, use_row_linears
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest, ReadRequest
@@ -205,15 +205,15 @@ def test_little_memory_for_caches_changes_no_answer(tiny_model: Path) -> None:
     pool = pool_of(20, VOCABULARY, chance)
     short, ample = (make_batcher(str(tiny_model), 1, cache_bytes) for cache_bytes in (2**18, 2**30))
     rows: list[int] = []
-    advance = Lanes.advance
+    advance = KVCacheBuckets.advance
 
-    def counted(self: Lanes, packed: PackedModel, model: object) -> Tensor:
+    def counted(self: KVCacheBuckets, packed: PackedModel, model: object) -> Tensor:
         rows.append(len(self.samples))
         return advance(self, packed, model)  # type: ignore[arg-type]
 
     guests = [Guest(sample) for sample in pool]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lanes, "advance", counted)
+        patch.setattr(KVCacheBuckets, "advance", counted)
         found = answers(short, guests)
     assert max(rows) < len(pool)
     assert found == answers(ample, guests)
@@ -222,16 +222,16 @@ def test_little_memory_for_caches_changes_no_answer(tiny_model: Path) -> None:
 def test_a_request_that_comes_later_joins_the_step_of_those_under_way(tiny_model: Path) -> None:
     batcher = make_batcher(str(tiny_model), 1)
     rows: list[int] = []
-    advance = Lanes.advance
+    advance = KVCacheBuckets.advance
 
-    def counted(self: Lanes, packed: PackedModel, model: object) -> Tensor:
+    def counted(self: KVCacheBuckets, packed: PackedModel, model: object) -> Tensor:
         rows.append(len(self.samples))
         return advance(self, packed, model)  # type: ignore[arg-type]
 
     first = GenerateRequest(prompt_ids=(5, 6), max_tokens=30, seed=1, temperature=0.0)
     second = dataclasses.replace(first, prompt_ids=(8,), max_tokens=5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lanes, "advance", counted)
+        patch.setattr(KVCacheBuckets, "advance", counted)
         assert all(answers(batcher, [Guest(Sample(first, 0)), Guest(Sample(second, 0), arrival=5)]))
     assert set(rows) == {1, 2}
     assert rows.count(2) == 4

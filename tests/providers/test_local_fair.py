@@ -14,7 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.serve_company import Guest, Heard, Sample, answers, company_of, make_batcher, pool_of
+from benchmarks.serve_company import (
+    ExternalAnnotator,
+    Sample,
+    SelectionInputs,
+    answers,
+    company_of,
+    make_batcher,
+    pool_of,
+)
 from semievol_providers.local.engine import Engine
 from semievol_providers.local.fairness import Places, TurnQueue, Turns, fewest_tokens, most_bytes_of_a_token
 from semievol_providers.local.lanes import Row
@@ -92,7 +100,7 @@ def test_places_are_shared_equally_and_what_is_left_goes_to_whoever_wants_it(
     assert Places(8, running, wanted).room(owner) == room
 
 
-def _row(owner: str, tokens: int, heard: Heard, prompt: tuple[int, ...] = (7, 9)) -> Row:
+def _row(owner: str, tokens: int, heard: SelectionInputs, prompt: tuple[int, ...] = (7, 9)) -> Row:
     return Row(GenerateRequest(prompt_ids=prompt, max_tokens=tokens, seed=1, owner=owner), 0, heard)
 
 
@@ -101,12 +109,12 @@ def test_a_newcomer_has_its_answer_after_its_own_tokens_though_another_owner_hol
 ) -> None:
     batcher = make_batcher(str(tiny_model), 1, rows=4)
     with torch.inference_mode():
-        many = [Heard() for _ in range(24)]
+        many = [SelectionInputs() for _ in range(24)]
         for heard in many:
             batcher.add(_row("many", 60, heard))
         for _ in range(3):
             batcher.step()
-        few = Heard()
+        few = SelectionInputs()
         batcher.add(_row("few", 5, few))
         for _ in range(8):  # turns of growing alternate only between adapters: four steps, and some to spare
             batcher.step()
@@ -121,9 +129,9 @@ def test_an_answer_of_one_token_needs_no_place_and_no_memory_for_a_cache(tiny_mo
     batcher = make_batcher(str(tiny_model), 1, cache_bytes=2**16, rows=2)
     with torch.inference_mode():
         for _ in range(6):
-            batcher.add(_row("many", 60, Heard()))
+            batcher.add(_row("many", 60, SelectionInputs()))
         batcher.step()
-        one = Heard()
+        one = SelectionInputs()
         batcher.add(_row("one", 1, one))
         batcher.step()
     assert one.output is not None and batcher.set_aside == 0
@@ -136,7 +144,7 @@ def test_samples_that_gave_their_place_away_go_on_bit_for_bit(tiny_model: Path) 
         for sample in pool_of(40, VOCABULARY, chance)
     ]
     ample, tight = make_batcher(str(tiny_model), 1), make_batcher(str(tiny_model), 1, rows=6)
-    alone = {sample: answers(ample, [Guest(sample)])[0] for sample in pool}
+    alone = {sample: answers(ample, [ExternalAnnotator(sample)])[0] for sample in pool}
     most_aside, differing, compared = 0, 0, 0
     take_back = tight._take_back
 

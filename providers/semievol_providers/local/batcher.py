@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from semievol_api.errors import UserError
 from semievol_providers.local.fairness import Places, Turns
-from semievol_providers.local.lanes import Growing, Lanes, NextTokens, Row
+from semievol_providers.local.lanes import DecodingSequence, KVCacheBuckets, NextTokens, Row
 from semievol_providers.local.model_folder import AdapterShelf
 from semievol_providers.local.packed import PASS_TOKENS, Layers, PackedModel, cache_width, read_prompts
 from semievol_providers.local.requests import EngineSettings
@@ -37,7 +37,7 @@ class CachePlan:
         self.newcomers_bytes = limit_bytes // _NEWCOMERS_SHARE
         self._token_bytes = token_bytes
 
-    def needed_bytes(self, rows: Iterable[Row | Growing]) -> int:
+    def needed_bytes(self, rows: Iterable[Row | DecodingSequence]) -> int:
         """What these samples take when they are as long as they may get."""
         asked = (row.request for row in rows)
         return sum(cache_width(len(r.prompt_ids) + r.max_tokens) * self._token_bytes for r in asked)
@@ -51,7 +51,7 @@ _Queue = tuple[str | None, str]
 class _Aside:
     """A sample that gave its place to another owner's, and what its cache held."""
 
-    sample: Growing
+    sample: DecodingSequence
     layers: Layers
 
 
@@ -73,7 +73,7 @@ class Batcher:
         self._settings = settings
         self._waiting: dict[_Queue, deque[tuple[int, Row]]] = {}
         self._aside: dict[_Queue, deque[_Aside]] = {}
-        self._lanes: dict[str | None, Lanes] = {}
+        self._lanes: dict[str | None, KVCacheBuckets] = {}
         self._reading = Turns()
         self._growing = Turns()
         self._arrivals = 0
@@ -147,7 +147,7 @@ class Batcher:
 
     def _make_places(self, adapter: str | None, owner: str, count: int) -> None:
         """Set samples of those who hold most aside until so many of this owner's have a place."""
-        lanes = self._lanes.setdefault(adapter, Lanes())
+        lanes = self._lanes.setdefault(adapter, KVCacheBuckets())
         lanes.settle()
         places = self._places(adapter)
         running = Counter(places.running)
@@ -175,7 +175,7 @@ class Batcher:
                     del self._aside[queue]
 
     # -------------------------------------------------------------------------------------------- prompts
-    def _under_way(self) -> Iterator[Growing]:
+    def _under_way(self) -> Iterator[DecodingSequence]:
         for lanes in self._lanes.values():
             yield from (sample for sample in lanes.samples if not sample.over)
         for aside in self._aside.values():
@@ -255,7 +255,7 @@ class Batcher:
             self._advance(adapter, lanes)
         self._growing.charge(order[0], time.monotonic() - since_s)
 
-    def _advance(self, adapter: str | None, lanes: Lanes) -> None:
+    def _advance(self, adapter: str | None, lanes: KVCacheBuckets) -> None:
         samples = lanes.samples
         try:
             self._next_tokens.take(lanes.advance(self._packed, self._shelf.model_for(adapter)), samples)
@@ -263,6 +263,6 @@ class Batcher:
             _fail(samples, error)
 
 
-def _fail(waiting: Iterable[Row | Growing], error: Exception) -> None:
+def _fail(waiting: Iterable[Row | DecodingSequence], error: Exception) -> None:
     for one in waiting:
         one.listener.fail(error)

@@ -53,7 +53,7 @@ class Row:
     listener: Listener
 
 
-class Growing:
+class DecodingSequence:
     """A sample under way. `token` was chosen last and is the next to be fed, at index `position` of its cache."""
 
     def __init__(self, row: Row, tokens: ChatTokens) -> None:
@@ -86,11 +86,11 @@ class NextTokens:
         self._tokens = tokens
         self._end_ids = end_ids
 
-    def start(self, row: Row) -> Growing:
+    def start(self, row: Row) -> DecodingSequence:
         """A sample whose prompt has been read."""
-        return Growing(row, self._tokens)
+        return DecodingSequence(row, self._tokens)
 
-    def take(self, logits: Tensor, samples: Sequence[Growing]) -> None:
+    def take(self, logits: Tensor, samples: Sequence[DecodingSequence]) -> None:
         """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`."""
         draws = torch.tensor([sample.draw() for sample in samples], dtype=torch.float64)
         for sample in samples:
@@ -146,12 +146,12 @@ class _Scores:
 _FIRST_SLOTS = 4
 
 
-class Lane:
+class KVCacheBucket:
     """Slots of `width` tokens; sample i lies in slot i."""
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.samples: list[Growing] = []
+        self.samples: list[DecodingSequence] = []
         self.stores: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -159,7 +159,7 @@ class Lane:
         """Memory of keys and values."""
         return sum(store.numel() * store.element_size() for pair in self.stores for store in pair)
 
-    def join(self, sample: Growing, layers: Layers) -> None:
+    def join(self, sample: DecodingSequence, layers: Layers) -> None:
         """Let a sample in with what its cache holds so far."""
         slot = len(self.samples)
         if not self.stores or slot == len(self.stores[0][0]):
@@ -169,7 +169,7 @@ class Lane:
             for store, new in zip(pair, news, strict=True):
                 store[slot, :, : new.shape[1]] = new
 
-    def leave(self, slot: int) -> Growing:
+    def leave(self, slot: int) -> DecodingSequence:
         """Take a sample out; the last one moves to its slot."""
         left, last = self.samples[slot], len(self.samples) - 1
         if slot != last:
@@ -201,14 +201,14 @@ class Lane:
         self.stores = grown
 
 
-class Lanes:
+class KVCacheBuckets:
     """`put` samples in, `settle` after some ended, `advance` all by a token."""
 
     def __init__(self) -> None:
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: dict[int, KVCacheBucket] = {}
 
     @property
-    def samples(self) -> list[Growing]:
+    def samples(self) -> list[DecodingSequence]:
         """Those that are under way, in the order of their rows."""
         return [sample for lane in self._lanes.values() for sample in lane.samples]
 
@@ -217,11 +217,11 @@ class Lanes:
         """Memory of all slots."""
         return sum(lane.allocated_bytes for lane in self._lanes.values())
 
-    def put(self, sample: Growing, layers: Layers) -> None:
+    def put(self, sample: DecodingSequence, layers: Layers) -> None:
         """Let a sample join that has read so many tokens."""
         width = cache_width(sample.position + 1)
         if width not in self._lanes:
-            self._lanes[width] = Lane(width)
+            self._lanes[width] = KVCacheBucket(width)
         self._lanes[width].join(sample, layers)
 
     def settle(self) -> None:
@@ -235,7 +235,7 @@ class Lanes:
                     layers = lane.layers_of(slot)
                     self.put(lane.leave(slot), layers)
 
-    def take_out(self, sample: Growing) -> Layers:
+    def take_out(self, sample: DecodingSequence) -> Layers:
         """Let a sample go that is under way; `put` with what this returns lets it go on."""
         lane = next(lane for lane in self._lanes.values() if sample in lane.samples)
         slot = lane.samples.index(sample)
@@ -262,7 +262,7 @@ class Lanes:
 class _LaneRows:
     """The rows of one lane in a pass: where their tokens are written, and what they see."""
 
-    def __init__(self, lane: Lane, start: int) -> None:
+    def __init__(self, lane: KVCacheBucket, start: int) -> None:
         self._lane = lane
         self._device = lane.stores[0][0].device
         self._places = torch.tensor([sample.position for sample in lane.samples], device=self._device)
@@ -296,7 +296,7 @@ class _LaneRows:
 class _LanePlan:
     """One token of every sample of these lanes."""
 
-    def __init__(self, lanes: Iterable[Lane]) -> None:
+    def __init__(self, lanes: Iterable[KVCacheBucket]) -> None:
         self._parts: list[_LaneRows] = []
         start = 0
         for lane in lanes:

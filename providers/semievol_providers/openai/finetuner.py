@@ -337,8 +337,8 @@ def _job_event(event: Event) -> JobEvent:
     )
 
 
-class OpenAIRemote:
-    """`Remote` at one endpoint."""
+class OpenAIStorage:
+    """`VendorStorage` at one endpoint."""
 
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk

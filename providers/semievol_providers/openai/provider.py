@@ -14,7 +14,7 @@ from semievol_api.capabilities import Provider, ProviderSettings, Wire
 from semievol_providers.openai.batches import OpenAIBatchChat
 from semievol_providers.openai.chat import HotPath, OpenAIChat
 from semievol_providers.openai.embeddings import OpenAIEmbedder
-from semievol_providers.openai.finetuner import OpenAIFineTuner, OpenAIRemote
+from semievol_providers.openai.finetuner import OpenAIFineTuner, OpenAIStorage
 from semievol_providers.openai.option_reader import OpenAIOptionReader
 from semievol_providers.openai.sdk import NewTransport, Sdk, installed_major
 from semievol_providers.openai.settings import Connection, read_connection
@@ -89,6 +89,6 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
         embedder=None if "embeddings" in dialect.lacks else OpenAIEmbedder(path),
         finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect),
         batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
-        remote=OpenAIRemote(sdk),
+        remote=OpenAIStorage(sdk),
         aclose=aclose,
     )
