@@ -45,8 +45,9 @@ from semievol_api.store.frames import evidence_frame, labels_frame, models_frame
 from semievol_api.store.metric_logs import check_logs, open_logs
 from semievol_api.store.run_store import RunStore, stages_done
 from semievol_api.tasks import Task, load_task
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES
 from semievol_api.training.cost import refuse_unpriced, with_cap
-from semievol_api.training.fine_tuning import MIN_EXAMPLES, OnEvent, Trainer
+from semievol_api.training.fine_tuning import OnEvent, Trainer, check_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -401,7 +402,9 @@ def _check_abilities(plan: Plan) -> None:
     if config.select.score == "mean_nll":
         require(student.scored, "log-probabilities", student)
     if trains(config):
-        require(plan.provider(plan.trainer_ref).finetuner, "fine-tuning", plan.provider(plan.trainer_ref))
+        trainer = plan.provider(plan.trainer_ref)
+        require(trainer.finetuner, "fine-tuning", trainer)
+        check_spec(config.train, trainer)
     if config.retrieve.method == "embedding" and config.run.propagation != "in-weight":
         if roles.embedder is None:
             raise ConfigError(

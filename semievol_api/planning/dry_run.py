@@ -275,7 +275,7 @@ class DryFineTuner:
             weight = dry.demand.shares.of_training(messages[-2].content if len(messages) > 1 else "")
             count = dry.counter.training(messages)
             examples, tokens, longest = examples + weight, tokens + weight * count, max(longest, count)
-        epochs = request.hyperparameters.n_epochs or AUTO_EPOCHS
+        epochs = request.spec.n_epochs or AUTO_EPOCHS
         amounts = dry.demand.at(dry.provider, request.model, "train")
         amounts.requests += 1
         amounts.training += tokens * epochs

@@ -14,7 +14,7 @@ from semievol_api.records import Example
 from semievol_api.selection.promises import calibration_size
 from semievol_api.store.artifacts import Folds, Prepared
 from semievol_api.store.fingerprints import stage
-from semievol_api.training.fine_tuning import MIN_EXAMPLES
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES
 
 GATE_FROM = 500
 """From this many labels on some are held out for the gate."""

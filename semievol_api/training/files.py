@@ -7,7 +7,7 @@ pseudo-labels were chosen.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -17,12 +17,13 @@ from semievol_api.annotate.retrieval import EmbeddingTool, every_question, neare
 from semievol_api.config.method import TrainSettings
 from semievol_api.config.settings import Config
 from semievol_api.data.parts import Rows
-from semievol_api.records import Example, PseudoLabel, TrainingExample
+from semievol_api.errors import UserError
+from semievol_api.records import Example, Message, PseudoLabel, TrainingExample
 from semievol_api.store.artifacts import Neighbours, Selection, TrainingFile
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.training.fine_tuning import chat_jsonl, check_enough, training_line
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES, jsonl_chunks
 
 
 @stage("warm_up_file")
@@ -148,3 +149,23 @@ def _with_labeled(
     check_enough(len(labeled) + count, "The final training file")
     known = (training_line(corpus.task, e, e.answer or "") for e in labeled)
     return chat_jsonl(itertools.chain(known, chosen()))
+
+
+def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
+    """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
+    reply = Message("assistant", text if text is not None else task.target(example, answer))
+    return TrainingExample(messages=(*task.prompt(example, ()).messages, reply))
+
+
+def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:
+    """A training file of these examples, which are worded when it is written, once."""
+    return TrainingFile(jsonl_chunks(lines))
+
+
+def check_enough(count: int, what: str) -> None:
+    """Refuse a training file below the API's minimum."""
+    if count < MIN_EXAMPLES:
+        raise UserError(
+            f"{what} has {count} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
+            f'examples, or set [run] propagation = "in-context" to work without a warm-up job.'
+        )

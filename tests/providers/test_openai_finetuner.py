@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from semievol_api.capabilities import FineTuner, FineTuneRequest, Hyperparameters, JobTicket, ProviderSettings
+from semievol_api.capabilities import FineTuner, FineTuneRequest, JobTicket, ProviderSettings, TrainSpec
 from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import RefusedError, TransientError
 from semievol_providers.openai import connect
@@ -39,8 +39,7 @@ def _finetuner(server: LoopbackServer) -> FineTuner:
 async def test_a_job_carries_its_run_key_twice_and_its_settings_as_a_method() -> None:
     wanted = dataclasses.replace(
         REQUEST,
-        hyperparameters=Hyperparameters(n_epochs=2, learning_rate_multiplier=0.1),
-        seed=5,
+        spec=TrainSpec(n_epochs=2, learning_rate_multiplier=0.1, seed=5),
         validation_file=b"{}\n",
     )
     async with LoopbackServer() as server:

@@ -15,22 +15,24 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from semievol_api.capabilities import FineTuneRequest, JobEvent, JobState, JobTicket
 from semievol_api.errors import RefusedError, UserError
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES, TrainingFileError, read_examples
 from semievol_providers.local.disk import full_disk, is_out_of_space
-from semievol_providers.local.train import EXIT_FAILED, EXIT_NO_SPACE
-from semievol_providers.local.training_data import MIN_EXAMPLES, TrainingFileError, read_examples
 from semievol_providers.local.training_job import (
+    EXIT_FAILED,
+    EXIT_NO_SPACE,
     NO_SPACE,
+    StartingPoint,
     TrainDefaults,
     TrainingEvent,
-    TrainingJob,
     read_events,
+    training_job,
     worker_environment,
 )
 
@@ -97,23 +99,15 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobSettings:
-    """Where jobs live, what they train, and with which defaults.
+class LocalPlaces:
+    """Where the base model and the jobs are, by which names, and how trainings go that say nothing else."""
 
-    `make_room` is awaited before a training, `announce` with the model's name and adapter before it is called ready.
-    """
-
-    folder: Path
     base_folder: str
     base_name: str
+    jobs: Path
+    identity: str
+    device: str
     train: TrainDefaults
-    device: str = "cpu"
-    make_room: Callable[[], Awaitable[None]] = _nothing
-    announce: Callable[[str, str], Awaitable[None]] = _unannounced
-
-    def announcing(self, tell: Callable[[str, str], Awaitable[None]]) -> JobSettings:
-        """The same, telling of finished models."""
-        return replace(self, announce=tell)
 
 
 @dataclass(slots=True)
@@ -125,10 +119,10 @@ class _Trainer:
 class TunedModels:
     """The models of a folder of jobs: a tuned model's name, or an adapter folder's path, to that folder."""
 
-    def __init__(self, folder: Path, base_name: str, base_folder: str) -> None:
-        self._folder = folder
-        self._base_name = base_name
-        self._base_folder = base_folder
+    def __init__(self, places: LocalPlaces) -> None:
+        self._folder = places.jobs
+        self._base_name = places.base_name
+        self._base_folder = places.base_folder
         self._known: dict[str, str] = {}
 
     def adapter_of(self, model: str) -> str | None:
@@ -162,11 +156,22 @@ class TunedModels:
 
 
 class LocalFineTuner:
-    """`FineTuner` over a folder of jobs."""
+    """`FineTuner` over a folder of jobs.
 
-    def __init__(self, settings: JobSettings, models: TunedModels) -> None:
-        self._settings = settings
+    `make_room` is awaited before a training, `announce` with the model's name and adapter before it is called ready.
+    """
+
+    def __init__(
+        self,
+        places: LocalPlaces,
+        models: TunedModels,
+        make_room: Callable[[], Awaitable[None]] = _nothing,
+        announce: Callable[[str, str], Awaitable[None]] = _unannounced,
+    ) -> None:
+        self._places = places
         self._models = models
+        self._make_room = make_room
+        self._announce = announce
         self._running: _Trainer | None = None
         self._crashes: dict[str, int] = {}
         self._out_of_space: set[str] = set()
@@ -181,7 +186,7 @@ class LocalFineTuner:
         """
         adapter = self._models.adapter_of(request.model)
         job = self._name(request)
-        folder = self._settings.folder / job.job_id
+        folder = self._places.jobs / job.job_id
         partial = folder.with_name(folder.name + ".partial")
         try:
             await asyncio.to_thread(self._write_down, partial, folder, (request, job, adapter))
@@ -189,13 +194,13 @@ class LocalFineTuner:
             shutil.rmtree(partial, ignore_errors=True)
             if not is_out_of_space(error):
                 raise
-            raise UserError(full_disk(self._settings.folder, "the training was not submitted.")) from error
+            raise UserError(full_disk(self._places.jobs, "the training was not submitted.")) from error
         await self._go_on(job.job_id)
         return JobTicket(job_id=job.job_id, run_key=request.run_key)
 
     async def find(self, request: FineTuneRequest) -> JobTicket | None:
         """The job with this run key that neither failed nor was cancelled."""
-        for job in read_jobs(self._settings.folder):
+        for job in read_jobs(self._places.jobs):
             if job.run_key == request.run_key and self._look(job.job_id).status not in ("failed", "cancelled"):
                 return JobTicket(job_id=job.job_id, run_key=job.run_key)
         return None
@@ -208,13 +213,13 @@ class LocalFineTuner:
         """
         state = await self._go_on(ticket.job_id)
         if state.model is not None:
-            await self._settings.announce(state.model, str(self._settings.folder / ticket.job_id / "adapter"))
+            await self._announce(state.model, str(self._places.jobs / ticket.job_id / "adapter"))
         return state
 
     async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
         """The training's steps, checkpoints and last words."""
         events: dict[str, JobEvent] = {}
-        for event in read_events(self._settings.folder / ticket.job_id, 0)[0]:
+        for event in read_events(self._places.jobs / ticket.job_id, 0)[0]:
             told = _told(event)
             events.setdefault(told.id, told)
         found = list(events.values())
@@ -224,7 +229,7 @@ class LocalFineTuner:
 
     async def cancel(self, ticket: JobTicket) -> None:
         """Stop the job for good."""
-        folder = self._settings.folder / ticket.job_id
+        folder = self._places.jobs / ticket.job_id
         if folder.is_dir() and not self._look(ticket.job_id).finished:
             (folder / "cancelled").touch()
         async with self._lock:
@@ -239,9 +244,9 @@ class LocalFineTuner:
     # ------------------------------------------------------------------------------------------ submission
     def _name(self, request: FineTuneRequest) -> JobFile:
         """Names that depend on the training alone, and on how often it failed or was cancelled before."""
-        before = sum(job.run_key == request.run_key for job in read_jobs(self._settings.folder))
+        before = sum(job.run_key == request.run_key for job in read_jobs(self._places.jobs))
         tail = request.run_key[:16] + (f"-{before + 1}" if before else "")
-        tuned = f"ft:{self._settings.base_name}:local:{request.suffix or ''}:{tail}"
+        tuned = f"ft:{self._places.base_name}:local:{request.suffix or ''}:{tail}"
         return JobFile(job_id=f"ftjob-{tail}", run_key=request.run_key, tuned_model=tuned)
 
     def _write_down(self, partial: Path, folder: Path, what: tuple[FineTuneRequest, JobFile, str | None]) -> None:
@@ -256,26 +261,13 @@ class LocalFineTuner:
         except TrainingFileError as error:
             shutil.rmtree(partial)
             raise RefusedError(f"Invalid training file. {error}", status=400, code="invalid_training_file") from error
-        self._training(request, folder, adapter, examples).write(partial / "job.json")
+        defaults = self._places.train
+        spec = defaults.settle(request.spec, examples)
+        start = StartingPoint(base=self._places.base_folder, adapter=adapter, device=self._places.device)
+        validates = request.validation_file is not None
+        training_job(spec, defaults, start, folder, validates=validates).write(partial / "job.json")
         (partial / "request.json").write_bytes(msgspec.json.encode(job))
         partial.replace(folder)
-
-    def _training(self, request: FineTuneRequest, folder: Path, adapter: str | None, examples: int) -> TrainingJob:
-        defaults, asked = self._settings.train, request.hyperparameters
-        batch = asked.batch_size or defaults.batch_for(examples)
-        return TrainingJob(
-            base=self._settings.base_folder,
-            adapter=adapter,
-            training_file=str(folder / "training_file"),
-            validation_file=str(folder / "validation_file") if request.validation_file is not None else None,
-            folder=str(folder),
-            seed=request.seed or 0,
-            n_epochs=asked.n_epochs or defaults.epochs_for(examples, batch),
-            batch_size=batch,
-            learning_rate=defaults.learning_rate * (asked.learning_rate_multiplier or 1.0),
-            device=self._settings.device,
-            **defaults.job_settings(),
-        )
 
     # ------------------------------------------------------------------------------------------- training
     async def _go_on(self, job_id: str) -> JobState:
@@ -287,20 +279,20 @@ class LocalFineTuner:
                 return state
             if job_id in self._out_of_space:
                 reason = full_disk(
-                    self._settings.folder / job_id, "the training could not be saved. Its last saved step is whole."
+                    self._places.jobs / job_id, "the training could not be saved. Its last saved step is whole."
                 )
                 return JobState(status="failed", raw_status=NO_SPACE, reason=reason)
             if self._crashes.get(job_id, 0) > MAX_CRASHES:
                 return self._give_up(job_id)
             if self._running is None:
-                await self._settings.make_room()
+                await self._make_room()
                 self._running = _Trainer(job_id, self._start(job_id))
             running = self._running.job_id == job_id
             return JobState(status="running", raw_status="running") if running else state
 
     def _look(self, job_id: str) -> JobState:
         """What the job's folder says."""
-        folder = self._settings.folder / job_id
+        folder = self._places.jobs / job_id
         if not folder.is_dir():
             return JobState(status="failed", raw_status="missing", reason=f"There is no job folder {str(folder)!r}.")
         if (folder / "cancelled").exists():
@@ -316,12 +308,12 @@ class LocalFineTuner:
         return JobState(status="queued", raw_status="queued")
 
     def _start(self, job_id: str) -> subprocess.Popen[bytes]:
-        folder = self._settings.folder / job_id
-        threads = self._settings.train.threads
+        folder = self._places.jobs / job_id
+        threads = self._places.train.threads
         trainer = ["-m", "semievol_providers.local.train", str(folder / "job.json"), "--with-parent"]
-        if self._settings.train.processes > 1:
+        if self._places.train.processes > 1:
             # Its workers have no standard input of ours; the folder's lock keeps a second training out.
-            ranks = f"--nproc-per-node={self._settings.train.processes}"
+            ranks = f"--nproc-per-node={self._places.train.processes}"
             trainer = ["-m", "torch.distributed.run", "--standalone", ranks, *trainer[:-1]]
         command = [sys.executable, *trainer]
         environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -348,7 +340,7 @@ class LocalFineTuner:
 
     def _give_up(self, job_id: str) -> JobState:
         """Not written down: the next run may try again, from the last saved state."""
-        log = self._settings.folder / job_id / "trainer.log"
+        log = self._places.jobs / job_id / "trainer.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return JobState(
             status="failed",

@@ -8,7 +8,7 @@ middle of its vectors. Knows nothing of caches' places, sampling or queues.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -401,22 +401,6 @@ def last_hidden(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_
 def _laid_out(prompts: Sequence[_Ids]) -> Tokens:
     ids = [token for prompt in prompts for token in prompt]
     return Tokens(ids, [position for prompt in prompts for position in range(len(prompt))])
-
-
-def label_token_ids(
-    label: str, encode: Callable[[str], Sequence[int]], decode: Callable[[Sequence[int]], str]
-) -> tuple[int, ...]:
-    """The tokens that alone spell a label, with and without a space before it; none where it takes several.
-
-    The spelling is checked by decoding, since a tokenizer may put a space of its own before a text.
-    """
-    wanted = label.strip()
-    found: dict[int, None] = {}
-    for spelling in (wanted, f" {wanted}"):
-        ids = encode(spelling)
-        if len(ids) == 1 and decode(ids).strip() == wanted:
-            found[ids[0]] = None
-    return tuple(found)
 
 
 def read_next(

@@ -27,13 +27,13 @@ from semievol_api.capabilities import (
     Provider,
     ProviderSettings,
     Reply,
+    TrainSpec,
 )
 from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_providers.local.chat import EngineHolder, LocalChat, SentenceEmbedder
-from semievol_providers.local.jobs import AdapterServer, JobSettings, LocalFineTuner, TunedModels
+from semievol_providers.local.jobs import AdapterServer, LocalFineTuner, LocalPlaces, TunedModels
 from semievol_providers.local.model_folder import check_model_folder, read_facts
-from semievol_providers.local.training_job import TrainDefaults, read_train_defaults
-from semievol_providers.local.training_loop import NO_BITSANDBYTES, can_quantize
+from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainDefaults, can_quantize, read_train_defaults
 
 
 class LocalOptions(BaseModel):
@@ -92,17 +92,6 @@ def need_packages(packages: Sequence[str], extra: str, purpose: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise MissingExtraError(package, extra, purpose)
-
-
-class LocalPlaces(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the base model and the jobs are, and by which names."""
-
-    base_folder: str
-    base_name: str
-    jobs: Path
-    identity: str
-    device: str
-    train: TrainDefaults
 
 
 def read_places(settings: ProviderSettings, options: LocalOptions, kind: str) -> LocalPlaces:
@@ -177,6 +166,8 @@ class Parts:
     finetuner: FineTuner
     context_tokens: int
     aclose: Callable[[], Awaitable[None]]
+    no_train_keys: tuple[str, ...] = ()
+    """The fields of a `TrainSpec` that its trainings cannot take from a config's `[train]`."""
 
 
 OWN_MACHINE = "semievol"
@@ -185,6 +176,7 @@ OWN_MACHINE = "semievol"
 
 def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
     """The table."""
+    refused = (*parts.no_train_keys, *(() if can_quantize() else ("qlora",)))
     limits = ModelLimits(context_tokens=parts.context_tokens, max_n=MAX_N, max_top_logprobs=MAX_TOP_LOGPROBS)
     return Provider(
         name=name,
@@ -196,30 +188,18 @@ def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
         option_reader=parts.answers,
         embedder=parts.embedder,
         finetuner=parts.finetuner,
+        train_keys=tuple(key for key in TrainSpec.model_fields if key not in refused),
         aclose=parts.aclose,
     )
-
-
-def models_of(places: LocalPlaces) -> TunedModels:
-    """The base model and what was trained from it."""
-    return TunedModels(places.jobs, places.base_name, places.base_folder)
 
 
 def finetuner_of(
     options: LocalOptions, places: LocalPlaces, models: TunedModels, make_room: Callable[[], Awaitable[None]]
 ) -> LocalFineTuner:
     """The trainer; `make_room` is awaited before each training."""
-    settings = JobSettings(
-        folder=places.jobs,
-        base_folder=places.base_folder,
-        base_name=places.base_name,
-        train=places.train,
-        device=places.device,
-        make_room=make_room,
-    )
-    if options.served_at is not None:
-        settings = settings.announcing(AdapterServer(options.served_at).tell)
-    return LocalFineTuner(settings, models)
+    if options.served_at is None:
+        return LocalFineTuner(places, models, make_room)
+    return LocalFineTuner(places, models, make_room, AdapterServer(options.served_at).tell)
 
 
 def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device: str) -> SentenceEmbedder | None:
@@ -240,7 +220,7 @@ def connect(settings: ProviderSettings) -> Provider:
     need_packages(PACKAGES, "local", f"[providers.{settings.name}]")
     options = read_options(settings, LocalOptions)
     places = read_places(settings, options, "local")
-    models = models_of(places)
+    models = TunedModels(places)
     holder = EngineHolder(places.base_folder, places.device, options.threads)
     chat = LocalChat(holder, models.adapter_of)
     tuner = finetuner_of(options, places, models, holder.make_room)

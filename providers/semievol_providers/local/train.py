@@ -25,7 +25,15 @@ import torch
 from torch import Tensor
 
 from semievol_providers.local.disk import full_disk, is_out_of_memory, is_out_of_space
-from semievol_providers.local.training_job import NO_SPACE, EventLog, TrainingEvent, TrainingJob
+from semievol_providers.local.training_job import (
+    EXIT_FAILED,
+    EXIT_NO_SPACE,
+    EXIT_STOPPED,
+    NO_SPACE,
+    EventLog,
+    TrainingEvent,
+    TrainingJob,
+)
 
 if TYPE_CHECKING:
     from semievol_providers.local.training_data import TokenExample
@@ -113,9 +121,6 @@ class Ranks:
             dist.destroy_process_group()
 
 
-EXIT_FAILED = 3
-EXIT_STOPPED = 4
-EXIT_NO_SPACE = 5
 _LOCK_WAIT_S = 30.0
 
 
@@ -253,9 +258,10 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
 
 def _examples(job: TrainingJob, tokenizer: Any) -> tuple[list[TokenExample], list[TokenExample]]:
     """Those to train on and those to validate on."""
+    from semievol_api.training.chat_jsonl import MIN_EXAMPLES
     from semievol_providers.local.chat_tokens import ChatTokens
     from semievol_providers.local.model_folder import end_of_turn_ids, read_facts
-    from semievol_providers.local.training_data import MIN_EXAMPLES, hold_out, load_token_examples
+    from semievol_providers.local.training_data import hold_out, load_token_examples
     from semievol_providers.local.training_loop import TrainingFailedError
 
     context = read_facts(job.base).context_tokens

@@ -26,18 +26,7 @@ from semievol_api.errors import UserError
 from semievol_providers.local.disk import is_out_of_memory
 from semievol_providers.local.train import EarlyStop, Ranks
 from semievol_providers.local.training_data import TokenExample, split_by_tokens, step_indices, to_batch
-from semievol_providers.local.training_job import TrainingEvent, TrainingJob
-
-NO_BITSANDBYTES = (
-    "Training over a base in 4 bits (qlora = true) needs the package 'bitsandbytes', which is not installed. Install "
-    "it with: pip install bitsandbytes; or set qlora = false and lower tokens_per_pass instead, which trains the same "
-    "adapter over the unchanged base."
-)
-
-
-def can_quantize() -> bool:
-    """Whether bitsandbytes is installed; nothing is imported."""
-    return find_spec("bitsandbytes") is not None
+from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainingEvent, TrainingJob, can_quantize
 
 
 def packs(job: TrainingJob, device: str) -> bool:

@@ -16,14 +16,15 @@ import msgspec
 from msgspec import Struct
 
 from semievol_api.capabilities import (
+    HOSTED_TRAIN_KEYS,
     FineTuneRequest,
-    Hyperparameters,
     JobEvent,
     JobState,
     JobStatus,
     JobTicket,
     ModelName,
     RemoteModel,
+    TrainSpec,
 )
 from semievol_api.errors import RefusedError
 from semievol_providers.openai.errors import job_failure, read_vendor_error
@@ -260,7 +261,7 @@ def job_arguments(
     request: FineTuneRequest, training_id: str, validation_id: str | None, dialect: Dialect
 ) -> dict[str, Any]:
     """The arguments of the SDK's `create`; what is left out is the vendor's `auto`."""
-    hyperparameters = {**dialect.job_hyperparameters, **_hyperparameters(request.hyperparameters)}
+    hyperparameters = {**dialect.job_hyperparameters, **_hyperparameters(request.spec)}
     arguments: dict[str, Any] = {
         "model": request.model,
         "training_file": training_id,
@@ -274,20 +275,16 @@ def job_arguments(
         arguments["metadata"] = {RUN_KEY: request.run_key}
     if validation_id is not None:
         arguments["validation_file"] = validation_id
-    if request.seed is not None:
-        arguments["seed"] = request.seed
+    if request.spec.seed is not None:
+        arguments["seed"] = request.spec.seed
     if dialect.job_extra_body:
         arguments["extra_body"] = dict(dialect.job_extra_body)
     return arguments
 
 
-def _hyperparameters(wanted: Hyperparameters) -> dict[str, int | float]:
-    named = {
-        "n_epochs": wanted.n_epochs,
-        "batch_size": wanted.batch_size,
-        "learning_rate_multiplier": wanted.learning_rate_multiplier,
-    }
-    return {name: value for name, value in named.items() if value is not None}
+def _hyperparameters(spec: TrainSpec) -> dict[str, int | float | str]:
+    """What of a training the API has a place for; the rest is refused while planning."""
+    return {name: value for name, value in spec.said.items() if name in HOSTED_TRAIN_KEYS and name != "seed"}
 
 
 def job_suffix(request: FineTuneRequest, suffix_chars: int) -> str:
@@ -317,9 +314,9 @@ def _shows_no_mark(job: Job) -> bool:
 
 def _trains_alike(job: Job, request: FineTuneRequest) -> bool:
     """Whether nothing that the job tells of its training is other than asked for; -1 is Azure's `auto`."""
-    shown, wanted = job.hyperparameters or {}, _hyperparameters(request.hyperparameters)
+    shown, wanted = job.hyperparameters or {}, _hyperparameters(request.spec)
     alike = all(shown.get(name) in (None, "auto", -1, value) for name, value in wanted.items())
-    return alike and job.model == request.model and job.seed in (None, request.seed)
+    return alike and job.model == request.model and job.seed in (None, request.spec.seed)
 
 
 def _job_event(event: Event) -> JobEvent:
