@@ -48,6 +48,7 @@ from semievol_api.tasks import Task, load_task
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES
 from semievol_api.training.cost import refuse_unpriced, with_cap
 from semievol_api.training.fine_tuning import OnEvent, Trainer, check_spec
+from semievol_api.training.jobs import stored_job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -304,7 +305,9 @@ async def _run(
 
         def on_job(name: str, event: JobEvent) -> None:
             if event.id:
-                store.log_event(name, event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)}))
+                store.log_event(
+                    stored_job(name), event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)})
+                )
             logs.job(name, event)
             seen.on_job(name, event)
 

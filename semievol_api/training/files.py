@@ -24,6 +24,7 @@ from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, jsonl_chunks
+from semievol_api.training.jobs import file_artifact
 
 
 @stage("warm_up_file")
@@ -53,7 +54,7 @@ async def final_training_files(
         files["sft"] = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned)
     if not chosen.enough:
         return files
-    files["semievol"] = await store.once("evolve", TrainingFile, evolve_file, corpus, chosen, train)
+    files["semievol"] = await store.once(file_artifact("semievol"), TrainingFile, evolve_file, corpus, chosen, train)
     if gold:
         files["ceiling"] = await store.once("ceiling", TrainingFile, ceiling_file, corpus, chosen, gold, train)
     return files

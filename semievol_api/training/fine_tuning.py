@@ -30,6 +30,7 @@ from semievol_api.store.artifacts import Ticket, TrainingFile, TunedModel
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.training.chat_jsonl import CountTokens, check_training_file
+from semievol_api.training.jobs import job_artifact
 
 AUTO_EPOCHS = 3
 """What `auto` usually comes to; the vendor decides."""
@@ -74,7 +75,7 @@ class Trainer:
 async def fine_tune(
     trainer: Trainer, store: RunStore, name: str, file: TrainingFile, settings: TrainSettings
 ) -> TunedModel:
-    """The model trained on a file: found, or bought; its ticket is on disk before the wait begins.
+    """The model of this name, trained on a file: found, or bought; its ticket is on disk before the wait begins.
 
     Raises:
         JobFailedError: the job ended without a model; its ticket is dropped, so that the next run may buy anew.
@@ -105,11 +106,11 @@ async def fine_tune(
             training_usd=trainer.price_usd(state.trained_tokens),
         )
 
-    ticket = await store.once(f"jobs/{name}-ticket", Ticket, submit, request.run_key)
+    ticket = await store.once(job_artifact(name, "ticket"), Ticket, submit, request.run_key)
     try:
-        return await store.once(f"jobs/{name}-model", TunedModel, wait, request.run_key)
+        return await store.once(job_artifact(name, "model"), TunedModel, wait, request.run_key)
     except JobFailedError:
-        store.forget(f"jobs/{name}-ticket")
+        store.forget(job_artifact(name, "ticket"))
         raise
 
 
