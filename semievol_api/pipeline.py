@@ -53,7 +53,7 @@ async def semievol(tools: Clients, store: RunStore, task: Task, raw: RawData, co
     crew = build_annotators(config, circumstances(task, data, "warm" in models, tools.embedder is not None))
     depth = max(config.retrieve.k, crew.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, tools.embedder, data, folds, config.retrieve, depth)
-    corpus = Corpus(task, data, folds, neighbours, raw.taught)
+    corpus = Corpus(task, data, folds, neighbours, raw.pseudo_labeled)
 
     # Collaborative learning: annotators answer, the warm model weighs their answers.
     student = tools.student({**models, "judge": models.get("warm", tools.base)})

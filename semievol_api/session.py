@@ -102,7 +102,7 @@ def with_reviewed(raw: RawData) -> RawData:
 
 
 def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
-    """The data of the next round: kept pseudo-labels are taught, what gates stays held out."""
+    """The data of the next round: kept pseudo-labels join the labelled data, what gates stays held out."""
     answers = {p.example_id: p.answer for p in chosen.kept}
     gate = {e.id for e in folds.development}
     return replace(
@@ -111,7 +111,10 @@ def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawD
         unlabeled=tuple(e for e in data.unlabeled if e.id not in answers),
         test=data.test,
         development=folds.development,
-        taught=(*raw.taught, *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers)),
+        pseudo_labeled=(
+            *raw.pseudo_labeled,
+            *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers),
+        ),
     )
 
 

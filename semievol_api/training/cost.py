@@ -4,7 +4,7 @@
     trainer = with_cap(trainer, engine, config)      # where its tools are opened
 
 Requests are the engine's own part of the budget; here trainings are charged to it too. Knows nothing of what is asked
-or taught.
+or trained.
 """
 
 from __future__ import annotations

@@ -66,17 +66,20 @@ async def in_context_corpora(
     """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""
     if not shows_examples(corpus, config):
         return {}
-    taught = (*corpus.taught, *(replace(e, answer=label.answer) for e, label in labelled_by(corpus, chosen)))
+    pseudo_labeled = (
+        *corpus.pseudo_labeled,
+        *(replace(e, answer=label.answer) for e, label in labelled_by(corpus, chosen)),
+    )
     shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
     if chosen.enough:
-        shown["semievol"] = (*corpus.learned, *taught)
+        shown["semievol"] = (*corpus.learned, *pseudo_labeled)
     queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
     views: dict[str, Corpus] = {}
     for name, candidates in shown.items():
         neighbours = await store.once(
             f"demonstrations/{name}", Neighbours, nearest_among, embedder, candidates, queries, config.retrieve, shots
         )
-        views[name] = replace(corpus, neighbours=neighbours, taught=taught)
+        views[name] = replace(corpus, neighbours=neighbours, pseudo_labeled=pseudo_labeled)
     return views
 
 
@@ -105,7 +108,7 @@ async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings
 async def ceiling_file(
     corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
 ) -> TrainingFile:
-    """The same rows with their gold answers: what perfect pseudo-labels would have taught."""
+    """The same rows with their gold answers: what perfect pseudo-labels would have made of the model."""
 
     def lines() -> Iterator[TrainingExample]:
         for example, label in labelled_by(corpus, chosen):
@@ -146,7 +149,7 @@ def _with_labeled(
     corpus: Corpus, chosen: Callable[[], Iterator[TrainingExample]], count: int, settings: TrainSettings
 ) -> TrainingFile:
     """`chosen` gives the pseudo-labels' lines, of which there are `count`, one after the other."""
-    labeled = (*corpus.learned, *corpus.taught) if settings.data == "selected+labeled" else ()
+    labeled = (*corpus.learned, *corpus.pseudo_labeled) if settings.data == "selected+labeled" else ()
     check_enough(len(labeled) + count, "The final training file")
     known = (training_line(corpus.task, e, e.answer or "") for e in labeled)
     return chat_jsonl(itertools.chain(known, chosen()))
