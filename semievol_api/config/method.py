@@ -1,6 +1,6 @@
 """What the method can be told: the sections `[split] [annotate] [[annotators]] [justify] [select] [train] [evolve]`.
 
-Part of `config.py`, which is where they are imported from. Knows nothing of files, providers or stages.
+The other sections, and the file as a whole, are in `settings.py`. Knows nothing of files, providers or stages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The final training: M_evol = FT(M_base, D_sel and D_lab) (paper Eq. 9; Algorithm 1 leaves D_lab out).
+"""The training files of a run, M_evol = FT(M_base, D_sel and D_lab) (paper Eq. 9; Algorithm 1 leaves D_lab out).
 
 For models that cannot be tuned the same labels and pseudo-labels become demonstrations. Knows nothing of how the
-pseudo-labels were chosen.
+pseudo-labels were chosen, nor of who trains.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from semievol_api.tasks import Task
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, jsonl_chunks
 from semievol_api.training.jobs import file_artifact
 
+MADE_TOGETHER = 2048
+"""Examples of a part that are made at once for the training file."""
+
 
 @stage("warm_up_file")
 async def warm_up_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
     """Labelled examples as a training file."""
     check_enough(len(labeled), "The labelled data")
     return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)
-
-
-MADE_TOGETHER = 2048
-"""Examples of a part that are made at once for the training file."""
 
 
 async def final_training_files(
@@ -58,6 +57,31 @@ async def final_training_files(
     if gold:
         files["ceiling"] = await store.once("ceiling", TrainingFile, ceiling_file, corpus, chosen, gold, train)
     return files
+
+
+@stage("evolve_file")
+async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings) -> TrainingFile:
+    """Labelled examples and kept pseudo-labels as a training file."""
+
+    def lines() -> Iterator[TrainingExample]:
+        for example, label in labelled_by(corpus, chosen):
+            yield training_line(corpus.task, example, label.answer, label.text)
+
+    return _with_labeled(corpus, lines, len(chosen.kept), settings)
+
+
+@stage("ceiling_file")
+async def ceiling_file(
+    corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
+) -> TrainingFile:
+    """The same rows with their gold answers: what perfect pseudo-labels would have made of the model."""
+
+    def lines() -> Iterator[TrainingExample]:
+        for example, label in labelled_by(corpus, chosen):
+            if label.example_id in gold:
+                yield training_line(corpus.task, example, gold[label.example_id])
+
+    return _with_labeled(corpus, lines, sum(p.example_id in gold for p in chosen.kept), settings)
 
 
 async def in_context_corpora(
@@ -91,31 +115,6 @@ def calibrates(config: Config) -> bool:
 def shows_examples(corpus: Corpus, config: Config) -> bool:
     """Whether the last models are the untuned one with demonstrations."""
     return config.evolve.kind == "in-context" or not corpus.folds.tunable
-
-
-@stage("evolve_file")
-async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings) -> TrainingFile:
-    """Labelled examples and kept pseudo-labels as a training file."""
-
-    def lines() -> Iterator[TrainingExample]:
-        for example, label in labelled_by(corpus, chosen):
-            yield training_line(corpus.task, example, label.answer, label.text)
-
-    return _with_labeled(corpus, lines, len(chosen.kept), settings)
-
-
-@stage("ceiling_file")
-async def ceiling_file(
-    corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
-) -> TrainingFile:
-    """The same rows with their gold answers: what perfect pseudo-labels would have made of the model."""
-
-    def lines() -> Iterator[TrainingExample]:
-        for example, label in labelled_by(corpus, chosen):
-            if label.example_id in gold:
-                yield training_line(corpus.task, example, gold[label.example_id])
-
-    return _with_labeled(corpus, lines, sum(p.example_id in gold for p in chosen.kept), settings)
 
 
 def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, PseudoLabel]]:
@@ -155,6 +154,15 @@ def _with_labeled(
     return chat_jsonl(itertools.chain(known, chosen()))
 
 
+def check_enough(count: int, what: str) -> None:
+    """Refuse a training file below the API's minimum."""
+    if count < MIN_EXAMPLES:
+        raise UserError(
+            f"{what} has {count} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
+            f'examples, or set [run] propagation = "in-context" to work without a warm-up job.'
+        )
+
+
 def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
     """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
     reply = Message("assistant", text if text is not None else task.target(example, answer))
@@ -164,12 +172,3 @@ def training_line(task: Task, example: Example, answer: str, text: str | None = 
 def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:
     """A training file of these examples, which are worded when it is written, once."""
     return TrainingFile(jsonl_chunks(lines))
-
-
-def check_enough(count: int, what: str) -> None:
-    """Refuse a training file below the API's minimum."""
-    if count < MIN_EXAMPLES:
-        raise UserError(
-            f"{what} has {count} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
-            f'examples, or set [run] propagation = "in-context" to work without a warm-up job.'
-        )

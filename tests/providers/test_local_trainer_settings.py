@@ -18,7 +18,6 @@ from semievol_api.capabilities import FineTuneRequest, Provider, ProviderSetting
 from semievol_api.errors import ConfigError, UserError
 from semievol_api.training.fine_tuning import check_spec
 from semievol_providers.local.provider import connect
-from semievol_providers.local.train import EarlyStop
 from semievol_providers.local.training_data import TokenExample, hold_out
 from semievol_providers.local.training_job import (
     StartingPoint,
@@ -28,7 +27,7 @@ from semievol_providers.local.training_job import (
     read_events,
     training_job,
 )
-from semievol_providers.local.training_loop import PackedPasses
+from semievol_providers.local.training_loop import EarlyStop, PackedPasses
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

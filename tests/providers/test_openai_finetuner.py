@@ -90,6 +90,15 @@ async def test_a_lost_answer_to_creation_leads_to_one_job(keep_metadata: bool) -
     assert len(server.asked("/fine_tuning/jobs")) == 1
 
 
+async def test_an_error_about_a_jobs_events_names_that_endpoint() -> None:
+    async with LoopbackServer() as server:
+        finetuner = _finetuner(server)
+        ticket = await finetuner.submit(REQUEST)
+        server.faults.append(Fault(500, b"{}", on="/events"))
+        with pytest.raises(TransientError, match=r"openai: fine_tuning/jobs/events at 127\.0\.0\.1"):
+            await finetuner.events(ticket, None)
+
+
 async def test_a_server_error_on_creation_is_not_retried() -> None:
     async with LoopbackServer() as server:
         server.faults.append(Fault(500, b"{}", on="/fine_tuning/jobs"))

@@ -1,5 +1,8 @@
 """Fine-tuning jobs in a folder: submitted, found by run key, trained in a process of their own, resumed.
 
+    tuner = LocalFineTuner(places, TunedModels(places))
+    ticket = await tuner.submit(request)         # writes the job down; whoever polls trains it
+
 Everything that a job is stands on disk, so a job outlives the process that started it: whoever polls next starts
 its trainer again where it stopped. One training at a time. Knows nothing of the models that answer questions.
 """
@@ -36,66 +39,14 @@ from semievol_providers.local.training_job import (
     worker_environment,
 )
 
+MAX_CRASHES = 2
+
+_STOP_WAIT_S = 20.0
+
 _WAIT_S = 120.0
 
-
-class AdapterServer:
-    """`tell` the server of an adapter, once; `url` is the server's base URL, with or without its /v1."""
-
-    def __init__(self, url: str) -> None:
-        self._url = f"{url.rstrip('/').removesuffix('/v1')}/v1/load_lora_adapter"
-        self._told: set[str] = set()
-
-    async def tell(self, name: str, folder: str) -> None:
-        """The server answers to `name` with this adapter from now on.
-
-        Raises:
-            UserError: the server is not there, or takes no adapters while it runs.
-        """
-        if name not in self._told:
-            await asyncio.to_thread(self._post, name, folder)
-            self._told.add(name)
-
-    def _post(self, name: str, folder: str) -> None:
-        body = json.dumps({"lora_name": name, "lora_path": folder}).encode()
-        asked = urllib.request.Request(self._url, body, {"content-type": "application/json"})
-        try:
-            with urllib.request.urlopen(asked, timeout=_WAIT_S):
-                return
-        except urllib.error.HTTPError as error:
-            reason = error.read(2000).decode("utf-8", "replace").strip()
-            if error.code == 400 and "already" in reason:
-                return  # told by an earlier run
-            said = f"it answered {error.code}: {reason or error.reason}"
-        except OSError as error:
-            said = f"it cannot be reached: {error}"
-        raise UserError(
-            f"The adapter {name!r} is trained and lies in {folder!r}, but the server at {self._url!r} does not serve "
-            f"it: {said}. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, with a "
-            "--max-lora-rank that holds the adapter's and the same folders, and run again; nothing is trained twice."
-        )
-
-
-MAX_CRASHES = 2
-_STOP_WAIT_S = 20.0
 _HELD_BY_ANOTHER = EXIT_FAILED
 """Without a last word in the log, another process holds the folder."""
-
-
-async def _nothing() -> None:
-    return None
-
-
-async def _unannounced(_model: str, _adapter: str) -> None:
-    return None
-
-
-class JobFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job was asked for: `request.json` in its folder."""
-
-    job_id: str
-    run_key: str
-    tuned_model: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,49 +61,26 @@ class LocalPlaces:
     train: TrainDefaults
 
 
+class JobFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job was asked for: `request.json` in its folder."""
+
+    job_id: str
+    run_key: str
+    tuned_model: str
+
+
 @dataclass(slots=True)
 class _Trainer:
     job_id: str
     process: subprocess.Popen[bytes]
 
 
-class TunedModels:
-    """The models of a folder of jobs: a tuned model's name, or an adapter folder's path, to that folder."""
+async def _nothing() -> None:
+    return None
 
-    def __init__(self, places: LocalPlaces) -> None:
-        self._folder = places.jobs
-        self._base_name = places.base_name
-        self._base_folder = places.base_folder
-        self._known: dict[str, str] = {}
 
-    def adapter_of(self, model: str) -> str | None:
-        """The adapter's folder; None for the base model.
-
-        Raises:
-            RefusedError: there is no such model.
-            ModelFolderError: it is an adapter of another base model.
-        """
-        if model == self._base_name:
-            return None
-        if model not in self._known:
-            self._known[model] = self._look_up(model)
-        return self._known[model]
-
-    def _look_up(self, model: str) -> str:
-        from semievol_providers.local.model_folder import check_adapter_fits
-
-        for job in read_jobs(self._folder):
-            if job.tuned_model == model and (adapter := self._folder / job.job_id / "adapter").is_dir():
-                return str(adapter)
-        if (Path(model) / "adapter_config.json").is_file():
-            check_adapter_fits(model, self._base_folder)
-            return str(Path(model).resolve())
-        raise RefusedError(
-            f"There is no model {model!r} here. The base model is {self._base_name!r}; a tuned one has the name that "
-            f"its job gave it, or is the path of an adapter folder. Jobs are kept in {str(self._folder)!r}.",
-            status=404,
-            code="model_not_found",
-        )
+async def _unannounced(_model: str, _adapter: str) -> None:
+    return None
 
 
 class LocalFineTuner:
@@ -360,29 +288,6 @@ class LocalFineTuner:
         await asyncio.to_thread(_end, process)
 
 
-def read_jobs(folder: Path) -> list[JobFile]:
-    """All jobs of a folder, oldest name first."""
-    return [read_job(path.parent) for path in sorted(folder.glob("ftjob-*/request.json")) if path.parent.suffix == ""]
-
-
-def read_job(folder: Path) -> JobFile:
-    """The job of one folder."""
-    return msgspec.json.decode((folder / "request.json").read_bytes(), type=JobFile)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a trainer to save and end; end it after a while if it does not."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-
-
 def _told(event: TrainingEvent) -> JobEvent:
     """One line of the log as the job's own event; equal events of a resumed training have equal ids."""
     of = f"{event.step}/{event.total_steps}"
@@ -407,3 +312,102 @@ def _told(event: TrainingEvent) -> JobEvent:
     metrics = {name: value for name, value in named.items() if value is not None}
     level = "error" if event.kind == "failed" else "warn" if event.kind == "note" else "info"
     return JobEvent(id=f"{event.kind}/{event.step}", message=messages[event.kind], level=level, metrics=metrics)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a trainer to save and end; end it after a while if it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_WAIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def read_jobs(folder: Path) -> list[JobFile]:
+    """All jobs of a folder, oldest name first."""
+    return [read_job(path.parent) for path in sorted(folder.glob("ftjob-*/request.json")) if path.parent.suffix == ""]
+
+
+def read_job(folder: Path) -> JobFile:
+    """The job of one folder."""
+    return msgspec.json.decode((folder / "request.json").read_bytes(), type=JobFile)
+
+
+class TunedModels:
+    """The models of a folder of jobs: a tuned model's name, or an adapter folder's path, to that folder."""
+
+    def __init__(self, places: LocalPlaces) -> None:
+        self._folder = places.jobs
+        self._base_name = places.base_name
+        self._base_folder = places.base_folder
+        self._known: dict[str, str] = {}
+
+    def adapter_of(self, model: str) -> str | None:
+        """The adapter's folder; None for the base model.
+
+        Raises:
+            RefusedError: there is no such model.
+            ModelFolderError: it is an adapter of another base model.
+        """
+        if model == self._base_name:
+            return None
+        if model not in self._known:
+            self._known[model] = self._look_up(model)
+        return self._known[model]
+
+    def _look_up(self, model: str) -> str:
+        from semievol_providers.local.model_folder import check_adapter_fits
+
+        for job in read_jobs(self._folder):
+            if job.tuned_model == model and (adapter := self._folder / job.job_id / "adapter").is_dir():
+                return str(adapter)
+        if (Path(model) / "adapter_config.json").is_file():
+            check_adapter_fits(model, self._base_folder)
+            return str(Path(model).resolve())
+        raise RefusedError(
+            f"There is no model {model!r} here. The base model is {self._base_name!r}; a tuned one has the name that "
+            f"its job gave it, or is the path of an adapter folder. Jobs are kept in {str(self._folder)!r}.",
+            status=404,
+            code="model_not_found",
+        )
+
+
+class AdapterServer:
+    """`tell` the server of an adapter, once; `url` is the server's base URL, with or without its /v1."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url.rstrip('/').removesuffix('/v1')}/v1/load_lora_adapter"
+        self._told: set[str] = set()
+
+    async def tell(self, name: str, folder: str) -> None:
+        """The server answers to `name` with this adapter from now on.
+
+        Raises:
+            UserError: the server is not there, or takes no adapters while it runs.
+        """
+        if name not in self._told:
+            await asyncio.to_thread(self._post, name, folder)
+            self._told.add(name)
+
+    def _post(self, name: str, folder: str) -> None:
+        body = json.dumps({"lora_name": name, "lora_path": folder}).encode()
+        asked = urllib.request.Request(self._url, body, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(asked, timeout=_WAIT_S):
+                return
+        except urllib.error.HTTPError as error:
+            reason = error.read(2000).decode("utf-8", "replace").strip()
+            if error.code == 400 and "already" in reason:
+                return  # told by an earlier run
+            said = f"it answered {error.code}: {reason or error.reason}"
+        except OSError as error:
+            said = f"it cannot be reached: {error}"
+        raise UserError(
+            f"The adapter {name!r} is trained and lies in {folder!r}, but the server at {self._url!r} does not serve "
+            f"it: {said}. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, with a "
+            "--max-lora-rank that holds the adapter's and the same folders, and run again; nothing is trained twice."
+        )

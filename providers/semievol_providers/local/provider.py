@@ -1,6 +1,7 @@
-"""The keys of `[providers.NAME]` for models on this machine, shared by the kinds `local` and `vllm`.
+"""The provider `local`: a model folder of this machine that answers and is trained; and what `vllm` shares with it.
 
-Reads a few small files of the model folder; imports no torch. Knows nothing of engines.
+Keys of `[providers.NAME]` are checked here, paths resolved, and the table put together. Reads a few small files of the
+model folder; imports no torch. Knows nothing of how an engine answers or a training goes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,15 @@ from semievol_providers.local.jobs import AdapterServer, LocalFineTuner, LocalPl
 from semievol_providers.local.model_folder import check_model_folder, read_facts
 from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainDefaults, can_quantize, read_train_defaults
 
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
+
+MAX_N = 128
+
+MAX_TOP_LOGPROBS = 20
+
+OWN_MACHINE = "semievol"
+"""The vendor by which the catalogue knows that tokens cost nothing here."""
+
 
 class LocalOptions(BaseModel):
     """Keys of a provider that runs models here; paths are relative to the config's folder."""
@@ -60,6 +70,36 @@ class LocalOptions(BaseModel):
 
 
 OptionsT = TypeVar("OptionsT", bound=LocalOptions)
+
+
+def connect(settings: ProviderSettings) -> Provider:
+    """The table of a provider that runs a model folder here.
+
+    Raises:
+        ConfigError: an unknown or wrong key.
+        ModelFolderError: the model folder is missing, incomplete or cannot chat.
+        MissingExtraError: torch, transformers or peft is not installed.
+    """
+    need_packages(PACKAGES, "local", f"[providers.{settings.name}]")
+    options = read_options(settings, LocalOptions)
+    places = read_places(settings, options, "local")
+    models = TunedModels(places)
+    holder = EngineHolder(places.base_folder, places.device, options.threads)
+    chat = LocalChat(holder, models.adapter_of)
+    tuner = finetuner_of(options, places, models, holder.make_room)
+
+    async def aclose() -> None:
+        await tuner.aclose()
+        await holder.release()
+
+    parts = Parts(
+        answers=chat,
+        embedder=sentence_embedder(settings, options, places.device) or chat,
+        finetuner=tuner,
+        context_tokens=read_facts(places.base_folder).context_tokens,
+        aclose=aclose,
+    )
+    return provider_of(settings.name, places, parts)
 
 
 def read_options(settings: ProviderSettings, kind: type[OptionsT]) -> OptionsT:
@@ -140,11 +180,6 @@ def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> 
     return chosen
 
 
-PACKAGES = ("torch", "transformers", "peft", "safetensors")
-MAX_N = 128
-MAX_TOP_LOGPROBS = 20
-
-
 class Answers(Protocol):
     """An engine as `Chat`, `ScoredChat` and `OptionReader`."""
 
@@ -168,10 +203,6 @@ class Parts:
     aclose: Callable[[], Awaitable[None]]
     no_train_keys: tuple[str, ...] = ()
     """The fields of a `TrainSpec` that its trainings cannot take from a config's `[train]`."""
-
-
-OWN_MACHINE = "semievol"
-"""The vendor by which the catalogue knows that tokens cost nothing here."""
 
 
 def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
@@ -207,33 +238,3 @@ def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device:
     if options.embedding_model is None:
         return None
     return SentenceEmbedder(str((Path(settings.base_folder) / options.embedding_model).resolve()), device)
-
-
-def connect(settings: ProviderSettings) -> Provider:
-    """The table of a provider that runs a model folder here.
-
-    Raises:
-        ConfigError: an unknown or wrong key.
-        ModelFolderError: the model folder is missing, incomplete or cannot chat.
-        MissingExtraError: torch, transformers or peft is not installed.
-    """
-    need_packages(PACKAGES, "local", f"[providers.{settings.name}]")
-    options = read_options(settings, LocalOptions)
-    places = read_places(settings, options, "local")
-    models = TunedModels(places)
-    holder = EngineHolder(places.base_folder, places.device, options.threads)
-    chat = LocalChat(holder, models.adapter_of)
-    tuner = finetuner_of(options, places, models, holder.make_room)
-
-    async def aclose() -> None:
-        await tuner.aclose()
-        await holder.release()
-
-    parts = Parts(
-        answers=chat,
-        embedder=sentence_embedder(settings, options, places.device) or chat,
-        finetuner=tuner,
-        context_tokens=read_facts(places.base_folder).context_tokens,
-        aclose=aclose,
-    )
-    return provider_of(settings.name, places, parts)

@@ -81,10 +81,14 @@ class JobRunner:
             self._loops.start(RUNNER, self._run_all),
         ]
 
+    @property
+    def _process_outlives_its_job(self) -> bool:
+        return self._running is not None and not self._is_running(self._running[0])
+
     async def let_ended_process_go(self) -> None:
         """Wait for the process of a job that has ended already: for a moment it still holds what it made."""
         deadline = time.monotonic() + _STOP_WAIT_S
-        while self._running is not None and not self._is_running(self._running[0]) and time.monotonic() < deadline:
+        while self._process_outlives_its_job and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(_POLL_S / 4)
 
     async def close(self) -> None:
