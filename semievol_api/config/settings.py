@@ -18,17 +18,18 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semievol_api.cassettes.miss import CassetteMode
-from semievol_api.config.method import AnnotateSettings as AnnotateSettings
-from semievol_api.config.method import AnnotatorSettings as AnnotatorSettings
-from semievol_api.config.method import EvolveSettings as EvolveSettings
-from semievol_api.config.method import JustifySettings as JustifySettings
-from semievol_api.config.method import ModelRef as ModelRef
-from semievol_api.config.method import SelectSettings as SelectSettings
-from semievol_api.config.method import Settings as Settings
-from semievol_api.config.method import Share as Share
-from semievol_api.config.method import SplitSettings as SplitSettings
-from semievol_api.config.method import ThresholdPool as ThresholdPool
-from semievol_api.config.method import TrainSettings as TrainSettings
+from semievol_api.config.method import (
+    AnnotateSettings,
+    AnnotatorSettings,
+    EvolveSettings,
+    JustifySettings,
+    ModelRef,
+    SelectSettings,
+    Settings,
+    Share,
+    SplitSettings,
+    TrainSettings,
+)
 from semievol_api.errors import ConfigError
 from semievol_api.store.fingerprints import fingerprinted
 
