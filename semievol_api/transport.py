@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 
 MOVED = MappingProxyType(
@@ -39,6 +40,7 @@ class MovedModule(ModuleType):
 
     def __init__(self, old: str, new: str) -> None:
         super().__init__(old, f"The old address of `{new}`, until 0.3.")
+        self.__spec__ = ModuleSpec(old, None, origin=new)
         self._new = new
         self._warned = False
 

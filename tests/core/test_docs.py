@@ -51,7 +51,9 @@ def missing_links(page: Path) -> list[str]:
 
 def missing_files(text: str) -> list[str]:
     """Paths in code that exist neither in the repository nor below `providers`; with `/NAME` a placeholder."""
-    named = [path for code in CODE.findall(text) for path in FILE.findall(code) if not re.search(r"[A-Z]{3,}(/|$)", path)]
+    named = [
+        path for code in CODE.findall(text) for path in FILE.findall(code) if not re.search(r"[A-Z]{3,}(/|$)", path)
+    ]
     return [path for path in named if not any((ROOT / top / path).exists() for top in ("", "providers"))]
 
 
