@@ -208,8 +208,9 @@ async def _retrieve_model(request: Request) -> Response:
 
 
 async def _delete_model(request: Request) -> Response:
-    name = request.path_params["model"]
-    delete_model(services(request), name, owner_of(request))
+    name, served = request.path_params["model"], services(request)
+    await served.jobs.let_ended_process_go()
+    delete_model(served, name, owner_of(request))
     return json_response({"id": name, "object": "model", "deleted": True})
 
 

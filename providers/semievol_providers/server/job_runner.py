@@ -76,6 +76,12 @@ class JobRunner:
             self._loops.start(RUNNER, self._run_all),
         ]
 
+    async def let_ended_process_go(self) -> None:
+        """Wait for the process of a job that has ended already: for a moment it still holds what it made."""
+        deadline = time.monotonic() + _STOP_WAIT_S
+        while self._running is not None and not self._is_running(self._running[0]) and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S / 4)
+
     async def close(self) -> None:
         """Stop the running training after its current step, with its state saved; the loops are closing already."""
         self.wake()
