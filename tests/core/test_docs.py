@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.house import layers
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
@@ -114,3 +116,14 @@ def test_a_dead_link_and_a_stale_path_are_found(tmp_path: Path) -> None:
         "semievol_api.gone.x",
     ]
     assert missing_commands("python -m benchmarks.house, python -m benchmarks.gone") == ["benchmarks.gone"]
+
+
+def test_the_floors_of_the_architecture_are_those_that_are_checked() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", (ROOT / "docs/architecture.md").read_text("utf-8"), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(layers()) + 1))
+    for (number, said), floor in zip(rows, layers(), strict=True):
+        named = set(re.findall(r"[\w.]+", " ".join(CODE.findall(said))))
+        for module in floor:
+            path = module.removeprefix("semievol_api.")
+            room, _, inside = path.partition(".")
+            assert named & {path, room, inside}, f"floor {number} does not name {module}"
