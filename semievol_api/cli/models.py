@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -96,6 +97,10 @@ def _number(value: float) -> str:
     return "-" if value != value else f"{value:.3f}"
 
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?(?:\d[\d ,.']*)?\d(?:[eE][+-]?\d+)?\s?%?")
+
+
 def place_of(data: Path, named: Path | None) -> Path:
     """Where the labelled rows go; looked at before anything is asked.
 
@@ -111,12 +116,12 @@ def place_of(data: Path, named: Path | None) -> Path:
 
 
 def write_predictions(found: Predictions, path: Path) -> Path:
-    """The file's own rows with four more columns.
+    """The file's own rows with four more columns; what a spreadsheet would run as a formula begins with an apostrophe.
 
     Raises:
         DataError: the place cannot be written.
     """
-    rows = [{name: _cell(value) for name, value in row.items()} for row in as_rows(found)]
+    rows = [{name: defused(_cell(value)) for name, value in row.items()} for row in as_rows(found)]
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -137,7 +142,7 @@ def show_predictions(console: Console, found: Predictions, path: Path) -> None:
         console.print(
             f"The cut lies at a confidence of {found.cut:.4f} (alpha {found.alpha:g}).", markup=False, soft_wrap=True
         )
-    for message in found.messages:
+    for message in (*found.messages, *_told_of_formulas(found)):
         console.print(message, markup=False, soft_wrap=True)
     console.print(f"Everything is in {path}", markup=False, soft_wrap=True)
 
@@ -152,8 +157,26 @@ def predictions_as_json(found: Predictions, path: Path) -> Mapping[str, object]:
         "cut": found.cut,
         "alpha": found.alpha,
         "calibration": found.calibration,
-        "messages": list(found.messages),
+        "messages": [*found.messages, *_told_of_formulas(found)],
     }
+
+
+def defused(cell: object) -> object:
+    """A text that spreadsheets would run as a formula, behind an apostrophe; numbers and all else as they are."""
+    if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell
+
+
+def _told_of_formulas(found: Predictions) -> tuple[str, ...]:
+    cells = (_cell(value) for row in as_rows(found) for value in row.values())
+    count = sum(defused(cell) is not cell for cell in cells)
+    if not count:
+        return ()
+    return (
+        f"{count} cell(s) begin with =, +, -, @, a tab or a return; each has an apostrophe before it, so that no "
+        f"spreadsheet runs it.",
+    )
 
 
 def _cell(value: object) -> object:

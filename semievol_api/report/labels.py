@@ -295,7 +295,7 @@ class DecisionLog:
             RunFolderError: another review holds it, or it cannot be written.
         """
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise RunFolderError(
                 f"The decisions cannot be written to {str(path)!r}: {error.strerror}. Make the folder writable."

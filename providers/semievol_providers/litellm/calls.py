@@ -101,12 +101,18 @@ def _wait_s(error: Any) -> float | None:
     for headers in (kept.get("litellm_response_headers"), response.headers if response is not None else None):
         if not headers:
             continue
-        milliseconds, seconds = headers.get("retry-after-ms"), headers.get("retry-after")
-        try:
-            return float(milliseconds) / 1000 if milliseconds else float(seconds)
-        except (TypeError, ValueError):
-            continue
+        waits = (_number(headers.get("retry-after-ms")) / 1000, _number(headers.get("retry-after")))
+        if max(waits) > 0:  # a wait of 0 says nothing
+            return max(waits)
     return None
+
+
+def _number(text: object) -> float:
+    """0 for what is no number."""
+    try:
+        return float(str(text))
+    except ValueError:
+        return 0.0
 
 
 OFFLINE = "LITELLM_LOCAL_MODEL_COST_MAP"

@@ -11,7 +11,7 @@ import html
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -97,6 +97,7 @@ QUOTA_CODES = frozenset(
 )
 """Codes that vendors send with status 429 although waiting would not help."""
 
+_RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens_exceeded"})
 ABSENT_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
 
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
@@ -125,6 +126,10 @@ _BY_CODE: Mapping[str, str] = {
     "model_not_available": _TRAINING,
     "model_not_supported": _TRAINING,
     "fine_tuning_not_supported": _TRAINING,
+    "fine_tune_not_found": (
+        "This key's project has no such job: use the key that made it (`semievol jobs` lists what your runs bought). "
+        "To buy it anew, remove its ticket from the run's jobs folder and run again."
+    ),
     "context_length_exceeded": _LENGTH,
     "string_above_max_length": _LENGTH,
     "content_filter": _CONTENT,
@@ -206,6 +211,8 @@ class VendorError:
     code: str | None = None
     kind: str | None = None
     param: str | None = None
+    status: int | None = None
+    """An HTTP status that the body names, whatever the answer's own."""
 
 
 def error_from_answer(
@@ -233,10 +240,11 @@ def _refusal(code: str | None, message: str) -> type[RefusedError]:
 
 
 def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> ProviderError:
-    """The error behind status 200 and no content: some proxies put the real status into the body."""
+    """The error behind status 200 and no content: some proxies put the real status, or only a code, into the body."""
     said = read_vendor_error(answer.body)
-    if said.code is not None and said.code.isdecimal() and 400 <= int(said.code) < 600:
-        return error_from_answer(what, int(said.code), answer.headers, answer.body, connection)
+    status = said.status or _status_of_code(said)
+    if status is not None:
+        return error_from_answer(what, status, answer.headers, answer.body, connection)
     opening = _opening(what, "answered 200 without what was asked for", connection)
     return TransientError(f"{opening}{_quote(said.message, connection)}. Another attempt may succeed.", status=200)
 
@@ -285,15 +293,48 @@ def read_vendor_error(body: bytes) -> VendorError:
         return VendorError()
     if not isinstance(tree, dict):
         return VendorError(str(tree))
-    found = tree.get("error", tree)
+    found = tree.get("error")
+    if found is None:  # an answer may say that it has none
+        found = {name: value for name, value in tree.items() if name != "error"}
     if not isinstance(found, dict):
-        return VendorError(str(found), _word(tree.get("code")))
+        return VendorError(str(found), _word(tree.get("code")), status=_status_in(tree))
     inner = found.get("innererror") or found.get("inner_error")  # as Azure sends it, and as it documents it
     code = inner.get("code") if isinstance(inner, dict) and found.get("code") is None else found.get("code")
     message = found.get("message") or found.get("detail") or tree.get("message") or ""
     if isinstance(message, list):
         message = "; ".join(str(part.get("msg", part)) if isinstance(part, dict) else str(part) for part in message)
-    return VendorError(str(message), _word(code), _word(found.get("type")), _word(found.get("param")))
+    message = f"{message}{_behind(found, str(message))}"
+    status = _status_in(found) or _status_in(tree)
+    return VendorError(message, _word(code), _word(found.get("type")), _word(found.get("param")), status)
+
+
+def _status_in(tree: Mapping[str, Any]) -> int | None:
+    """The HTTP status that a body names as its status or, like OpenRouter, as its code."""
+    for name in ("status", "status_code", "code"):
+        said = str(tree.get(name))
+        if said.isdecimal() and 400 <= int(said) < 600:
+            return int(said)
+    return None
+
+
+def _behind(found: Mapping[str, Any], message: str) -> str:
+    """What the vendor behind a router said, which OpenRouter keeps in `metadata.raw`."""
+    metadata = found.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    text = "" if raw is None else (raw if isinstance(raw, str) else orjson.dumps(raw).decode())
+    return f" ({text})" if text and text not in message else ""
+
+
+def _status_of_code(said: VendorError) -> int | None:
+    """The status that goes with a known code where a body names none; None for a code that nobody knows."""
+    for word in (said.code, said.kind):
+        if word in _RATE_CODES:
+            return 429
+        if word in QUOTA_CODES:
+            return 429
+        if word in _BY_CODE:
+            return 404 if word in ABSENT_MODEL_CODES else 400
+    return None
 
 
 def job_failure(said: VendorError, connection: Connection) -> str | None:
@@ -352,27 +393,27 @@ def _out_of_money(said: VendorError) -> bool:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """How long the vendor asks to wait: in milliseconds, in seconds, until a date, or until the quota is back."""
-    wait_ms = duration_s(headers.get("retry-after-ms"))
-    if wait_ms is not None:
-        return wait_ms / 1000
-    asked = headers.get("retry-after")
-    wait_s = duration_s(asked)
-    if wait_s is not None:
-        return wait_s
+    """How long the vendor asks to wait: the longest of its milliseconds, seconds, date; else until the quota is back.
+
+    A wait of 0 says nothing.
+    """
+    wait_ms, asked = duration_s(headers.get("retry-after-ms")), headers.get("retry-after")
     until, now = _moment_s(asked), _moment_s(headers.get("date"))
-    if until is not None and now is not None:
-        return max(0.0, until - now)
+    said = (
+        None if wait_ms is None else wait_ms / 1000,
+        duration_s(asked),
+        None if until is None or now is None else until - now,
+    )
     pace = pace_of(headers)
-    waits = [
-        reset
-        for left, reset in (
-            (pace.remaining_requests, pace.reset_requests_s),
-            (pace.remaining_tokens, pace.reset_tokens_s),
-        )
-        if left == 0 and reset is not None
-    ]
-    return max(waits, default=None)
+    back = (
+        pace.reset_requests_s if pace.remaining_requests == 0 else None,
+        pace.reset_tokens_s if pace.remaining_tokens == 0 else None,
+    )
+    return _longest_s(said) or _longest_s(back)
+
+
+def _longest_s(waits: Iterable[float | None]) -> float | None:
+    return max((wait_s for wait_s in waits if wait_s is not None and wait_s > 0), default=None)
 
 
 def _moment_s(text: str | None) -> float | None:

@@ -60,6 +60,7 @@ class JobRunner:
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._running: tuple[str, Process] | None = None
+        self._idle = asyncio.Event()
         self._turns = Turns()
         self._checks = Turns()
         self._later: dict[str, float] = {}
@@ -78,9 +79,8 @@ class JobRunner:
 
     async def let_ended_process_go(self) -> None:
         """Wait for the process of a job that has ended already: for a moment it still holds what it made."""
-        deadline = time.monotonic() + _STOP_WAIT_S
-        while self._running is not None and not self._is_running(self._running[0]) and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_S / 4)
+        if self._running is not None and not self._is_running(self._running[0]):
+            await first_of(self._idle, _STOP_WAIT_S)
 
     async def close(self) -> None:
         """Stop the running training after its current step, with its state saved; the loops are closing already."""
@@ -228,6 +228,7 @@ class JobRunner:
                 env={**os.environ, **worker_environment(job.threads)},
             )
         self._running = (job_id, process)
+        self._idle.clear()
         ended = asyncio.create_task(process.wait())
         offset = 0
         try:
@@ -241,6 +242,7 @@ class JobRunner:
         finally:
             await _stop(process)
             self._running = None
+            self._idle.set()
             if process.stdin is not None:
                 process.stdin.close()
         return ended.result()
