@@ -23,9 +23,9 @@ from semievol_api.data.tables import as_labels
 from semievol_api.selection.columns import PoolColumns
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
-from semievol_api.selection.rules import RuleName, RuleSettings, too_few
 from semievol_api.selection.rules import select as apply_rule
-from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, Selected
+from semievol_api.selection.rules import too_few
+from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
 from semievol_api.selection.warnings import drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
 from semievol_api.tasks.task import target
@@ -116,9 +116,8 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
         by_person[place] = ids[place] in beside.reviewed
     audited = audit & by_person
     calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), beside.reviewed)
-    rule: RuleName = "fdr" if settings.rule in ("human-budget", "official-2025") else settings.rule  # type: ignore[assignment]
     numbers = RuleSettings(
-        rule=rule,
+        rule="fdr" if settings.rule == "human-budget" else settings.rule,
         alpha=settings.alpha,
         delta=settings.delta,
         share=settings.share,

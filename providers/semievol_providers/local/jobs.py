@@ -403,11 +403,11 @@ class AdapterServer:
             reason = error.read(2000).decode("utf-8", "replace").strip()
             if error.code == 400 and "already" in reason:
                 return  # told by an earlier run
-            said = f"it answered {error.code}: {reason or error.reason}"
+            problem = f"it answered {error.code}: {reason or error.reason}"
         except OSError as error:
-            said = f"it cannot be reached: {error}"
+            problem = f"it cannot be reached: {error}"
         raise UserError(
             f"The adapter {name!r} is trained and lies in {folder!r}, but the server at {self._url!r} does not serve "
-            f"it: {said}. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, with a "
+            f"it: {problem}. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, with a "
             "--max-lora-rank that holds the adapter's and the same folders, and run again; nothing is trained twice."
         )

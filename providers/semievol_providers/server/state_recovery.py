@@ -50,12 +50,14 @@ class _Found:
 
     def sentence(self) -> str:
         """What to tell who asked for it."""
-        said = f"Recovered {self.jobs:,} job(s), {self.models:,} model(s) and {self.files:,} file(s)."
+        message = f"Recovered {self.jobs:,} job(s), {self.models:,} model(s) and {self.files:,} file(s)."
         if self.damaged is not None:
-            said += f" The damaged database is kept as {self.damaged.name}."
+            message += f" The damaged database is kept as {self.damaged.name}."
         if self.aside:
-            said += f" Moved to {_ASIDE}/, since nothing says whose they are or how to go on: {', '.join(self.aside)}."
-        return f"{said}\n"
+            message += (
+                f" Moved to {_ASIDE}/, since nothing says whose they are or how to go on: {', '.join(self.aside)}."
+            )
+        return f"{message}\n"
 
 
 @contextmanager
@@ -94,20 +96,20 @@ def _open_folder(settings: ServerSettings, recover: bool) -> str:
         StateFolderError: it is not a server's, or a recovery does not know whose its jobs are.
     """
     condition = _refuse_unless_ours(settings.state, recover)
-    said = ""
+    message = ""
     if condition.kind == "lost":
         try:
-            said = _rebuild(settings).sentence()
+            message = _rebuild(settings).sentence()
         except (OSError, sqlite3.Error) as error:
             raise unusable(settings.state, error) from error
     elif recover:
-        said = _take_up_unknown_jobs(settings)
+        message = _take_up_unknown_jobs(settings)
     claim(settings.state)
     try:
         State(settings.state).close()  # what the disk refuses is told here, before anything is served
     except (OSError, sqlite3.Error) as error:
         raise unusable(settings.state, error) from error
-    return said
+    return message
 
 
 def _rebuild(settings: ServerSettings) -> _Found:
