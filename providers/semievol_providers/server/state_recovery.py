@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
+from semievol_api.capabilities import TrainSpec
 from semievol_api.records import JsonValue
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.server.job_events import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters
+from semievol_providers.server.job_events import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters, with_spec
 from semievol_providers.server.services import owner_of_key
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import DATABASE, ENDED, FileRow, JobRecord, Record, State, new_id, read_job_record
@@ -208,9 +209,9 @@ def _record_of_files(settings: ServerSettings, folder: Path) -> Record:
     except (OSError, msgspec.MsgspecError):
         return with_hyperparameters(record, {"n_epochs": "auto", "batch_size": "auto"}) | {"finished_at": made_at}
     rate = job.learning_rate / settings.train.learning_rate
-    numbers: Record = {"n_epochs": job.n_epochs, "batch_size": job.batch_size, "learning_rate_multiplier": rate}
+    spec = TrainSpec(n_epochs=job.n_epochs, batch_size=job.batch_size, learning_rate_multiplier=rate)
     base = _base_name(settings, Path(job.adapter)) if job.adapter is not None else settings.name
-    return with_hyperparameters(record, numbers) | {"model": base, "seed": job.seed, "status": "paused"}
+    return with_spec(record, spec) | {"model": base, "seed": job.seed, "status": "paused"}
 
 
 def _file_id(state_folder: Path, kept: Path) -> str:
