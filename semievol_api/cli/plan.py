@@ -14,6 +14,7 @@ from rich.console import Console
 from semievol_api.cli.screen import table
 from semievol_api.planning.bill import BillRow, Range, Spent
 from semievol_api.planning.estimating import Estimate
+from semievol_api.training.jobs import stored_job
 
 Cell = Callable[[BillRow], str]
 COLUMNS: Mapping[str, Cell] = {
@@ -120,7 +121,7 @@ def _beside(planned: Estimate, spent: Spent) -> object:
             ]
         )
     for job, tokens in spent.trained_tokens.items():
-        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{job}")
+        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{stored_job(job)}")
         rows.append([f"training {job}", f"{expected:,.0f}", f"{tokens:,}", "", ""])
     columns = ["stage", "planned prompt", "billed prompt", "planned completion", "billed completion"]
     trainings = "an unknown price" if spent.trainings_usd is None else f"{spent.trainings_usd:.4f} USD"

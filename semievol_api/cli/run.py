@@ -18,7 +18,7 @@ from semievol_api.experiments.results import Results
 from semievol_api.planning.bill import Spent
 from semievol_api.report.report_data import no_better_than_majority
 from semievol_api.session import RunResult
-from semievol_api.training.jobs import jobs_under
+from semievol_api.training.jobs import job_artifact, jobs_under
 
 
 def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None) -> None:
@@ -83,8 +83,8 @@ def _models(document: Mapping[str, Any], seconds: Mapping[str, float]) -> object
 
 def _seconds(seconds: Mapping[str, float], name: str) -> str:
     """Training and evaluation of one model, as they took when they were made."""
-    job = {"warm": "warm_up"}.get(name, name)
-    spent = [seconds.get(key, 0.0) for key in (f"jobs/{job}-ticket", f"jobs/{job}-model", f"evaluate/{name}")]
+    made_by = (job_artifact(name, "ticket"), job_artifact(name, "model"), f"evaluate/{name}")
+    spent = [seconds.get(key, 0.0) for key in made_by]
     return f"{sum(spent):.1f}" if sum(spent) else "-"
 
 
