@@ -47,8 +47,7 @@ class Packed:
 
     def parts(self, name: str) -> Parts:
         """A stored table, unread."""
-        found = self.tables[name]
-        return found if isinstance(found, Parts) else Parts.of(found)
+        return cast("Parts", self.tables[name])
 
     def table(self, name: str) -> pa.Table:
         """A stored table, whole."""
@@ -305,7 +304,6 @@ async def _write(place: Path, packed: Packed) -> str:
 
 async def _write_table(place: Path, table: Tabular) -> None:
     """One part as PLACE.parquet, more of them as a folder; a part is written when it is made."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def write(number: int, part: pa.Table) -> None:
@@ -321,8 +319,6 @@ async def _write_table(place: Path, table: Tabular) -> None:
     if isinstance(table, Parts):
         for number, part in enumerate(table.tables()):
             write(number, part)
-    elif isinstance(table, pa.Table):
-        write(0, table)
     else:
         number = 0
         async for part in table:
