@@ -51,7 +51,7 @@ def need_local_packages() -> None:
     """
     from importlib.util import find_spec
 
-    for package in ("torch", "transformers", "peft", "prometheus_client", "starlette", "uvicorn"):
+    for package in ("torch", "transformers", "peft", "prometheus_client", "python_multipart"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "serve", "The demo's own server")
 
