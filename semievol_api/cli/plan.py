@@ -132,6 +132,8 @@ def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
 
 def _beside(planned: Estimate, spent: Spent) -> object:
     """Plan and ledger by the engine's stages (all evaluations are one), then trainings."""
+    from semievol_api.training.jobs import stored_job
+
     rows: list[list[str]] = []
     for stage, usage in spent.stages.items():
         mine = [row for row in planned.rows if row.stage.split("/")[0] == stage]
@@ -147,7 +149,7 @@ def _beside(planned: Estimate, spent: Spent) -> object:
             ]
         )
     for job, tokens in spent.trained_tokens.items():
-        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{job}")
+        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{stored_job(job)}")
         rows.append([f"training {job}", f"{expected:,.0f}", f"{tokens:,}", "", ""])
     columns = ["stage", "planned prompt", "billed prompt", "planned completion", "billed completion"]
     trainings = "an unknown price" if spent.trainings_usd is None else f"{spent.trainings_usd:.4f} USD"

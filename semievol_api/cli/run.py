@@ -197,8 +197,10 @@ def _models(document: Mapping[str, Any], seconds: Mapping[str, float]) -> object
 
 def _seconds(seconds: Mapping[str, float], name: str) -> str:
     """Training and evaluation of one model, as they took when they were made."""
-    job = {"warm": "warm_up"}.get(name, name)
-    spent = [seconds.get(key, 0.0) for key in (f"jobs/{job}-ticket", f"jobs/{job}-model", f"evaluate/{name}")]
+    from semievol_api.training.jobs import job_artifact
+
+    made_by = (job_artifact(name, "ticket"), job_artifact(name, "model"), f"evaluate/{name}")
+    spent = [seconds.get(key, 0.0) for key in made_by]
     return f"{sum(spent):.1f}" if sum(spent) else "-"
 
 

@@ -25,7 +25,7 @@ def _next_round() -> RawData:
     )
     folds = Folds(warm=labeled[:2], calibration=(), development=labeled[2:], tunable=True, note="")
     data = Prepared(labeled=labeled, unlabeled=unlabeled, test=test, report={})
-    raw = RawData(labeled=labeled, unlabeled=unlabeled, test=test, taught=_labelled("earlier"))
+    raw = RawData(labeled=labeled, unlabeled=unlabeled, test=test, pseudo_labeled=_labelled("earlier"))
     return after(raw, data, folds, chosen)
 
 
@@ -37,6 +37,6 @@ def test_labels_that_gate_are_no_labelled_data_of_the_next_round() -> None:
 
 def test_what_a_round_kept_teaches_with_its_pseudo_label_and_is_not_asked_again() -> None:
     following = _next_round()
-    assert [(e.id, e.answer) for e in following.taught] == [("earlier", "A"), ("u1", "B"), ("u3", "B")]
+    assert [(e.id, e.answer) for e in following.pseudo_labeled] == [("earlier", "A"), ("u1", "B"), ("u3", "B")]
     assert [e.id for e in following.unlabeled] == ["u0", "u2"]
     assert [e.id for e in following.test] == ["t0"]

@@ -82,7 +82,7 @@ def test_the_demos_plan_is_within_a_tenth_of_its_ledger_and_its_ranges_hold(
         low, high = (sum(row["completion"][end] for row in rows) for end in ("low", "high"))
         assert low <= billed["completion"] <= high, stage
     planned = {row["stage"]: row["training"]["expected"] for row in document["rows"]}
-    assert set(spent["trained_tokens"]) == {"warm_up", "semievol", "ceiling"}
+    assert set(spent["trained_tokens"]) == {"warm", "semievol", "ceiling"}
     for job, tokens in spent["trained_tokens"].items():
         assert planned[f"jobs/{job}"] == pytest.approx(tokens, rel=0.1), job
 

@@ -45,7 +45,7 @@ async def test_a_shipped_example_passes_check_and_plan(name: str, monkeypatch: p
     assert check(config, KEYS).config is config
     planned = await estimate(config)
     assert planned.usd is not None and 0 < planned.usd.expected < 5
-    assert [file.name for file in planned.trainings] == ["warm_up", "semievol"]
+    assert [file.name for file in planned.trainings] == ["warm", "semievol"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ async def test_the_hosted_example_runs_whole_against_our_server_and_its_plan_is_
     for name, tokens in spent.trained_tokens.items():
         (row,) = [row for row in planned.rows if row.stage == f"jobs/{name}"]
         assert row.training.expected == pytest.approx(tokens, rel=0.1), name
-    assert set(spent.trained_tokens) == {"warm_up", "semievol"}
+    assert set(spent.trained_tokens) == {"warm", "semievol"}
     _every_request_is_valid(tmp_path / "tape", tmp_path / "run")
 
 

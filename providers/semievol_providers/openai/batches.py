@@ -182,9 +182,9 @@ class OpenAIBatchChat:
         return BatchAnswer(custom_id=decoded.custom_id, reply=reply)
 
     def _unanswered(self, line: Line) -> BatchAnswer:
-        said = read_vendor_error(bytes(line.error))
-        reason = job_failure(said, self._sdk.connection) or "The vendor gave neither an answer nor a reason."
-        again = said.code in _ASK_AGAIN_CODES or not said.code
+        fault = read_vendor_error(bytes(line.error))
+        reason = job_failure(fault, self._sdk.connection) or "The vendor gave neither an answer nor a reason."
+        again = fault.code in _ASK_AGAIN_CODES or not fault.code
         return BatchAnswer(custom_id=line.custom_id, reply=None, error=reason, retryable=again)
 
 

@@ -219,18 +219,18 @@ def error_from_answer(
     what: str, status: int, headers: Mapping[str, str], body: bytes, connection: Connection
 ) -> ProviderError:
     """The error that an answer with an error status stands for. `what` names the endpoint."""
-    said = read_vendor_error(body)
-    opening = _opening(what, f"answered {status}{_code_words(said)}", connection)
-    quote = _quote(said.message, connection)
-    if status == 429 and not _out_of_money(said):
+    fault = read_vendor_error(body)
+    opening = _opening(what, f"answered {status}{_code_words(fault)}", connection)
+    quote = _quote(fault.message, connection)
+    if status == 429 and not _out_of_money(fault):
         text = f"{opening}: too many requests or tokens for now{quote}. The engine waits and asks again."
-        return RateLimitError(text, retry_after_s=_retry_after_s(headers), code=said.code)
+        return RateLimitError(text, retry_after_s=_retry_after_s(headers), code=fault.code)
     if status in _WORTH_ANOTHER_TRY or status >= 500:
         text = f"{opening}{quote}. The server failed, not the request; another attempt may succeed."
-        return TransientError(text, status=status, code=said.code, param=said.param)
-    code = "insufficient_quota" if status == 429 and said.code is None else said.code
-    advice = _fill(next_step(status, code, said.message), connection)
-    return _refusal(code, said.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=said.param)
+        return TransientError(text, status=status, code=fault.code, param=fault.param)
+    code = "insufficient_quota" if status == 429 and fault.code is None else fault.code
+    advice = _fill(next_step(status, code, fault.message), connection)
+    return _refusal(code, fault.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=fault.param)
 
 
 def _refusal(code: str | None, message: str) -> type[RefusedError]:
@@ -241,12 +241,12 @@ def _refusal(code: str | None, message: str) -> type[RefusedError]:
 
 def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> ProviderError:
     """The error behind status 200 and no content: some proxies put the real status, or only a code, into the body."""
-    said = read_vendor_error(answer.body)
-    status = said.status or _status_of_code(said)
+    fault = read_vendor_error(answer.body)
+    status = fault.status or _status_of_code(fault)
     if status is not None:
         return error_from_answer(what, status, answer.headers, answer.body, connection)
     opening = _opening(what, "answered 200 without what was asked for", connection)
-    return TransientError(f"{opening}{_quote(said.message, connection)}. Another attempt may succeed.", status=200)
+    return TransientError(f"{opening}{_quote(fault.message, connection)}. Another attempt may succeed.", status=200)
 
 
 def invalid_answer(what: str, body: bytes, connection: Connection) -> TransientError:
@@ -311,9 +311,9 @@ def read_vendor_error(body: bytes) -> VendorError:
 def _status_in(tree: Mapping[str, Any]) -> int | None:
     """The HTTP status that a body names as its status or, like OpenRouter, as its code."""
     for name in ("status", "status_code", "code"):
-        said = str(tree.get(name))
-        if said.isdecimal() and 400 <= int(said) < 600:
-            return int(said)
+        status = str(tree.get(name))
+        if status.isdecimal() and 400 <= int(status) < 600:
+            return int(status)
     return None
 
 
@@ -325,9 +325,9 @@ def _behind(found: Mapping[str, Any], message: str) -> str:
     return f" ({text})" if text and text not in message else ""
 
 
-def _status_of_code(said: VendorError) -> int | None:
+def _status_of_code(fault: VendorError) -> int | None:
     """The status that goes with a known code where a body names none; None for a code that nobody knows."""
-    for word in (said.code, said.kind):
+    for word in (fault.code, fault.kind):
         if word in _RATE_CODES:
             return 429
         if word in QUOTA_CODES:
@@ -337,13 +337,13 @@ def _status_of_code(said: VendorError) -> int | None:
     return None
 
 
-def job_failure(said: VendorError, connection: Connection) -> str | None:
+def job_failure(fault: VendorError, connection: Connection) -> str | None:
     """Why a fine-tuning job failed and what to do, or None where the vendor says nothing."""
-    if not said.message and not said.code:
+    if not fault.message and not fault.code:
         return None
-    advice = _fill(next_step(None, said.code, said.message), connection)
-    message = scrub(said.message or "no reason given", connection).rstrip(".")
-    return f"{message}{_code_words(said)}. {advice}"
+    advice = _fill(next_step(None, fault.code, fault.message), connection)
+    message = scrub(fault.message or "no reason given", connection).rstrip(".")
+    return f"{message}{_code_words(fault)}. {advice}"
 
 
 def scrub(text: str, connection: Connection) -> str:
@@ -365,8 +365,8 @@ def _quote(message: str, connection: Connection) -> str:
     return f': "{text}"' if text else ""
 
 
-def _code_words(said: VendorError) -> str:
-    words = [f"{name} {value}" for name, value in (("code", said.code), ("param", said.param)) if value]
+def _code_words(fault: VendorError) -> str:
+    words = [f"{name} {value}" for name, value in (("code", fault.code), ("param", fault.param)) if value]
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -388,8 +388,8 @@ def _plain_text(body: bytes) -> str:
     return text.strip()
 
 
-def _out_of_money(said: VendorError) -> bool:
-    return said.code in QUOTA_CODES or said.kind in QUOTA_CODES
+def _out_of_money(fault: VendorError) -> bool:
+    return fault.code in QUOTA_CODES or fault.kind in QUOTA_CODES
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -399,7 +399,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """
     wait_ms, asked = duration_s(headers.get("retry-after-ms")), headers.get("retry-after")
     until, now = _moment_s(asked), _moment_s(headers.get("date"))
-    said = (
+    named = (
         None if wait_ms is None else wait_ms / 1000,
         duration_s(asked),
         None if until is None or now is None else until - now,
@@ -409,7 +409,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
         pace.reset_requests_s if pace.remaining_requests == 0 else None,
         pace.reset_tokens_s if pace.remaining_tokens == 0 else None,
     )
-    return _longest_s(said) or _longest_s(back)
+    return _longest_s(named) or _longest_s(back)
 
 
 def _longest_s(waits: Iterable[float | None]) -> float | None:

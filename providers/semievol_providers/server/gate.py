@@ -89,9 +89,9 @@ class Gate:
         is_open = scope["path"] in _OPEN_PATHS and headers.get("authorization") is None
         owner = "" if is_open else self._keys.owner(headers.get("authorization"))
         scope.setdefault("state", {})["known"] = bool(owner) or not self._settings.api_keys
-        said = headers.get("content-length", "0")
+        declared = headers.get("content-length", "0")
         limit = _body_limit(scope, self._settings.limits)
-        if not said.isdigit() or int(said) > limit:
+        if not declared.isdigit() or int(declared) > limit:
             raise _too_large(limit)
         return owner
 
