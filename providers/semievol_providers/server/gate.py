@@ -18,7 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.rate_limits import Meter, RateLimits
+from semievol_providers.server.metrics import Meter
+from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.services import KeyRing
 from semievol_providers.server.settings import Limits, ServerSettings
 from semievol_providers.server.state import new_id
