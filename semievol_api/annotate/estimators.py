@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Evidence
@@ -124,17 +125,21 @@ def from_confidence(confidence: FloatArray, answers: IntArray, n_options: IntArr
     return result
 
 
-def mean_nll(token_logprobs: Sequence[FloatArray | None]) -> FloatArray:
-    """Mean negative log-probability per token of each response, float64 (m,); the paper calls it entropy.
+def mean_nll(token_logprobs: NDArray[np.floating] | None) -> float | None:
+    """Mean negative natural log-probability per token of one response; the paper calls it entropy.
 
-    SemiEvol section 3.3: H(y) = -(1/L) sum log p(y_t | y_<t, x), without the end-of-turn token. NaN for a
-    response without tokens, without log-probabilities, or with a token that the server did not rank (-9999).
+    SemiEvol section 3.4: H(y) = -(1/L) sum log p(y_t | y_<t, x), without the end-of-turn token. None for a
+    response whose tokens are not all ranked, see `all_ranked`.
     """
-    means = np.full(len(token_logprobs), np.nan)
-    for row, logprobs in enumerate(token_logprobs):
-        if logprobs is not None and len(logprobs) and bool(np.all(logprobs > UNSEEN_LOGPROB)):
-            means[row] = max(0.0, -float(np.mean(logprobs, dtype=np.float64)))
-    return means
+    if token_logprobs is None or not all_ranked(token_logprobs):
+        return None
+    return float(-token_logprobs.astype(np.float64).mean())
+
+
+def all_ranked(token_logprobs: NDArray[np.floating]) -> bool:
+    """Whether there are tokens and the server ranked each of them: finite, and not -9999."""
+    ranked = np.isfinite(token_logprobs) & (token_logprobs > UNSEEN_LOGPROB)
+    return token_logprobs.size > 0 and bool(ranked.all())
 
 
 def readings_of(rows: Sequence[Evidence | None], labels: Sequence[Sequence[str]]) -> Readings:

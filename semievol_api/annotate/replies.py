@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from semievol_api.annotate.estimators import verbal_probability
+from semievol_api.annotate.estimators import all_ranked, mean_nll, verbal_probability
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Reply
 from semievol_api.engine import Answer
 from semievol_api.errors import DataError
@@ -276,25 +276,13 @@ def prompt_hash(prompt: Prompt) -> str:
     return state.hexdigest()
 
 
-def mean_nll(completion: Completion) -> float | None:
-    """Mean negative natural log-probability per token, end of turn left out (the paper's H, §3.4).
-
-    None where the server gave no usable log-probabilities.
-    """
-    values = completion.token_logprobs
-    if values is None or values.size == 0:
-        return None
-    usable = values[np.isfinite(values) & (values > -9999)]
-    return float(-usable.astype(np.float64).mean()) if usable.size == values.size else None
-
-
 def answer_logprob(completion: Completion) -> float | None:
     """Natural log-probability of the answer: the tokens after the last `Answer:`, up to the end of the line.
 
     Without token texts, or without the marker, that of the whole response. None without log-probabilities.
     """
     values = completion.token_logprobs
-    if values is None or values.size == 0 or not bool(np.all(np.isfinite(values) & (values > -9999))):
+    if values is None or not all_ranked(values):
         return None
     wanted = values
     found = list(_MARKER.finditer("".join(completion.tokens or ())))
@@ -376,7 +364,7 @@ def _row(task: Task, question: Question, completion: Completion, number: int, us
         answer=task.parse(completion.text, question.example, order) if usable else None,
         finish=completion.finish,
         permutation=question.order,
-        mean_nll=mean_nll(completion),
+        mean_nll=mean_nll(completion.token_logprobs),
         usage=usage,
         dropped_shots=question.dropped_shots,
     )

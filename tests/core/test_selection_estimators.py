@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import semievol_api
 from semievol_api.annotate.estimators import (
     ESTIMATORS,
     WORD_SCALE,
@@ -180,12 +182,17 @@ def test_one_confidence_becomes_probabilities_over_the_items_own_labels() -> Non
     assert probs[2] == pytest.approx([1 - 1e-6, 1e-6, 0.0, 0.0], abs=1e-9)
 
 
-def test_mean_nll_is_nan_without_tokens_or_with_an_unranked_one() -> None:
-    values = mean_nll([np.array([-0.5, -1.5]), np.array([]), None, np.array([-0.1, -9999.0]), np.array([0.0, -0.0])])
-    assert values[0] == 1.0
-    assert np.isnan(values[1:4]).all()
-    assert values[4] == 0.0
-    assert not np.signbit(values[4])
+def test_mean_nll_is_none_without_tokens_or_with_an_unranked_one() -> None:
+    assert mean_nll(np.array([-0.5, -1.5])) == 1.0
+    assert mean_nll(np.array([0.0, -0.0])) == 0.0
+    for unranked in (None, np.array([]), np.array([-0.1, -9999.0]), np.array([-0.1, np.nan]), np.array([-np.inf])):
+        assert mean_nll(unranked) is None
+
+
+def test_there_is_one_mean_nll() -> None:
+    package = Path(semievol_api.__file__).parent
+    found = [path.name for path in package.rglob("*.py") if "\ndef mean_nll(" in path.read_text(encoding="utf-8")]
+    assert found == ["estimators.py"]
 
 
 def test_words_become_probabilities_and_the_longest_phrase_wins() -> None:
