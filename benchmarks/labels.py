@@ -27,7 +27,6 @@ import numpy as np
 import semievol_api.demo
 from semievol_api.config.settings import load_config
 from semievol_api.data import read_data
-from semievol_api.data.parts import Parts
 from semievol_api.demo.embedded_server import serving
 from semievol_api.evaluation.confidence import auroc, auroc_difference
 from semievol_api.evaluation.statistics import BootstrapSettings
@@ -162,7 +161,7 @@ def _judged(said: EvidenceTable, chosen: Selection, gold: Mapping[str, str]) -> 
     number = {name: place for place, name in enumerate(sorted(gold))}
     annotators = {name: _answers(own, gold, number, factors.get(name, {})) for name, own in sorted(rows.items())}
     scores = chosen.scores
-    table = (scores.whole() if isinstance(scores, Parts) else scores).to_pylist()
+    table = scores.whole().to_pylist()
     wrong = [row["answer"] != gold[row["example_id"]] for row in table]
     score = np.array([np.nan if row["score"] is None else row["score"] for row in table])
     return Judged(annotators, score, np.array(wrong, dtype=np.bool_))

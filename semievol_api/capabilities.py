@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
 
@@ -169,13 +171,42 @@ class Embedder(Protocol):
 
 
 # ------------------------------------------------------------------------------------------- fine-tuning
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hyperparameters:
-    """Settings of one training; None is the vendor's `auto`."""
+class TrainSpec(BaseModel):
+    """What is trained how: the one value that travels from `[train]` to every trainer. None: the trainer's own.
 
-    n_epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate_multiplier: float | None = None
+    Hosted vendors take the first four, ours take all. `learning_rate_multiplier` is of the trainer's own rate.
+    `target_modules` is "all-linear", or names by commas. Without a validation file, `validation_share` of the examples
+    are held out; `patience` epochs without a lower validation loss end the training.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_epochs: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    learning_rate_multiplier: float | None = Field(default=None, gt=0)
+    seed: int | None = None
+    rank: int | None = Field(default=None, ge=1)
+    alpha: int | None = Field(default=None, ge=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    use_dora: bool | None = None
+    use_rslora: bool | None = None
+    target_modules: str | None = Field(default=None, min_length=1)
+    train_embeddings: bool | None = None
+    warmup_share: float | None = Field(default=None, ge=0, le=1)
+    weight_decay: float | None = Field(default=None, ge=0)
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    qlora: bool | None = None
+    validation_share: float | None = Field(default=None, ge=0, lt=1)
+    patience: int | None = Field(default=None, ge=0)
+
+    @property
+    def said(self) -> dict[str, int | float | str]:
+        """What is not left to the trainer, by field, in the order of the fields."""
+        return self.model_dump(exclude_none=True, include=set(TrainSpec.model_fields))
+
+
+HOSTED_TRAIN_KEYS = ("n_epochs", "batch_size", "learning_rate_multiplier", "seed")
+"""What of a `TrainSpec` the fine-tuning API has a place for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +221,7 @@ class FineTuneRequest:
     training_file: bytes
     run_key: str
     validation_file: bytes | None = None
-    hyperparameters: Hyperparameters = Hyperparameters()
-    seed: int | None = None
+    spec: TrainSpec = field(default_factory=TrainSpec)
     suffix: str | None = None
 
 
@@ -340,6 +370,8 @@ class Provider:
     option_reader: OptionReader | None = None
     embedder: Embedder | None = None
     finetuner: FineTuner | None = None
+    train_keys: tuple[str, ...] = HOSTED_TRAIN_KEYS
+    """The fields of a `TrainSpec` that its trainings take; a setting of another is refused while planning."""
     batch: BatchChat | None = None
     remote: VendorStorage | None = None
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])

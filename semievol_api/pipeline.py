@@ -49,11 +49,11 @@ async def semievol(tools: Clients, store: RunStore, task: Task, raw: RawData, co
         models["warm"] = tools.given(config.roles.warm)
     elif config.run.propagation != "in-context" and folds.tunable:
         file = await once("warm_up", TrainingFile, warm_up_file, task, folds.warm)
-        models["warm"] = await fine_tune(tools.trainer, store, "warm_up", file, train)
+        models["warm"] = await fine_tune(tools.trainer, store, "warm", file, train)
     crew = build_annotators(config, circumstances(task, data, "warm" in models, tools.embedder is not None))
     depth = max(config.retrieve.k, crew.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, tools.embedder, data, folds, config.retrieve, depth)
-    corpus = Corpus(task, data, folds, neighbours, raw.taught)
+    corpus = Corpus(task, data, folds, neighbours, raw.pseudo_labeled)
 
     # Collaborative learning: annotators answer, the warm model weighs their answers.
     student = tools.student({**models, "judge": models.get("warm", tools.base)})

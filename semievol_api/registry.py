@@ -18,6 +18,7 @@ EXTRA_OF_PACKAGE = {
     "torch": "local",
     "transformers": "local",
     "peft": "local",
+    "prometheus_client": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
     "litellm": "litellm",

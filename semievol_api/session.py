@@ -45,8 +45,10 @@ from semievol_api.store.frames import evidence_frame, labels_frame, models_frame
 from semievol_api.store.metric_logs import check_logs, open_logs
 from semievol_api.store.run_store import RunStore, stages_done
 from semievol_api.tasks import Task, load_task
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES
 from semievol_api.training.cost import refuse_unpriced, with_cap
-from semievol_api.training.fine_tuning import MIN_EXAMPLES, OnEvent, Trainer
+from semievol_api.training.fine_tuning import OnEvent, Trainer, check_spec
+from semievol_api.training.jobs import stored_job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +102,7 @@ def with_reviewed(raw: RawData) -> RawData:
 
 
 def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
-    """The data of the next round: kept pseudo-labels are taught, what gates stays held out."""
+    """The data of the next round: kept pseudo-labels join the labelled data, what gates stays held out."""
     answers = {p.example_id: p.answer for p in chosen.kept}
     gate = {e.id for e in folds.development}
     return replace(
@@ -109,7 +111,10 @@ def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawD
         unlabeled=tuple(e for e in data.unlabeled if e.id not in answers),
         test=data.test,
         development=folds.development,
-        taught=(*raw.taught, *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers)),
+        pseudo_labeled=(
+            *raw.pseudo_labeled,
+            *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers),
+        ),
     )
 
 
@@ -303,7 +308,9 @@ async def _run(
 
         def on_job(name: str, event: JobEvent) -> None:
             if event.id:
-                store.log_event(name, event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)}))
+                store.log_event(
+                    stored_job(name), event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)})
+                )
             logs.job(name, event)
             seen.on_job(name, event)
 
@@ -401,7 +408,9 @@ def _check_abilities(plan: Plan) -> None:
     if config.select.score == "mean_nll":
         require(student.scored, "log-probabilities", student)
     if trains(config):
-        require(plan.provider(plan.trainer_ref).finetuner, "fine-tuning", plan.provider(plan.trainer_ref))
+        trainer = plan.provider(plan.trainer_ref)
+        require(trainer.finetuner, "fine-tuning", trainer)
+        check_spec(config.train, trainer)
     if config.retrieve.method == "embedding" and config.run.propagation != "in-weight":
         if roles.embedder is None:
             raise ConfigError(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from semievol_api.data.parts import Parts
 from semievol_api.data.tables import EVIDENCE_SCHEMA
 from semievol_api.records import Example, PseudoLabel
 from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
@@ -177,8 +178,12 @@ def _evidence(data: Prepared) -> tuple[EvidenceTable, EvidenceTable, Selection]:
         "kept": len(labels),
         "messages": [],
     }
-    said = EvidenceTable(pa.concat_tables([_table(ids, *column) for column in columns]))
-    return said, EvidenceTable(_table(ids, *justified)), Selection(kept=labels, scores=table, summary=summary)
+    said = EvidenceTable(Parts.of(pa.concat_tables([_table(ids, *column) for column in columns])))
+    return (
+        said,
+        EvidenceTable(Parts.of(_table(ids, *justified))),
+        Selection(kept=labels, scores=Parts.of(table), summary=summary),
+    )
 
 
 def _table(ids: list[str], name: str, answers: np.ndarray, nll: np.ndarray) -> pa.Table:
@@ -211,7 +216,7 @@ def _answers(name: str, share: float, data: Prepared) -> Answers:
     nll = rng.gamma(2.0, np.where(right, 0.06, 0.16))
     ids = [e.id for e in data.test]
     correct = dict(zip(ids, right.tolist(), strict=True))
-    return Answers(label=name, evidence=EvidenceTable(_table(ids, name, said, nll)), correct=correct)
+    return Answers(label=name, evidence=EvidenceTable(Parts.of(_table(ids, name, said, nll))), correct=correct)
 
 
 def _verdict(answers: dict[str, Answers], data: Prepared, chosen: Selection) -> Verdict:

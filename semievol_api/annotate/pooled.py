@@ -150,7 +150,7 @@ def factors_of_crew(corpus: Corpus, crew: Crew, said: EvidenceTable, chosen_ids:
     readers = [a for a in crew.annotators if a.reading in _READ_AS_DISTRIBUTION]
     if corpus.task.kind not in ("multiple_choice", "labels") or not readers:
         return {}
-    counts = _labelled(corpus, {*chosen_ids, *(e.id for e in corpus.taught)})
+    counts = _labelled(corpus, {*chosen_ids, *(e.id for e in corpus.pseudo_labeled)})
     sums = _sums(said, readers, {e.id for e in corpus.folds.warm})
     found: dict[str, dict[int, FloatArray]] = {}
     for (annotator, options), (total, rows) in sorted(sums.items()):

@@ -37,12 +37,12 @@ READ_TOGETHER = 512
 RequestT = TypeVar("RequestT", ChatRequest, OptionRequest)
 
 
-@fingerprinted("task", "data", "folds", "neighbours", "taught")
+@fingerprinted("task", "data", "folds", "neighbours", "taught", renamed={"pseudo_labeled": "taught"})
 @dataclass(frozen=True)
 class Corpus:
     """What is asked about: clean examples, each with its neighbours, and the task that words the questions.
 
-    `taught` are pseudo-labelled examples that are shown as demonstrations beside the labelled ones: those of
+    `pseudo_labeled` are pseudo-labelled examples that are shown as demonstrations beside the labelled ones: those of
     earlier rounds.
     """
 
@@ -50,7 +50,7 @@ class Corpus:
     data: Prepared
     folds: Folds
     neighbours: Neighbours
-    taught: tuple[Example, ...] = ()
+    pseudo_labeled: tuple[Example, ...] = ()
 
     def prompt(
         self, example: Example, shots: int, task: Task | None = None, order: Sequence[int] | None = None
@@ -109,7 +109,7 @@ class Corpus:
 
     @cached_property
     def _labeled(self) -> Mapping[str, Example]:
-        return {e.id: e for e in (*self.data.labeled, *self.taught)}
+        return {e.id: e for e in (*self.data.labeled, *self.pseudo_labeled)}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import aiohttp
 
-from semievol_api.errors import ConfigError, MissingExtraError, TransientError
+from semievol_api.errors import ConfigError, MissingExtraError, ProviderError, TransientError
 
 COARSENESS = 0.05
 LONGEST_SWEEP_S = 1.0
@@ -85,6 +85,8 @@ class Deadlines:
 SLOT_HEADER = "x-semievol-slot"
 """Names the piece of work that a request belongs to, so that a cassette tells identical requests apart. It is
 read by cassettes and never leaves this machine."""
+LARGEST_BODY_BYTES = 512 * 2**20
+"""Of one answer, after decompression; a vendor's largest batch file has 200 MB."""
 _NO_TIMER = aiohttp.ClientTimeout(total=None, sock_connect=None)
 
 
@@ -141,7 +143,7 @@ class AiohttpSend:
         deadline = self._deadlines.begin(timeout_s)
         try:
             async with session.request(method, url, data=body, headers=headers, timeout=_NO_TIMER) as answer:
-                content = await answer.read()
+                content = await _read_whole(answer, _where(method, url))
         except asyncio.CancelledError:
             if not self._deadlines.passed(deadline):
                 raise
@@ -184,6 +186,21 @@ class AiohttpSend:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=self._trust_env,
         )
+
+
+async def _read_whole(answer: aiohttp.ClientResponse, where: str) -> bytes:
+    """The body, decompressed; a small one can hold a thousand times its size."""
+    content = bytearray()
+    async for piece in answer.content.iter_any():
+        content += piece
+        if len(content) > LARGEST_BODY_BYTES:
+            answer.close()
+            raise ProviderError(
+                f"{where} answered with more than {LARGEST_BODY_BYTES // 2**20} MiB; what came is dropped. No answer "
+                f"is so large: check base_url, and what stands between here and the server.",
+                status=answer.status,
+            )
+    return bytes(content)
 
 
 def _where(method: str, url: str) -> str:

@@ -19,8 +19,25 @@ SHORTEST_SECRET = 8
 LONGEST_WORD = 32
 """A name of so many letters without an underscore is rather a key."""
 
+_PEM = re.compile(
+    rb"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
+    rb"(?:(?:\\[nr]|[A-Za-z0-9+/=\s:,.-])*?-----END [A-Z ]{0,30}PRIVATE KEY-----|(?:\\[nr]|[A-Za-z0-9+/=\s])*)"
+)
+_AWS_SECRET = re.compile(
+    rb"(\baws[\w .-]{0,20}secret[\w .-]{0,20}[\"'\\]{0,2}\s{0,3}[:=]\s{0,3}[\"'\\]{0,2})"
+    rb"[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
+    re.IGNORECASE,
+)
+_PASSWORD = re.compile(
+    rb"(\b(?:password|passwd|passwort|pwd)=)(?!scrubbed-|\[removed-)[^\s&\"'\\,;<>]{6,}", re.IGNORECASE
+)
+_NAMED_KEY = re.compile(
+    rb"((?<![A-Za-z0-9])(?:api|subscription|access|secret)[-_]?key[\"'\\]{0,2}\s{0,3}[:=]\s{0,3}[\"'\\]{0,2})"
+    rb"(?!scrubbed-|removed-key)(?=[A-Za-z_/+.-]*[0-9])[A-Za-z0-9_/+.-]{16,}",
+    re.IGNORECASE,
+)
 # (a literal that every match contains, the shape, what is kept instead). The literal is looked for first,
-# since that costs nanoseconds. No replacement has the shape that it replaces.
+# since that costs nanoseconds. No replacement has the shape that it replaces. A group is the secret's name: it stays.
 _SHAPES: tuple[tuple[bytes, re.Pattern[bytes], bytes], ...] = (
     (b"sk-", re.compile(rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"), b"scrubbed-key"),
     (b"earer", re.compile(rb"\b[Bb]earer\s+[A-Za-z0-9._~+/=-]{12,}"), b"scrubbed-bearer"),
@@ -31,9 +48,25 @@ _SHAPES: tuple[tuple[bytes, re.Pattern[bytes], bytes], ...] = (
     (b"AIza", re.compile(rb"AIza[A-Za-z0-9_-]{35}"), b"scrubbed-key"),
     (b"AKIA", re.compile(rb"\bAKIA[A-Z0-9]{16}\b"), b"scrubbed-key"),
     (b"gh", re.compile(rb"gh[opsur]_[A-Za-z0-9]{20,}"), b"scrubbed-key"),
+    (b"github_pat_", re.compile(rb"github_pat_[A-Za-z0-9_]{20,}"), b"scrubbed-key"),
+    (b"glpat-", re.compile(rb"glpat-[A-Za-z0-9_-]{20,}"), b"scrubbed-key"),
+    (b"xox", re.compile(rb"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"), b"scrubbed-key"),
+    (b"gsk_", re.compile(rb"(?<![A-Za-z0-9_])gsk_[A-Za-z0-9]{20,}"), b"scrubbed-key"),
+    (b"xai-", re.compile(rb"(?<![A-Za-z0-9-])xai-[A-Za-z0-9]{20,}"), b"scrubbed-key"),
+    (b"pplx-", re.compile(rb"(?<![A-Za-z0-9-])pplx-[A-Za-z0-9]{20,}"), b"scrubbed-key"),
+    (b"r8_", re.compile(rb"(?<![A-Za-z0-9_])r8_[A-Za-z0-9]{20,}"), b"scrubbed-key"),
     (b"eyJ", re.compile(rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"), b"scrubbed-token"),
+    (b"PRIVATE KEY-----", _PEM, b"scrubbed-private-key"),
+    *((marker, _AWS_SECRET, rb"\g<1>scrubbed-key") for marker in (b"ecret", b"SECRET")),
+    *((marker, _PASSWORD, rb"\g<1>scrubbed-secret") for marker in (b"assw", b"ASSW", b"pwd=", b"PWD=")),
+    *((marker, _NAMED_KEY, rb"\g<1>scrubbed-key") for marker in (b"key", b"Key", b"KEY")),
 )
-_SECRET_PARAMETERS = frozenset(("access_token", "api-key", "api_key", "apikey", "key", "sig", "signature", "token"))
+_SECRET_PARAMETERS = frozenset(
+    (
+        "access_token", "api-key", "api_key", "apikey", "client_secret", "code", "key", "password", "sig", "signature",
+        "subscription-key", "token", "x-amz-credential", "x-amz-security-token", "x-amz-signature",
+    )
+)  # fmt: skip
 _SECRET_ENDINGS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ORG_ID", "_PROJECT_ID", "_ORGANIZATION")
 
 
@@ -94,8 +127,13 @@ def replace_key_shapes(content: bytes, instead: Callable[[bytes], bytes]) -> byt
     """`content` with `instead` of every substring that looks like a secret."""
     for marker, shape, _ in _SHAPES:
         if marker in content:
-            content = shape.sub(lambda found: instead(found[0]), content)
+            content = shape.sub(lambda found: _named_apart(found, instead), content)
     return content
+
+
+def _named_apart(found: re.Match[bytes], instead: Callable[[bytes], bytes]) -> bytes:
+    name: bytes = found[1] if found.re.groups else b""
+    return name + instead(found[0][len(name) :])
 
 
 def find_key_shapes(content: bytes) -> list[str]:

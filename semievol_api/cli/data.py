@@ -1,6 +1,7 @@
-"""`semievol check`: a config, its data and its providers' tables, judged before anything is sent.
+"""`semievol init`, `check` and `preview`: a task from the user's file, its faults, its prompts; nothing is sent.
 
-Also tells what the run will leave out of the data, and labels that nothing teaches. Knows nothing of the network.
+Check also tells what the run will leave out of the data, and labels that nothing teaches. Heavy imports stand inside
+the functions. Knows nothing of the network.
 """
 
 from __future__ import annotations
@@ -11,18 +12,52 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from semievol_api.cli.screen import out, pairs
-from semievol_api.config.settings import Config
-from semievol_api.data import Pool, RawData, Starter, clean, read_data
+import typer
+
+from semievol_api.cli.screen import AsJson, ConfigPath, OnDay, out, pairs
 from semievol_api.errors import UserError
-from semievol_api.planning.catalogue import utc_day
-from semievol_api.planning.tokens import TokenCounter, token_counter
-from semievol_api.records import Example, Prompt
-from semievol_api.session import Plan, check, check_data, trains
-from semievol_api.tasks import load_task
-from semievol_api.training.cost import refuse_unpriced
+
+if TYPE_CHECKING:
+    from semievol_api.config.settings import Config
+    from semievol_api.data import RawData, Starter
+    from semievol_api.planning.tokens import TokenCounter
+    from semievol_api.records import Example, Prompt
+    from semievol_api.session import Plan
+
+
+def init(
+    data: Annotated[Path, typer.Argument(help="Your labelled file: CSV, JSONL or Parquet.")],
+    folder: Annotated[Path, typer.Option(help="Where to write task.toml and semievol.toml.")] = Path(),
+    unlabeled: Annotated[Path | None, typer.Option(help="Your unlabelled file.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Your test file.")] = None,
+    question: Annotated[str | None, typer.Option(help="The column with the text, if it is not found.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The column with the label, if it is not found.")] = None,
+) -> None:
+    """Write a task and a config from your own file, showing what was understood."""
+    from semievol_api.data import start
+
+    write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
+
+
+def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None:
+    """Validate a config, its data and its providers' tables, with no network."""
+    from semievol_api.config.settings import load_config
+
+    show_check(load_config(config), config.name, on.date() if on else None, as_json=as_json)
+
+
+def preview(
+    config: ConfigPath,
+    rows: Annotated[int, typer.Option(min=1, help="How many examples to show.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Show the exact prompts of a few examples, with token counts; nothing is sent."""
+    from semievol_api.config.settings import load_config
+
+    show_prompts(load_config(config), rows, as_json=as_json)
+
 
 NAMED_AT_MOST = 5
 
@@ -33,7 +68,12 @@ def show_check(config: Config, name: str, today: datetime.date | None, *, as_jso
     Raises:
         UserError: something needs mending.
     """
-    plan = check(config, today=today)
+    from semievol_api.data import read_data
+    from semievol_api.session import check as check_run
+    from semievol_api.session import check_data, trains
+    from semievol_api.training.cost import refuse_unpriced
+
+    plan = check_run(config, today=today)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
     refuse_unpriced(config, plan.provider, plan.trainer_ref if trains(config) else None)
@@ -57,6 +97,8 @@ def show_check(config: Config, name: str, today: datetime.date | None, *, as_jso
 
 def _stale(plan: Plan, today: datetime.date | None) -> list[str]:
     """One line where what is known of the roles' models was read long ago."""
+    from semievol_api.planning.catalogue import utc_day
+
     known = [plan.catalogue.facts(provider.vendor, model) for provider, model in plan.role_models]
     line = plan.catalogue.stale([facts for facts in known if facts is not None], today or utc_day())
     return [line] if line else []
@@ -64,6 +106,8 @@ def _stale(plan: Plan, today: datetime.date | None) -> list[str]:
 
 def _left_out(config: Config, raw: RawData) -> Iterator[str]:
     """What the run's cleaning will drop; a pool in parts is cleaned by the run alone."""
+    from semievol_api.data import Pool, clean
+
     if isinstance(raw.unlabeled, Pool):
         return
     held_out = (*raw.test, *raw.development)
@@ -92,6 +136,10 @@ def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:
 
 def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
     """Print the zero-shot and few-shot prompts of the first `rows` unlabelled examples."""
+    from semievol_api.data import read_data
+    from semievol_api.planning.tokens import token_counter
+    from semievol_api.tasks import load_task
+
     task = load_task(config.data.task)
     raw = read_data(config.data, task)
     counter = token_counter(config.roles.student.model, config.roles.tokenizer)

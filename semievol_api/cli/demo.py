@@ -51,14 +51,14 @@ def need_local_packages() -> None:
     """
     from importlib.util import find_spec
 
-    for package in ("torch", "transformers", "peft", "starlette", "uvicorn"):
+    for package in ("torch", "transformers", "peft", "prometheus_client", "python_multipart"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "serve", "The demo's own server")
 
 
 PROCESSES = "processes"
 """Folder of what each process took, in seconds, as far as it came: also a killed one's, to its last cell."""
-_SERVED = re.compile(r'semievol_requests_total\{route="([a-z_]+)",method="POST",status="200"\} (\d+)')
+_SERVED = re.compile(r'semievol_requests_total\{method="POST",route="([a-z_]+)",status="200"\} ([0-9.e+]+)')
 
 
 @dataclass(frozen=True)
@@ -136,4 +136,4 @@ def _served(ground: Ground) -> dict[str, int]:
     if not isinstance(url, str):
         return {}
     with urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics", timeout=30) as reply:
-        return {route: int(count) for route, count in _SERVED.findall(reply.read().decode())}
+        return {route: int(float(count)) for route, count in _SERVED.findall(reply.read().decode())}

@@ -1,29 +1,76 @@
-"""What a person sees of two models beside each other: one table of pairs, then each pair's categories and sentence.
+"""`semievol evaluate` and `predict`: two models beside each other, and new rows labelled with a confidence.
 
-Knows nothing of how the figures were made.
+Heavy imports stand inside the functions. Knows nothing of how the figures were made.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
-from semievol_api.cli.screen import Bars, err, table
-from semievol_api.config.settings import load_config
-from semievol_api.errors import DataError
-from semievol_api.evaluation import Interval
-from semievol_api.report.comparison import Contest, SideScore, ask_sides, compare_pairs, compare_sides
-from semievol_api.report.prediction import Predictions, as_rows
-from semievol_api.session import run_blocking
+from semievol_api.cli.screen import AsJson, Bars, err, out, print_json, table
+from semievol_api.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from semievol_api.evaluation import Interval
+    from semievol_api.report.comparison import Contest, SideScore
+    from semievol_api.report.prediction import Predictions
+
+
+def evaluate(
+    sides: Annotated[list[str], typer.Argument(help="Runs' folders, or folder:model, in pairs; one pair per task.")],
+    run_config: Annotated[
+        Path | None, typer.Option("--run", help="A config: sides are models of its run or provider, asked on its test.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models or runs on the same test questions; several pairs are tested together (Holm)."""
+    if len(sides) % 2:
+        raise UserError(f"Sides come in pairs, and there are {len(sides)}: semievol evaluate RUN_A RUN_B [RUN_C RUN_D]")
+    contests = contests_of(list(zip(sides[::2], sides[1::2], strict=True)), run_config)
+    if as_json:
+        print_json(contests_as_json(contests))
+    else:
+        show_contests(out(), contests)
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="semievol, sft, warm or base of the run, or a model of its provider.")],
+    data: Annotated[Path, typer.Argument(help="The rows to label: CSV, JSONL or Parquet, with the run's columns.")],
+    run_config: Annotated[Path, typer.Option("--run", help="The run's config.")] = Path("semievol.toml"),
+    alpha: Annotated[float | None, typer.Option(min=0.001, max=0.999, help="Tolerated share of wrong answers.")] = None,
+    written: Annotated[Path | None, typer.Option("--out", help="The CSV to write; default: beside the data.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label new rows, each with a confidence; rows below the run's calibrated cut are left to a person."""
+    from semievol_api.config.settings import load_config
+    from semievol_api.report.prediction import predict as label
+    from semievol_api.session import run_blocking
+
+    place = place_of(data, written) if data.exists() else data
+    with Bars(err()) as bars:
+        found = run_blocking(label(load_config(run_config), model, data, alpha=alpha, watcher=bars))
+    path = write_predictions(found, place)
+    if as_json:
+        print_json(predictions_as_json(found, path))
+    else:
+        show_predictions(out(), found, path)
 
 
 def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[Contest, ...]:
     """The pairs compared: by what runs answered, or with a config, by asking its models."""
+    from semievol_api.config.settings import load_config
+    from semievol_api.report.comparison import ask_sides, compare_pairs, compare_sides
+    from semievol_api.session import run_blocking
+
     if run_config is None:
         return compare_pairs(pairs)
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
@@ -96,6 +143,10 @@ def _number(value: float) -> str:
     return "-" if value != value else f"{value:.3f}"
 
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?(?:\d[\d ,.']*)?\d(?:[eE][+-]?\d+)?\s?%?")
+
+
 def place_of(data: Path, named: Path | None) -> Path:
     """Where the labelled rows go; looked at before anything is asked.
 
@@ -111,12 +162,14 @@ def place_of(data: Path, named: Path | None) -> Path:
 
 
 def write_predictions(found: Predictions, path: Path) -> Path:
-    """The file's own rows with four more columns.
+    """The file's own rows with four more columns; what a spreadsheet would run as a formula begins with an apostrophe.
 
     Raises:
         DataError: the place cannot be written.
     """
-    rows = [{name: _cell(value) for name, value in row.items()} for row in as_rows(found)]
+    from semievol_api.report.prediction import as_rows
+
+    rows = [{name: defused(_cell(value)) for name, value in row.items()} for row in as_rows(found)]
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -137,7 +190,7 @@ def show_predictions(console: Console, found: Predictions, path: Path) -> None:
         console.print(
             f"The cut lies at a confidence of {found.cut:.4f} (alpha {found.alpha:g}).", markup=False, soft_wrap=True
         )
-    for message in found.messages:
+    for message in (*found.messages, *_told_of_formulas(found)):
         console.print(message, markup=False, soft_wrap=True)
     console.print(f"Everything is in {path}", markup=False, soft_wrap=True)
 
@@ -152,8 +205,28 @@ def predictions_as_json(found: Predictions, path: Path) -> Mapping[str, object]:
         "cut": found.cut,
         "alpha": found.alpha,
         "calibration": found.calibration,
-        "messages": list(found.messages),
+        "messages": [*found.messages, *_told_of_formulas(found)],
     }
+
+
+def defused(cell: object) -> object:
+    """A text that spreadsheets would run as a formula, behind an apostrophe; numbers and all else as they are."""
+    if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell
+
+
+def _told_of_formulas(found: Predictions) -> tuple[str, ...]:
+    from semievol_api.report.prediction import as_rows
+
+    cells = (_cell(value) for row in as_rows(found) for value in row.values())
+    count = sum(defused(cell) is not cell for cell in cells)
+    if not count:
+        return ()
+    return (
+        f"{count} cell(s) begin with =, +, -, @, a tab or a return; each has an apostrophe before it, so that no "
+        f"spreadsheet runs it.",
+    )
 
 
 def _cell(value: object) -> object:

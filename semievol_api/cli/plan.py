@@ -1,21 +1,48 @@
-"""A plan as tables and remarks, and what was really paid beside it.
+"""`semievol plan`: a plan as tables and remarks, and what was really paid beside it.
 
-Knows nothing of how the numbers were made.
+Heavy imports stand inside the functions. Knows nothing of how the numbers were made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
-from semievol_api.cli.screen import table
-from semievol_api.planning.bill import BillRow, Range, Spent
-from semievol_api.planning.estimating import Estimate
+from semievol_api.cli.screen import AsJson, ConfigPath, OnDay, out, print_json, table
 
-Cell = Callable[[BillRow], str]
+if TYPE_CHECKING:
+    from semievol_api.planning.bill import BillRow, Range, Spent
+    from semievol_api.planning.estimating import Estimate
+
+
+def plan(
+    config: ConfigPath,
+    vendors: Annotated[list[str] | None, typer.Argument(help="With --compare: vendors to price it at.")] = None,
+    as_json: AsJson = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Price the same run at the vendors named.")] = False,
+    on: OnDay = None,
+) -> None:
+    """Tell beforehand what a run asks, trains and costs, and until when its models exist; needs no key."""
+    from semievol_api.config.settings import load_config
+    from semievol_api.planning.bill import spent_by
+    from semievol_api.planning.estimating import estimate
+    from semievol_api.session import run_blocking
+
+    settings = load_config(config)
+    named = vendors or (["openai", "azure", "nebius", "local"] if compare else [])
+    planned = run_blocking(estimate(settings, today=on.date() if on else None, vendors=named))
+    spent = spent_by(settings)
+    if as_json:
+        print_json(plan_as_json(planned, spent))
+    else:
+        show_plan(out(), planned, spent)
+
+
+Cell = Callable[["BillRow"], str]
 COLUMNS: Mapping[str, Cell] = {
     "stage": lambda row: row.stage,
     "model": lambda row: row.model,
@@ -105,6 +132,8 @@ def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
 
 def _beside(planned: Estimate, spent: Spent) -> object:
     """Plan and ledger by the engine's stages (all evaluations are one), then trainings."""
+    from semievol_api.training.jobs import stored_job
+
     rows: list[list[str]] = []
     for stage, usage in spent.stages.items():
         mine = [row for row in planned.rows if row.stage.split("/")[0] == stage]
@@ -120,7 +149,7 @@ def _beside(planned: Estimate, spent: Spent) -> object:
             ]
         )
     for job, tokens in spent.trained_tokens.items():
-        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{job}")
+        expected = sum(r.training.expected for r in planned.rows if r.stage == f"jobs/{stored_job(job)}")
         rows.append([f"training {job}", f"{expected:,.0f}", f"{tokens:,}", "", ""])
     columns = ["stage", "planned prompt", "billed prompt", "planned completion", "billed completion"]
     trainings = "an unknown price" if spent.trainings_usd is None else f"{spent.trainings_usd:.4f} USD"

@@ -1,6 +1,6 @@
-"""A run's verdict as a table and one honest sentence.
+"""`semievol run`, `status`, `experiment` and `demo`, and a run's verdict as a table and one honest sentence.
 
-Knows nothing of how the numbers were made.
+Heavy imports stand inside the functions. Knows nothing of how the numbers were made.
 """
 
 from __future__ import annotations
@@ -9,16 +9,126 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
-from semievol_api.cli.screen import out, table
-from semievol_api.experiments.results import Results
-from semievol_api.planning.bill import Spent
-from semievol_api.report.report_data import no_better_than_majority
-from semievol_api.session import RunResult
-from semievol_api.training.jobs import jobs_under
+from semievol_api.cli.screen import (
+    AcceptChange,
+    AcceptLost,
+    AsJson,
+    Bars,
+    ConfigPath,
+    err,
+    out,
+    pairs,
+    print_json,
+    table,
+)
+
+if TYPE_CHECKING:
+    from semievol_api.config.settings import Config
+    from semievol_api.experiments.results import Results
+    from semievol_api.planning.bill import Spent
+    from semievol_api.session import RunResult
+
+
+def run(  # noqa: PLR0913 - a command line has as many options as it has
+    config: ConfigPath,
+    as_json: AsJson = False,
+    accept_config_change: AcceptChange = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Start whatever the plan says it costs.")] = False,
+    cassette: Annotated[
+        Path | None, typer.Option(help="Record the run into this folder, or play it from there.", show_default=False)
+    ] = None,
+    cassette_mode: Annotated[
+        str | None, typer.Option(help="replay, record, record-missing or off.", show_default="replay")
+    ] = None,
+    accept_lost_journal: AcceptLost = False,
+) -> None:
+    """Run a config to its verdict; run it again to go on where it stopped."""
+    from semievol_api.config.settings import load_config
+    from semievol_api.planning.bill import spent_by
+    from semievol_api.session import refuse_lost_journal, run_async, run_blocking
+
+    changes: dict[str, object] = {}
+    if cassette is not None:
+        changes["cassette.path"] = str(cassette.resolve())
+    if cassette_mode is not None:
+        changes["cassette.mode"] = cassette_mode
+    settings = load_config(config, changes)
+    if not accept_lost_journal:
+        refuse_lost_journal(settings)
+    if not yes:
+        _agree_on_price(settings)
+    with Bars(err()) as bars:
+        result = run_blocking(run_async(settings, watcher=bars, accept_change=accept_config_change))
+    show_result(result, as_json=as_json, spent=spent_by(settings))
+
+
+def _agree_on_price(settings: Config) -> None:
+    """Stop a run that is too dear before its first paid call; what is done already is not asked about again."""
+    from semievol_api.planning.estimating import estimate, refuse_too_dear, worth_planning
+    from semievol_api.session import run_blocking
+    from semievol_api.store.run_store import stages_done
+
+    if "verdict" not in stages_done(settings.run.folder) and worth_planning(settings):
+        refuse_too_dear(settings, run_blocking(estimate(settings)), agreed=False)
+
+
+def status(config: ConfigPath, as_json: AsJson = False) -> None:
+    """Show which stages of a run are done; works while it runs."""
+    from semievol_api.config.settings import load_config
+    from semievol_api.store.run_store import stages_done
+
+    done = stages_done(load_config(config).run.folder)
+    if as_json:
+        print_json({"done": done})
+    elif not done:
+        out().print(f"Nothing is done yet. Start with: semievol run {config}", markup=False)
+    else:
+        pairs(out(), "Done", {name: f"{seconds:.1f} s" for name, seconds in done.items()})
+
+
+def experiment(
+    path: Annotated[Path, typer.Argument(help="An experiment, such as examples/ablations.toml.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes and one seed: to see that all of it works.")
+    ] = False,
+    folder: Annotated[Path | None, typer.Option(help="Where it lies; default: as the file says.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the demo's server.")] = 1,
+    as_json: AsJson = False,
+    accept_lost_journal: AcceptLost = False,
+) -> None:
+    """Run a grid of arms and seeds over one pipeline; run it again to go on where it stopped."""
+    from semievol_api.cli.demo import run_grid
+
+    lines = err()
+    found = run_grid(
+        path,
+        lambda line: lines.print(line, markup=False),
+        quick=quick,
+        folder=folder,
+        threads=threads,
+        accept_lost_journal=accept_lost_journal,
+    )
+    if as_json:
+        print_json(results_as_json(found))
+    else:
+        show_results(out(), found)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the run and the server keep their state.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A sixth of the data: quicker, and less to see.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole method for real on this machine: own model, own server, no key, no GPU."""
+    from semievol_api.cli.demo import run_demo
+
+    run_demo(folder, quick=quick, as_json=as_json)
 
 
 def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None) -> None:
@@ -26,6 +136,8 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
 
     `spent` is what the run has cost over all its processes.
     """
+    from semievol_api.training.jobs import jobs_under
+
     document: dict[str, Any] = dict(result.verdict.document)
     bills = result.ledger.stages.values()
     asked = {
@@ -61,6 +173,8 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
 
 def _beware(document: Mapping[str, Any]) -> list[str]:
     """Whether the trained model says more than the most frequent answer."""
+    from semievol_api.report.report_data import no_better_than_majority
+
     against = [d for d in document.get("differences", []) if d["against"] == "majority" and d["interval"][0] <= 0]
     return [f"Beware: {no_better_than_majority(d['of_label'], *d['interval'])}" for d in against]
 
@@ -83,8 +197,10 @@ def _models(document: Mapping[str, Any], seconds: Mapping[str, float]) -> object
 
 def _seconds(seconds: Mapping[str, float], name: str) -> str:
     """Training and evaluation of one model, as they took when they were made."""
-    job = {"warm": "warm_up"}.get(name, name)
-    spent = [seconds.get(key, 0.0) for key in (f"jobs/{job}-ticket", f"jobs/{job}-model", f"evaluate/{name}")]
+    from semievol_api.training.jobs import job_artifact
+
+    made_by = (job_artifact(name, "ticket"), job_artifact(name, "model"), f"evaluate/{name}")
+    spent = [seconds.get(key, 0.0) for key in made_by]
     return f"{sum(spent):.1f}" if sum(spent) else "-"
 
 

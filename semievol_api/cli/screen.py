@@ -1,21 +1,36 @@
-"""What the command line shows: bars on long work, plain lines without a terminal, one paragraph for an error.
+"""What the groups of commands share: common options, bars on long work, tables, JSON for a program.
 
-Used by `cli` alone. Knows nothing of what a run computes.
+Plain lines stand in for the bars where there is no terminal. Knows nothing of what a run computes.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from semievol_api.capabilities import JobEvent
-from semievol_api.engine import Progress as RowDone
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from semievol_api.capabilities import JobEvent
+    from semievol_api.engine import Progress as RowDone
+
+ConfigPath = Annotated[Path, typer.Argument(help="A config file, such as semievol.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+AcceptChange = Annotated[
+    bool, typer.Option("--accept-config-change", help="Go on in a folder that another config made.")
+]
+AcceptLost = Annotated[bool, typer.Option("--accept-lost-journal", help="Pay again for answers whose journal is gone.")]
+OnDay = Annotated[datetime.datetime | None, typer.Option("--on", formats=["%Y-%m-%d"], help="As if it were this day.")]
 
 PLAIN_INTERVAL_S = 5.0
 PLAIN_WIDTH = 120
@@ -25,6 +40,15 @@ class Bars:
     """A `Watcher` that draws: one line a stage on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
         self._console = console
         self._progress = Progress(
             SpinnerColumn(),
@@ -110,3 +134,8 @@ def pairs(console: Console, title: str, values: Mapping[str, object]) -> None:
     width = max((len(k) for k in values), default=0)
     for key, value in values.items():
         console.print(f"  {key:<{width}}  {value}", markup=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")

@@ -1,6 +1,6 @@
-"""What `semievol providers` shows: the vendors, their models' prices and ends, and what a refreshed table changed.
+"""`semievol providers`, `probe`, `jobs` and `clean`: known vendors and models, and what a run has at its own vendor.
 
-Knows nothing of where a table is kept.
+Heavy imports stand inside the functions. Knows nothing of where a table is kept or of any one vendor.
 """
 
 from __future__ import annotations
@@ -11,20 +11,98 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
 from rich.console import Console
 
-from semievol_api.capabilities import Provider
-from semievol_api.cli.screen import out, pairs, table
-from semievol_api.config.settings import Config, load_config, nearest
+from semievol_api.cli.screen import AsJson, ConfigPath, OnDay, out, pairs, print_json, table
 from semievol_api.errors import ConfigError, UserError
-from semievol_api.planning.catalogue import Catalogue, ModelFacts, VendorFacts
-from semievol_api.planning.catalogue_refresh import Refreshed, known_catalogue
-from semievol_api.planning.provider_probe import Finding, ProbeModels, probe, record
-from semievol_api.registry import connect, provider_kinds
-from semievol_api.session import check
-from semievol_api.training.jobs import Job, cancel, delete, jobs_under, leftovers, state_of
+
+if TYPE_CHECKING:
+    from semievol_api.capabilities import Provider
+    from semievol_api.config.settings import Config
+    from semievol_api.planning.catalogue import Catalogue, ModelFacts, VendorFacts
+    from semievol_api.planning.catalogue_refresh import Refreshed
+    from semievol_api.planning.provider_probe import Finding, ProbeModels
+    from semievol_api.training.jobs import Job
+
+
+def providers(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own \\[catalogue] file.")] = None,
+    fresh: Annotated[Path | None, typer.Option("--refresh", help="Take a newer table of prices and ends.")] = None,
+    back: Annotated[bool, typer.Option("--reset", help="Go back to the package's own table.")] = False,
+    as_json: AsJson = False,
+    on: OnDay = None,
+) -> None:
+    """List the installed providers and what is known of vendors' models; `probe` asks one what it really does."""
+    from semievol_api.planning.catalogue import utc_day
+    from semievol_api.planning.catalogue_refresh import data_folder, refresh, reset
+
+    if context.invoked_subcommand is not None:
+        return
+    today = on.date() if on else utc_day()
+    if fresh is not None and back:
+        raise UserError("--refresh takes a newer table and --reset drops it: give one of the two.")
+    if fresh is not None or back:
+        told = reset(data_folder()) if fresh is None else refresh(fresh, data_folder(), today)
+        if as_json:
+            print_json(refreshed_as_json(told))
+        else:
+            show_refreshed(out(), told)
+        return
+    catalogue = catalogue_of(config)
+    if as_json:
+        print_json(providers_as_json(catalogue, today))
+    else:
+        show_providers(out(), catalogue, today)
+
+
+def probe(
+    name: Annotated[str, typer.Argument(help="A provider of the config: \\[providers.NAME].")],
+    config: Annotated[Path, typer.Option(help="The config that names it.")] = Path("semievol.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Make one cheap call per ability and show what works, is ignored or refused; kept with the run."""
+    findings, path = probe_provider(name, config)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        show_findings(findings, path)
+
+
+def jobs(
+    path: Annotated[Path, typer.Argument(help="A config, or a folder of runs.")] = Path(),
+    poll: Annotated[bool, typer.Option("--poll", help="Ask the vendor where the jobs stand (needs a config).")] = False,
+    cancel: Annotated[str | None, typer.Option(help="Ask the vendor to stop this job (needs a config).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the trainings of all runs: their jobs, models, tokens and price."""
+    found = list_jobs(path, poll=poll, stop=cancel)
+    if as_json:
+        print_json(found)
+    else:
+        show_jobs(found)
+
+
+def clean(
+    config: ConfigPath,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="What lies at the vendor: files, superseded models.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List, and with --yes delete, what a run left at its vendor."""
+    if not remote:
+        raise UserError("Nothing to do without --remote. To remove a run from this machine, delete its folder.")
+    result = clean_remote(config, yes=yes)
+    if as_json:
+        print_json(result)
+    else:
+        show_clean(result)
+
 
 SHOWN_KEYS = 4
 """Keys of a new row that are told; of a changed row all are."""
@@ -32,11 +110,16 @@ SHOWN_KEYS = 4
 
 def catalogue_of(config: Path | None) -> Catalogue:
     """What is known, with the own file on top that a config names."""
+    from semievol_api.config.settings import load_config
+    from semievol_api.planning.catalogue_refresh import known_catalogue
+
     return known_catalogue(None if config is None else load_config(config).catalogue.file)
 
 
 def show_providers(console: Console, catalogue: Catalogue, today: datetime.date) -> None:
     """Kinds, vendors and models for a person; at the end one line on what has gone stale."""
+    from semievol_api.registry import provider_kinds
+
     pairs(console, "Providers", {name: point.value for name, point in provider_kinds().items()})
     console.print(_vendors(catalogue))
     console.print(_models(catalogue))
@@ -50,6 +133,8 @@ def show_providers(console: Console, catalogue: Catalogue, today: datetime.date)
 
 def providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, Any]:
     """The installed providers and the catalogue."""
+    from semievol_api.registry import provider_kinds
+
     stale = _stale(catalogue, today)
     return {
         "remarks": [
@@ -116,6 +201,8 @@ def _stale(catalogue: Catalogue, today: datetime.date) -> str | None:
 
 def _hours(catalogue: Catalogue) -> list[ModelFacts]:
     """The GPU hours as entries that can go stale like any other."""
+    from semievol_api.planning.catalogue import ModelFacts
+
     return [
         ModelFacts(vendor=name, model="GPU hours", source=origin.source, checked=origin.checked)
         for name, facts in catalogue.vendors.items()
@@ -192,13 +279,17 @@ def list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any
     Raises:
         UserError: the vendor can only be asked with a config.
     """
+    from semievol_api.config.settings import load_config
+    from semievol_api.session import check as check_run
+    from semievol_api.training.jobs import cancel, jobs_under, state_of
+
     if path.is_dir():
         if poll or stop:
             raise UserError("To ask the vendor, name a config: semievol jobs semievol.toml --poll")
         return [_plain_job(job, None, None) for job in jobs_under(path)]
     config = load_config(path)
     jobs = jobs_under(config.run.folder)
-    plan = check(config, planning=not (poll or stop), purpose="look")
+    plan = check_run(config, planning=not (poll or stop), purpose="look")
     provider = plan.provider(plan.trainer_ref)
 
     async def ask(provider: Provider) -> list[dict[str, Any]]:
@@ -236,8 +327,12 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
 
 def clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
     """What a run left at its vendor; deleted with `yes`."""
+    from semievol_api.config.settings import load_config
+    from semievol_api.session import check as check_run
+    from semievol_api.training.jobs import delete, jobs_under, leftovers
+
     config = load_config(path)
-    plan = check(config, purpose="look")
+    plan = check_run(config, purpose="look")
     jobs = jobs_under(config.run.folder)
 
     async def ask(provider: Provider) -> dict[str, Any]:
@@ -265,12 +360,17 @@ def show_clean(result: Mapping[str, Any]) -> None:
 
 def probe_provider(name: str, path: Path) -> tuple[list[Finding], Path]:
     """Probe one provider of a config with the models that its roles name; the findings are kept in the run's folder."""
+    from semievol_api.config.settings import load_config, nearest
+    from semievol_api.planning.provider_probe import probe as probe_abilities
+    from semievol_api.planning.provider_probe import record
+    from semievol_api.registry import connect
+
     config = load_config(path)
     if name not in config.providers:
         raise ConfigError(f"[providers] has no {name!r}. {nearest(name, list(config.providers))}")
     provider = connect(name, config.providers[name], None, str(config.run.folder.parent))
     models = _models_at(name, config)
-    findings = _with(provider, lambda p: probe(p, models))
+    findings = _with(provider, lambda p: probe_abilities(p, models))
     return findings, record(findings, name, models.chat or models.embed, config.run.folder)
 
 
@@ -282,6 +382,8 @@ def show_findings(findings: Sequence[Finding], path: Path) -> None:
 
 
 def _models_at(name: str, config: Config) -> ProbeModels:
+    from semievol_api.planning.provider_probe import ProbeModels
+
     roles = config.roles
     trainer = roles.trainer or roles.student
     return ProbeModels(

@@ -1,6 +1,6 @@
 """What the method can be told: the sections `[split] [annotate] [[annotators]] [justify] [select] [train] [evolve]`.
 
-Part of `config.py`, which is where they are imported from. Knows nothing of files, providers or stages.
+The other sections, and the file as a whole, are in `settings.py`. Knows nothing of files, providers or stages.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semievol_api.capabilities import TrainSpec
 from semievol_api.store.fingerprints import fingerprinted
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -153,14 +154,15 @@ class SelectSettings(Settings):
     "poll_s",
     "suffix",
 )
-class TrainSettings(Settings):
-    """`[train]`: the two trainings; None is the vendor's `auto`."""
+class TrainSettings(TrainSpec):
+    """`[train]`: the two trainings, with every field of a `TrainSpec`; None is the trainer's own (the vendor's `auto`).
+
+    `seed` is the run's where it is left out.
+    """
 
     n_epochs: int | None = Field(default=2, ge=1)
     final_epochs: int | None = Field(default=None, ge=1)
     """Epochs of the final training; default: `n_epochs`."""
-    batch_size: int | None = Field(default=None, ge=1)
-    learning_rate_multiplier: float | None = Field(default=None, gt=0)
     data: Literal["selected+labeled", "selected"] = "selected+labeled"
     """Ambiguity 3: Eq. 9 (both) or Algorithm 1 (selected only)."""
     start: Literal["base", "warm"] = "base"
@@ -177,6 +179,10 @@ class TrainSettings(Settings):
         return self.model_copy(
             update={"n_epochs": self.final_epochs or self.n_epochs, "learning_rate_multiplier": rate}
         )
+
+    def spec(self, run_seed: int) -> TrainSpec:
+        """What a trainer is told."""
+        return TrainSpec.model_validate({"seed": run_seed, **self.said})
 
 
 @fingerprinted("kind", "shots")

@@ -18,21 +18,28 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semievol_api.cassettes.miss import CassetteMode
-from semievol_api.config.method import AnnotateSettings as AnnotateSettings
-from semievol_api.config.method import AnnotatorSettings as AnnotatorSettings
-from semievol_api.config.method import EvolveSettings as EvolveSettings
-from semievol_api.config.method import JustifySettings as JustifySettings
-from semievol_api.config.method import ModelRef as ModelRef
-from semievol_api.config.method import SelectSettings as SelectSettings
-from semievol_api.config.method import Settings as Settings
-from semievol_api.config.method import Share as Share
-from semievol_api.config.method import SplitSettings as SplitSettings
-from semievol_api.config.method import ThresholdPool as ThresholdPool
-from semievol_api.config.method import TrainSettings as TrainSettings
+from semievol_api.config.method import (
+    AnnotateSettings,
+    AnnotatorSettings,
+    EvolveSettings,
+    JustifySettings,
+    ModelRef,
+    SelectSettings,
+    Settings,
+    Share,
+    SplitSettings,
+    TrainSettings,
+)
 from semievol_api.errors import ConfigError
 from semievol_api.store.fingerprints import fingerprinted
 
 Mode: TypeAlias = Literal["calibrated", "paper", "official-2025"]
+
+Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
+
+LogTarget: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
     # Findings of NAACL 2025, arXiv 2410.14745 v2: all settings' own defaults.
@@ -56,10 +63,7 @@ MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
 }
 
 
-Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
-
-
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
+# -------------------------------------------------------------------------------------------------- the sections
 
 
 @fingerprinted(
@@ -82,22 +86,6 @@ class RunSettings(Settings):
     max_failed_share: Share = 0.05
     engine: Literal["local", "ray"] = "local"
     """Who walks the parts of the stages that ask: this process, or the workers of `[ray]`. The results are the same."""
-
-
-class RaySettings(Settings):
-    """`[ray]`: the cluster of `[run] engine = "ray"`. The run's folder must lie where all of its nodes see it."""
-
-    address: str | None = None
-    """Of a running cluster, such as "auto"; without one a local Ray is started and ended."""
-    workers: int = Field(default=2, ge=1)
-    """Processes that ask; each has a connection of its own to every provider."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    """For a provider that computes in the worker itself, such as `vllm`."""
-    shard_rows: int = Field(default=1024, ge=1)
-    """Examples that a worker takes at a time, about."""
-    object_store_mb: int | None = Field(default=None, ge=80)
-    """Shared memory of a local Ray; default: Ray's own, a third of the machine's."""
 
 
 @fingerprinted(
@@ -202,7 +190,20 @@ class Limits(Settings):
     """`semievol run` starts a dearer plan only with --yes."""
 
 
-LogTarget: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
+class RaySettings(Settings):
+    """`[ray]`: the cluster of `[run] engine = "ray"`. The run's folder must lie where all of its nodes see it."""
+
+    address: str | None = None
+    """Of a running cluster, such as "auto"; without one a local Ray is started and ended."""
+    workers: int = Field(default=2, ge=1)
+    """Processes that ask; each has a connection of its own to every provider."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """For a provider that computes in the worker itself, such as `vllm`."""
+    shard_rows: int = Field(default=1024, ge=1)
+    """Examples that a worker takes at a time, about."""
+    object_store_mb: int | None = Field(default=None, ge=80)
+    """Shared memory of a local Ray; default: Ray's own, a third of the machine's."""
 
 
 class LogSettings(Settings):
@@ -300,6 +301,9 @@ def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]
     return {**tree, **{name: values for name, values in sections.items() if name not in spoiled}}
 
 
+# ------------------------------------------------------------------------------------------------------- reading
+
+
 def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
     """Read a config; relative paths in it are resolved against its own folder.
 
@@ -313,6 +317,44 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Co
         _set(tree, dotted, value)
     config = parse_settings(Config, tree, where=path.name)
     return _resolve(config, path.resolve().parent)
+
+
+def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, last = dotted.split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
+
+
+def _resolve(config: Config, folder: Path) -> Config:
+    """The same config with every path absolute."""
+    run = config.run.model_copy(
+        update={
+            "folder": folder / config.run.folder,
+            "journal": folder / config.run.journal if config.run.journal else None,
+        }
+    )
+    task = config.data.task
+    data = config.data.model_copy(
+        update={
+            "labeled": folder / config.data.labeled,
+            "unlabeled": folder / config.data.unlabeled,
+            "test": folder / config.data.test if config.data.test else None,
+            "dev": folder / config.data.dev if config.data.dev else None,
+            "reviewed": folder / config.data.reviewed if config.data.reviewed else None,
+            "task": str(folder / task) if task.endswith(".toml") else task,
+        }
+    )
+    roles, own = config.roles, config.catalogue.file
+    if roles.tokenizer is not None:
+        roles = roles.model_copy(update={"tokenizer": folder / roles.tokenizer})
+    catalogue = CatalogueSettings(file=folder / own if own else None)
+    cassette = config.cassette
+    if cassette is not None:
+        cassette = cassette.model_copy(update={"path": folder / cassette.path})
+    return config.model_copy(
+        update={"run": run, "data": data, "roles": roles, "catalogue": catalogue, "cassette": cassette}
+    )
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -371,41 +413,3 @@ def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         if found:
             here = found[0]
     return list(here.model_fields)
-
-
-def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
-    *parents, last = dotted.split(".")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = value
-
-
-def _resolve(config: Config, folder: Path) -> Config:
-    """The same config with every path absolute."""
-    run = config.run.model_copy(
-        update={
-            "folder": folder / config.run.folder,
-            "journal": folder / config.run.journal if config.run.journal else None,
-        }
-    )
-    task = config.data.task
-    data = config.data.model_copy(
-        update={
-            "labeled": folder / config.data.labeled,
-            "unlabeled": folder / config.data.unlabeled,
-            "test": folder / config.data.test if config.data.test else None,
-            "dev": folder / config.data.dev if config.data.dev else None,
-            "reviewed": folder / config.data.reviewed if config.data.reviewed else None,
-            "task": str(folder / task) if task.endswith(".toml") else task,
-        }
-    )
-    roles, own = config.roles, config.catalogue.file
-    if roles.tokenizer is not None:
-        roles = roles.model_copy(update={"tokenizer": folder / roles.tokenizer})
-    catalogue = CatalogueSettings(file=folder / own if own else None)
-    cassette = config.cassette
-    if cassette is not None:
-        cassette = cassette.model_copy(update={"path": folder / cassette.path})
-    return config.model_copy(
-        update={"run": run, "data": data, "roles": roles, "catalogue": catalogue, "cassette": cassette}
-    )

@@ -111,8 +111,8 @@ class Parts:
         return self.whole().to_pandas()
 
 
-Tabular: TypeAlias = "pa.Table | Parts | AsyncIterator[pa.Table]"
-"""What can be stored as a table: one in memory, parts, or parts that are still being made."""
+Tabular: TypeAlias = "Parts | AsyncIterator[pa.Table]"
+"""What can be stored as a table: one in parts (a small one is one part), or its parts while they are being made."""
 
 
 class Rows(Sequence[RowT_co], Generic[RowT_co]):

@@ -217,15 +217,15 @@ class RawData:
     test: tuple[Example, ...]
     notes: tuple[Note, ...] = ()
     development: tuple[Example, ...] = ()
-    taught: tuple[Example, ...] = ()
+    pseudo_labeled: tuple[Example, ...] = ()
     """Pseudo-labelled examples of earlier rounds."""
     reviewed: Mapping[str, str] = field(default_factory=dict[str, str])
     """A person's answers by example id, in the task's canonical form."""
 
     @property
     def aside(self) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[str, ...]]:
-        """What the split has to know: the user's own gate, what earlier rounds taught, and ids that a person chose."""
-        return self.development, self.taught, tuple(sorted(self.reviewed))
+        """What the split has to know: the user's own gate, what earlier rounds kept, and ids that a person chose."""
+        return self.development, self.pseudo_labeled, tuple(sorted(self.reviewed))
 
     @property
     def gold(self) -> Mapping[str, str]:

@@ -175,6 +175,8 @@ _log = logging.getLogger(__name__)
 FIRST_IN_FLIGHT = 16
 """Requests in flight until the first reply has told the quotas."""
 FIRST_PAUSE_S = 0.5
+SHORTEST_PAUSE_S = 0.05
+"""Whatever a server asks for; doubled with every pause after which it still refuses all."""
 LONGEST_PAUSE_S = 60.0
 LEARN_EVERY_S = 0.01
 _NO_PACE = Pace()
@@ -293,7 +295,8 @@ class Gate:
             # Requests that the last pause let through may be under way: look at two periods before growing.
             self._vain_pauses = 0 if self._replies or self._replies_before else self._vain_pauses + 1
             self._replies_before, self._replies = self._replies, 0
-            retry_after_s = self._backoff_s() if retry_after_s is None else retry_after_s
+            floor_s = SHORTEST_PAUSE_S * 2.0 ** min(self._vain_pauses, 6)
+            retry_after_s = self._backoff_s() if retry_after_s is None else max(retry_after_s, floor_s)
         elif retry_after_s is None:
             retry_after_s = 0.0
         self._hold(now_s + retry_after_s * self._random.uniform(1.0, 1.1))

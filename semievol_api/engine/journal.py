@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import os
 import sqlite3
 import threading
 import time
@@ -165,6 +166,7 @@ class Journal:
         _refuse_foreign(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # what SQLite lays beside it gets the same rights
             connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise explain(error, path, "opened") from None

@@ -19,7 +19,7 @@ from semievol_api.engine.journal import Content, Found, Record
 from semievol_api.records import Completion, Finish, JsonValue, Prompt, Usage
 
 RequestT = TypeVar("RequestT")
-ReplyT = TypeVar("ReplyT")
+ReplyT = TypeVar("ReplyT", bound="PacedReply")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ way, or becomes a work of its own. Knows nothing of gates, retries or files.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
 from semievol_api.capabilities import Provider
@@ -20,6 +21,8 @@ from semievol_api.engine.requests import Answer, Ask, Kind, Progress, ReplyT, Re
 from semievol_api.engine.work import AnyRequestChunk, AnyWork, Ledger, RequestChunk, ResultSink, Work
 from semievol_api.errors import ContextLengthError, ProviderError
 from semievol_api.records import Usage
+
+_log = logging.getLogger(__name__)
 
 CHUNK = 256
 """Asks that are looked up in the journal together."""
@@ -69,6 +72,8 @@ class EngineState:
     ledger: Ledger
     now_s: Callable[[], float]
     on_progress: Callable[[Progress], None] | None
+    estimated: set[str] = field(default_factory=set[str])
+    """Models whose usage is not believed; each is told of once."""
 
 
 class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
@@ -223,7 +228,10 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     # ------------------------------------------------------------------------------- what becomes of the pieces
     def arrived(self, piece: RequestChunk[RequestT, ReplyT], usage: Usage) -> None:
         """Price a reply and make its rows; the sender hands the piece to the writer."""
-        model = self.kind.model(piece.request)
+        model, said = self.kind.model(piece.request), usage
+        usage = piece.charged(said)
+        if usage.prompt > said.prompt or usage.completion > said.completion:
+            self._tell_of_estimates(model)
         limits = self.provider.limits.get(model)
         usd = price(usage, limits, share=self._sender.price_share)
         self.tally.paid(usage, usd, priced=limits is not None and limits.input_usd is not None)
@@ -235,6 +243,16 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             source = Source(self._state.run, name, model, self.kind.name, self.stage, self._sender.mode)
             self._sources[model] = source
         piece.make_rows(source, usage, usd)
+
+    def _tell_of_estimates(self, model: str) -> None:
+        told = self._desk.estimated
+        if model not in told:
+            told.add(model)
+            _log.warning(
+                "%s reports no usage for %s, or less than what was sent: its tokens are charged as estimated.",
+                self.provider.name,
+                model,
+            )
 
     def stored(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
         """Settle a piece whose rows are on disk, and answer what it completes."""

@@ -17,6 +17,9 @@ from semievol_api.engine.requests import Answer, Ask, Kind, ReplyT, RequestT
 from semievol_api.errors import ProviderError, TransientError
 from semievol_api.records import Usage
 
+MOST_BYTES_OF_A_TOKEN = 64
+"""On the average of a text; a usage with fewer tokens than this is not believed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBill:
@@ -313,14 +316,22 @@ class RequestChunk(Generic[RequestT, ReplyT]):
         """Read a reply's samples.
 
         Raises:
-            TransientError: it holds none, or not one for each of a group.
+            TransientError: it holds none, or not one for each of a group, or its usage is negative.
         """
+        if min(reply.usage.prompt, reply.usage.completion, reply.usage.cached) < 0:
+            raise TransientError(f"The server bills a negative number of tokens ({reply.usage}): check base_url.")
         contents = self.owner.kind.contents(reply)
         wanted = self.owner.kind.samples(self.request) if len(self.works) == 1 else len(self.works)
         if not contents or (self.owner.kind.group > 1 and len(contents) != len(self.works)):
             raise TransientError(f"The reply holds {len(contents)} answers where {wanted} were asked for.")
         self.reply = reply
         self.contents = contents if len(contents) <= wanted else contents[:wanted]
+
+    def charged(self, usage: Usage) -> Usage:
+        """The usage that is charged: the server's, or estimated where it says nothing or less than what was sent."""
+        answered = sum(len(content.text.encode()) for content in self.contents if content.text)
+        prompt = _at_least(usage.prompt, self.prompt_bytes)
+        return Usage(prompt, _at_least(usage.completion, answered), min(usage.cached, prompt))
 
     def make_rows(self, source: Source, usage: Usage, usd: float) -> None:
         """Rows for the journal; the first carries the usage and the cost."""
@@ -359,3 +370,8 @@ def _found(row: Row) -> Found:
 
 AnyRequestChunk = RequestChunk[Any, Any]
 AnyWork = Work[Any, Any]
+
+
+def _at_least(tokens: int, text_bytes: int) -> int:
+    """A count that a text of this size can have, as it is; else a token for every four bytes, as servers estimate."""
+    return tokens if tokens * MOST_BYTES_OF_A_TOKEN >= text_bytes else -(-text_bytes // 4)

@@ -44,7 +44,7 @@ def walk_of(recipe: Recipe, copies: int = 1) -> Walk:
         "semievol": all_rounds,
         "prompt-only": prompt_only,
         "fine-tune": partial(fine_tuned, copies=copies),
-        "gold": taught_gold,
+        "gold": trained_on_gold,
     }
     return walks[recipe]
 
@@ -65,7 +65,7 @@ async def fine_tuned(
     return await _told(tools, store, corpus, {"sft": model}, config)
 
 
-async def taught_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """The ceiling: the final training with the gold answers of the whole pool.
 
     Raises:
@@ -91,7 +91,7 @@ async def _corpus(tools: Clients, store: RunStore, task: Task, raw: RawData, con
     shots = config.evaluate.shots
     asked = (tools.embedder, data, folds, config.retrieve, shots)
     neighbours = await store.once("retrieve", Neighbours, retrieve, *asked)
-    return Corpus(task, data, folds, neighbours, raw.taught)
+    return Corpus(task, data, folds, neighbours, raw.pseudo_labeled)
 
 
 async def _told(

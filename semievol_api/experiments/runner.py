@@ -28,6 +28,7 @@ from semievol_api.session import Silent, Watcher, check, config_key, refuse_lost
 from semievol_api.store.artifacts import Answers, EvidenceTable, TunedModel, Verdict
 from semievol_api.store.run_store import load_artifact, stages_done
 from semievol_api.tasks import load_task
+from semievol_api.training.jobs import file_artifact
 
 PROC = Path("/proc")
 _TICK_FIELDS = slice(11, 15)
@@ -312,7 +313,7 @@ def _with_steps(experiment: Experiment, cell: Cell, config: Config) -> tuple[Con
         return config, 1
     other = arm_named(experiment, cell.arm.steps_of)
     folder = experiment.experiment.folder / "runs" / cell_name(other.name, cell.value, cell.seed)
-    files = [folder / name / "train.jsonl" for name in ("evolve", "warm_up", "sft")]
+    files = [folder / file_artifact(model) / "train.jsonl" for model in ("semievol", "warm", "sft")]
     trained = [len(path.read_bytes().splitlines()) for path in files if path.is_file()]
     if len(trained) < 2:
         raise RunFolderError(

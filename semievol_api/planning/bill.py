@@ -16,6 +16,7 @@ from semievol_api.capabilities import ModelLimits
 from semievol_api.config.settings import Config
 from semievol_api.engine.journal import Journal
 from semievol_api.records import Usage
+from semievol_api.training.jobs import model_trained_by
 
 PROBE = "probe"
 """The stage that asks a fixed number of questions, however many there are."""
@@ -301,6 +302,6 @@ def spent_by(config: Config) -> Spent | None:
 def _jobs(folder: Path) -> dict[str, dict[str, Any]]:
     """What is noted of each model that was trained, by job."""
     return {
-        path.parent.name.removesuffix("-model"): json.loads(path.read_text("utf-8"))
+        model_trained_by(path.parent.name.removesuffix("-model")): json.loads(path.read_text("utf-8"))
         for path in sorted(folder.glob("jobs/*-model/model.json"))
     }

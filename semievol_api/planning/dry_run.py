@@ -41,6 +41,7 @@ from semievol_api.session import Plan, Silent, open_tools
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.training.fine_tuning import AUTO_EPOCHS
+from semievol_api.training.jobs import model_trained_by
 
 STEP_CHARACTERS = 512
 """How finely beginnings are compared: about 128 tokens of English."""
@@ -275,11 +276,11 @@ class DryFineTuner:
             weight = dry.demand.shares.of_training(messages[-2].content if len(messages) > 1 else "")
             count = dry.counter.training(messages)
             examples, tokens, longest = examples + weight, tokens + weight * count, max(longest, count)
-        epochs = request.hyperparameters.n_epochs or AUTO_EPOCHS
+        epochs = request.spec.n_epochs or AUTO_EPOCHS
         amounts = dry.demand.at(dry.provider, request.model, "train")
         amounts.requests += 1
         amounts.training += tokens * epochs
-        name = dry.demand.stage.removeprefix("jobs/").removesuffix("-ticket")
+        name = model_trained_by(dry.demand.stage.removeprefix("jobs/").removesuffix("-ticket"))
         dry.demand.trainings.append(TrainingReport(name, round(examples), round(tokens), longest, epochs))
         return JobTicket(job_id=f"dry-{request.run_key}", run_key=request.run_key)
 

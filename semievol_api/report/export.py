@@ -27,7 +27,7 @@ from semievol_api.report.read_run import read_report_data
 from semievol_api.store.artifacts import TunedModel
 from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import Task, load_task
-from semievol_api.training.fine_tuning import chat_jsonl, training_line
+from semievol_api.training.files import chat_jsonl, training_line
 
 
 def model_card(run_folder: Path) -> str:

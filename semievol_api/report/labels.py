@@ -150,7 +150,7 @@ def _label_table(run_folder: Path, examples: Sequence[Example], part: int | None
     confidences, kept = np.full(len(examples), np.nan), np.zeros(len(examples), dtype=np.bool_)
     reasons: Sequence[str] = ["not selected yet"] * len(examples)
     if chosen is not None:
-        scores = _about(chosen.scores if isinstance(chosen.scores, Parts) else Parts.of(chosen.scores), place, part)
+        scores = _about(chosen.scores, place, part)
         order = _order(scores, place)
         answers = _spread(scores["answer"].to_pylist(), order, len(examples))
         confidences[order[order >= 0]] = _scores(scores)[order >= 0]
@@ -295,7 +295,7 @@ class DecisionLog:
             RunFolderError: another review holds it, or it cannot be written.
         """
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise RunFolderError(
                 f"The decisions cannot be written to {str(path)!r}: {error.strerror}. Make the folder writable."

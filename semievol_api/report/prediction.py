@@ -31,9 +31,9 @@ from semievol_api.session import Plan, Silent, Watcher, check, open_tools
 from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TunedModel
 from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import Columns, Task
+from semievol_api.training.jobs import job_artifact, model_trained_by
 
 FloatArray = NDArray[np.float64]
-JOB_OF = {"warm": "warm_up"}
 """The job that made a model, where it has another name."""
 
 
@@ -113,9 +113,8 @@ def _without_absent(columns: Columns, table: Table) -> Columns:
 
 def _name_in(config: Config, name: str) -> str:
     """`sft` is the warm model of a run whose warm model was trained on all labels, and so serves as baseline."""
-    jobs = config.run.folder / "jobs"
-    is_warm = name == "sft" and not (jobs / "sft-model").exists() and (jobs / "warm_up-model").exists()
-    return "warm" if is_warm else name
+    there = {model: (config.run.folder / job_artifact(model, "model")).exists() for model in ("sft", "warm")}
+    return "warm" if name == "sft" and not there["sft"] and there["warm"] else name
 
 
 def model_of(config: Config, name: str) -> TunedModel:
@@ -127,12 +126,12 @@ def model_of(config: Config, name: str) -> TunedModel:
     base = config.roles.student.model
     if name == "base":
         return TunedModel(base, base)
-    found = load_artifact(config.run.folder, f"jobs/{JOB_OF.get(name, name)}-model", TunedModel)
+    found = load_artifact(config.run.folder, job_artifact(name, "model"), TunedModel)
     if found is not None:
         return found
-    made = sorted(path.name.removesuffix("-model") for path in config.run.folder.glob("jobs/*-model"))
     if name in ("warm", "sft", "semievol", "ceiling"):
-        there = [{"warm_up": "warm"}.get(job, job) for job in made]
+        stored = sorted(path.name.removesuffix("-model") for path in config.run.folder.glob("jobs/*-model"))
+        there = [model_trained_by(job) for job in stored]
         raise RunFolderError(
             f"The run {str(config.run.folder)!r} has no model {name!r}. It has: {', '.join(['base', *there])}. "
             f"{nearest(name, ['base', *there]) if there else 'Run it first.'}"

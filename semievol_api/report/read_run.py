@@ -45,6 +45,7 @@ from semievol_api.report.report_data import (
 )
 from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, Verdict
 from semievol_api.store.run_store import load_artifact, read_document, stages_done
+from semievol_api.training.jobs import model_trained_by
 
 MAX_CONFUSION_LABELS = 12
 MAX_LISTED_DROPS = 200
@@ -302,7 +303,7 @@ def _job_curves(run_folder: Path) -> Iterator[JobCurve]:
                     points.setdefault(name, []).append((metrics["step"], value))
         for name, pairs in sorted(points.items()):
             steps, values = zip(*sorted(set(pairs)), strict=True)
-            yield JobCurve(path.name.removesuffix("-events.jsonl"), name, steps, values)
+            yield JobCurve(model_trained_by(path.name.removesuffix("-events.jsonl")), name, steps, values)
 
 
 def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]:

@@ -8,18 +8,24 @@ after it is on disk. Knows nothing of how rows are ranked or how decisions are k
 
 from __future__ import annotations
 
-import json
+import asyncio
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from semievol_api.errors import RunFolderError
 from semievol_api.report.labels import (
@@ -115,94 +121,135 @@ class ReviewSession:
         return {"undone": undone.example_id if undone else None}
 
 
-class ReviewHandler(BaseHTTPRequestHandler):
+class ReviewPage:
     """Answers the page's four requests; anything without the token is not found."""
 
-    protocol_version = "HTTP/1.1"
+    def __init__(self, session: ReviewSession) -> None:
+        script = source("theme.js") + source("review.js")
+        style = source("page.css") + source("review.css")
+        self._session = session
+        self._turn = asyncio.Lock()
+        self._page = templates().get_template("review.html.j2").render(title=session.title, style=style, script=script)
+        self._headers = {
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+            "Content-Security-Policy": (
+                f"default-src 'none'; style-src 'unsafe-inline'; script-src {script_hash(script)}; "
+                f"connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+            ),
+        }
 
-    def __init__(self, session: ReviewSession, page: bytes, policy: str, *args: object) -> None:
-        self.session, self.page, self.policy = session, page, policy
-        super().__init__(*args)  # type: ignore[arg-type]
+    def app(self) -> Starlette:
+        """The page as an ASGI application."""
+        app = Starlette(
+            routes=[
+                Route("/{token}/", self._show, methods=["GET"]),
+                Route("/{token}/rows.json", self._rows, methods=["GET"]),
+                Route("/{token}/decide", self._decide, methods=["POST"]),
+                Route("/{token}/undo", self._undo, methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: self._refuse},
+        )
+        app.router.redirect_slashes = False
+        return app
 
-    def do_GET(self) -> None:
-        """The page, and the rows that it shows."""
-        match self._inside():
-            case "":
-                self._send(HTTPStatus.OK, self.page, "text/html; charset=utf-8")
-            case "rows.json":
-                self._send_json(HTTPStatus.OK, self.session.state())
-            case _:
-                self._send_json(HTTPStatus.NOT_FOUND, {"error": "not found"})
+    async def _show(self, request: Request) -> Response:
+        self._admit(request)
+        return HTMLResponse(self._page, headers=self._headers)
 
-    def do_POST(self) -> None:
-        """A decision, or an undo."""
-        inside = self._inside()
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(min(length, MAX_BODY_BYTES))
-        try:
-            if inside == "decide":
-                self._send_json(HTTPStatus.OK, self.session.decide(msgspec.json.decode(body, type=Wanted)))
-            elif inside == "undo":
-                self._send_json(HTTPStatus.OK, self.session.undo())
-            else:
-                self._send_json(HTTPStatus.NOT_FOUND, {"error": "not found"})
-        except (ValueError, msgspec.DecodeError) as error:
-            self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
-        except OSError as error:
-            self._send_json(HTTPStatus.INSUFFICIENT_STORAGE, {"error": f"not saved: {error.strerror}"})
+    async def _rows(self, request: Request) -> Response:
+        self._admit(request)
+        return self._json(await run_in_threadpool(self._session.state))
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the terminal belongs to the address that was printed."""
+    async def _decide(self, request: Request) -> Response:
+        self._admit(request)
+        body = await _body(request)
+        return await self._written(lambda: self._session.decide(msgspec.json.decode(body, type=Wanted)))
 
-    def _inside(self) -> str | None:
-        """What stands after the token; None without it, or where another site's name points at this machine."""
-        host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
-        _, _, rest = self.path.partition("/")
-        token, _, inside = rest.partition("/")
-        known = secrets.compare_digest(token.encode(), self.session.token.encode())
-        return inside if known and host in ("127.0.0.1", "localhost") else None
+    async def _undo(self, request: Request) -> Response:
+        self._admit(request)
+        await _body(request)
+        return await self._written(self._session.undo)
 
-    def _send_json(self, status: HTTPStatus, value: object) -> None:
-        self._send(status, json.dumps(value, ensure_ascii=False).encode(), "application/json")
+    async def _written(self, write: Callable[[], dict[str, object]]) -> Response:
+        async with self._turn:
+            try:
+                return self._json(await run_in_threadpool(write))
+            except (ValueError, msgspec.DecodeError) as error:
+                return self._json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+            except OSError as error:
+                return self._json({"error": f"not saved: {error.strerror}"}, HTTPStatus.INSUFFICIENT_STORAGE)
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("Content-Security-Policy", self.policy)
-        self.end_headers()
-        self.wfile.write(body)
+    def _admit(self, request: Request) -> None:
+        """Turn away who has no token, who came by another site's name for this machine, and another site's page."""
+        token: str = request.path_params["token"]
+        host = request.headers.get("host", "")
+        known = secrets.compare_digest(token.encode(), self._session.token.encode())
+        if not known or host.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost"):
+            raise HTTPException(HTTPStatus.NOT_FOUND, "not found")
+        if request.headers.get("origin", f"http://{host}") != f"http://{host}":
+            raise HTTPException(HTTPStatus.FORBIDDEN, "another site's page may not decide here")
+
+    async def _refuse(self, _: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else HTTPStatus.INTERNAL_SERVER_ERROR
+        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            return self._json({"error": "not found"}, HTTPStatus.NOT_FOUND)
+        reply = self._json({"error": error.detail if isinstance(error, HTTPException) else "failed"}, status)
+        reply.headers["Connection"] = "close"  # what is left of the body is not worth reading
+        return reply
+
+    def _json(self, value: object, status: int = HTTPStatus.OK) -> Response:
+        return JSONResponse(value, status, self._headers)
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body, if it is no longer than a decision can be."""
+    said = request.headers.get("content-length", "0")
+    if not said.isdecimal():
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
+    if int(said) > MAX_BODY_BYTES:
+        raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {MAX_BODY_BYTES} bytes")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {MAX_BODY_BYTES} bytes")
+    return bytes(body)
+
+
+class ReviewServer(uvicorn.Server):
+    """Serves the page on a socket that already listens; `serve_forever` until `stop` or Ctrl-C."""
+
+    def __init__(self, app: Starlette, listening: socket.socket) -> None:
+        super().__init__(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+        self._listening = listening
+
+    def serve_forever(self) -> None:
+        """Answer until told to stop."""
+        self.run([self._listening])
+
+    def stop(self) -> None:
+        """From any thread: answer what has come and end."""
+        self.should_exit = True
 
 
 @contextmanager
-def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[ThreadingHTTPServer, str]]:
+def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[ReviewServer, str]]:
     """A listening server and its address; `serve_forever` is the caller's.
 
     Raises:
         RunFolderError: the folder is no run, another review holds it, or the port is taken.
     """
     with ReviewSession.open(run_folder) as session:
-        script = source("theme.js") + source("review.js")
-        policy = (
-            f"default-src 'none'; style-src 'unsafe-inline'; script-src {script_hash(script)}; connect-src 'self'; "
-            f"img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-        )
-        page = (
-            templates()
-            .get_template("review.html.j2")
-            .render(title=session.title, style=source("page.css") + source("review.css"), script=script)
-        )
-        handler = partial(ReviewHandler, session, page.encode(), policy)
         try:
-            server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            listening = socket.create_server(("127.0.0.1", port), backlog=128)
         except OSError as error:
             raise RunFolderError(
                 f"Port {port} of this machine cannot be used: {error.strerror}. Leave --port out for a free one."
             ) from None
-        with server:
-            yield server, f"http://127.0.0.1:{server.server_address[1]}/{session.token}/"
+        with listening:
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}/{session.token}/"
+            yield ReviewServer(ReviewPage(session).app(), listening), address
 
 
 def serve_review(run_folder: Path, port: int = 0, *, on_ready: Callable[[str], None] = lambda _address: None) -> Path:
@@ -214,7 +261,7 @@ def serve_review(run_folder: Path, port: int = 0, *, on_ready: Callable[[str], N
     with review_server(run_folder, port) as (server, address):
         on_ready(address)
         with suppress(KeyboardInterrupt):
-            server.serve_forever(poll_interval=0.2)
+            server.serve_forever()
     return run_folder / REVIEW_FILE
 
 

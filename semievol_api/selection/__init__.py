@@ -49,11 +49,11 @@ from semievol_api.selection.rule_ranking import human_budget as human_budget
 from semievol_api.selection.rule_ranking import top_n as top_n
 from semievol_api.selection.rule_ranking import with_class_quota as with_class_quota
 from semievol_api.selection.rules import Abstentions as Abstentions
-from semievol_api.selection.rules import RuleSettings as RuleSettings
 from semievol_api.selection.rules import budget_per_round as budget_per_round
 from semievol_api.selection.rules import check_missing_logprobs as check_missing_logprobs
 from semievol_api.selection.rules import count_abstentions as count_abstentions
 from semievol_api.selection.rules import select as select
 from semievol_api.selection.rules import too_few as too_few
 from semievol_api.selection.values import Calibration as Calibration
+from semievol_api.selection.values import RuleSettings as RuleSettings
 from semievol_api.selection.values import Selected as Selected

@@ -14,7 +14,7 @@ from semievol_api.records import Example
 from semievol_api.selection.promises import calibration_size
 from semievol_api.store.artifacts import Folds, Prepared
 from semievol_api.store.fingerprints import stage
-from semievol_api.training.fine_tuning import MIN_EXAMPLES
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES
 
 GATE_FROM = 500
 """From this many labels on some are held out for the gate."""
@@ -25,15 +25,15 @@ LEAST_GATE = 50
 async def split_labels(
     data: Prepared,
     development: Sequence[Example],
-    taught: Sequence[Example],
+    pseudo_labeled: Sequence[Example],
     reviewed: Sequence[str],
     settings: SplitSettings,
     seed: int,
 ) -> Folds:
     """D_lab as D_warm, D_cal and D_dev; `development` is the user's own D_dev, empty for none.
 
-    What earlier rounds `taught` joins D_warm, and so do examples that a person `reviewed` (by id): those were chosen
-    for their doubt, so they are unlike the pool and neither calibrate nor gate.
+    What earlier rounds kept (`pseudo_labeled`) joins D_warm, and so do examples that a person `reviewed` (by id): those
+    were chosen for their doubt, so they are unlike the pool and neither calibrate nor gate.
     """
     doubted = set(reviewed)
     labeled = tuple(e for e in data.labeled if e.id not in doubted)
@@ -44,11 +44,13 @@ async def split_labels(
     size = calibration_size(len(labeled), len(held)) if wanted == "auto" else min(wanted, len(rest) // 2)
     warm, calibration = _apart(rest, size, seed)
     return Folds(
-        warm=(*warm, *extra, *taught),
+        warm=(*warm, *extra, *pseudo_labeled),
         calibration=calibration,
         development=tuple(development) or held,
         tunable=settings.calibration == 0 or len(warm) + len(extra) >= MIN_EXAMPLES,
-        note=_note(len(warm) + len(extra) + len(taught), len(calibration), len(development) or len(held), settings),
+        note=_note(
+            len(warm) + len(extra) + len(pseudo_labeled), len(calibration), len(development) or len(held), settings
+        ),
     )
 
 

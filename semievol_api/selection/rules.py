@@ -5,10 +5,11 @@ Knows nothing of how scores are made, of models, prompts or files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,29 +20,15 @@ from semievol_api.selection.rule_fdr import exact_alpha, fdr
 from semievol_api.selection.rule_high_probability import high_probability
 from semievol_api.selection.rule_percentile import percentile_of_score
 from semievol_api.selection.rule_ranking import at_random, top_n
-from semievol_api.selection.values import ENOUGH_CALIBRATION, ENOUGH_KEPT, BoolArray, Calibration, FloatArray, Selected
-
-RuleName: TypeAlias = Literal["fdr", "high-probability", "percentile", "random", "top-n"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleSettings:
-    """Which rule, and its numbers.
-
-    `alpha` and `delta` belong to the rules with a budget, `share` (theta) to `percentile`, `random` and the fallback,
-    `n` to `top-n`. Over `rounds` iterations the budget is shared out unless every round has a calibration fold
-    of its own; `gone` items of the pool were kept in earlier rounds.
-    """
-
-    rule: RuleName = "fdr"
-    alpha: float = 0.1
-    delta: float = 0.1
-    share: float = 0.5
-    n: int = 0
-    seed: int = 0
-    rounds: int = 1
-    fresh_fold_per_round: bool = True
-    gone: int = 0
+from semievol_api.selection.values import (
+    ENOUGH_CALIBRATION,
+    ENOUGH_KEPT,
+    BoolArray,
+    Calibration,
+    FloatArray,
+    RuleSettings,
+    Selected,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,19 +70,12 @@ def select(scores: FloatArray, ids: Sequence[str], calibration: Calibration | No
         settings: the rule.
 
     Raises:
-        ConfigError: a setting lies outside its range.
+        ConfigError: there is no such rule, or a setting lies outside its range.
     """
-    if settings.rule == "percentile":
-        selected = percentile_of_score(scores, settings.share)
-    elif settings.rule == "random":
-        selected = at_random(scores, ids, settings.share, settings.seed)
-    elif settings.rule == "top-n":
-        selected = top_n(scores, ids, settings.n, settings.seed)
-    elif calibration is None or calibration.size < ENOUGH_CALIBRATION:
-        selected = percentile_of_score(scores, settings.share).saying(_no_guarantee(calibration, settings))
-    else:
-        selected = _with_budget(scores, calibration, settings)
-    return selected
+    rule = RULES.get(settings.rule)
+    if rule is None:
+        raise ConfigError(f"There is no rule {settings.rule!r}; there are {', '.join(sorted(RULES))}.")
+    return rule(scores, ids, calibration, settings)
 
 
 def too_few(kept: int, of: int) -> tuple[str, ...]:
@@ -148,7 +128,28 @@ def check_missing_logprobs(abstentions: Abstentions, limit: float = 0.05) -> Non
         )
 
 
-def _with_budget(scores: FloatArray, calibration: Calibration, settings: RuleSettings) -> Selected:
+def _percentile(
+    scores: FloatArray, ids: Sequence[str], calibration: Calibration | None, settings: RuleSettings
+) -> Selected:
+    return percentile_of_score(scores, settings.share)
+
+
+def _random(
+    scores: FloatArray, ids: Sequence[str], calibration: Calibration | None, settings: RuleSettings
+) -> Selected:
+    return at_random(scores, ids, settings.share, settings.seed)
+
+
+def _top_n(scores: FloatArray, ids: Sequence[str], calibration: Calibration | None, settings: RuleSettings) -> Selected:
+    return top_n(scores, ids, settings.n, settings.seed)
+
+
+def _with_budget(
+    scores: FloatArray, ids: Sequence[str], calibration: Calibration | None, settings: RuleSettings
+) -> Selected:
+    """A rule that promises something, or the percentile rule where there are too few labels to promise it with."""
+    if calibration is None or calibration.size < ENOUGH_CALIBRATION:
+        return percentile_of_score(scores, settings.share).saying(_no_guarantee(calibration, settings))
     alpha = budget_per_round(settings)
     if settings.rule == "high-probability":
         return high_probability(scores, calibration, alpha, settings.delta)
@@ -162,3 +163,17 @@ def _no_guarantee(calibration: Calibration | None, settings: RuleSettings) -> st
         f"No guarantee: the rule {settings.rule!r} needs at least {ENOUGH_CALIBRATION} calibration labels and "
         f"there are {n}. The best {settings.share:.0%} by score were kept instead."
     )
+
+
+Rule: TypeAlias = Callable[[FloatArray, Sequence[str], Calibration | None, RuleSettings], Selected]
+"""Scores, ids, calibration slice and settings in, as `select` has them; what is kept out."""
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "fdr": _with_budget,
+        "high-probability": _with_budget,
+        "percentile": _percentile,
+        "random": _random,
+        "top-n": _top_n,
+    }
+)
+"""Every rule that ranks by a score, by its name in `[select] rule`."""

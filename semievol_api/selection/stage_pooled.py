@@ -23,9 +23,9 @@ from semievol_api.data.tables import as_labels
 from semievol_api.selection.columns import PoolColumns
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
-from semievol_api.selection.rules import RuleName, RuleSettings, too_few
 from semievol_api.selection.rules import select as apply_rule
-from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, Selected
+from semievol_api.selection.rules import too_few
+from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
 from semievol_api.selection.warnings import drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
 from semievol_api.tasks.task import target
@@ -116,15 +116,14 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
         by_person[place] = ids[place] in beside.reviewed
     audited = audit & by_person
     calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), beside.reviewed)
-    rule: RuleName = "fdr" if settings.rule in ("human-budget", "official-2025") else settings.rule  # type: ignore[assignment]
     numbers = RuleSettings(
-        rule=rule,
+        rule="fdr" if settings.rule == "human-budget" else settings.rule,
         alpha=settings.alpha,
         delta=settings.delta,
         share=settings.share,
         n=settings.n,
         seed=beside.seed,
-        gone=len(corpus.taught),
+        gone=len(corpus.pseudo_labeled),
     )
     if audited.any():
         rest = ~audited
@@ -138,7 +137,7 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
     if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
         selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, beside.seed)
     promised = selected is by_rule and (
-        selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.taught)
+        selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.pseudo_labeled)
     )
     return Choice(selected=selected, promised=promised, calibration=calibration, asked=asked, by_person=by_person)
 
@@ -216,7 +215,7 @@ def _spread(corpus: Corpus, pool: PoolColumns, choice: Choice, settings: SelectS
 
     Nor in later rounds: what is left of the pool is no sample of what calibrates.
     """
-    if choice.calibration is None or choice.selected.rule != "fdr" or not choice.promised or corpus.taught:
+    if choice.calibration is None or choice.selected.rule != "fdr" or not choice.promised or corpus.pseudo_labeled:
         return None
     return realised_range(pool.score, choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
 
@@ -234,8 +233,8 @@ def _messages(
         )
     if calibration is None or selected.rule not in ("fdr", "high-probability"):
         return told
-    if corpus.taught:
-        told.append(_about_earlier_rounds(len(corpus.taught), choice))
+    if corpus.pseudo_labeled:
+        told.append(_about_earlier_rounds(len(corpus.pseudo_labeled), choice))
     if selected.rule == "high-probability":
         told.append(feasibility(calibration.size, calibration.error, settings.alpha).message)
     if spread is not None:
@@ -249,16 +248,16 @@ def _messages(
     return told
 
 
-def _about_earlier_rounds(taught: int, choice: Choice) -> str:
+def _about_earlier_rounds(earlier: int, choice: Choice) -> str:
     """What is left of a pool is harder than what calibrates it."""
     if choice.selected.rule == "fdr":
         return (
-            f"The {taught:,} questions that earlier rounds kept count in the pool still: calibration items are like "
+            f"The {earlier:,} questions that earlier rounds kept count in the pool still: calibration items are like "
             f"the whole pool, and what is left of it is harder."
         )
     return (
         f"Nothing is promised in this round: calibration items are like the whole pool, and what is left of it after "
-        f"{taught:,} were kept is harder. The rule 'fdr' takes that into account."
+        f"{earlier:,} were kept is harder. The rule 'fdr' takes that into account."
     )
 
 

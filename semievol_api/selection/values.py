@@ -93,6 +93,26 @@ class Calibration:
         return float(np.mean(self.wrong | np.isnan(self.scores))) if self.size else float("nan")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSettings:
+    """Which rule of `rules.RULES`, and its numbers.
+
+    `alpha` and `delta` belong to the rules with a budget, `share` (theta) to `percentile`, `random` and the fallback,
+    `n` to `top-n`. Over `rounds` iterations the budget is shared out unless every round has a calibration fold
+    of its own; `gone` items of the pool were kept in earlier rounds.
+    """
+
+    rule: str = "fdr"
+    alpha: float = 0.1
+    delta: float = 0.1
+    share: float = 0.5
+    n: int = 0
+    seed: int = 0
+    rounds: int = 1
+    fresh_fold_per_round: bool = True
+    gone: int = 0
+
+
 def share_in_unit_interval(value: float, name: str) -> float:
     """The value, or a refusal when it is not a share in [0, 1].
 

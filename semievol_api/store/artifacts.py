@@ -59,9 +59,9 @@ class Prepared:
         """Three tables and the report."""
         return Packed(
             tables={
-                "labeled": examples_table(self.labeled),
+                "labeled": Parts.of(examples_table(self.labeled)),
                 "unlabeled": examples_in_parts(self.unlabeled),
-                "test": examples_table(self.test),
+                "test": Parts.of(examples_table(self.test)),
             },
             documents={"report": self.report},
         )
@@ -95,9 +95,9 @@ class Folds:
         """Three tables and a document."""
         return Packed(
             tables={
-                "warm": examples_table(self.warm),
-                "calibration": examples_table(self.calibration),
-                "development": examples_table(self.development),
+                "warm": Parts.of(examples_table(self.warm)),
+                "calibration": Parts.of(examples_table(self.calibration)),
+                "development": Parts.of(examples_table(self.development)),
             },
             documents={"folds": {"tunable": self.tunable, "note": self.note}},
         )
@@ -155,7 +155,7 @@ class Neighbours:
 
     def pack(self) -> Packed:
         """One table."""
-        found = self.table() if self.making is None else self.making
+        found = Parts.of(self.table()) if self.making is None else self.making
         return Packed(tables={"neighbours": found}, documents={"search": {"note": self.note}} if self.note else {})
 
     @classmethod
@@ -183,12 +183,12 @@ class EvidenceTable:
     @classmethod
     def of(cls, rows: Iterable[Evidence]) -> Self:
         """A table of rows in any order."""
-        return cls(evidence_table(rows))
+        return cls(Parts.of(evidence_table(rows)))
 
     @property
     def parts(self) -> Parts:
         """The stored parts."""
-        return self.source if isinstance(self.source, Parts) else Parts.of(cast("pa.Table", self.source))
+        return cast("Parts", self.source)
 
     @property
     def table(self) -> pa.Table:
@@ -229,7 +229,7 @@ class Selection:
     """
 
     kept: Sequence[PseudoLabel]
-    scores: pa.Table | Parts
+    scores: Parts
     summary: Mapping[str, object]
     calibration: pa.Table | None = None
     queue: bytes = b""
@@ -241,10 +241,10 @@ class Selection:
 
     def pack(self) -> Packed:
         """The kept labels, all scores, and the summary."""
-        kept = self.kept.parts if isinstance(self.kept, Rows) else kept_table(self.kept)
+        kept = self.kept.parts if isinstance(self.kept, Rows) else Parts.of(kept_table(self.kept))
         tables: dict[str, Tabular] = {"kept": kept, "scores": self.scores}
         if self.calibration is not None:
-            tables["calibration"] = self.calibration
+            tables["calibration"] = Parts.of(self.calibration)
         files = {REVIEW_QUEUE: self.queue} if self.queue else {}
         return Packed(tables=tables, documents={"summary": self.summary}, files=files)
 
@@ -387,13 +387,11 @@ def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[RowT]]) -> Sequence[
     return tuple(make(parts.read(0))) if parts.count == 1 else Rows(parts, make)
 
 
-def examples_in_parts(examples: Sequence[Example]) -> pa.Table | Parts:
-    """A table of examples; of more than `PART_ROWS` one in parts, by their ids."""
+def examples_in_parts(examples: Sequence[Example]) -> Parts:
+    """A table of examples; of more than `PART_ROWS` one in several parts, by their ids."""
     if isinstance(examples, Rows):
         return examples.parts
     count = parts_for(len(examples))
-    if count == 1:
-        return examples_table(examples)
     parts: list[list[Example]] = [[] for _ in range(count)]
     for example in examples:
         parts[part_of(example.id, count)].append(example)

@@ -1,7 +1,7 @@
 """A run's numbers for TensorBoard, W&B and MLflow: training metrics step by step, the verdict's figures at the end.
 
     with open_logs(config) as log:
-        log.job("warm_up", event)
+        log.job("warm", event)
 
 Each is imported only where `[log] to` names it. Knows nothing of stages or providers.
 """

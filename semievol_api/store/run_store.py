@@ -47,8 +47,7 @@ class Packed:
 
     def parts(self, name: str) -> Parts:
         """A stored table, unread."""
-        found = self.tables[name]
-        return found if isinstance(found, Parts) else Parts.of(found)
+        return cast("Parts", self.tables[name])
 
     def table(self, name: str) -> pa.Table:
         """A stored table, whole."""
@@ -97,6 +96,7 @@ class RunStore:
         self._stamps_path = folder / "stamps.json"
         self._stamps = _read_stamps(folder)
         self._contents: dict[int, tuple[object, str]] = {}
+        self._events: dict[Path, set[str]] = {}
         self.computed: list[str] = []
         """Names of the artifacts that this process computed rather than loaded."""
         self.on_stage: Callable[[str, str], None] = lambda _name, _state: None
@@ -164,11 +164,14 @@ class RunStore:
         """Append a job's event, once; a run that waits again is told of old events again."""
         path = self.folder / "jobs" / f"{name}-events.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
-        if any(json.loads(old)["id"] == event_id for old in known):
+        if path not in self._events:
+            known = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
+            self._events[path] = {str(json.loads(old)["id"]) for old in known}
+        if event_id in self._events[path]:
             return
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
+        self._events[path].add(event_id)
 
     def load(self, name: str, kind: type[ArtifactT]) -> ArtifactT:
         """A finished artifact of this store."""
@@ -236,7 +239,7 @@ def load_artifact(folder: Path, name: str, kind: type[ArtifactT]) -> ArtifactT |
 @contextmanager
 def _locked(folder: Path) -> Generator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)  # prompts and answers are their owner's alone
         handle = (folder / ".lock").open("a")
     except OSError as error:
         raise RunFolderError(
@@ -301,7 +304,6 @@ async def _write(place: Path, packed: Packed) -> str:
 
 async def _write_table(place: Path, table: Tabular) -> None:
     """One part as PLACE.parquet, more of them as a folder; a part is written when it is made."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def write(number: int, part: pa.Table) -> None:
@@ -317,8 +319,6 @@ async def _write_table(place: Path, table: Tabular) -> None:
     if isinstance(table, Parts):
         for number, part in enumerate(table.tables()):
             write(number, part)
-    elif isinstance(table, pa.Table):
-        write(0, table)
     else:
         number = 0
         async for part in table:

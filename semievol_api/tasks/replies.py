@@ -15,16 +15,17 @@ _WORD = (
     r"答案|答え|答|回答|정답|답|उत्तर|जवाब|الإجابة|الجواب|đáp án|trả lời)"
 )
 _DECORATION = r"[\s*_`~\"'#>]*"
+"""Always taken whole (`+` behind it): two stretches side by side would be tried in every division."""
 _COLON = re.compile(
-    rf"(?<![a-z]){_WORD}{_DECORATION}(?:is|lautet|是|は)?(?:{_DECORATION}[:=]|\s+[-–—]\s)", re.IGNORECASE
+    rf"(?<![a-z]){_WORD}{_DECORATION}+(?:is|lautet|是|は)?(?:{_DECORATION}+[:=]|\s*+(?<=\s)[-–—]\s)", re.IGNORECASE
 )
 _IS = re.compile(
     r"\banswer\s+(?:is|would\s+be|should\s+be|must\s+be)\b|\bantwort\s+(?:ist|lautet)\b|答案是|答えは",
     re.IGNORECASE,
 )
-_HEADING = re.compile(rf"^\W*(?:final\s+)?{_WORD}\W*$", re.IGNORECASE | re.MULTILINE)
+_HEADING = re.compile(rf"^[^\w\n]*+(?:final\s++)?{_WORD}[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_NEXT_EXAMPLE = re.compile(r"^\W*(?:Example\s+\d+|Question\s*:)", re.IGNORECASE | re.MULTILINE)
+_NEXT_EXAMPLE = re.compile(r"^[^\w\n]*+(?:Example\s+\d+|Question\s*+:)", re.IGNORECASE | re.MULTILINE)
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 
 

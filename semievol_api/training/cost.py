@@ -4,7 +4,7 @@
     trainer = with_cap(trainer, engine, config)      # where its tools are opened
 
 Requests are the engine's own part of the budget; here trainings are charged to it too. Knows nothing of what is asked
-or taught.
+or trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from semievol_api.config.method import ModelRef
 from semievol_api.config.settings import Config
 from semievol_api.engine import RequestEngine
 from semievol_api.errors import BudgetError, ConfigError
-from semievol_api.training.fine_tuning import AUTO_EPOCHS, Trainer, check_training_file
+from semievol_api.training.chat_jsonl import check_training_file
+from semievol_api.training.fine_tuning import AUTO_EPOCHS, Trainer
 
 CHARACTERS_A_TOKEN = 4
 
@@ -112,7 +113,7 @@ class CappedFineTuner:
         report = check_training_file(request.training_file, self._trainer.count())
         tokens = len(request.training_file) / CHARACTERS_A_TOKEN if report.tokens is None else report.tokens
         price = self._trainer.limits.training_usd or 0.0
-        return tokens * (request.hyperparameters.n_epochs or AUTO_EPOCHS) * price / 1e6
+        return tokens * (request.spec.n_epochs or AUTO_EPOCHS) * price / 1e6
 
 
 def _limits(provider: Provider, ref: ModelRef) -> ModelLimits:

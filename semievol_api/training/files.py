@@ -1,13 +1,13 @@
-"""The final training: M_evol = FT(M_base, D_sel and D_lab) (paper Eq. 9; Algorithm 1 leaves D_lab out).
+"""The training files of a run, M_evol = FT(M_base, D_sel and D_lab) (paper Eq. 9; Algorithm 1 leaves D_lab out).
 
 For models that cannot be tuned the same labels and pseudo-labels become demonstrations. Knows nothing of how the
-pseudo-labels were chosen.
+pseudo-labels were chosen, nor of who trains.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -17,12 +17,17 @@ from semievol_api.annotate.retrieval import EmbeddingTool, every_question, neare
 from semievol_api.config.method import TrainSettings
 from semievol_api.config.settings import Config
 from semievol_api.data.parts import Rows
-from semievol_api.records import Example, PseudoLabel, TrainingExample
+from semievol_api.errors import UserError
+from semievol_api.records import Example, Message, PseudoLabel, TrainingExample
 from semievol_api.store.artifacts import Neighbours, Selection, TrainingFile
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.training.fine_tuning import chat_jsonl, check_enough, training_line
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES, jsonl_chunks
+from semievol_api.training.jobs import file_artifact
+
+MADE_TOGETHER = 2048
+"""Examples of a part that are made at once for the training file."""
 
 
 @stage("warm_up_file")
@@ -30,10 +35,6 @@ async def warm_up_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
     """Labelled examples as a training file."""
     check_enough(len(labeled), "The labelled data")
     return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)
-
-
-MADE_TOGETHER = 2048
-"""Examples of a part that are made at once for the training file."""
 
 
 async def final_training_files(
@@ -52,40 +53,10 @@ async def final_training_files(
         files["sft"] = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned)
     if not chosen.enough:
         return files
-    files["semievol"] = await store.once("evolve", TrainingFile, evolve_file, corpus, chosen, train)
+    files["semievol"] = await store.once(file_artifact("semievol"), TrainingFile, evolve_file, corpus, chosen, train)
     if gold:
         files["ceiling"] = await store.once("ceiling", TrainingFile, ceiling_file, corpus, chosen, gold, train)
     return files
-
-
-async def in_context_corpora(
-    store: RunStore, embedder: EmbeddingTool | None, corpus: Corpus, chosen: Selection, config: Config
-) -> dict[str, Corpus]:
-    """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""
-    if not shows_examples(corpus, config):
-        return {}
-    taught = (*corpus.taught, *(replace(e, answer=label.answer) for e, label in labelled_by(corpus, chosen)))
-    shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
-    if chosen.enough:
-        shown["semievol"] = (*corpus.learned, *taught)
-    queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
-    views: dict[str, Corpus] = {}
-    for name, candidates in shown.items():
-        neighbours = await store.once(
-            f"demonstrations/{name}", Neighbours, nearest_among, embedder, candidates, queries, config.retrieve, shots
-        )
-        views[name] = replace(corpus, neighbours=neighbours, taught=taught)
-    return views
-
-
-def calibrates(config: Config) -> bool:
-    """Whether labels may be held back from the warm-up, so that it is not the baseline."""
-    return config.split.calibration != 0 or config.split.development != 0
-
-
-def shows_examples(corpus: Corpus, config: Config) -> bool:
-    """Whether the last models are the untuned one with demonstrations."""
-    return config.evolve.kind == "in-context" or not corpus.folds.tunable
 
 
 @stage("evolve_file")
@@ -103,7 +74,7 @@ async def evolve_file(corpus: Corpus, chosen: Selection, settings: TrainSettings
 async def ceiling_file(
     corpus: Corpus, chosen: Selection, gold: Mapping[str, str], settings: TrainSettings
 ) -> TrainingFile:
-    """The same rows with their gold answers: what perfect pseudo-labels would have taught."""
+    """The same rows with their gold answers: what perfect pseudo-labels would have made of the model."""
 
     def lines() -> Iterator[TrainingExample]:
         for example, label in labelled_by(corpus, chosen):
@@ -111,6 +82,39 @@ async def ceiling_file(
                 yield training_line(corpus.task, example, gold[label.example_id])
 
     return _with_labeled(corpus, lines, sum(p.example_id in gold for p in chosen.kept), settings)
+
+
+async def in_context_corpora(
+    store: RunStore, embedder: EmbeddingTool | None, corpus: Corpus, chosen: Selection, config: Config
+) -> dict[str, Corpus]:
+    """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""
+    if not shows_examples(corpus, config):
+        return {}
+    pseudo_labeled = (
+        *corpus.pseudo_labeled,
+        *(replace(e, answer=label.answer) for e, label in labelled_by(corpus, chosen)),
+    )
+    shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
+    if chosen.enough:
+        shown["semievol"] = (*corpus.learned, *pseudo_labeled)
+    queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
+    views: dict[str, Corpus] = {}
+    for name, candidates in shown.items():
+        neighbours = await store.once(
+            f"demonstrations/{name}", Neighbours, nearest_among, embedder, candidates, queries, config.retrieve, shots
+        )
+        views[name] = replace(corpus, neighbours=neighbours, pseudo_labeled=pseudo_labeled)
+    return views
+
+
+def calibrates(config: Config) -> bool:
+    """Whether labels may be held back from the warm-up, so that it is not the baseline."""
+    return config.split.calibration != 0 or config.split.development != 0
+
+
+def shows_examples(corpus: Corpus, config: Config) -> bool:
+    """Whether the last models are the untuned one with demonstrations."""
+    return config.evolve.kind == "in-context" or not corpus.folds.tunable
 
 
 def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, PseudoLabel]]:
@@ -144,7 +148,27 @@ def _with_labeled(
     corpus: Corpus, chosen: Callable[[], Iterator[TrainingExample]], count: int, settings: TrainSettings
 ) -> TrainingFile:
     """`chosen` gives the pseudo-labels' lines, of which there are `count`, one after the other."""
-    labeled = (*corpus.learned, *corpus.taught) if settings.data == "selected+labeled" else ()
+    labeled = (*corpus.learned, *corpus.pseudo_labeled) if settings.data == "selected+labeled" else ()
     check_enough(len(labeled) + count, "The final training file")
     known = (training_line(corpus.task, e, e.answer or "") for e in labeled)
     return chat_jsonl(itertools.chain(known, chosen()))
+
+
+def check_enough(count: int, what: str) -> None:
+    """Refuse a training file below the API's minimum."""
+    if count < MIN_EXAMPLES:
+        raise UserError(
+            f"{what} has {count} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
+            f'examples, or set [run] propagation = "in-context" to work without a warm-up job.'
+        )
+
+
+def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
+    """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
+    reply = Message("assistant", text if text is not None else task.target(example, answer))
+    return TrainingExample(messages=(*task.prompt(example, ()).messages, reply))
+
+
+def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:
+    """A training file of these examples, which are worded when it is written, once."""
+    return TrainingFile(jsonl_chunks(lines))

@@ -1,4 +1,4 @@
-"""Buying one training, once: the file, the ticket, the model. Shared by warm_up, evolve and the ceiling.
+"""Buying one training, once: the ticket, then the model. Shared by all trainings of a run.
 
 A training is known by its bytes, base model, hyper-parameters and seed, never by a stage's version: a
 refactoring must not buy it twice. Knows nothing of what the lines teach.
@@ -8,122 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import orjson
 
 from semievol_api.capabilities import (
+    HOSTED_TRAIN_KEYS,
     FineTuner,
     FineTuneRequest,
-    Hyperparameters,
     JobEvent,
     JobState,
     JobTicket,
     ModelLimits,
     Provider,
+    TrainSpec,
     require,
 )
 from semievol_api.cassettes.clock import Clock
 from semievol_api.config.method import TrainSettings
-from semievol_api.errors import DataError, JobFailedError, TransientError, UserError
-from semievol_api.records import Example, Message, TrainingExample
+from semievol_api.errors import ConfigError, JobFailedError, TransientError
 from semievol_api.store.artifacts import Ticket, TrainingFile, TunedModel
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
-from semievol_api.tasks import Task
+from semievol_api.training.chat_jsonl import CountTokens, check_training_file
+from semievol_api.training.jobs import job_artifact
 
-MIN_EXAMPLES = 10
-"""OpenAI's own minimum for a fine-tuning file."""
-MAX_BYTES = 512 * 2**20
-"""OpenAI's own limit for one file."""
 AUTO_EPOCHS = 3
 """What `auto` usually comes to; the vendor decides."""
-
-
-CountTokens = Callable[[Sequence[Message]], int]
-
-
-@dataclass(frozen=True, slots=True)
-class FileReport:
-    """What stands in a training file. `duplicates` counts lines that repeat an earlier one, word for word.
-
-    `tokens` (of one epoch) and `longest_tokens` are None where nobody counted; `too_long` counts the examples that
-    are longer than the model's context.
-    """
-
-    examples: int
-    duplicates: int
-    longest_characters: int
-    tokens: int | None = None
-    longest_tokens: int | None = None
-    too_long: int = 0
-
-    @property
-    def sentence(self) -> str:
-        """For the progress of a job."""
-        twice = f", {self.duplicates} of them repeated word for word" if self.duplicates else ""
-        size = f"the longest has {self.longest_characters:,} characters"
-        if self.tokens is not None and self.longest_tokens is not None:
-            mean = self.tokens / max(1, self.examples)
-            size = f"about {self.tokens:,} tokens, {mean:.0f} in an example and {self.longest_tokens:,} in the longest"
-        cut = (
-            f" {self.too_long} are longer than the model's context, and vendors cut them off." if self.too_long else ""
-        )
-        return f"Uploading {self.examples} examples{twice}; {size}.{cut}"
-
-
-def check_training_file(
-    content: bytes, count: CountTokens | None = None, context_tokens: int | None = None
-) -> FileReport:
-    """Refuse what no vendor accepts; `count` gives the tokens of one example.
-
-    Raises:
-        DataError: fewer than ten examples, a line that is no chat, or one without an answer; names the line.
-    """
-    lines = content.splitlines()
-    if len(lines) < MIN_EXAMPLES:
-        raise DataError(
-            f"The training file has {len(lines)} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add "
-            f"labelled examples; nothing was uploaded."
-        )
-    if len(content) > MAX_BYTES:
-        raise DataError(
-            f"The training file has {len(content) / 2**20:.0f} MiB, and vendors take at most {MAX_BYTES // 2**20}. "
-            f"Take fewer unlabelled rows: [data] max_unlabeled."
-        )
-    chats = [_chat(number, line) for number, line in enumerate(lines, start=1)]
-    repeated = sum(copies - 1 for copies in Counter(lines).values())
-    longest = max(sum(len(turn.content) for turn in chat) for chat in chats)
-    if count is None:
-        return FileReport(len(lines), repeated, longest)
-    tokens = [count(chat) for chat in chats]
-    too_long = sum(size > context_tokens for size in tokens) if context_tokens else 0
-    return FileReport(len(lines), repeated, longest, sum(tokens), max(tokens), too_long)
-
-
-def _chat(number: int, line: bytes) -> list[Message]:
-    try:
-        record: Any = json.loads(line)
-        turns = [Message(turn["role"], turn["content"] + "") for turn in record["messages"]]
-        last = turns[-1]
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise DataError(f"Line {number} of the training file is no chat of messages with texts.") from None
-    if last.role != "assistant" or not last.content.strip():
-        raise DataError(
-            f"Line {number} of the training file has no answer: it should end with the assistant's turn. Look at this "
-            f"example's label."
-        )
-    return turns
-
-
 LOOKS_AFTER_A_LOST_REPLY = 5
-LINES_AT_ONCE = 256
-_text = orjson.dumps
-"""A text in quotes, with the escapes that `json.dumps` writes."""
 AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
@@ -161,45 +72,10 @@ class Trainer:
         return require(self.provider.finetuner, "fine-tuning", self.provider)
 
 
-def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
-    """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
-    reply = Message("assistant", text if text is not None else task.target(example, answer))
-    return TrainingExample(messages=(*task.prompt(example, ()).messages, reply))
-
-
-def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:
-    """Chat JSONL in the fine-tuning API's format, one line an example, always the same bytes.
-
-    Lines are worded when the file is written, once.
-    """
-    return TrainingFile(_jsonl(lines))
-
-
-def _jsonl(lines: Iterable[TrainingExample]) -> Iterator[bytes]:
-    """The same bytes as `json.dumps` without ASCII escapes, in chunks."""
-    chunk: list[bytes] = []
-    for line in lines:
-        turns = [b'{"role": %b, "content": %b}' % (_text(m.role), _text(m.content)) for m in line.messages]
-        chunk.append(b'{"messages": [%b]}\n' % b", ".join(turns))
-        if len(chunk) == LINES_AT_ONCE:
-            yield b"".join(chunk)
-            chunk.clear()
-    yield b"".join(chunk)
-
-
-def check_enough(count: int, what: str) -> None:
-    """Refuse a training file below the API's minimum."""
-    if count < MIN_EXAMPLES:
-        raise UserError(
-            f"{what} has {count} examples, and a fine-tuning job needs at least {MIN_EXAMPLES}. Add labelled "
-            f'examples, or set [run] propagation = "in-context" to work without a warm-up job.'
-        )
-
-
 async def fine_tune(
     trainer: Trainer, store: RunStore, name: str, file: TrainingFile, settings: TrainSettings
 ) -> TunedModel:
-    """The model trained on a file: found, or bought; its ticket is on disk before the wait begins.
+    """The model of this name, trained on a file: found, or bought; its ticket is on disk before the wait begins.
 
     Raises:
         JobFailedError: the job ended without a model; its ticket is dropped, so that the next run may buy anew.
@@ -230,43 +106,55 @@ async def fine_tune(
             training_usd=trainer.price_usd(state.trained_tokens),
         )
 
-    ticket = await store.once(f"jobs/{name}-ticket", Ticket, submit, request.run_key)
+    ticket = await store.once(job_artifact(name, "ticket"), Ticket, submit, request.run_key)
     try:
-        return await store.once(f"jobs/{name}-model", TunedModel, wait, request.run_key)
+        return await store.once(job_artifact(name, "model"), TunedModel, wait, request.run_key)
     except JobFailedError:
-        store.forget(f"jobs/{name}-ticket")
+        store.forget(job_artifact(name, "ticket"))
         raise
 
 
+def check_spec(spec: TrainSpec, provider: Provider) -> None:
+    """Refuse what a provider's trainings have no place for, before anything is sent.
+
+    Raises:
+        ConfigError: it names the keys.
+    """
+    lost = [name for name in spec.said if name not in provider.train_keys]
+    if lost:
+        raise ConfigError(
+            f"[train] {lost[0]} is set, and the trainings of {provider.name!r} take only "
+            f"{', '.join(provider.train_keys)}. Remove {', '.join(lost)} from [train]; a model of your own machine "
+            f"is told where it is served: in [providers.NAME.train], or the server's --train-config."
+        )
+
+
 def _request(trainer: Trainer, file: TrainingFile, settings: TrainSettings) -> FineTuneRequest:
-    parameters = Hyperparameters(
-        n_epochs=settings.n_epochs,
-        batch_size=settings.batch_size,
-        learning_rate_multiplier=settings.learning_rate_multiplier,
-    )
+    spec = settings.spec(trainer.seed)
+    check_spec(spec, trainer.provider)
     return FineTuneRequest(
         model=trainer.base,
         training_file=file.content,
-        run_key=_run_key(trainer, file, parameters),
-        hyperparameters=parameters,
-        seed=trainer.seed,
+        run_key=_run_key(trainer, file, spec),
+        spec=spec,
         suffix=settings.suffix,
     )
 
 
-def _run_key(trainer: Trainer, file: TrainingFile, parameters: Hyperparameters) -> str:
+def _run_key(trainer: Trainer, file: TrainingFile, spec: TrainSpec) -> str:
     """What the vendor knows a training by, for ever: the words below are spelled as they always were.
 
-    A setting that is added later is written where it is set, behind the others.
+    A setting that came later is written where it is set, behind the others.
     """
     base = trainer.base_identity or trainer.base
+    later = "".join(f", {name}={value!r}" for name, value in spec.said.items() if name not in HOSTED_TRAIN_KEYS)
     settings = (
-        f"Hyperparameters(n_epochs={parameters.n_epochs!r}, batch_size={parameters.batch_size!r}, "
-        f"learning_rate_multiplier={parameters.learning_rate_multiplier!r})"
+        f"Hyperparameters(n_epochs={spec.n_epochs!r}, batch_size={spec.batch_size!r}, "
+        f"learning_rate_multiplier={spec.learning_rate_multiplier!r}{later})"
     )
     key = hashlib.blake2b(digest_size=16)
     key.update(file.content)
-    key.update(f"({base!r}, {settings}, {trainer.seed!r})".encode())
+    key.update(f"({base!r}, {settings}, {spec.seed!r})".encode())
     return key.hexdigest()
 
 

@@ -12,20 +12,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from semievol_api.capabilities import JobState, JobTicket, Provider, require
 from semievol_api.errors import ProviderError, UserError
 
-FILE_OF_JOB = {"semievol": "evolve"}
-"""Where a job's training file has another name than the job."""
+STORED_JOBS = {"warm": "warm_up"}
+"""Trainings whose folders are called otherwise than their model, as they were first: nothing is bought again."""
+STORED_FILES = {"warm": "warm_up", "semievol": "evolve"}
+"""Models whose training file is called otherwise in a run's folder."""
 KEPT_MODEL = "semievol"
 """The model that a run was made for; all others are superseded by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training of one run. `model`, `base` and `trained_tokens` are None until it has ended well."""
+    """One training of one run; `name` is the run's own name for what it makes.
+
+    `model`, `base` and `trained_tokens` are None until it has ended well.
+    """
 
     run_folder: Path
     name: str
@@ -46,7 +51,7 @@ class Job:
     @property
     def training_file(self) -> bytes | None:
         """The bytes that were uploaded, where the run's folder still has them."""
-        path = self.run_folder / FILE_OF_JOB.get(self.name, self.name) / "train.jsonl"
+        path = self.run_folder / file_artifact(self.name) / "train.jsonl"
         return path.read_bytes() if path.is_file() else None
 
     def cost_usd(self, provider: Provider) -> float | None:
@@ -69,6 +74,26 @@ class Leftover:
     why: str
 
 
+def stored_job(model: str) -> str:
+    """What the training of a model is called in a run's folder."""
+    return STORED_JOBS.get(model, model)
+
+
+def job_artifact(model: str, which: Literal["ticket", "model"]) -> str:
+    """The artifact that holds a training's receipt, or its model."""
+    return f"jobs/{stored_job(model)}-{which}"
+
+
+def file_artifact(model: str) -> str:
+    """The artifact that holds the training file of a model."""
+    return STORED_FILES.get(model, model)
+
+
+def model_trained_by(stored: str) -> str:
+    """The model whose training has this name in a run's folder."""
+    return next((model for model, name in STORED_JOBS.items() if name == stored), stored)
+
+
 def jobs_under(folder: Path) -> list[Job]:
     """The jobs of every run in or below a folder, oldest run first."""
     tickets = sorted(folder.rglob("jobs/*-ticket/ticket.json"), key=lambda path: (path.stat().st_mtime, str(path)))
@@ -89,7 +114,7 @@ async def cancel(jobs: Sequence[Job], name: str, provider: Provider) -> Job:
     Raises:
         UserError: the run has no such job, or it has ended already.
     """
-    found = next((job for job in jobs if name in (job.name, job.job_id)), None)
+    found = next((job for job in jobs if name in (job.name, stored_job(job.name), job.job_id)), None)
     if found is None:
         raise UserError(f"This run has no job {name!r}; it has {', '.join(job.name for job in jobs) or 'none'}.")
     if found.model is not None:
@@ -130,13 +155,13 @@ async def delete(items: Sequence[Leftover], provider: Provider) -> list[str]:
 
 def _job(ticket_path: Path) -> Job:
     ticket: dict[str, Any] = json.loads(ticket_path.read_text("utf-8"))
-    name = ticket_path.parent.name.removesuffix("-ticket")
+    stored = ticket_path.parent.name.removesuffix("-ticket")
     jobs_folder = ticket_path.parent.parent
-    model_path = jobs_folder / f"{name}-model" / "model.json"
+    model_path = jobs_folder / f"{stored}-model" / "model.json"
     model: dict[str, Any] = json.loads(model_path.read_text("utf-8")) if model_path.is_file() else {}
     return Job(
         run_folder=jobs_folder.parent,
-        name=name,
+        name=model_trained_by(stored),
         job_id=ticket["job_id"],
         run_key=ticket["run_key"],
         training_file_id=ticket.get("training_file_id"),

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from semievol_api.capabilities import FineTuner, FineTuneRequest, Hyperparameters, JobState, JobTicket
+from semievol_api.capabilities import FineTuner, FineTuneRequest, JobState, JobTicket, TrainSpec
 from tests.contract.subjects import Subject
 
 
@@ -27,7 +27,7 @@ def _request(subject: Subject) -> FineTuneRequest:
         model=subject.base_model,
         training_file=b"\n".join([line] * 12) + b"\n",
         run_key=key,
-        hyperparameters=Hyperparameters(n_epochs=1),
+        spec=TrainSpec(n_epochs=1),
         suffix="contract",
     )
 

@@ -18,10 +18,12 @@ import pytest
 
 from semievol_api.config.settings import DataSettings
 from semievol_api.data import Pool, RawData, large_pool, parts, read_data, read_files
+from semievol_api.data.parts import Parts
 from semievol_api.data.prepare import prepare
-from semievol_api.data.tables import examples_table
+from semievol_api.data.tables import examples_table, kept_table
 from semievol_api.errors import DataError, RunFolderError
-from semievol_api.store.artifacts import Prepared
+from semievol_api.records import Example
+from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task, TaskDefinition
 
@@ -237,3 +239,19 @@ def test_a_full_disk_is_told_in_a_paragraph(
     monkeypatch.setattr(pq, "write_table", full)
     with pytest.raises(RunFolderError, match=r"No space left on device.*TMPDIR"):
         read_data(settings, TASK)
+
+
+def test_a_small_table_is_stored_as_one_part_of_the_type_that_a_large_one_has() -> None:
+    few = (Example(id="a", question="One?", answer="1"), Example(id="b", question="Two?"))
+    nothing = Selection(kept=(), scores=Parts.of(kept_table(())), summary={}, calibration=kept_table(()))
+    packed = (
+        Prepared(few, few, few, {}).pack(),
+        Folds(few, few, few, tunable=True, note="").pack(),
+        Neighbours({"a": ("b",)}, {"a": (0.5,)}).pack(),
+        EvidenceTable.of([]).pack(),
+        nothing.pack(),
+    )
+    kinds = [(name, type(table)) for one in packed for name, table in one.tables.items()]
+    assert len(kinds) == 11
+    assert [name for name, kind in kinds if kind is not Parts] == []
+    assert {one.parts(name).count for one in packed for name in one.tables} == {1}

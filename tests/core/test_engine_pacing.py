@@ -205,3 +205,21 @@ def test_many_failures_bring_concurrency_down_but_not_to_zero() -> None:
         now_s += 0.01
         limit.replied(now_s, limit.value, failed=i % 2 == 0)
     assert 1 <= limit.value <= 10
+
+
+@pytest.mark.parametrize("asked_s", [0.0, 0.001, None])
+async def test_a_storm_of_refusals_is_bounded_in_requests_a_second(tmp_path: Path, asked_s: float | None) -> None:
+    clock = PatientClock()
+    began_s, seen = clock.now_s(), list[float]()
+
+    async def refuse_for_ten_seconds(_number: int, _request: ChatRequest) -> None:
+        seen.append(clock.now_s())
+        if clock.now_s() - began_s < 10:
+            raise RateLimitError("Too many.", retry_after_s=asked_s)
+
+    async with RequestEngine.open(tmp_path / "j", Limits(), clock=clock) as engine:
+        fake = provider(FakeServer(refuse_for_ten_seconds))
+        answers = [answer async for answer in engine.chat(fake, asks(100, max_tokens=40), stage="s")]
+    assert all(answer.failure is None for answer in answers)
+    first = sum(second < began_s + 0.01 for second in seen)
+    assert sum(second < began_s + 10 for second in seen) - first <= 40

@@ -158,8 +158,8 @@ def test_what_calibrates_is_asked_like_the_unlabelled_and_its_labels_are_never_c
 
 
 def test_pseudo_labels_and_examples_chosen_for_a_person_are_not_counted() -> None:
-    taught, chosen = labelled("C" * 200, "t"), labelled("C" * 200, "p")
-    here = replace(corpus((*WARM, *taught, *chosen)), taught=taught)
+    earlier, chosen = labelled("C" * 200, "t"), labelled("C" * 200, "p")
+    here = replace(corpus((*WARM, *earlier, *chosen)), pseudo_labeled=earlier)
     said, who = EvidenceTable.of(evidence(here, biased=BIASED)), crew(biased="option_prob")
     only = factors_of_crew(corpus(WARM), who, said)["biased"][3].tolist()
     assert factors_of_crew(here, who, said, [e.id for e in chosen])["biased"][3].tolist() == only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,19 +28,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(run: Path) -> Iterator[str]:
     (run / "review.jsonl").unlink(missing_ok=True)
     with review_server(run) as (server, url):
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield url
-        server.shutdown()
+        server.stop()
         thread.join()
 
 
 def _ask(
-    url: str, method: str, path: str, body: object = None, host: str | None = None
+    url: str, method: str, path: str, body: object = None, host: str | None = None, origin: str | None = None
 ) -> tuple[int, dict[str, object]]:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=10)
-    headers = {"Host": host} if host else {}
+    headers = {name: value for name, value in (("Host", host), ("Origin", origin)) if value}
     connection.request(method, parts.path + path, json.dumps(body) if body is not None else None, headers)
     reply = connection.getresponse()
     text = reply.read()
@@ -118,6 +119,29 @@ def test_without_the_token_nothing_is_found(address: str, path: str) -> None:
 def test_another_sites_name_for_this_machine_is_turned_away(address: str) -> None:
     assert _ask(address, "GET", "rows.json", host="evil.example:80")[0] == 404
     assert _ask(address, "GET", "rows.json")[0] == 200
+
+
+def test_a_page_of_another_site_cannot_decide(run: Path, address: str) -> None:
+    row = {"example_id": _first_row(address), "action": "skip"}
+    assert _ask(address, "POST", "decide", row, origin="https://evil.example")[0] == 403
+    assert _ask(address, "POST", "undo", origin="null")[0] == 403
+    assert read_decisions(run / "review.jsonl") == {}
+    assert _ask(address, "POST", "decide", row, origin="http://" + urlsplit(address).netloc)[0] == 200
+
+
+@pytest.mark.parametrize(("length", "status"), [("1000001", 413), ("99999999999", 413), ("-1", 400), ("many", 400)])
+def test_a_body_too_long_for_a_decision_is_refused_before_it_is_read(address: str, length: str, status: int) -> None:
+    parts = urlsplit(address)
+    with socket.create_connection(("127.0.0.1", parts.port or 0), timeout=5) as connection:
+        head = f"POST {parts.path}decide HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(1000).split()[1] == str(status).encode()
+
+
+def _first_row(address: str) -> str:
+    rows = _ask(address, "GET", "rows.json")[1]["rows"]
+    assert isinstance(rows, list)
+    return str(rows[0]["id"])
 
 
 def test_a_taken_port_and_a_folder_that_is_no_run_are_said_calmly(run: Path, address: str, tmp_path: Path) -> None:

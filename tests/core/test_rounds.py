@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from semievol_api.data import RawData
+from semievol_api.data.parts import Parts
 from semievol_api.records import Example, PseudoLabel
 from semievol_api.session import after
 from semievol_api.store.artifacts import Folds, Prepared, Selection
@@ -20,12 +21,12 @@ def _next_round() -> RawData:
     unlabeled = tuple(Example(id=f"u{i}", question=f"What is u{i}?") for i in range(4))
     chosen = Selection(
         kept=tuple(PseudoLabel(example_id=name, answer="B", text="Answer: B", score=0.9) for name in ("u1", "u3")),
-        scores=pa.table({"example_id": [f"u{i}" for i in range(4)]}),
+        scores=Parts.of(pa.table({"example_id": [f"u{i}" for i in range(4)]})),
         summary={},
     )
     folds = Folds(warm=labeled[:2], calibration=(), development=labeled[2:], tunable=True, note="")
     data = Prepared(labeled=labeled, unlabeled=unlabeled, test=test, report={})
-    raw = RawData(labeled=labeled, unlabeled=unlabeled, test=test, taught=_labelled("earlier"))
+    raw = RawData(labeled=labeled, unlabeled=unlabeled, test=test, pseudo_labeled=_labelled("earlier"))
     return after(raw, data, folds, chosen)
 
 
@@ -37,6 +38,6 @@ def test_labels_that_gate_are_no_labelled_data_of_the_next_round() -> None:
 
 def test_what_a_round_kept_teaches_with_its_pseudo_label_and_is_not_asked_again() -> None:
     following = _next_round()
-    assert [(e.id, e.answer) for e in following.taught] == [("earlier", "A"), ("u1", "B"), ("u3", "B")]
+    assert [(e.id, e.answer) for e in following.pseudo_labeled] == [("earlier", "A"), ("u1", "B"), ("u3", "B")]
     assert [e.id for e in following.unlabeled] == ["u0", "u2"]
     assert [e.id for e in following.test] == ["t0"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semievol_api.config.method import SelectSettings
 from semievol_api.errors import ConfigError, DataError, StageError
 from semievol_api.selection.promises import (
     calibration_size,
@@ -20,15 +22,15 @@ from semievol_api.selection.promises import (
 from semievol_api.selection.rule_percentile import official_2025, unanimous
 from semievol_api.selection.rule_ranking import human_budget, top_n, with_class_quota
 from semievol_api.selection.rules import (
+    RULES,
     Abstentions,
-    RuleSettings,
     budget_per_round,
     check_missing_logprobs,
     count_abstentions,
     select,
     too_few,
 )
-from semievol_api.selection.values import Calibration, Selected
+from semievol_api.selection.values import Calibration, RuleSettings, Selected
 
 NAN = float("nan")
 tied = st.sampled_from([0.1, 0.5, 0.9, 1.0, NAN])
@@ -314,3 +316,15 @@ def test_more_than_five_percent_of_missing_log_probabilities_fail_the_run() -> N
     check_missing_logprobs(with_missing(5))
     with pytest.raises(StageError, match="without log-probabilities"):
         check_missing_logprobs(with_missing(6))
+
+
+def test_every_rule_of_the_config_that_ranks_by_score_is_in_the_table() -> None:
+    of_config = set(get_args(SelectSettings.model_fields["rule"].annotation))
+    assert of_config - set(RULES) == {"human-budget", "official-2025"}
+    assert set(RULES) <= of_config
+
+
+def test_a_rule_that_is_not_in_the_table_is_refused_with_those_that_are() -> None:
+    scores = np.array([0.5, 0.7])
+    with pytest.raises(ConfigError, match="no rule 'best'; there are fdr, high-probability, percentile, random, top-n"):
+        select(scores, ["a", "b"], None, RuleSettings(rule="best"))

@@ -63,12 +63,12 @@ def selected(
     rows: Sequence[Evidence],
     settings: SelectSettings,
     reviewed: Mapping[str, str] | None = None,
-    taught: tuple[Example, ...] = (),
+    pseudo_labeled: tuple[Example, ...] = (),
 ) -> Selection:
     heard = SelectionInputs(
         EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), reviewed or {}
     )
-    return asyncio.run(select(replace(corpus(), taught=taught), CREW, heard, settings, 0))
+    return asyncio.run(select(replace(corpus(), pseudo_labeled=pseudo_labeled), CREW, heard, settings, 0))
 
 
 @pytest.mark.parametrize("person", ["B", "C"])
@@ -101,8 +101,11 @@ def test_only_the_audited_answers_calibrate_and_they_leave_the_pool(person: str)
 
 def test_what_earlier_rounds_kept_counts_in_the_pool_of_fdr() -> None:
     settings = SelectSettings(rule="fdr", score="pooled", alpha=0.25)
-    taught = tuple(example(f"t{i}", "B") for i in range(120))
-    first, later = selected(evidence(corpus()), settings), selected(evidence(corpus()), settings, taught=taught)
+    pseudo_labeled = tuple(example(f"t{i}", "B") for i in range(120))
+    first, later = (
+        selected(evidence(corpus()), settings),
+        selected(evidence(corpus()), settings, pseudo_labeled=pseudo_labeled),
+    )
     assert len(first.kept) > len(later.kept) > 0
     scores = np.array(later.scores["score"].to_pylist())
     threshold = later.summary["threshold"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from semievol_api.errors import DataError
 from semievol_api.records import Message
-from semievol_api.training.fine_tuning import check_training_file
+from semievol_api.training.chat_jsonl import TrainingFileError, check_training_file, read_examples
 
 
 def _line(question: str, answer: str = "Answer: A", last: str = "assistant") -> bytes:
@@ -17,6 +20,10 @@ def _line(question: str, answer: str = "Answer: A", last: str = "assistant") -> 
     return json.dumps({"messages": turns}).encode() + b"\n"
 
 
+AFTER_THE_ANSWER = (
+    b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, '
+    b'{"role": "user", "content": "and?"}]}\n'
+)
 GOOD = b"".join(_line(f"q{i}") for i in range(12))
 
 
@@ -42,13 +49,32 @@ def test_tokens_of_examples_are_counted_and_too_long_ones_are_told() -> None:
     [
         (b"".join(_line(f"q{i}") for i in range(9)), "9 examples.*at least 10"),
         (b"", "0 examples"),
-        (GOOD + _line("q", last="user"), "Line 13 .* no answer"),
-        (GOOD + _line("q", answer="  "), "Line 13 .* no answer"),
-        (GOOD + b"{}\n", "Line 13 .* no chat"),
-        (GOOD + b"not json\n", "Line 13 .* no chat"),
-        (GOOD + b'{"messages": []}\n', "Line 13 .* no chat"),
+        (GOOD + _line("q", last="user"), "Line 13 has no assistant message"),
+        (GOOD + AFTER_THE_ANSWER, "Line 13 has no answer: it should end with the assistant's turn"),
+        (GOOD + _line("q", answer="  "), "Line 13, message 2: an assistant message must not be empty.*label"),
+        (GOOD + b"{}\n", "Line 13 has no list of messages"),
+        (GOOD + b"not json\n", "nothing was uploaded. Line 13 is not valid JSON"),
+        (GOOD + b'{"messages": []}\n', "Line 13 has no list of messages"),
+        (GOOD + b'{"messages": [{"role": "user", "content": 5}]}\n', "Line 13, message 1: 'content' must be a text"),
+        (GOOD + b'{"prompt": "q", "completion": "a"}\n', "Line 13 has the key 'completion'"),
     ],
 )
 def test_what_a_vendor_would_refuse_is_refused_before_the_upload(content: bytes, words: str) -> None:
     with pytest.raises(DataError, match=words):
         check_training_file(content)
+
+
+def test_the_run_and_the_trainers_refuse_the_same_lines_in_the_same_words(tmp_path: Path) -> None:
+    """A file that the run lets through must not fail after its upload."""
+    for line in (b"{}", b"[1]", b'{"messages": [{"role": "robot", "content": "a"}]}', b'{"messages": "a", "x": 1}'):
+        (tmp_path / "f.jsonl").write_bytes(GOOD + line + b"\n")
+        with pytest.raises(TrainingFileError) as at_the_trainer:
+            list(read_examples(tmp_path / "f.jsonl"))
+        with pytest.raises(DataError) as before_the_upload:
+            check_training_file(GOOD + line + b"\n")
+        assert str(at_the_trainer.value) in str(before_the_upload.value)
+
+
+def test_reading_training_files_imports_nothing_heavy() -> None:
+    code = "import sys, semievol_api.training.chat_jsonl; print({'pyarrow', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -84,6 +84,20 @@ async def test_an_uploaded_file_is_hashed_without_its_secrets(tmp_path: Path) ->
         "AKIA" + "ABCD1234" * 2,
         "ghp_" + "a1" * 18,
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJlMTIz",
+        "xoxb-" + "1234567890-" * 2 + "aBcDeFgHiJkL",
+        "glpat-" + "a1B2_" * 4,
+        "gsk_" + "a1B2c3" * 8,
+        "xai-" + "a1B2c3" * 8,
+        "pplx-" + "a1B2c3" * 8,
+        "r8_" + "a1B2c3" * 6,
+        "github_pat_" + "a1B2c3_" * 8,
+        "AWS_SECRET_ACCESS_KEY=" + "a1B2/" * 8,
+        "aws_secret_access_key = '" + "a1B2+" * 8 + "'",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIEow1BAAKCAQEA\n7Zb0==\n-----END RSA PRIVATE KEY-----",
+        "postgres://db?password=hunter2hunter2",
+        "PASSWORD=Tr0ub4dor",
+        "api-key: 0123456789abcdef0123",
+        'api_key="0123456789abcdef0123"',
     ],
 )
 def test_every_known_shape_is_found_and_replaced_inside_json(secret: str) -> None:
@@ -135,3 +149,27 @@ def test_no_committed_cassette_holds_anything_that_looks_like_a_key() -> None:
 def _content(file: Path) -> bytes:
     content = file.read_bytes()
     return gzip.decompress(content) if file.suffix == ".gz" else content
+
+
+def test_a_private_key_that_was_cut_off_goes_whole_and_json_stays_json() -> None:
+    body = json.dumps(
+        {"text": 'see -----BEGIN PRIVATE KEY-----\nMIIEow1BAAKCAQEA\nZb0 "quoted"', "next": "kept"}
+    ).encode()
+    cleaned = json.loads(Scrubber().clean(body))
+    assert cleaned == {"text": 'see scrubbed-private-key"quoted"', "next": "kept"}
+
+
+def test_a_named_secret_keeps_its_name() -> None:
+    assert Scrubber().clean(b"api-key: 0123456789abcdef0123, password=hunter2hunter2;") == (
+        b"api-key: scrubbed-key, password=scrubbed-secret;"
+    )
+
+
+def test_words_beside_the_word_key_are_no_secrets() -> None:
+    text = b"The answer key: see-the-long-appendix-of-the-book. Press any key to continue; password = ask me."
+    assert Scrubber().clean(text) == text
+
+
+@pytest.mark.parametrize("name", ["client_secret", "code", "password", "X-Amz-Signature", "subscription-key", "sig"])
+def test_a_query_parameter_that_carries_a_secret_is_left_out(name: str) -> None:
+    assert Scrubber().clean_query([(name, "abc"), ("limit", "2")]) == (("limit", "2"),)

@@ -25,6 +25,7 @@ from semievol_api.errors import MissingAbilityError
 from semievol_api.planning.bill import spent_by
 from semievol_api.planning.estimating import estimate
 from semievol_api.session import check, run_async
+from semievol_api.training.jobs import stored_job
 from tests.conformance import validate_request, validate_response, validate_sft_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,7 @@ async def test_a_shipped_example_passes_check_and_plan(name: str, monkeypatch: p
     assert check(config, KEYS).config is config
     planned = await estimate(config)
     assert planned.usd is not None and 0 < planned.usd.expected < 5
-    assert [file.name for file in planned.trainings] == ["warm_up", "semievol"]
+    assert [file.name for file in planned.trainings] == ["warm", "semievol"]
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +98,9 @@ async def test_the_hosted_example_runs_whole_against_our_server_and_its_plan_is_
     assert justify.prompt.low <= 1.1 * spent.stages["justify"].prompt
     assert spent.stages["justify"].prompt <= 1.1 * justify.prompt.high
     for name, tokens in spent.trained_tokens.items():
-        (row,) = [row for row in planned.rows if row.stage == f"jobs/{name}"]
+        (row,) = [row for row in planned.rows if row.stage == f"jobs/{stored_job(name)}"]
         assert row.training.expected == pytest.approx(tokens, rel=0.1), name
-    assert set(spent.trained_tokens) == {"warm_up", "semievol"}
+    assert set(spent.trained_tokens) == {"warm", "semievol"}
     _every_request_is_valid(tmp_path / "tape", tmp_path / "run")
 
 

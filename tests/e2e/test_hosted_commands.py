@@ -60,18 +60,18 @@ def test_jobs_are_listed_over_all_runs_and_asked_about(
     listed = _jobs(semievol, at_server.folder)
     assert sorted((Path(str(j["run"])).name, j["name"]) for j in listed) == [
         ("again", "semievol"),
-        ("again", "warm_up"),
+        ("again", "warm"),
         ("out", "semievol"),
-        ("out", "warm_up"),
+        ("out", "warm"),
     ]
     assert all(job["model"] and job["base"] == "tiny" and job["trained_tokens"] == 99 for job in listed)
     for job in listed:
-        name = "evolve" if job["name"] == "semievol" else job["name"]
+        name = {"semievol": "evolve", "warm": "warm_up"}[str(job["name"])]
         uploaded = (Path(str(job["run"])) / str(name) / "train.jsonl").read_bytes()
         assert job["data_sha256"] == hashlib.sha256(uploaded).hexdigest()
     asked = _jobs(semievol, at_server.config, "--poll")
     assert {job["state"] for job in asked} == {"succeeded"} and len(asked) == 2
-    assert "warm_up" in semievol("jobs", at_server.folder).out
+    assert "warm:" in semievol("jobs", at_server.folder).out
     assert semievol("jobs", at_server.folder, "--poll").code == 2
 
 
@@ -88,15 +88,15 @@ def test_a_job_is_cancelled_on_request_and_one_that_has_ended_is_not(
     at_server: Project, semievol: Semievol, server: LoopbackServer
 ) -> None:
     assert semievol("run", at_server.config).code == 0
-    done = semievol("jobs", at_server.config, "--cancel", "warm_up")
+    done = semievol("jobs", at_server.config, "--cancel", "warm")
     assert done.code == 2 and "has ended already" in done.err
     assert not [seen for seen in server.requests if seen.path.endswith("/cancel")]
     shutil.rmtree(at_server.folder / "out/jobs/warm_up-model")  # as if it were still under way
-    (id,) = [job["job_id"] for job in _jobs(semievol, at_server.config) if job["name"] == "warm_up"]
+    (id,) = [job["job_id"] for job in _jobs(semievol, at_server.config) if job["name"] == "warm"]
     server.jobs[str(id)]["status"] = "running"
     listed = _jobs(semievol, at_server.config, "--cancel", "warm_up")
     assert server.jobs[str(id)]["status"] == "cancelled"
-    assert [job["state"] for job in listed if job["name"] == "warm_up"] == ["cancelled"]
+    assert [job["state"] for job in listed if job["name"] == "warm"] == ["cancelled"]
     assert semievol("jobs", at_server.config, "--cancel", "another").code == 2
 
 

@@ -29,7 +29,7 @@ def test_tensorboard_reads_what_was_logged(project: Project) -> None:
     found = EventAccumulator(str(result.folder / "tensorboard"))
     found.Reload()
     tags = found.Tags()["scalars"]
-    assert {"warm_up/train_loss", "semievol/train_loss", "accuracy/semievol", "selection/kept"} <= set(tags)
+    assert {"warm/train_loss", "semievol/train_loss", "accuracy/semievol", "selection/kept"} <= set(tags)
     (value,) = found.Scalars("accuracy/semievol")
     assert value.value == pytest.approx(accuracy(result, "semievol"), abs=1e-6)
 
@@ -44,7 +44,7 @@ def test_mlflow_reads_what_was_logged(project: Project, monkeypatch: pytest.Monk
     (kept,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
     assert kept.info.status == "FINISHED" and kept.data.params["mode"] == "paper"
     assert kept.data.metrics["accuracy/semievol"] == pytest.approx(accuracy(result, "semievol"))
-    assert "warm_up/train_loss" in kept.data.metrics
+    assert "warm/train_loss" in kept.data.metrics
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -55,7 +55,7 @@ def test_wandb_keeps_what_was_logged(project: Project, monkeypatch: pytest.Monke
     result = logged(project, "wandb")
     (kept,) = (result.folder / "wandb").glob("offline-run-*/run-*.wandb")
     content = kept.read_bytes()
-    assert b"accuracy/semievol" in content and b"warm_up/train_loss" in content
+    assert b"accuracy/semievol" in content and b"warm/train_loss" in content
 
 
 def test_logging_changes_no_result_and_no_fingerprint(project: Project) -> None:

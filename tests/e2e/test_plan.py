@@ -79,7 +79,7 @@ def test_a_plan_needs_no_key_and_names_prices_files_and_ends(project: Project, s
     usd = document["usd"]
     assert 0 < usd["low"] <= usd["expected"] <= usd["high"]
     assert 0 < document["batch_usd"]["expected"] < usd["expected"]
-    assert [file["name"] for file in document["training_files"]] == ["warm_up", "semievol", "ceiling"]
+    assert [file["name"] for file in document["training_files"]] == ["warm", "semievol", "ceiling"]
     assert document["training_files"][0]["examples"] == 40
     assert document["tokens_by"].startswith("estimate")
     assert any("training_usd" in notice for notice in document["notices"])
@@ -216,7 +216,7 @@ def test_tokens_of_prompts_and_training_files_are_tiktokens_own(project: Project
     taught = [
         json.loads(line)["messages"] for line in (project.folder / "out/warm_up/train.jsonl").read_text().splitlines()
     ]
-    (file,) = [file for file in document["training_files"] if file["name"] == "warm_up"]
+    (file,) = [file for file in document["training_files"] if file["name"] == "warm"]
     assert file["tokens"] == sum(map(counted, taught)) and file["longest"] == max(map(counted, taught))
     assert [row["training"]["expected"] for row in document["rows"] if row["stage"] == "jobs/warm_up"] == [
         2 * file["tokens"]

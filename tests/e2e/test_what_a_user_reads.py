@@ -40,7 +40,7 @@ def test_the_end_of_a_run_names_the_trained_models_and_the_next_command(project:
     shown = semievol("run", project.config)
     assert shown.code == 0, shown.err
     trained = json.loads(semievol("run", project.config, "--json").out)["trained"]
-    assert set(trained) == {"warm_up", "semievol", "ceiling"}
+    assert set(trained) == {"warm", "semievol", "ceiling"}
     for name, model in trained.items():
         assert f"Trained ({name}): {model}" in shown.out
     assert f"semievol report {project.folder / 'out'}" in shown.out

@@ -13,7 +13,7 @@ import pytest
 from local_samples import training_lines
 from local_truths import SHORT_ANSWERS, tuned_model
 
-from semievol_api.capabilities import FineTuneRequest, Hyperparameters, ProviderSettings
+from semievol_api.capabilities import FineTuneRequest, ProviderSettings, TrainSpec
 from semievol_api.errors import UserError
 from semievol_api.session import run
 from semievol_providers.local.jobs import AdapterServer
@@ -98,8 +98,8 @@ async def test_a_model_is_ready_only_once_the_server_has_its_adapter(
 
 
 REQUEST = FineTuneRequest(
-    model="tiny", training_file=training_lines(12).encode(), run_key="served", seed=0,
-    hyperparameters=Hyperparameters(n_epochs=1),
+    model="tiny", training_file=training_lines(12).encode(), run_key="served",
+    spec=TrainSpec(n_epochs=1, seed=0),
 )  # fmt: skip
 
 

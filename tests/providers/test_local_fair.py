@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.serve_company import (
-    ExternalAnnotator,
+    Guest,
     Sample,
     SelectionInputs,
     answers,
@@ -144,7 +144,7 @@ def test_samples_that_gave_their_place_away_go_on_bit_for_bit(tiny_model: Path) 
         for sample in pool_of(40, VOCABULARY, chance)
     ]
     ample, tight = make_batcher(str(tiny_model), 1), make_batcher(str(tiny_model), 1, rows=6)
-    alone = {sample: answers(ample, [ExternalAnnotator(sample)])[0] for sample in pool}
+    alone = {sample: answers(ample, [Guest(sample)])[0] for sample in pool}
     most_aside, differing, compared = 0, 0, 0
     take_back = tight._take_back
 

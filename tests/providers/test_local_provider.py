@@ -23,16 +23,16 @@ from safetensors.torch import load_file, save_file
 from semievol_api.capabilities import (
     ChatRequest,
     FineTuneRequest,
-    Hyperparameters,
     OptionRequest,
     Provider,
     ProviderSettings,
+    TrainSpec,
 )
 from semievol_api.errors import ConfigError, MissingExtraError, RefusedError, UserError
 from semievol_api.planning.catalogue import load_catalogue
 from semievol_api.planning.limits import with_limits
 from semievol_api.records import Message, Prompt
-from semievol_providers.local.packed import label_token_ids
+from semievol_providers.local.chat_tokens import label_token_ids
 from semievol_providers.local.provider import connect
 
 pytest_plugins = ("local_fixtures",)
@@ -58,8 +58,8 @@ async def open_provider(tiny_model: Path, tmp_path: Path) -> AsyncIterator[Open]
 
 def _training(key: str, lines: int = 24, epochs: int = 2) -> FineTuneRequest:
     return FineTuneRequest(
-        model="tiny", training_file=training_lines(lines).encode(), run_key=key, seed=3, suffix="t",
-        hyperparameters=Hyperparameters(n_epochs=epochs, batch_size=4),
+        model="tiny", training_file=training_lines(lines).encode(), run_key=key, suffix="t",
+        spec=TrainSpec(n_epochs=epochs, batch_size=4, seed=3),
     )  # fmt: skip
 
 

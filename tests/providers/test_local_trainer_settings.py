@@ -14,13 +14,20 @@ from local_samples import chat_line, losses_of, make_job, train_here, training_l
 from local_truths import ended
 from safetensors.torch import load_file
 
-from semievol_api.capabilities import FineTuneRequest, Hyperparameters, Provider, ProviderSettings
+from semievol_api.capabilities import FineTuneRequest, Provider, ProviderSettings, TrainSpec
 from semievol_api.errors import ConfigError, UserError
+from semievol_api.training.fine_tuning import check_spec
 from semievol_providers.local.provider import connect
-from semievol_providers.local.train import EarlyStop
 from semievol_providers.local.training_data import TokenExample, hold_out
-from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.local.training_loop import PackedPasses
+from semievol_providers.local.training_job import (
+    StartingPoint,
+    TrainDefaults,
+    TrainingEvent,
+    TrainingJob,
+    read_events,
+    training_job,
+)
+from semievol_providers.local.training_loop import EarlyStop, PackedPasses
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -159,6 +166,58 @@ def test_four_bits_train_close_to_the_whole_base(
     assert load_file(Path(quantized.folder) / ADAPTER).keys() == load_file(Path(whole.folder) / ADAPTER).keys()
 
 
+# ----------------------------------------------------------------------------------------- from spec to job file
+ASKED = TrainSpec(
+    n_epochs=9, batch_size=7, learning_rate_multiplier=0.5, seed=11, rank=3, alpha=5, dropout=0.25, use_dora=True,
+    use_rslora=True, target_modules="q_proj", train_embeddings=True, warmup_share=0.5, weight_decay=0.5,
+    max_grad_norm=0.1, qlora=True, validation_share=0.3, patience=4,
+)  # fmt: skip
+START = StartingPoint(base="/m/tiny", adapter="/a", device="cuda:1")
+
+
+@pytest.mark.parametrize("name", TrainSpec.model_fields)
+def test_every_field_of_a_spec_reaches_the_trainer(name: str) -> None:
+    asked, defaults = ASKED.said[name], TrainDefaults(learning_rate=1e-3)
+    settled = defaults.settle(TrainSpec(**{name: asked}), 100)
+    told = msgspec.structs.asdict(training_job(settled, defaults, START, Path("/j"), validates=False))
+    if name == "learning_rate_multiplier":
+        assert told["learning_rate"] == 0.5e-3
+    else:
+        assert told[name] == asked
+
+
+def test_what_a_spec_leaves_open_is_the_models_own() -> None:
+    defaults = TrainDefaults(rank=8, learning_rate=1e-3, target_steps=50, threads=2)
+    job = training_job(defaults.settle(TrainSpec(alpha=4), 40), defaults, START, Path("/j"), validates=True)
+    assert (job.rank, job.alpha, job.learning_rate, job.threads, job.seed) == (8, 4, 1e-3, 2, 0)
+    assert (job.batch_size, job.n_epochs) == (10, 12), "a quarter of the file at a time, and 50 steps"
+    assert (job.base, job.adapter, job.device) == ("/m/tiny", "/a", "cuda:1")
+    assert (job.training_file, job.validation_file) == ("/j/training_file", "/j/validation_file")
+
+
+def test_the_job_file_of_a_training_that_an_earlier_version_left_half_done_is_read(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(
+        '{"base":"/m/tiny","training_file":"/j/training_file","folder":"/j","adapter":"/a","validation_file":null,'
+        '"seed":7,"n_epochs":9,"batch_size":4,"learning_rate":0.003,"rank":8,"alpha":32,"dropout":0.0,'
+        '"use_dora":false,"use_rslora":false,"target_modules":"all-linear","train_embeddings":false,'
+        '"warmup_share":0.1,"weight_decay":0.0,"max_grad_norm":1.0,"tokens_per_pass":1024,"checkpoints_kept":3,'
+        '"save_every_s":30.0,"threads":1,"device":"cpu","packing":false,"qlora":false,"validation_share":0.1,'
+        '"patience":2}'
+    )
+    job = TrainingJob.read(tmp_path / "job.json")
+    assert (job.base, job.adapter, job.seed, job.n_epochs, job.batch_size) == ("/m/tiny", "/a", 7, 9, 4)
+    assert (job.learning_rate, job.rank, job.packing, job.validation_share, job.patience) == (3e-3, 8, False, 0.1, 2)
+
+
+def test_four_bits_in_the_config_without_bitsandbytes_are_no_key_of_this_trainer(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(_connect(tiny_model, tmp_path).train_keys) | {"qlora"} == set(TrainSpec.model_fields)
+    monkeypatch.setattr("semievol_providers.local.provider.can_quantize", lambda: False)
+    with pytest.raises(ConfigError, match="qlora"):
+        check_spec(TrainSpec(qlora=True), _connect(tiny_model, tmp_path))
+
+
 # ----------------------------------------------------------------------------------------------- full disk
 FULL = "ulimit -f 60"
 """No file of this process may grow beyond 30 kB, as the kernel sees to: enough for the log, too little for a state."""
@@ -182,8 +241,8 @@ async def test_a_run_on_a_full_disk_ends_in_one_paragraph_and_the_next_goes_on(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = FineTuneRequest(
-        model="tiny", training_file=training_lines(24).encode(), run_key="full", seed=3,
-        hyperparameters=Hyperparameters(n_epochs=2, batch_size=4),
+        model="tiny", training_file=training_lines(24).encode(), run_key="full",
+        spec=TrainSpec(n_epochs=2, batch_size=4, seed=3),
     )  # fmt: skip
     cramped = tmp_path / "python"
     cramped.write_text(f'#!/bin/sh\n{FULL}\nexec "{sys.executable}" "$@"\n')

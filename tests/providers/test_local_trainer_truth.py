@@ -13,9 +13,10 @@ import torch
 from local_samples import chat_line, losses_of, make_job
 from safetensors.torch import load_file
 
+from semievol_api.training.chat_jsonl import ChatExample, Turn
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import load_tokenizer
-from semievol_providers.local.training_data import ChatExample, Turn, encode_example, epoch_order, load_token_examples
+from semievol_providers.local.training_data import encode_example, epoch_order, load_token_examples
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
 from semievol_providers.local.training_loop import PaddedPasses, TrainingLoop
 

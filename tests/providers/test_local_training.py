@@ -15,12 +15,10 @@ import torch
 from local_samples import chat_line, losses_of, make_job, train_here, training_lines
 from safetensors.torch import load_file
 
+from semievol_api.training.chat_jsonl import ChatExample, TrainingFileError, Turn
 from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import end_of_turn_ids, load_tokenizer
 from semievol_providers.local.training_data import (
-    ChatExample,
-    TrainingFileError,
-    Turn,
     encode_example,
     epoch_order,
     load_token_examples,

@@ -18,11 +18,11 @@ from semievol_api.capabilities import (
     EmbedRequest,
     FineTuner,
     FineTuneRequest,
-    Hyperparameters,
     JobTicket,
     OptionRequest,
     Provider,
     ProviderSettings,
+    TrainSpec,
 )
 from semievol_api.cassettes.exchange import read_manifest
 from semievol_api.errors import (
@@ -53,7 +53,7 @@ TRAINING = FineTuneRequest(
     model="gpt-4o-mini-2024-07-18",
     training_file=b'{"messages":[]}\n' * 10,
     run_key="a-run-key",
-    hyperparameters=Hyperparameters(n_epochs=2),
+    spec=TrainSpec(n_epochs=2),
     suffix="semievol",
 )
 
@@ -138,7 +138,7 @@ async def test_a_job_is_worded_as_azure_knows_it_and_found_by_suffix_and_file() 
 
 
 def _changed(**changes: Any) -> FineTuneRequest:
-    return replace(TRAINING, seed=7, **changes)
+    return replace(TRAINING, **{"spec": TrainSpec(n_epochs=2, seed=7)} | changes)
 
 
 async def test_a_job_that_shows_no_mark_at_all_is_found_by_what_it_trains_on() -> None:
@@ -150,9 +150,9 @@ async def test_a_job_that_shows_no_mark_at_all_is_found_by_what_it_trains_on() -
         found = await tuner.find(asked)
         strangers = [
             await tuner.find(_changed(training_file=asked.training_file * 2)),
-            await tuner.find(_changed(hyperparameters=Hyperparameters(n_epochs=3))),
+            await tuner.find(_changed(spec=TrainSpec(n_epochs=3, seed=7))),
             await tuner.find(_changed(model="gpt-4.1-2025-04-14")),
-            await tuner.find(replace(asked, seed=8)),
+            await tuner.find(_changed(spec=TrainSpec(n_epochs=2, seed=8))),
         ]
         azure.move(ticket.job_id, "succeeded")
         ended = await tuner.find(asked)

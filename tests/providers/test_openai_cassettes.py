@@ -20,12 +20,12 @@ from semievol_api.capabilities import (
     ChatRequest,
     EmbedRequest,
     FineTuneRequest,
-    Hyperparameters,
     JobState,
     JobTicket,
     OptionRequest,
     Provider,
     ProviderSettings,
+    TrainSpec,
     require,
 )
 from semievol_api.cassettes.cassette import Cassette
@@ -47,8 +47,7 @@ TRAIN = FineTuneRequest(
     model="tiny",
     training_file=training_lines(20).encode(),
     run_key="cassette",
-    hyperparameters=Hyperparameters(n_epochs=2, batch_size=4),
-    seed=0,
+    spec=TrainSpec(n_epochs=2, batch_size=4, seed=0),
 )
 
 
@@ -209,7 +208,7 @@ async def test_a_job_that_fails_says_why(ours: Tape) -> None:
 async def test_a_cancelled_job_is_not_found_again(ours: Tape) -> None:
     provider = ours.provider()
     tuner = require(provider.finetuner, "fine-tuning", provider)
-    asked = replace(TRAIN, run_key="to be cancelled", hyperparameters=Hyperparameters(n_epochs=9))
+    asked = replace(TRAIN, run_key="to be cancelled", spec=TrainSpec(n_epochs=9, seed=0))
     ticket = await tuner.submit(asked)
     await tuner.cancel(ticket)
     state = await ours.end(provider, ticket)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from semievol_api.capabilities import ChatRequest, FineTuneRequest, Provider, ProviderSettings
+from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import (
     ContextLengthError,
     ModelNotFoundError,
@@ -24,7 +25,7 @@ from semievol_api.errors import (
 )
 from semievol_api.records import Message, Prompt
 from semievol_providers.openai import connect
-from semievol_providers.openai.errors import error_from_answer, error_on_the_way
+from semievol_providers.openai.errors import error_from_answer, error_in_body, error_on_the_way
 from semievol_providers.openai.settings import Connection
 from tests.providers.openai_loopback import Cut, Fault, LoopbackServer, error_body
 
@@ -128,7 +129,12 @@ def test_a_key_that_is_not_ours_is_cut_out_too() -> None:
     ("headers", "wait_s"),
     [
         ({"retry-after": "7"}, 7.0),
-        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 1.0),
+        ({"retry-after-ms": "2500", "retry-after": "1"}, 2.5),
+        ({"retry-after-ms": "0", "retry-after": "1"}, 1.0),
+        ({"retry-after-ms": "0"}, None),
+        ({"retry-after": "0"}, None),
+        ({"retry-after": "0", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "3s"}, 3.0),
         ({"retry-after": "Sat, 21 Nov 2026 10:00:30 GMT", "date": "Sat, 21 Nov 2026 10:00:00 GMT"}, 30.0),
         ({"retry-after": "Sat, 21 Nov 2026 10:00:30 GMT"}, None),
         ({"retry-after": "later"}, None),
@@ -258,3 +264,34 @@ async def test_an_error_inside_status_200_counts_as_what_it_says() -> None:
         with pytest.raises(TransientError, match="oops"):
             await _chat(provider)
         await provider.aclose()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b'{"error": {"code": "content_filter", "status": 400, "message": "no"}}', RefusedError, "content rules"),
+        (b'{"error": {"code": "content_filter", "message": "no"}}', RefusedError, "content rules"),
+        (b'{"error": {"type": "rate_limit_exceeded", "message": "slow"}}', RateLimitError, "slow"),
+        (b'{"error": {"code": "insufficient_quota", "message": "empty"}}', RefusedError, "add credit"),
+        (b'{"error": {"message": "busy", "status_code": 503}}', TransientError, "busy"),
+        (b'{"error": null, "detail": "nobody home"}', TransientError, "nobody home"),
+        (b'{"error": null}', TransientError, "without what was asked for"),
+        (
+            b'{"error": {"code": 400, "message": "Provider error", "metadata": {"raw": "max_tokens too big"}}}',
+            RefusedError,
+            "max_tokens too big",
+        ),
+    ],
+)
+def test_an_error_behind_status_200_is_read_by_its_status_code_or_words(
+    body: bytes, kind: type[ProviderError], words: str
+) -> None:
+    error = error_in_body("chat/completions", HttpResponse(200, {}, body), AT)
+    assert type(error) is kind
+    assert words in str(error)
+    assert "None" not in str(error)
+
+
+def test_a_job_that_is_not_found_says_whose_it_is() -> None:
+    error = _translate(404, _said("No such fine-tuning job", code="fine_tune_not_found"))
+    assert "the key that made it" in str(error)

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from semievol_api.capabilities import FineTuner, FineTuneRequest, Hyperparameters, JobTicket, ProviderSettings
+from semievol_api.capabilities import FineTuner, FineTuneRequest, JobTicket, ProviderSettings, TrainSpec
 from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import RefusedError, TransientError
 from semievol_providers.openai import connect
@@ -39,8 +39,7 @@ def _finetuner(server: LoopbackServer) -> FineTuner:
 async def test_a_job_carries_its_run_key_twice_and_its_settings_as_a_method() -> None:
     wanted = dataclasses.replace(
         REQUEST,
-        hyperparameters=Hyperparameters(n_epochs=2, learning_rate_multiplier=0.1),
-        seed=5,
+        spec=TrainSpec(n_epochs=2, learning_rate_multiplier=0.1, seed=5),
         validation_file=b"{}\n",
     )
     async with LoopbackServer() as server:
@@ -89,6 +88,15 @@ async def test_a_lost_answer_to_creation_leads_to_one_job(keep_metadata: bool) -
     assert found is not None
     assert list(server.jobs) == [found.job_id]
     assert len(server.asked("/fine_tuning/jobs")) == 1
+
+
+async def test_an_error_about_a_jobs_events_names_that_endpoint() -> None:
+    async with LoopbackServer() as server:
+        finetuner = _finetuner(server)
+        ticket = await finetuner.submit(REQUEST)
+        server.faults.append(Fault(500, b"{}", on="/events"))
+        with pytest.raises(TransientError, match=r"openai: fine_tuning/jobs/events at 127\.0\.0\.1"):
+            await finetuner.events(ticket, None)
 
 
 async def test_a_server_error_on_creation_is_not_retried() -> None:

@@ -69,8 +69,8 @@ def served(server: RunningServer) -> int:
     """Chat requests that the server answered."""
     with urllib.request.urlopen(f"{server.url.removesuffix('/v1')}/metrics", timeout=30) as reply:
         text = reply.read().decode()
-    found = re.findall(r'semievol_requests_total\{route="(\w*chat\w*)",method="POST",status="200"\} (\d+)', text)
-    return sum(int(count) for _, count in found)
+    found = re.findall(r'semievol_requests_total\{method="POST",route="(\w*chat\w*)",status="200"\} ([0-9.e+]+)', text)
+    return sum(int(float(count)) for _, count in found)
 
 
 def p_value(logprobs: Sequence[float | None], counts: Counter[str], labels: Sequence[str]) -> float:

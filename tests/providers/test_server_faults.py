@@ -23,7 +23,7 @@ from semievol_api.errors import ConfigError
 from semievol_providers.local.disk import append_whole, write_whole
 from semievol_providers.local.training_job import EventLog, TrainDefaults, TrainingEvent, TrainingJob, read_events
 from semievol_providers.server.disk import Disk
-from semievol_providers.server.job_events import JobBody, new_job, resolve, with_hyperparameters
+from semievol_providers.server.job_events import JobBody, new_job, spec_of, with_hyperparameters, with_spec
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.loops import Loops
 from semievol_providers.server.models import ModelTable
@@ -418,7 +418,7 @@ OTHER: dict[str, Any] = {
     "learning_rate": 1e-3, "rank": 3, "alpha": 5, "dropout": 0.25, "batch_size": 7, "n_epochs": 9, "target_steps": 900,
     "min_epochs": 20, "max_epochs": 2, "use_dora": True, "use_rslora": True, "target_modules": "q_proj",
     "train_embeddings": True, "warmup_share": 0.5, "weight_decay": 0.5, "tokens_per_pass": 99, "threads": 2,
-    "processes": 2, "packing": False, "qlora": True, "validation_share": 0.3, "patience": 4,
+    "processes": 2, "packing": False, "qlora": True, "validation_share": 0.3, "patience": 4, "max_grad_norm": 0.5,
 }  # fmt: skip
 
 
@@ -442,7 +442,6 @@ def _spec(folder: Path, train: TrainDefaults) -> TrainingJob:
     record = new_job(JobBody(model="tiny", training_file="file-1", seed=1))
     state.add_job(record, "", None)
     runner = JobRunner(settings, state, ModelTable(settings, state), Loops(1.0))
-    numbers = msgspec.to_builtins(resolve(record, train, 100))
-    spec = runner.training_job(with_hyperparameters(record, numbers), folder)
+    spec = runner.training_job(with_spec(record, train.settle(spec_of(record), 100)), folder)
     state.close()
     return spec

@@ -10,7 +10,7 @@ import pytest
 from server_fuzz import broken_files, operations, real_ids, send_some
 from server_running import RunningServer
 
-from semievol_providers.local.training_data import TrainingFileError, read_examples
+from semievol_api.training.chat_jsonl import TrainingFileError, read_examples
 
 pytest_plugins = ("server_fixtures",)
 FILES = 2000

@@ -72,12 +72,12 @@ def test_metrics_count_requests_tokens_and_jobs_without_names(server: RunningSer
     with urllib.request.urlopen(base + "/metrics") as answer:
         text = answer.read().decode()
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    line = re.search(r'semievol_requests_total\{route="create_embedding",method="POST",status="200"\} (\d+)', text)
-    assert line is not None and int(line.group(1)) >= 1
+    line = re.search(r'semievol_requests_total\{method="POST",route="create_embedding",status="200"\} ([0-9.]+)', text)
+    assert line is not None and float(line.group(1)) >= 1
     assert re.search(r'semievol_tokens_total\{kind="prompt"\} [1-9]', text)
-    assert "semievol_engine_ready 1" in text and "secret" not in text
+    assert "semievol_engine_ready 1.0\n" in text and "secret" not in text
     for row in text.splitlines():
-        assert re.fullmatch(r"# TYPE \w+ \w+|\w+(\{[^}]*\})? [0-9.e+-]+", row), row
+        assert re.fullmatch(r"# HELP \w+ .+|# TYPE \w+ \w+|\w+(\{[^}]*\})? [0-9.e+-]+", row), row
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics"])

@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 from local_samples import DEMO_MODEL
 from local_truths import SHORT_ANSWERS, forward_pass, tuned_model
 
-from semievol_api.capabilities import ChatRequest, FineTuneRequest, Hyperparameters, OptionRequest
+from semievol_api.capabilities import ChatRequest, FineTuneRequest, OptionRequest, TrainSpec
 from semievol_api.config.settings import load_config
 from semievol_api.errors import RefusedError
 from semievol_api.records import Message, Prompt
@@ -58,8 +58,8 @@ async def _trained(subject: Subject) -> str:
         for row in _rows("labeled.csv", 100)
     ]
     request = FineTuneRequest(
-        model=subject.base_model, training_file="\n".join(lines).encode(), run_key="demo-warm", seed=0,
-        hyperparameters=Hyperparameters(n_epochs=3),
+        model=subject.base_model, training_file="\n".join(lines).encode(), run_key="demo-warm",
+        spec=TrainSpec(n_epochs=3, seed=0),
     )  # fmt: skip
     return await tuned_model(subject.provider.finetuner, request, poll_s=0.2)
 

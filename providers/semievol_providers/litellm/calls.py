@@ -47,31 +47,32 @@ def translate(what: str, error: Exception, access: Access) -> ProviderError:
     known: Any = error
     status = _status(known)
     name = type(error).__name__
-    said = _said(str(error), access)
+    quote = _said(str(error), access)
     opening = f"{access.provider}: {what} through litellm failed ({name}{f', {status}' if status else ''})"
-    if name == "ContextWindowExceededError" or (status == 400 and "context length" in said.lower()):
+    if name == "ContextWindowExceededError" or (status == 400 and "context length" in quote.lower()):
         return RefusedError(
-            f'{opening}: "{said}". Use fewer or shorter references, or a model with a longer context.', status=400
+            f'{opening}: "{quote}". Use fewer or shorter references, or a model with a longer context.', status=400
         )
     if name == "ContentPolicyViolationError":
         return RefusedError(
-            f'{opening}: "{said}". The row is recorded as refused; asking again won\'t help.', status=400
+            f'{opening}: "{quote}". The row is recorded as refused; asking again won\'t help.', status=400
         )
     if name == "UnsupportedParamsError":
         return RefusedError(
-            f'{opening}: "{said}". Name the setting in leave_out of [providers.{access.provider}], and it is not sent.',
+            f'{opening}: "{quote}". Name the setting in leave_out of [providers.{access.provider}], '
+            "and it is not sent.",
             status=400,
             code="unsupported_parameter",
         )
     if status == 429:
-        if any(word in said.lower() for word in _QUOTA):
-            return RefusedError(f'{opening}: "{said}". {_ADVICE[402]}', status=429, code="insufficient_quota")
-        return RateLimitError(f'{opening}: "{said}". The engine waits and asks again.', retry_after_s=_wait_s(known))
+        if any(word in quote.lower() for word in _QUOTA):
+            return RefusedError(f'{opening}: "{quote}". {_ADVICE[402]}', status=429, code="insufficient_quota")
+        return RateLimitError(f'{opening}: "{quote}". The engine waits and asks again.', retry_after_s=_wait_s(known))
     if status is None or status >= 500 or status in (408, 409, 425):
-        return TransientError(f'{opening}: "{said}". Another attempt may succeed.', status=status)
+        return TransientError(f'{opening}: "{quote}". Another attempt may succeed.', status=status)
     advice = _ADVICE.get(status, "The vendor's message is all that is known.")
     refusal = ModelNotFoundError if status == 404 else RefusedError
-    return refusal(f'{opening}: "{said}". {advice}', status=status)
+    return refusal(f'{opening}: "{quote}". {advice}', status=status)
 
 
 def scrub(text: str, access: Access) -> str:
@@ -82,8 +83,8 @@ def scrub(text: str, access: Access) -> str:
 
 
 def _said(text: str, access: Access) -> str:
-    said = " ".join(scrub(text, access).split()).rstrip(".")
-    return said if len(said) <= _LONGEST_QUOTE else said[:_LONGEST_QUOTE] + "…"
+    quote = " ".join(scrub(text, access).split()).rstrip(".")
+    return quote if len(quote) <= _LONGEST_QUOTE else quote[:_LONGEST_QUOTE] + "…"
 
 
 def _status(error: Any) -> int | None:
@@ -101,12 +102,18 @@ def _wait_s(error: Any) -> float | None:
     for headers in (kept.get("litellm_response_headers"), response.headers if response is not None else None):
         if not headers:
             continue
-        milliseconds, seconds = headers.get("retry-after-ms"), headers.get("retry-after")
-        try:
-            return float(milliseconds) / 1000 if milliseconds else float(seconds)
-        except (TypeError, ValueError):
-            continue
+        waits = (_number(headers.get("retry-after-ms")) / 1000, _number(headers.get("retry-after")))
+        if max(waits) > 0:  # a wait of 0 says nothing
+            return max(waits)
     return None
+
+
+def _number(text: object) -> float:
+    """0 for what is no number."""
+    try:
+        return float(str(text))
+    except ValueError:
+        return 0.0
 
 
 OFFLINE = "LITELLM_LOCAL_MODEL_COST_MAP"

@@ -17,9 +17,8 @@ import numpy as np
 from semievol_api.capabilities import ChatRequest, EmbedReply, EmbedRequest, OptionReply, OptionRequest, Reply
 from semievol_api.errors import RefusedError, UserError
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
-from semievol_providers.local.chat_tokens import ChatTokens, PromptError
+from semievol_providers.local.chat_tokens import ChatTokens, PromptError, label_token_ids
 from semievol_providers.local.disk import is_out_of_memory
-from semievol_providers.local.packed import label_token_ids
 from semievol_providers.local.requests import EmbedRequest as EmbedIds
 from semievol_providers.local.requests import GenerateRequest, ReadRequest, SampleOutput
 

@@ -141,3 +141,19 @@ def byte_alphabet() -> dict[str, int]:
             alphabet[chr(spare)] = byte
             spare += 1
     return alphabet
+
+
+def label_token_ids(
+    label: str, encode: Callable[[str], Sequence[int]], decode: Callable[[Sequence[int]], str]
+) -> tuple[int, ...]:
+    """The tokens that alone spell a label, with and without a space before it; none where it takes several.
+
+    The spelling is checked by decoding, since a tokenizer may put a space of its own before a text.
+    """
+    wanted = label.strip()
+    found: dict[int, None] = {}
+    for spelling in (wanted, f" {wanted}"):
+        ids = encode(spelling)
+        if len(ids) == 1 and decode(ids).strip() == wanted:
+            found[ids[0]] = None
+    return tuple(found)

@@ -1,14 +1,17 @@
 """Runs a model on the tokens of many samples laid end to end, so that one token's numbers depend on its sample alone.
 
-Everything but attention works token by token, linear layers by `row_linear`; attention is computed sample by sample,
-as a plan of the pass says. The number of tokens is padded to a multiple at which no elementwise kernel ends in the
-middle of its vectors. Knows nothing of caches' places, sampling or queues.
+    packed = PackedModel(base, pad_id)                     # changes the base in place
+    for members in passes(prompts): read_prompts(packed, model, [prompts[i] for i in members], keep=False).logits
+
+Everything but attention works token by token, linear layers in blocks of rows that give equal bits; attention is
+computed sample by sample, as a plan of the pass says. The number of tokens is padded to a multiple at which no
+elementwise kernel ends in the middle of its vectors. Knows nothing of caches' places, sampling or queues.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -23,9 +26,258 @@ from semievol_providers.local.model_folder import ModelFolderError
 if TYPE_CHECKING:
     from semievol_providers.local.requests import ReadRequest
 
+PASS_TOKENS = 768
+"""Prompts share a pass up to so many tokens together; a longer one has a pass of its own."""
 
 _STEP = 64
+
 _STEPS_PER_DOUBLING = 8
+
+_REFERENCE = 16
+
+_SIZES = (256, 128, 64, 32, 16, 8, 4)
+
+_ALIGNMENT_BYTES = 64
+
+_ATTENTION = "semievol_packed"
+
+_VECTOR_FLOATS = 32
+
+_LEAST_ROWS = 4
+
+_KINDS = frozenset({"full_attention", "sliding_attention"})
+
+_Ids = tuple[int, ...]
+
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer, each (heads, tokens, size)."""
+
+
+# -------------------------------------------------------------------------------------------------------- a pass
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a pass, and the index that each has in its own sample."""
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a layer's scores are made: their scale, how many of the latest tokens are seen, a cap on the scores."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class Plan(Protocol):
+    """Which tokens of a pass belong together."""
+
+    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
+        """`states` are queries, keys and values (heads, tokens, size); gives (tokens, heads, size)."""
+        ...
+
+
+class PackedModel:
+    """A base model made ready: `logits` of the next tokens of a pass, and `hidden` states of prompts."""
+
+    def __init__(self, base: PreTrainedModel, pad_id: int) -> None:
+        """Changes `base` in place.
+
+        Raises:
+            ModelFolderError: its attention cannot be computed sample by sample.
+        """
+        _check(base)
+        self.blocks = BlockSizes()
+        self.pad_id = pad_id
+        self.unit = _row_unit(base)
+        text = base.config.get_text_config()
+        self.last_layer: int = text.num_hidden_layers - 1
+        register_attention()
+        base.set_attn_implementation(_ATTENTION)
+        use_row_linears(base, self.blocks)
+
+    def logits(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor) -> Tensor:
+        """Float32 logits (wanted, vocabulary) of the tokens with these indices; nothing else of them may be needed."""
+        padded = torch.nn.functional.pad(wanted, (0, multiple_of(self.unit, len(wanted)) - len(wanted)))
+        padded = padded.to(model.device)
+        out = self._run(model, tokens, plan, padded, {"logits_to_keep": padded})
+        logits: Tensor = out.logits[0].float()
+        return logits[: len(wanted)]
+
+    def hidden(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor) -> Tensor:
+        """Final hidden states (wanted, hidden size) of the tokens with these indices."""
+        wanted = wanted.to(model.device)
+        hidden: Tensor = self._run(model.get_decoder(), tokens, plan, wanted, {}).last_hidden_state[0]
+        return hidden[wanted]
+
+    def _run(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor, settings: dict[str, Tensor]) -> Any:
+        spare = multiple_of(self.unit, len(tokens.ids)) - len(tokens.ids)
+        rows = [[*tokens.ids, *[self.pad_id] * spare], [*tokens.positions, *[0] * spare]]
+        both = torch.tensor(rows, device=wanted.device)
+        if 2 * len(wanted) < both.shape[1]:
+            plan = _Narrowing(plan, self.last_layer, self.blocks, (wanted, both.shape[1]))
+        try:
+            return model(input_ids=both[:1], position_ids=both[1:], use_cache=False, row_plan=plan, **settings)
+        finally:
+            self.blocks.widen()
+
+
+def _row_unit(model: PreTrainedModel) -> int:
+    """How many rows of any layer's width are a whole number of vectors; the head's width counts where it is capped."""
+    known: Any = model
+    head = known.get_output_embeddings()
+    capped = model.config.to_dict().get("final_logit_softcapping") is not None
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and (capped or m is not head)]
+    widths = [width for linear in linears for width in (linear.in_features, linear.out_features)]
+    return max(_LEAST_ROWS, _VECTOR_FLOATS // math.gcd(_VECTOR_FLOATS, *widths))
+
+
+def _check(model: PreTrainedModel) -> None:
+    known: Any = model
+    written = model.config.to_dict()
+    text = written.get("text_config") or written
+    kinds = set(text.get("layer_types") or ()) - _KINDS
+    if kinds or not known.is_backend_compatible():
+        what = f"layers of {', '.join(sorted(kinds))}" if kinds else "an attention of its own"
+        raise ModelFolderError(
+            f"The model is a {type(model).__name__} with {what}, which cannot be served: samples share their steps "
+            "here, each with its own attention. Serve it with vLLM, or take a model of another architecture."
+        )
+
+
+def multiple_of(unit: int, count: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-count // unit) * unit
+
+
+class _Narrowing:
+    """A plan after whose last attention only the wanted tokens are computed: nobody reads the others any more."""
+
+    def __init__(self, plan: Plan, last_layer: int, blocks: BlockSizes, wanted: tuple[Tensor, int]) -> None:
+        self._plan = plan
+        self._last_layer = last_layer
+        self._blocks = blocks
+        self._wanted = wanted
+
+    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
+        """See Plan."""
+        if self._blocks.narrowed:
+            raise ValueError(f"Layer {layer} comes after layer {self._last_layer}, which should be the last one.")
+        out = self._plan.attend(layer, states, look)
+        if layer == self._last_layer:
+            self._blocks.narrow(*self._wanted)
+        return out
+
+
+# ------------------------------------------------------------------------------------------------------- prompts
+
+
+class PromptPlan:
+    """Prompts laid end to end: each attends to itself, at its own length. Keeps keys and values where asked to.
+
+    Of the last layer only the prompts' last tokens come out; the others are zeros.
+    """
+
+    def __init__(self, lengths: Sequence[int], last_layer: int, keep: bool) -> None:
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        self.spans: list[tuple[int, int]] = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._last_layer = last_layer
+        self._keep = keep
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """Indices of the prompts' last tokens."""
+        return torch.tensor([end - 1 for _, end in self.spans])
+
+    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
+        """See Plan."""
+        query, key, value = states
+        if self._keep:
+            self.layers[layer] = (key, value)
+        out = query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
+        for start, end in self.spans:
+            one = [state[None, :, start:end].clone(memory_format=torch.contiguous_format) for state in states]
+            first = end - start - 1 if layer == self._last_layer else 0
+            near = look.window is not None and look.window < end - start
+            mask = causal_mask(first, end - start, look.window, query) if near or first else None
+            asked = one[0][:, :, first:].contiguous()
+            out[start + first : end] = attention(asked, one[1], one[2], mask, look)[0].transpose(0, 1)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPrompts:
+    """`logits` float32 (prompts, vocabulary) of each prompt's next token."""
+
+    logits: Tensor
+    spans: list[tuple[int, int]]
+    layers: Layers
+
+    def layers_of(self, prompt: int) -> Layers:
+        """One prompt's keys and values, for every layer."""
+        start, end = self.spans[prompt]
+        return [(keys[:, start:end], values[:, start:end]) for keys, values in self.layers]
+
+
+def passes(prompts: Sequence[_Ids]) -> Iterator[list[int]]:
+    """Indices of prompts that share a pass, in order."""
+    taken: list[int] = []
+    tokens = 0
+    for i, prompt in enumerate(prompts):
+        if taken and tokens + len(prompt) > PASS_TOKENS:
+            yield taken
+            taken, tokens = [], 0
+        taken.append(i)
+        tokens += len(prompt)
+    if taken:
+        yield taken
+
+
+def read_prompts(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids], keep: bool) -> ReadPrompts:
+    """One pass over all of these; `keep` says whether keys and values are wanted."""
+    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep)
+    logits = packed.logits(model, _laid_out(prompts), plan, plan.last_tokens)
+    return ReadPrompts(logits, plan.spans, [plan.layers[layer] for layer in sorted(plan.layers)])
+
+
+def read_next(
+    packed: PackedModel, model: PreTrainedModel, requests: Sequence[ReadRequest]
+) -> list[tuple[float | None, ...]]:
+    """For every request, the natural log of the probability that the next token is one of each group's."""
+    import torch
+
+    prompts = [request.prompt_ids for request in requests]
+    read: list[tuple[float | None, ...]] = []
+    for members in passes(prompts):
+        logits = read_prompts(packed, model, [prompts[i] for i in members], keep=False).logits
+        for i, scores in zip(members, logits.log_softmax(-1).cpu(), strict=True):
+            groups = requests[i].token_groups
+            read.append(tuple([float(torch.logsumexp(scores[list(g)], 0)) if g else None for g in groups]))
+    return read
+
+
+def last_hidden(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids]) -> Tensor:
+    """Final hidden states (prompts, hidden size) of each prompt's last token, in one pass."""
+    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep=False)
+    return packed.hidden(model, _laid_out(prompts), plan, plan.last_tokens)
+
+
+def embed_pass(
+    packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]
+) -> list[NDArray[np.float32]]:
+    """The vector of unit length of each of these tokenised texts, in one pass; `passes` says which share one."""
+    hidden = last_hidden(packed, model, inputs).float()
+    return [torch.nn.functional.normalize(row, dim=-1).cpu().numpy() for row in hidden]
+
+
+def _laid_out(prompts: Sequence[_Ids]) -> Tokens:
+    ids = [token for prompt in prompts for token in prompt]
+    return Tokens(ids, [position for prompt in prompts for position in range(len(prompt))])
 
 
 def cache_width(tokens: int) -> int:
@@ -36,14 +288,59 @@ def cache_width(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def multiple_of(unit: int, count: int) -> int:
-    """The next multiple of `unit`."""
-    return -(-count // unit) * unit
+# ----------------------------------------------------------------------------------------------------- attention
 
 
-_REFERENCE = 16
-_SIZES = (256, 128, 64, 32, 16, 8, 4)
-_ALIGNMENT_BYTES = 64
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, look: Look) -> Tensor:
+    """Of every batch entry and head; `mask` is added to the scores, None is causal. Shapes as in torch."""
+    if look.softcap is None:
+        grouped = query.shape[1] != key.shape[1]
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=look.scale, enable_gqa=grouped
+        )
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(repeats, 1) if repeats > 1 else states for states in (key, value))
+    scores = torch.matmul(query, key.transpose(2, 3)) * look.scale
+    scores = torch.tanh(scores / look.softcap) * look.softcap
+    if mask is None:
+        mask = causal_mask(0, query.shape[2], None, query)
+    return torch.matmul((scores + mask).softmax(-1, dtype=torch.float32).to(value.dtype), value)
+
+
+def causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Tensor:
+    """What is added to the scores of the tokens from `first`, (length - first, length).
+
+    A token sees itself and those before it, at most `window` tokens in all.
+    """
+    index = torch.arange(length, device=like.device)
+    asking = index[first:, None]
+    hidden = index > asking
+    if window is not None:
+        hidden |= index <= asking - window
+    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
+
+
+def register_attention() -> None:
+    """Make the attention of packed passes known to transformers; doing so again changes nothing."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_ATTENTION, _attend)
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """What a layer calls; the plan of the pass comes through the model's forward."""
+    if settings.get("s_aux") is not None:
+        raise ValueError("Models with attention sinks are not supported.")
+    scaling = settings.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    look = Look(scale, settings.get("sliding_window"), settings.get("softcap"))
+    plan: Plan = settings["row_plan"]
+    return plan.attend(module.layer_idx, (query[0], key[0], value[0]), look)[None], None
+
+
+# ------------------------------------------------------------------------------------------------- linear layers
 
 
 class BlockSizes:
@@ -146,298 +443,3 @@ def use_row_linears(model: torch.nn.Module, blocks: BlockSizes) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear:
             model.set_submodule(name, RowLinear(module, blocks))
-
-
-_ATTENTION = "semievol_packed"
-_VECTOR_FLOATS = 32
-_LEAST_ROWS = 4
-_KINDS = frozenset({"full_attention", "sliding_attention"})
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a layer's scores are made: their scale, how many of the latest tokens are seen, a cap on the scores."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The tokens of a pass, and the index that each has in its own sample."""
-
-    ids: Sequence[int]
-    positions: Sequence[int]
-
-
-class Plan(Protocol):
-    """Which tokens of a pass belong together."""
-
-    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
-        """`states` are queries, keys and values (heads, tokens, size); gives (tokens, heads, size)."""
-        ...
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, look: Look) -> Tensor:
-    """Of every batch entry and head; `mask` is added to the scores, None is causal. Shapes as in torch."""
-    if look.softcap is None:
-        grouped = query.shape[1] != key.shape[1]
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=look.scale, enable_gqa=grouped
-        )
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(repeats, 1) if repeats > 1 else states for states in (key, value))
-    scores = torch.matmul(query, key.transpose(2, 3)) * look.scale
-    scores = torch.tanh(scores / look.softcap) * look.softcap
-    if mask is None:
-        mask = causal_mask(0, query.shape[2], None, query)
-    return torch.matmul((scores + mask).softmax(-1, dtype=torch.float32).to(value.dtype), value)
-
-
-def causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Tensor:
-    """What is added to the scores of the tokens from `first`, (length - first, length).
-
-    A token sees itself and those before it, at most `window` tokens in all.
-    """
-    index = torch.arange(length, device=like.device)
-    asking = index[first:, None]
-    hidden = index > asking
-    if window is not None:
-        hidden |= index <= asking - window
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
-
-
-class PromptPlan:
-    """Prompts laid end to end: each attends to itself, at its own length. Keeps keys and values where asked to.
-
-    Of the last layer only the prompts' last tokens come out; the others are zeros.
-    """
-
-    def __init__(self, lengths: Sequence[int], last_layer: int, keep: bool) -> None:
-        ends = torch.tensor(lengths).cumsum(0).tolist()
-        self.spans: list[tuple[int, int]] = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._last_layer = last_layer
-        self._keep = keep
-
-    @property
-    def last_tokens(self) -> Tensor:
-        """Indices of the prompts' last tokens."""
-        return torch.tensor([end - 1 for _, end in self.spans])
-
-    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
-        """See Plan."""
-        query, key, value = states
-        if self._keep:
-            self.layers[layer] = (key, value)
-        out = query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
-        for start, end in self.spans:
-            one = [state[None, :, start:end].clone(memory_format=torch.contiguous_format) for state in states]
-            first = end - start - 1 if layer == self._last_layer else 0
-            near = look.window is not None and look.window < end - start
-            mask = causal_mask(first, end - start, look.window, query) if near or first else None
-            asked = one[0][:, :, first:].contiguous()
-            out[start + first : end] = attention(asked, one[1], one[2], mask, look)[0].transpose(0, 1)
-        return out
-
-
-class _Narrowing:
-    """A plan after whose last attention only the wanted tokens are computed: nobody reads the others any more."""
-
-    def __init__(self, plan: Plan, last_layer: int, blocks: BlockSizes, wanted: tuple[Tensor, int]) -> None:
-        self._plan = plan
-        self._last_layer = last_layer
-        self._blocks = blocks
-        self._wanted = wanted
-
-    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
-        """See Plan."""
-        if self._blocks.narrowed:
-            raise ValueError(f"Layer {layer} comes after layer {self._last_layer}, which should be the last one.")
-        out = self._plan.attend(layer, states, look)
-        if layer == self._last_layer:
-            self._blocks.narrow(*self._wanted)
-        return out
-
-
-class PackedModel:
-    """A base model made ready: `logits` of the next tokens of a pass, and `hidden` states of prompts."""
-
-    def __init__(self, base: PreTrainedModel, pad_id: int) -> None:
-        """Changes `base` in place.
-
-        Raises:
-            ModelFolderError: its attention cannot be computed sample by sample.
-        """
-        _check(base)
-        self.blocks = BlockSizes()
-        self.pad_id = pad_id
-        self.unit = _row_unit(base)
-        text = base.config.get_text_config()
-        self.last_layer: int = text.num_hidden_layers - 1
-        register_attention()
-        base.set_attn_implementation(_ATTENTION)
-        use_row_linears(base, self.blocks)
-
-    def logits(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor) -> Tensor:
-        """Float32 logits (wanted, vocabulary) of the tokens with these indices; nothing else of them may be needed."""
-        padded = torch.nn.functional.pad(wanted, (0, multiple_of(self.unit, len(wanted)) - len(wanted)))
-        padded = padded.to(model.device)
-        out = self._run(model, tokens, plan, padded, {"logits_to_keep": padded})
-        logits: Tensor = out.logits[0].float()
-        return logits[: len(wanted)]
-
-    def hidden(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor) -> Tensor:
-        """Final hidden states (wanted, hidden size) of the tokens with these indices."""
-        wanted = wanted.to(model.device)
-        hidden: Tensor = self._run(model.get_decoder(), tokens, plan, wanted, {}).last_hidden_state[0]
-        return hidden[wanted]
-
-    def _run(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor, settings: dict[str, Tensor]) -> Any:
-        spare = multiple_of(self.unit, len(tokens.ids)) - len(tokens.ids)
-        rows = [[*tokens.ids, *[self.pad_id] * spare], [*tokens.positions, *[0] * spare]]
-        both = torch.tensor(rows, device=wanted.device)
-        if 2 * len(wanted) < both.shape[1]:
-            plan = _Narrowing(plan, self.last_layer, self.blocks, (wanted, both.shape[1]))
-        try:
-            return model(input_ids=both[:1], position_ids=both[1:], use_cache=False, row_plan=plan, **settings)
-        finally:
-            self.blocks.widen()
-
-
-def _row_unit(model: PreTrainedModel) -> int:
-    """How many rows of any layer's width are a whole number of vectors; the head's width counts where it is capped."""
-    known: Any = model
-    head = known.get_output_embeddings()
-    capped = model.config.to_dict().get("final_logit_softcapping") is not None
-    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and (capped or m is not head)]
-    widths = [width for linear in linears for width in (linear.in_features, linear.out_features)]
-    return max(_LEAST_ROWS, _VECTOR_FLOATS // math.gcd(_VECTOR_FLOATS, *widths))
-
-
-def _check(model: PreTrainedModel) -> None:
-    known: Any = model
-    written = model.config.to_dict()
-    text = written.get("text_config") or written
-    kinds = set(text.get("layer_types") or ()) - _KINDS
-    if kinds or not known.is_backend_compatible():
-        what = f"layers of {', '.join(sorted(kinds))}" if kinds else "an attention of its own"
-        raise ModelFolderError(
-            f"The model is a {type(model).__name__} with {what}, which cannot be served: samples share their steps "
-            "here, each with its own attention. Serve it with vLLM, or take a model of another architecture."
-        )
-
-
-def register_attention() -> None:
-    """Make the attention of packed passes known to transformers; doing so again changes nothing."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_ATTENTION, _attend)
-
-
-def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
-) -> tuple[Tensor, None]:
-    """What a layer calls; the plan of the pass comes through the model's forward."""
-    if settings.get("s_aux") is not None:
-        raise ValueError("Models with attention sinks are not supported.")
-    scaling = settings.get("scaling")
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    look = Look(scale, settings.get("sliding_window"), settings.get("softcap"))
-    plan: Plan = settings["row_plan"]
-    return plan.attend(module.layer_idx, (query[0], key[0], value[0]), look)[None], None
-
-
-PASS_TOKENS = 768
-"""Prompts share a pass up to so many tokens together; a longer one has a pass of its own."""
-
-_Ids = tuple[int, ...]
-Layers = list[tuple[Tensor, Tensor]]
-"""Keys and values of every layer, each (heads, tokens, size)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPrompts:
-    """`logits` float32 (prompts, vocabulary) of each prompt's next token."""
-
-    logits: Tensor
-    spans: list[tuple[int, int]]
-    layers: Layers
-
-    def layers_of(self, prompt: int) -> Layers:
-        """One prompt's keys and values, for every layer."""
-        start, end = self.spans[prompt]
-        return [(keys[:, start:end], values[:, start:end]) for keys, values in self.layers]
-
-
-def passes(prompts: Sequence[_Ids]) -> Iterator[list[int]]:
-    """Indices of prompts that share a pass, in order."""
-    taken: list[int] = []
-    tokens = 0
-    for i, prompt in enumerate(prompts):
-        if taken and tokens + len(prompt) > PASS_TOKENS:
-            yield taken
-            taken, tokens = [], 0
-        taken.append(i)
-        tokens += len(prompt)
-    if taken:
-        yield taken
-
-
-def read_prompts(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids], keep: bool) -> ReadPrompts:
-    """One pass over all of these; `keep` says whether keys and values are wanted."""
-    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep)
-    logits = packed.logits(model, _laid_out(prompts), plan, plan.last_tokens)
-    return ReadPrompts(logits, plan.spans, [plan.layers[layer] for layer in sorted(plan.layers)])
-
-
-def last_hidden(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids]) -> Tensor:
-    """Final hidden states (prompts, hidden size) of each prompt's last token, in one pass."""
-    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep=False)
-    return packed.hidden(model, _laid_out(prompts), plan, plan.last_tokens)
-
-
-def _laid_out(prompts: Sequence[_Ids]) -> Tokens:
-    ids = [token for prompt in prompts for token in prompt]
-    return Tokens(ids, [position for prompt in prompts for position in range(len(prompt))])
-
-
-def label_token_ids(
-    label: str, encode: Callable[[str], Sequence[int]], decode: Callable[[Sequence[int]], str]
-) -> tuple[int, ...]:
-    """The tokens that alone spell a label, with and without a space before it; none where it takes several.
-
-    The spelling is checked by decoding, since a tokenizer may put a space of its own before a text.
-    """
-    wanted = label.strip()
-    found: dict[int, None] = {}
-    for spelling in (wanted, f" {wanted}"):
-        ids = encode(spelling)
-        if len(ids) == 1 and decode(ids).strip() == wanted:
-            found[ids[0]] = None
-    return tuple(found)
-
-
-def read_next(
-    packed: PackedModel, model: PreTrainedModel, requests: Sequence[ReadRequest]
-) -> list[tuple[float | None, ...]]:
-    """For every request, the natural log of the probability that the next token is one of each group's."""
-    import torch
-
-    prompts = [request.prompt_ids for request in requests]
-    read: list[tuple[float | None, ...]] = []
-    for members in passes(prompts):
-        logits = read_prompts(packed, model, [prompts[i] for i in members], keep=False).logits
-        for i, scores in zip(members, logits.log_softmax(-1).cpu(), strict=True):
-            groups = requests[i].token_groups
-            read.append(tuple([float(torch.logsumexp(scores[list(g)], 0)) if g else None for g in groups]))
-    return read
-
-
-def embed_pass(
-    packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]
-) -> list[NDArray[np.float32]]:
-    """The vector of unit length of each of these tokenised texts, in one pass; `passes` says which share one."""
-    hidden = last_hidden(packed, model, inputs).float()
-    return [torch.nn.functional.normalize(row, dim=-1).cpu().numpy() for row in hidden]

@@ -1,6 +1,7 @@
-"""The keys of `[providers.NAME]` for models on this machine, shared by the kinds `local` and `vllm`.
+"""The provider `local`: a model folder of this machine that answers and is trained; and what `vllm` shares with it.
 
-Reads a few small files of the model folder; imports no torch. Knows nothing of engines.
+Keys of `[providers.NAME]` are checked here, paths resolved, and the table put together. Reads a few small files of the
+model folder; imports no torch. Knows nothing of how an engine answers or a training goes.
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ from semievol_api.capabilities import (
     Provider,
     ProviderSettings,
     Reply,
+    TrainSpec,
 )
 from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_providers.local.chat import EngineHolder, LocalChat, SentenceEmbedder
-from semievol_providers.local.jobs import AdapterServer, JobSettings, LocalFineTuner, TunedModels
+from semievol_providers.local.jobs import AdapterServer, LocalFineTuner, LocalPlaces, TunedModels
 from semievol_providers.local.model_folder import check_model_folder, read_facts
-from semievol_providers.local.training_job import TrainDefaults, read_train_defaults
-from semievol_providers.local.training_loop import NO_BITSANDBYTES, can_quantize
+from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainDefaults, can_quantize, read_train_defaults
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
+
+MAX_N = 128
+
+MAX_TOP_LOGPROBS = 20
+
+OWN_MACHINE = "semievol"
+"""The vendor by which the catalogue knows that tokens cost nothing here."""
 
 
 class LocalOptions(BaseModel):
@@ -60,6 +70,36 @@ class LocalOptions(BaseModel):
 
 
 OptionsT = TypeVar("OptionsT", bound=LocalOptions)
+
+
+def connect(settings: ProviderSettings) -> Provider:
+    """The table of a provider that runs a model folder here.
+
+    Raises:
+        ConfigError: an unknown or wrong key.
+        ModelFolderError: the model folder is missing, incomplete or cannot chat.
+        MissingExtraError: torch, transformers or peft is not installed.
+    """
+    need_packages(PACKAGES, "local", f"[providers.{settings.name}]")
+    options = read_options(settings, LocalOptions)
+    places = read_places(settings, options, "local")
+    models = TunedModels(places)
+    holder = EngineHolder(places.base_folder, places.device, options.threads)
+    chat = LocalChat(holder, models.adapter_of)
+    tuner = finetuner_of(options, places, models, holder.make_room)
+
+    async def aclose() -> None:
+        await tuner.aclose()
+        await holder.release()
+
+    parts = Parts(
+        answers=chat,
+        embedder=sentence_embedder(settings, options, places.device) or chat,
+        finetuner=tuner,
+        context_tokens=read_facts(places.base_folder).context_tokens,
+        aclose=aclose,
+    )
+    return provider_of(settings.name, places, parts)
 
 
 def read_options(settings: ProviderSettings, kind: type[OptionsT]) -> OptionsT:
@@ -92,17 +132,6 @@ def need_packages(packages: Sequence[str], extra: str, purpose: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise MissingExtraError(package, extra, purpose)
-
-
-class LocalPlaces(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the base model and the jobs are, and by which names."""
-
-    base_folder: str
-    base_name: str
-    jobs: Path
-    identity: str
-    device: str
-    train: TrainDefaults
 
 
 def read_places(settings: ProviderSettings, options: LocalOptions, kind: str) -> LocalPlaces:
@@ -151,11 +180,6 @@ def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> 
     return chosen
 
 
-PACKAGES = ("torch", "transformers", "peft", "safetensors")
-MAX_N = 128
-MAX_TOP_LOGPROBS = 20
-
-
 class Answers(Protocol):
     """An engine as `Chat`, `ScoredChat` and `OptionReader`."""
 
@@ -177,14 +201,13 @@ class Parts:
     finetuner: FineTuner
     context_tokens: int
     aclose: Callable[[], Awaitable[None]]
-
-
-OWN_MACHINE = "semievol"
-"""The vendor by which the catalogue knows that tokens cost nothing here."""
+    no_train_keys: tuple[str, ...] = ()
+    """The fields of a `TrainSpec` that its trainings cannot take from a config's `[train]`."""
 
 
 def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
     """The table."""
+    refused = (*parts.no_train_keys, *(() if can_quantize() else ("qlora",)))
     limits = ModelLimits(context_tokens=parts.context_tokens, max_n=MAX_N, max_top_logprobs=MAX_TOP_LOGPROBS)
     return Provider(
         name=name,
@@ -196,30 +219,18 @@ def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
         option_reader=parts.answers,
         embedder=parts.embedder,
         finetuner=parts.finetuner,
+        train_keys=tuple(key for key in TrainSpec.model_fields if key not in refused),
         aclose=parts.aclose,
     )
-
-
-def models_of(places: LocalPlaces) -> TunedModels:
-    """The base model and what was trained from it."""
-    return TunedModels(places.jobs, places.base_name, places.base_folder)
 
 
 def finetuner_of(
     options: LocalOptions, places: LocalPlaces, models: TunedModels, make_room: Callable[[], Awaitable[None]]
 ) -> LocalFineTuner:
     """The trainer; `make_room` is awaited before each training."""
-    settings = JobSettings(
-        folder=places.jobs,
-        base_folder=places.base_folder,
-        base_name=places.base_name,
-        train=places.train,
-        device=places.device,
-        make_room=make_room,
-    )
-    if options.served_at is not None:
-        settings = settings.announcing(AdapterServer(options.served_at).tell)
-    return LocalFineTuner(settings, models)
+    if options.served_at is None:
+        return LocalFineTuner(places, models, make_room)
+    return LocalFineTuner(places, models, make_room, AdapterServer(options.served_at).tell)
 
 
 def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device: str) -> SentenceEmbedder | None:
@@ -227,33 +238,3 @@ def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device:
     if options.embedding_model is None:
         return None
     return SentenceEmbedder(str((Path(settings.base_folder) / options.embedding_model).resolve()), device)
-
-
-def connect(settings: ProviderSettings) -> Provider:
-    """The table of a provider that runs a model folder here.
-
-    Raises:
-        ConfigError: an unknown or wrong key.
-        ModelFolderError: the model folder is missing, incomplete or cannot chat.
-        MissingExtraError: torch, transformers or peft is not installed.
-    """
-    need_packages(PACKAGES, "local", f"[providers.{settings.name}]")
-    options = read_options(settings, LocalOptions)
-    places = read_places(settings, options, "local")
-    models = models_of(places)
-    holder = EngineHolder(places.base_folder, places.device, options.threads)
-    chat = LocalChat(holder, models.adapter_of)
-    tuner = finetuner_of(options, places, models, holder.make_room)
-
-    async def aclose() -> None:
-        await tuner.aclose()
-        await holder.release()
-
-    parts = Parts(
-        answers=chat,
-        embedder=sentence_embedder(settings, options, places.device) or chat,
-        finetuner=tuner,
-        context_tokens=read_facts(places.base_folder).context_tokens,
-        aclose=aclose,
-    )
-    return provider_of(settings.name, places, parts)

@@ -10,112 +10,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from semievol_providers.local.disk import full_disk, is_out_of_memory, is_out_of_space
-from semievol_providers.local.training_job import NO_SPACE, EventLog, TrainingEvent, TrainingJob
+from semievol_providers.local.training_job import (
+    EXIT_FAILED,
+    EXIT_NO_SPACE,
+    EXIT_STOPPED,
+    NO_SPACE,
+    EventLog,
+    TrainingEvent,
+    TrainingJob,
+)
 
 if TYPE_CHECKING:
     from semievol_providers.local.training_data import TokenExample
 
-
-class EarlyStop:
-    """Hears every epoch's validation loss; `patience` epochs without a better one end the training. 0: never."""
-
-    def __init__(self, patience: int) -> None:
-        self._patience = patience
-        self._last_epoch = 0
-        self.best_epoch = 0
-        self.best_loss = math.inf
-
-    def is_better(self, epoch: int, loss: float) -> bool:
-        """Take in an epoch; True where its model is the one to keep."""
-        self._last_epoch = epoch
-        if self._patience == 0 or not loss < self.best_loss:
-            return False
-        self.best_epoch, self.best_loss = epoch, loss
-        return True
-
-    @property
-    def is_over(self) -> bool:
-        """Whether patience has run out."""
-        return 0 < self._patience <= self._last_epoch - self.best_epoch
-
-    @property
-    def keeps_earlier(self) -> bool:
-        """Whether the model to keep is not the last one."""
-        return 0 < self.best_epoch < self._last_epoch
-
-    def state(self) -> dict[str, str]:
-        """To be saved with the training."""
-        return {"best_epoch": str(self.best_epoch), "best_loss": repr(self.best_loss), "heard": str(self._last_epoch)}
-
-    def restore(self, state: Mapping[str, str]) -> None:
-        """Go on from a saved state; one without these words is a training's that heard nothing."""
-        self.best_epoch = int(state.get("best_epoch", "0"))
-        self.best_loss = float(state.get("best_loss", "inf"))
-        self._last_epoch = int(state.get("heard", "0"))
-
-
-class Ranks:
-    """`rank` of `size`; `first` writes files and events."""
-
-    def __init__(self, device: str) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.device = device
-        if self.size > 1:
-            import torch.distributed as dist
-
-            if device.startswith("cuda"):
-                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-                torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-
-    @property
-    def first(self) -> bool:
-        """True for the one that writes."""
-        return self.rank == 0
-
-    def add_up(self, tensors: Iterable[Tensor]) -> None:
-        """Replace every tensor by its sum over all ranks."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            for tensor in tensors:
-                dist.all_reduce(tensor)
-
-    def total(self, *numbers: float) -> list[float]:
-        """The sums of these numbers over all ranks, in float64."""
-        if self.size == 1:
-            return list(numbers)
-        held = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        self.add_up([held])
-        return [float(value) for value in held]
-
-    def close(self) -> None:
-        """Leave the group."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.destroy_process_group()
-
-
-EXIT_FAILED = 3
-EXIT_STOPPED = 4
-EXIT_NO_SPACE = 5
 _LOCK_WAIT_S = 30.0
 
 
@@ -216,12 +135,10 @@ def _memory_advice(job: TrainingJob) -> str:
 
 def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     import msgspec
-    import torch
 
     torch.set_num_threads(job.threads)
-    from semievol_providers.local.export import adapter_card
     from semievol_providers.local.model_folder import load_tokenizer, quiet_known_warnings
-    from semievol_providers.local.training_loop import TrainingLoop, packs, with_adapter
+    from semievol_providers.local.training_loop import Ranks, TrainingLoop, packs, with_adapter
 
     quiet_known_warnings()
     tokenizer = load_tokenizer(job.base)
@@ -253,9 +170,10 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
 
 def _examples(job: TrainingJob, tokenizer: Any) -> tuple[list[TokenExample], list[TokenExample]]:
     """Those to train on and those to validate on."""
+    from semievol_api.training.chat_jsonl import MIN_EXAMPLES
     from semievol_providers.local.chat_tokens import ChatTokens
     from semievol_providers.local.model_folder import end_of_turn_ids, read_facts
-    from semievol_providers.local.training_data import MIN_EXAMPLES, hold_out, load_token_examples
+    from semievol_providers.local.training_data import hold_out, load_token_examples
     from semievol_providers.local.training_loop import TrainingFailedError
 
     context = read_facts(job.base).context_tokens
@@ -276,6 +194,39 @@ def _examples(job: TrainingJob, tokenizer: Any) -> tuple[list[TokenExample], lis
 
 def _unheard(_event: TrainingEvent) -> None:
     """Only the first rank tells."""
+
+
+def adapter_card(job: TrainingJob, examples: int) -> str:
+    """The card of an adapter."""
+    base = Path(job.base).name
+    settings = {
+        "rank": job.rank,
+        "alpha": job.alpha,
+        "dropout": job.dropout,
+        "kind of adapter": _kind(job),
+        "examples": examples,
+        "epochs": job.n_epochs,
+        "examples per step": job.batch_size,
+        "learning rate": job.learning_rate,
+        "warm-up share": job.warmup_share,
+        "seed": job.seed,
+    }
+    rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
+    return (
+        f"---\nbase_model: {job.base}\nlibrary_name: peft\npipeline_tag: text-generation\n"
+        "tags:\n- lora\n- semievol\n---\n\n"
+        f"# An adapter of {base}\n\n"
+        "Trained with semievol-api on chat examples; only the assistant's turns are learnt (completion-only loss, "
+        "AdamW, cosine schedule).\n\n"
+        f"| setting | value |\n| --- | --- |\n{rows}\n"
+        "Serve it with vLLM (`--enable-lora --lora-modules NAME=THIS_FOLDER`), or merge it into its base with "
+        "`semievol export-model`.\n"
+    )
+
+
+def _kind(job: TrainingJob) -> str:
+    words = [word for word, chosen in (("DoRA", job.use_dora), ("rsLoRA", job.use_rslora)) if chosen]
+    return (" + ".join(words) or "LoRA") + (", over a base in 4 bits (QLoRA)" if job.qlora else "")
 
 
 if __name__ == "__main__":

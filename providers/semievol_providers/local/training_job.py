@@ -1,4 +1,7 @@
-"""What one training is told and what it tells: the job file and the lines of its event log.
+"""What one training is told and what it tells: from a `TrainSpec` to the job file, and the lines of its event log.
+
+    settled = defaults.settle(spec, examples)            # what `auto` comes to for this file
+    training_job(settled, defaults, start, folder, validates=False).write(folder / "job.json")
 
 A job's folder holds `job.json`, `events.jsonl`, `state/` (to resume from), `checkpoints/step-N/` and in the
 end `adapter/`. Imports no torch. Knows nothing of how training is done or who asked for it.
@@ -7,37 +10,37 @@ end `adapter/`. Imports no torch. Knows nothing of how training is done or who a
 from __future__ import annotations
 
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
+from semievol_api.capabilities import TrainSpec
 from semievol_api.errors import ConfigError
 from semievol_providers.local.disk import append_whole, cut_torn_line, write_whole
 
 NO_SPACE = "disk_full"
 """The code of a failure that leaves a training to go on from its last saved step."""
+EXIT_FAILED = 3
+EXIT_STOPPED = 4
+EXIT_NO_SPACE = 5
+"""How the process of a training ends where it does not end well."""
 
 
-class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of one training. `batch_size` is examples per optimizer step, whatever fits memory at once.
+Auto: TypeAlias = Literal["auto"]
 
-    `tokens_per_pass` limits how many padded tokens one forward pass takes; a batch is split to keep to it
-    without changing the gradient. `adapter` is an earlier adapter to go on from.
-    `threads` is part of the result: bits repeat at an equal thread count only. `packing` puts examples end to end;
-    "auto" does so where FlashAttention is installed. `qlora` keeps the base in 4 bits. Without a validation file,
-    `validation_share` of the examples are held out; `patience` epochs without a lower validation loss end the
-    training, and the best epoch's adapter is the result (0: all epochs, the last one's).
+
+class TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every value of a training that does not depend on its file: what a `TrainSpec` may leave open, none left open.
+
+    `learning_rate` is what a multiplier of 1 stands for, or the product. `tokens_per_pass` limits how many padded
+    tokens one forward pass takes; a batch is split to keep to it without changing the gradient. `threads` is part of
+    the result: bits repeat at an equal thread count only. `packing` puts examples end to end; "auto" does so where
+    FlashAttention is installed. `qlora` keeps the base in 4 bits. `patience` epochs without a lower validation loss
+    end the training, and the best epoch's adapter is the result (0: all epochs, the last one's).
     """
 
-    base: str
-    training_file: str
-    folder: str
-    adapter: str | None = None
-    validation_file: str | None = None
-    seed: int = 0
-    n_epochs: int = 3
-    batch_size: int = 16
     learning_rate: float = 2e-4
     rank: int = 16
     alpha: int = 32
@@ -50,14 +53,69 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     tokens_per_pass: int = 1024
-    checkpoints_kept: int = 3
-    save_every_s: float = 30.0
     threads: int = 1
-    device: str = "cpu"
-    packing: bool | Literal["auto"] = "auto"
+    packing: bool | Auto = "auto"
     qlora: bool = False
     validation_share: float = 0.0
     patience: int = 0
+
+
+class TrainDefaults(TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a `TrainSpec` leaves open, for one model: read from its `semievol_train.json` or from a TOML file.
+
+    `processes` above 1 trains on as many GPUs, by torchrun. `n_epochs` of "auto" takes as many epochs as
+    `target_steps` optimizer steps need, within [min_epochs, max_epochs].
+    """
+
+    batch_size: int | Auto = "auto"
+    n_epochs: int | Auto = "auto"
+    target_steps: int = 100
+    min_epochs: int = 3
+    max_epochs: int = 25
+    processes: int = 1
+
+    def settle(self, spec: TrainSpec, examples: int) -> TrainSpec:
+        """The same training with what depends on the file filled in, for one of this many examples."""
+        batch = spec.batch_size or self._batch_for(examples)
+        numbers: dict[str, int | float] = {
+            "n_epochs": spec.n_epochs or self._epochs_for(examples, batch),
+            "batch_size": batch,
+            "learning_rate_multiplier": spec.learning_rate_multiplier or 1.0,
+        }
+        return spec.model_copy(update=numbers)
+
+    def _batch_for(self, examples: int) -> int:
+        return self.batch_size if self.batch_size != "auto" else max(1, min(16, examples // 4))
+
+    def _epochs_for(self, examples: int, batch_size: int) -> int:
+        if self.n_epochs != "auto":
+            return self.n_epochs
+        per_epoch = -(-examples // batch_size)
+        return max(self.min_epochs, min(self.max_epochs, round(self.target_steps / per_epoch)))
+
+
+class StartingPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The model that a training begins with: the base's folder, an earlier adapter to go on from, and the device."""
+
+    base: str
+    adapter: str | None = None
+    device: str = "cpu"
+
+
+class TrainingJob(TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training as its process reads it from `job.json`. `batch_size` is examples per optimizer step."""
+
+    base: str
+    training_file: str
+    folder: str
+    adapter: str | None = None
+    validation_file: str | None = None
+    seed: int = 0
+    n_epochs: int = 3
+    batch_size: int = 16
+    checkpoints_kept: int = 3
+    save_every_s: float = 30.0
+    device: str = "cpu"
 
     @classmethod
     def read(cls, path: Path) -> TrainingJob:
@@ -67,6 +125,75 @@ class TrainingJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def write(self, path: Path) -> None:
         """Write the job file, whole or not at all."""
         write_whole(path, msgspec.json.encode(self))
+
+
+def training_job(
+    spec: TrainSpec, defaults: TrainDefaults, start: StartingPoint, folder: Path, *, validates: bool
+) -> TrainingJob:
+    """The job of a settled spec, in a folder that holds `training_file` and, where it validates, `validation_file`."""
+    if spec.n_epochs is None or spec.batch_size is None:
+        raise ValueError("The spec leaves epochs or batch size open; settle it first.")
+    values = {name: value for name, value in msgspec.structs.asdict(defaults).items() if name in _VALUES}
+    values |= {name: value for name, value in spec.said.items() if name in _VALUES}
+    values["learning_rate"] = defaults.learning_rate * (spec.learning_rate_multiplier or 1.0)
+    return TrainingJob(
+        base=start.base,
+        adapter=start.adapter,
+        device=start.device,
+        training_file=str(folder / "training_file"),
+        validation_file=str(folder / "validation_file") if validates else None,
+        folder=str(folder),
+        seed=spec.seed or 0,
+        n_epochs=spec.n_epochs,
+        batch_size=spec.batch_size,
+        **values,
+    )
+
+
+_VALUES = frozenset(TrainValues.__struct_fields__)
+
+
+def read_train_defaults(model_folder: Path, weight_bytes: int, toml_file: Path | None) -> TrainDefaults:
+    """The training defaults of a model: the TOML file's, else the model folder's own, else by size.
+
+    Raises:
+        ConfigError: a key is unknown or a value has the wrong type.
+    """
+    own = model_folder / "semievol_train.json"
+    source = toml_file or own
+    try:
+        if toml_file is not None:
+            return msgspec.convert(tomllib.loads(toml_file.read_text(encoding="utf-8")), TrainDefaults)
+        if own.is_file():
+            return msgspec.json.decode(own.read_bytes(), type=TrainDefaults)
+    except (OSError, ValueError) as error:
+        known = ", ".join(TrainDefaults.__struct_fields__)
+        raise ConfigError(
+            f"The training defaults in {str(source)!r} cannot be used: {error}. Known keys: {known}."
+        ) from error
+    return TrainDefaults(learning_rate=3e-3 if weight_bytes < 100 * 2**20 else 2e-4)
+
+
+NO_BITSANDBYTES = (
+    "Training over a base in 4 bits (qlora = true) needs the package 'bitsandbytes', which is not installed. Install "
+    "it with: pip install bitsandbytes; or set qlora = false and lower tokens_per_pass instead, which trains the same "
+    "adapter over the unchanged base."
+)
+
+
+def can_quantize() -> bool:
+    """Whether bitsandbytes is installed; nothing is imported."""
+    return find_spec("bitsandbytes") is not None
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Variables of a process that computes: threads wait without spinning, which on shared cores costs 20 x."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,86 +255,3 @@ def read_events(folder: Path, offset: int) -> tuple[list[TrainingEvent], int]:
         except msgspec.DecodeError:
             continue  # a line cut by a kill and continued by the next run
     return events, offset + whole
-
-
-Auto: TypeAlias = Literal["auto"]
-
-
-class TrainDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `auto` means for a model: read from its `semievol_train.json` or from a TOML file.
-
-    `processes` above 1 trains on as many GPUs, by torchrun. `target_modules` is "all-linear", or names by commas.
-    `learning_rate` is what a multiplier of 1 stands for. `n_epochs` of "auto" takes as many epochs as
-    `target_steps` optimizer steps need, within [min_epochs, max_epochs]. `packing`, `qlora`, `validation_share` and
-    `patience` are those of `TrainingJob`.
-    """
-
-    learning_rate: float = 2e-4
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    batch_size: int | Auto = "auto"
-    n_epochs: int | Auto = "auto"
-    target_steps: int = 100
-    min_epochs: int = 3
-    max_epochs: int = 25
-    use_dora: bool = False
-    use_rslora: bool = False
-    target_modules: str = "all-linear"
-    train_embeddings: bool = False
-    warmup_share: float = 0.1
-    weight_decay: float = 0.0
-    tokens_per_pass: int = 1024
-    threads: int = 1
-    processes: int = 1
-    packing: bool | Auto = "auto"
-    qlora: bool = False
-    validation_share: float = 0.0
-    patience: int = 0
-
-    def batch_for(self, examples: int) -> int:
-        """Examples per optimizer step for a file of this many examples."""
-        return self.batch_size if self.batch_size != "auto" else max(1, min(16, examples // 4))
-
-    def epochs_for(self, examples: int, batch_size: int) -> int:
-        """Passes over a file of this many examples."""
-        if self.n_epochs != "auto":
-            return self.n_epochs
-        per_epoch = -(-examples // batch_size)
-        return max(self.min_epochs, min(self.max_epochs, round(self.target_steps / per_epoch)))
-
-    def job_settings(self) -> dict[str, Any]:
-        """What stands in a job's file under the same name as here."""
-        shared = set(TrainingJob.__struct_fields__) - {"batch_size", "n_epochs", "learning_rate"}
-        return {name: value for name, value in msgspec.structs.asdict(self).items() if name in shared}
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """Variables of a process that computes: threads wait without spinning, which on shared cores costs 20 x."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
-def read_train_defaults(model_folder: Path, weight_bytes: int, toml_file: Path | None) -> TrainDefaults:
-    """The training defaults of a model: the TOML file's, else the model folder's own, else by size.
-
-    Raises:
-        ConfigError: a key is unknown or a value has the wrong type.
-    """
-    own = model_folder / "semievol_train.json"
-    source = toml_file or own
-    try:
-        if toml_file is not None:
-            return msgspec.convert(tomllib.loads(toml_file.read_text(encoding="utf-8")), TrainDefaults)
-        if own.is_file():
-            return msgspec.json.decode(own.read_bytes(), type=TrainDefaults)
-    except (OSError, ValueError) as error:
-        known = ", ".join(TrainDefaults.__struct_fields__)
-        raise ConfigError(
-            f"The training defaults in {str(source)!r} cannot be used: {error}. Known keys: {known}."
-        ) from error
-    return TrainDefaults(learning_rate=3e-3 if weight_bytes < 100 * 2**20 else 2e-4)

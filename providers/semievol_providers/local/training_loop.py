@@ -1,17 +1,21 @@
 """Train a LoRA adapter on token examples: AdamW, cosine schedule with warm-up, clipped gradients.
 
+    loop = TrainingLoop(with_adapter(job, device), job, pad_id, report)
+    if loop.run(train, valid, should_stop): loop.save_result(folder / "adapter")
+
 A plain loop that gives the losses of transformers' Trainer with PEFT on the same data, but takes logits only
-where something is learnt. Resumes bit for bit from its last saved state. Knows nothing of files of chats,
-of how a pass is laid out, or of HTTP.
+where something is learnt. Resumes bit for bit from its last saved state. Knows nothing of files of chats, of job
+files, or of HTTP.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,20 +28,16 @@ from torch import Tensor
 
 from semievol_api.errors import UserError
 from semievol_providers.local.disk import is_out_of_memory
-from semievol_providers.local.train import EarlyStop, Ranks
 from semievol_providers.local.training_data import TokenExample, split_by_tokens, step_indices, to_batch
-from semievol_providers.local.training_job import TrainingEvent, TrainingJob
-
-NO_BITSANDBYTES = (
-    "Training over a base in 4 bits (qlora = true) needs the package 'bitsandbytes', which is not installed. Install "
-    "it with: pip install bitsandbytes; or set qlora = false and lower tokens_per_pass instead, which trains the same "
-    "adapter over the unchanged base."
-)
+from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainingEvent, TrainingJob, can_quantize
 
 
-def can_quantize() -> bool:
-    """Whether bitsandbytes is installed; nothing is imported."""
-    return find_spec("bitsandbytes") is not None
+class TrainingFailedError(UserError):
+    """Training cannot go on; `code` is a short machine-readable word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def packs(job: TrainingJob, device: str) -> bool:
@@ -184,12 +184,86 @@ def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor,
     return (losses * weights).sum(), right
 
 
-class TrainingFailedError(UserError):
-    """Training cannot go on; `code` is a short machine-readable word."""
+class EarlyStop:
+    """Hears every epoch's validation loss; `patience` epochs without a better one end the training. 0: never."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._last_epoch = 0
+        self.best_epoch = 0
+        self.best_loss = math.inf
+
+    def is_better(self, epoch: int, loss: float) -> bool:
+        """Take in an epoch; True where its model is the one to keep."""
+        self._last_epoch = epoch
+        if self._patience == 0 or not loss < self.best_loss:
+            return False
+        self.best_epoch, self.best_loss = epoch, loss
+        return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self._patience <= self._last_epoch - self.best_epoch
+
+    @property
+    def keeps_earlier(self) -> bool:
+        """Whether the model to keep is not the last one."""
+        return 0 < self.best_epoch < self._last_epoch
+
+    def state(self) -> dict[str, str]:
+        """To be saved with the training."""
+        return {"best_epoch": str(self.best_epoch), "best_loss": repr(self.best_loss), "heard": str(self._last_epoch)}
+
+    def restore(self, state: Mapping[str, str]) -> None:
+        """Go on from a saved state; one without these words is a training's that heard nothing."""
+        self.best_epoch = int(state.get("best_epoch", "0"))
+        self.best_loss = float(state.get("best_loss", "inf"))
+        self._last_epoch = int(state.get("heard", "0"))
+
+
+class Ranks:
+    """`rank` of `size`; `first` writes files and events."""
+
+    def __init__(self, device: str) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.device = device
+        if self.size > 1:
+            import torch.distributed as dist
+
+            if device.startswith("cuda"):
+                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+                torch.cuda.set_device(self.device)
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+
+    @property
+    def first(self) -> bool:
+        """True for the one that writes."""
+        return self.rank == 0
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace every tensor by its sum over all ranks."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def total(self, *numbers: float) -> list[float]:
+        """The sums of these numbers over all ranks, in float64."""
+        if self.size == 1:
+            return list(numbers)
+        held = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self.add_up([held])
+        return [float(value) for value in held]
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
 
 
 @dataclass(frozen=True, slots=True)

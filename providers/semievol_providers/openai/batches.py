@@ -13,9 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from semievol_api.capabilities import BatchAnswer, BatchState, ChatRequest, Pace
+from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import RateLimitError, TransientError
 from semievol_providers.openai.chat import ChatDecoder, chat_body, encode
-from semievol_providers.openai.errors import error_from_answer, job_failure, read_vendor_error
+from semievol_providers.openai.errors import error_from_answer, error_in_body, job_failure, read_vendor_error
 from semievol_providers.openai.finetuner import RUN_KEY, Files, content_name, short_key
 from semievol_providers.openai.sdk import Sdk
 
@@ -175,15 +176,15 @@ class OpenAIBatchChat:
         except msgspec.DecodeError:
             reply = None
         if reply is None:
-            return BatchAnswer(
-                custom_id=decoded.custom_id, reply=None, error="The answer holds no completion.", retryable=True
-            )
+            hidden = error_in_body("batch line", HttpResponse(200, {}, body), self._sdk.connection)
+            again = isinstance(hidden, TransientError | RateLimitError)
+            return BatchAnswer(custom_id=decoded.custom_id, reply=None, error=str(hidden), retryable=again)
         return BatchAnswer(custom_id=decoded.custom_id, reply=reply)
 
     def _unanswered(self, line: Line) -> BatchAnswer:
-        said = read_vendor_error(bytes(line.error))
-        reason = job_failure(said, self._sdk.connection) or "The vendor gave neither an answer nor a reason."
-        again = said.code in _ASK_AGAIN_CODES or not said.code
+        fault = read_vendor_error(bytes(line.error))
+        reason = job_failure(fault, self._sdk.connection) or "The vendor gave neither an answer nor a reason."
+        again = fault.code in _ASK_AGAIN_CODES or not fault.code
         return BatchAnswer(custom_id=line.custom_id, reply=None, error=reason, retryable=again)
 
 

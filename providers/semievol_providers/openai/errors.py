@@ -11,7 +11,7 @@ import html
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -97,6 +97,7 @@ QUOTA_CODES = frozenset(
 )
 """Codes that vendors send with status 429 although waiting would not help."""
 
+_RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens_exceeded"})
 ABSENT_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
 
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
@@ -125,6 +126,10 @@ _BY_CODE: Mapping[str, str] = {
     "model_not_available": _TRAINING,
     "model_not_supported": _TRAINING,
     "fine_tuning_not_supported": _TRAINING,
+    "fine_tune_not_found": (
+        "This key's project has no such job: use the key that made it (`semievol jobs` lists what your runs bought). "
+        "To buy it anew, remove its ticket from the run's jobs folder and run again."
+    ),
     "context_length_exceeded": _LENGTH,
     "string_above_max_length": _LENGTH,
     "content_filter": _CONTENT,
@@ -206,24 +211,26 @@ class VendorError:
     code: str | None = None
     kind: str | None = None
     param: str | None = None
+    status: int | None = None
+    """An HTTP status that the body names, whatever the answer's own."""
 
 
 def error_from_answer(
     what: str, status: int, headers: Mapping[str, str], body: bytes, connection: Connection
 ) -> ProviderError:
     """The error that an answer with an error status stands for. `what` names the endpoint."""
-    said = read_vendor_error(body)
-    opening = _opening(what, f"answered {status}{_code_words(said)}", connection)
-    quote = _quote(said.message, connection)
-    if status == 429 and not _out_of_money(said):
+    fault = read_vendor_error(body)
+    opening = _opening(what, f"answered {status}{_code_words(fault)}", connection)
+    quote = _quote(fault.message, connection)
+    if status == 429 and not _out_of_money(fault):
         text = f"{opening}: too many requests or tokens for now{quote}. The engine waits and asks again."
-        return RateLimitError(text, retry_after_s=_retry_after_s(headers), code=said.code)
+        return RateLimitError(text, retry_after_s=_retry_after_s(headers), code=fault.code)
     if status in _WORTH_ANOTHER_TRY or status >= 500:
         text = f"{opening}{quote}. The server failed, not the request; another attempt may succeed."
-        return TransientError(text, status=status, code=said.code, param=said.param)
-    code = "insufficient_quota" if status == 429 and said.code is None else said.code
-    advice = _fill(next_step(status, code, said.message), connection)
-    return _refusal(code, said.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=said.param)
+        return TransientError(text, status=status, code=fault.code, param=fault.param)
+    code = "insufficient_quota" if status == 429 and fault.code is None else fault.code
+    advice = _fill(next_step(status, code, fault.message), connection)
+    return _refusal(code, fault.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=fault.param)
 
 
 def _refusal(code: str | None, message: str) -> type[RefusedError]:
@@ -233,12 +240,13 @@ def _refusal(code: str | None, message: str) -> type[RefusedError]:
 
 
 def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> ProviderError:
-    """The error behind status 200 and no content: some proxies put the real status into the body."""
-    said = read_vendor_error(answer.body)
-    if said.code is not None and said.code.isdecimal() and 400 <= int(said.code) < 600:
-        return error_from_answer(what, int(said.code), answer.headers, answer.body, connection)
+    """The error behind status 200 and no content: some proxies put the real status, or only a code, into the body."""
+    fault = read_vendor_error(answer.body)
+    status = fault.status or _status_of_code(fault)
+    if status is not None:
+        return error_from_answer(what, status, answer.headers, answer.body, connection)
     opening = _opening(what, "answered 200 without what was asked for", connection)
-    return TransientError(f"{opening}{_quote(said.message, connection)}. Another attempt may succeed.", status=200)
+    return TransientError(f"{opening}{_quote(fault.message, connection)}. Another attempt may succeed.", status=200)
 
 
 def invalid_answer(what: str, body: bytes, connection: Connection) -> TransientError:
@@ -285,24 +293,57 @@ def read_vendor_error(body: bytes) -> VendorError:
         return VendorError()
     if not isinstance(tree, dict):
         return VendorError(str(tree))
-    found = tree.get("error", tree)
+    found = tree.get("error")
+    if found is None:  # an answer may say that it has none
+        found = {name: value for name, value in tree.items() if name != "error"}
     if not isinstance(found, dict):
-        return VendorError(str(found), _word(tree.get("code")))
+        return VendorError(str(found), _word(tree.get("code")), status=_status_in(tree))
     inner = found.get("innererror") or found.get("inner_error")  # as Azure sends it, and as it documents it
     code = inner.get("code") if isinstance(inner, dict) and found.get("code") is None else found.get("code")
     message = found.get("message") or found.get("detail") or tree.get("message") or ""
     if isinstance(message, list):
         message = "; ".join(str(part.get("msg", part)) if isinstance(part, dict) else str(part) for part in message)
-    return VendorError(str(message), _word(code), _word(found.get("type")), _word(found.get("param")))
+    message = f"{message}{_behind(found, str(message))}"
+    status = _status_in(found) or _status_in(tree)
+    return VendorError(message, _word(code), _word(found.get("type")), _word(found.get("param")), status)
 
 
-def job_failure(said: VendorError, connection: Connection) -> str | None:
+def _status_in(tree: Mapping[str, Any]) -> int | None:
+    """The HTTP status that a body names as its status or, like OpenRouter, as its code."""
+    for name in ("status", "status_code", "code"):
+        status = str(tree.get(name))
+        if status.isdecimal() and 400 <= int(status) < 600:
+            return int(status)
+    return None
+
+
+def _behind(found: Mapping[str, Any], message: str) -> str:
+    """What the vendor behind a router said, which OpenRouter keeps in `metadata.raw`."""
+    metadata = found.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    text = "" if raw is None else (raw if isinstance(raw, str) else orjson.dumps(raw).decode())
+    return f" ({text})" if text and text not in message else ""
+
+
+def _status_of_code(fault: VendorError) -> int | None:
+    """The status that goes with a known code where a body names none; None for a code that nobody knows."""
+    for word in (fault.code, fault.kind):
+        if word in _RATE_CODES:
+            return 429
+        if word in QUOTA_CODES:
+            return 429
+        if word in _BY_CODE:
+            return 404 if word in ABSENT_MODEL_CODES else 400
+    return None
+
+
+def job_failure(fault: VendorError, connection: Connection) -> str | None:
     """Why a fine-tuning job failed and what to do, or None where the vendor says nothing."""
-    if not said.message and not said.code:
+    if not fault.message and not fault.code:
         return None
-    advice = _fill(next_step(None, said.code, said.message), connection)
-    message = scrub(said.message or "no reason given", connection).rstrip(".")
-    return f"{message}{_code_words(said)}. {advice}"
+    advice = _fill(next_step(None, fault.code, fault.message), connection)
+    message = scrub(fault.message or "no reason given", connection).rstrip(".")
+    return f"{message}{_code_words(fault)}. {advice}"
 
 
 def scrub(text: str, connection: Connection) -> str:
@@ -324,8 +365,8 @@ def _quote(message: str, connection: Connection) -> str:
     return f': "{text}"' if text else ""
 
 
-def _code_words(said: VendorError) -> str:
-    words = [f"{name} {value}" for name, value in (("code", said.code), ("param", said.param)) if value]
+def _code_words(fault: VendorError) -> str:
+    words = [f"{name} {value}" for name, value in (("code", fault.code), ("param", fault.param)) if value]
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -347,32 +388,32 @@ def _plain_text(body: bytes) -> str:
     return text.strip()
 
 
-def _out_of_money(said: VendorError) -> bool:
-    return said.code in QUOTA_CODES or said.kind in QUOTA_CODES
+def _out_of_money(fault: VendorError) -> bool:
+    return fault.code in QUOTA_CODES or fault.kind in QUOTA_CODES
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """How long the vendor asks to wait: in milliseconds, in seconds, until a date, or until the quota is back."""
-    wait_ms = duration_s(headers.get("retry-after-ms"))
-    if wait_ms is not None:
-        return wait_ms / 1000
-    asked = headers.get("retry-after")
-    wait_s = duration_s(asked)
-    if wait_s is not None:
-        return wait_s
+    """How long the vendor asks to wait: the longest of its milliseconds, seconds, date; else until the quota is back.
+
+    A wait of 0 says nothing.
+    """
+    wait_ms, asked = duration_s(headers.get("retry-after-ms")), headers.get("retry-after")
     until, now = _moment_s(asked), _moment_s(headers.get("date"))
-    if until is not None and now is not None:
-        return max(0.0, until - now)
+    named = (
+        None if wait_ms is None else wait_ms / 1000,
+        duration_s(asked),
+        None if until is None or now is None else until - now,
+    )
     pace = pace_of(headers)
-    waits = [
-        reset
-        for left, reset in (
-            (pace.remaining_requests, pace.reset_requests_s),
-            (pace.remaining_tokens, pace.reset_tokens_s),
-        )
-        if left == 0 and reset is not None
-    ]
-    return max(waits, default=None)
+    back = (
+        pace.reset_requests_s if pace.remaining_requests == 0 else None,
+        pace.reset_tokens_s if pace.remaining_tokens == 0 else None,
+    )
+    return _longest_s(named) or _longest_s(back)
+
+
+def _longest_s(waits: Iterable[float | None]) -> float | None:
+    return max((wait_s for wait_s in waits if wait_s is not None and wait_s > 0), default=None)
 
 
 def _moment_s(text: str | None) -> float | None:

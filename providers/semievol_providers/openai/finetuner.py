@@ -1,8 +1,9 @@
-"""Fine-tuning jobs: submitted once, found again after a crash, followed by state and events.
+"""Fine-tuning at one endpoint: jobs, the files that they learn from, and what lies at the vendor afterwards.
 
-A job carries its run key twice: whole in its metadata, shortened in its suffix, because some vendors drop
-metadata. Where a job shows neither, its model, seed, hyperparameters and training file, named by its content, say
-whose it is. Nothing is retried here: a lost answer to `submit` is mended by `find`. Knows nothing of what is trained.
+A job is submitted once and found again after a crash. It carries its run key twice: whole in its metadata, shortened in
+its suffix, because some vendors drop metadata. Where a job shows neither, its model, seed, hyperparameters and training
+file, named by its content, say whose it is. Nothing is retried here: a lost answer to `submit` is mended by `find`.
+Knows nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -16,83 +17,28 @@ import msgspec
 from msgspec import Struct
 
 from semievol_api.capabilities import (
+    HOSTED_TRAIN_KEYS,
     FineTuneRequest,
-    Hyperparameters,
     JobEvent,
     JobState,
     JobStatus,
     JobTicket,
     ModelName,
     RemoteModel,
+    TrainSpec,
 )
 from semievol_api.errors import RefusedError
 from semievol_providers.openai.errors import job_failure, read_vendor_error
 from semievol_providers.openai.sdk import OpenAIModels, Sdk
 from semievol_providers.openai.settings import Dialect
 
-Purpose: TypeAlias = Literal["fine-tune", "batch"]
-
-_WHAT = "files"
-_UNUSABLE = frozenset({"error", "deleted", "deleting", "failed"})
-
-
-class RemoteFile(Struct):
-    """One file at the vendor."""
-
-    id: str
-    filename: str | None = None
-    bytes: int | None = None
-    status: str | None = None
-
-
-class Files:
-    """Upload, find and download."""
-
-    def __init__(self, sdk: Sdk) -> None:
-        self._sdk = sdk
-
-    async def upload_once(self, content: bytes, name: str, purpose: Purpose) -> str:
-        """The id of a file with this name and size, uploaded now unless it is already there."""
-        for there in await self.named(name, purpose):
-            if there.bytes in (None, len(content)):
-                return there.id
-        uploaded = await self._sdk.ask_for(
-            RemoteFile,
-            _WHAT,
-            lambda client: client.files.with_raw_response.create(file=(name, content), purpose=purpose),
-        )
-        return uploaded.id
-
-    async def named(self, start: str, purpose: Purpose) -> list[RemoteFile]:
-        """The usable files whose names begin so."""
-        found = self._sdk.items(
-            RemoteFile,
-            _WHAT,
-            lambda client, paging: client.files.with_raw_response.list(purpose=purpose, **paging),
-        )
-        return [
-            file async for file in found if (file.filename or "").startswith(start) and file.status not in _UNUSABLE
-        ]
-
-    async def download(self, file_id: str) -> bytes:
-        """The content."""
-        return await self._sdk.ask("files/content", lambda client: client.files.with_raw_response.content(file_id))
-
-
-def content_name(content: bytes) -> str:
-    """A file name made from the content: equal bytes, equal name."""
-    return f"semievol-{hashlib.sha256(content).hexdigest()[:20]}.jsonl"
-
-
-def short_key(run_key: str) -> str:
-    """Eight hex digits that stand for a run key where there is little room."""
-    return hashlib.sha256(run_key.encode()).hexdigest()[:8]
-
-
 RUN_KEY = "semievol_run_key"
 """The metadata field that names a training for ever."""
 
-_WHAT_FINETUNER = "fine_tuning/jobs"
+_JOBS = "fine_tuning/jobs"
+
+_FILES = "files"
+
 _STATUSES: dict[str, JobStatus] = {
     **dict.fromkeys(("validating_files", "queued", "pending", "notrunning", "created", "submitted"), "queued"),
     **dict.fromkeys(("running", "in_progress", "processing", "cancelling", "evaluating"), "running"),
@@ -101,7 +47,12 @@ _STATUSES: dict[str, JobStatus] = {
     **dict.fromkeys(("cancelled", "canceled", "deleted"), "cancelled"),
     **dict.fromkeys(("paused", "pausing"), "paused"),
 }
+
 _BEST_FIRST: tuple[JobStatus, ...] = ("succeeded", "running", "queued", "paused", "unknown")
+
+_UNUSABLE = frozenset({"error", "deleted", "deleting", "failed"})
+
+Purpose: TypeAlias = Literal["fine-tune", "batch"]
 
 
 class Job(Struct):
@@ -155,7 +106,7 @@ class OpenAIFineTuner:
             validation_id = await self._files.upload_once(validation, content_name(validation), "fine-tune")
         arguments = job_arguments(request, training_id, validation_id, self._dialect)
         job = await self._sdk.ask_for(
-            Job, _WHAT_FINETUNER, lambda client: client.fine_tuning.jobs.with_raw_response.create(**arguments)
+            Job, _JOBS, lambda client: client.fine_tuning.jobs.with_raw_response.create(**arguments)
         )
         return JobTicket(job_id=job.id, run_key=request.run_key, training_file_id=training_id)
 
@@ -177,7 +128,7 @@ class OpenAIFineTuner:
     async def poll(self, ticket: JobTicket) -> JobState:
         """Where the job stands now; an unknown state keeps the vendor's word and counts as unfinished."""
         job = await self._sdk.ask_for(
-            Job, _WHAT_FINETUNER, lambda client: client.fine_tuning.jobs.with_raw_response.retrieve(ticket.job_id)
+            Job, _JOBS, lambda client: client.fine_tuning.jobs.with_raw_response.retrieve(ticket.job_id)
         )
         status = job_status(job.status)
         reason = job_failure(read_vendor_error(bytes(job.error)), self._sdk.connection)
@@ -202,7 +153,7 @@ class OpenAIFineTuner:
         """Events newer than `after`, oldest first. OpenAI lists the newest first, Azure's reference the oldest."""
         listed = self._sdk.items(
             Event,
-            f"{_WHAT}/events",
+            f"{_JOBS}/events",
             lambda client, paging: client.fine_tuning.jobs.with_raw_response.list_events(ticket.job_id, **paging),
         )
         events: list[JobEvent] = []
@@ -221,16 +172,14 @@ class OpenAIFineTuner:
 
     async def cancel(self, ticket: JobTicket) -> None:
         """Ask the vendor to stop the job; a job that has already ended may be refused."""
-        await self._sdk.ask(
-            _WHAT_FINETUNER, lambda client: client.fine_tuning.jobs.with_raw_response.cancel(ticket.job_id)
-        )
+        await self._sdk.ask(_JOBS, lambda client: client.fine_tuning.jobs.with_raw_response.cancel(ticket.job_id))
 
     async def _by_metadata_filter(self, run_key: str) -> list[Job]:
         """What the vendor's own filter finds; nothing where it does not know the filter."""
         wanted = {RUN_KEY: run_key}
         listed = self._sdk.items(
             Job,
-            _WHAT_FINETUNER,
+            _JOBS,
             lambda client, paging: client.fine_tuning.jobs.with_raw_response.list(metadata=wanted, **paging),
         )
         try:
@@ -243,7 +192,7 @@ class OpenAIFineTuner:
     async def _by_any_mark(self, request: FineTuneRequest) -> list[Job]:
         suffix = job_suffix(request, self._dialect.suffix_chars)
         listed = self._sdk.items(
-            Job, _WHAT_FINETUNER, lambda client, paging: client.fine_tuning.jobs.with_raw_response.list(**paging)
+            Job, _JOBS, lambda client, paging: client.fine_tuning.jobs.with_raw_response.list(**paging)
         )
         jobs = [job async for job in listed]
         marked = [job for job in jobs if _has_key(job, request.run_key) or _has_suffix(job, suffix)]
@@ -260,7 +209,7 @@ def job_arguments(
     request: FineTuneRequest, training_id: str, validation_id: str | None, dialect: Dialect
 ) -> dict[str, Any]:
     """The arguments of the SDK's `create`; what is left out is the vendor's `auto`."""
-    hyperparameters = {**dialect.job_hyperparameters, **_hyperparameters(request.hyperparameters)}
+    hyperparameters = {**dialect.job_hyperparameters, **_hyperparameters(request.spec)}
     arguments: dict[str, Any] = {
         "model": request.model,
         "training_file": training_id,
@@ -274,20 +223,16 @@ def job_arguments(
         arguments["metadata"] = {RUN_KEY: request.run_key}
     if validation_id is not None:
         arguments["validation_file"] = validation_id
-    if request.seed is not None:
-        arguments["seed"] = request.seed
+    if request.spec.seed is not None:
+        arguments["seed"] = request.spec.seed
     if dialect.job_extra_body:
         arguments["extra_body"] = dict(dialect.job_extra_body)
     return arguments
 
 
-def _hyperparameters(wanted: Hyperparameters) -> dict[str, int | float]:
-    named = {
-        "n_epochs": wanted.n_epochs,
-        "batch_size": wanted.batch_size,
-        "learning_rate_multiplier": wanted.learning_rate_multiplier,
-    }
-    return {name: value for name, value in named.items() if value is not None}
+def _hyperparameters(spec: TrainSpec) -> dict[str, int | float | str]:
+    """What of a training the API has a place for; the rest is refused while planning."""
+    return {name: value for name, value in spec.said.items() if name in HOSTED_TRAIN_KEYS and name != "seed"}
 
 
 def job_suffix(request: FineTuneRequest, suffix_chars: int) -> str:
@@ -317,9 +262,9 @@ def _shows_no_mark(job: Job) -> bool:
 
 def _trains_alike(job: Job, request: FineTuneRequest) -> bool:
     """Whether nothing that the job tells of its training is other than asked for; -1 is Azure's `auto`."""
-    shown, wanted = job.hyperparameters or {}, _hyperparameters(request.hyperparameters)
+    shown, wanted = job.hyperparameters or {}, _hyperparameters(request.spec)
     alike = all(shown.get(name) in (None, "auto", -1, value) for name, value in wanted.items())
-    return alike and job.model == request.model and job.seed in (None, request.seed)
+    return alike and job.model == request.model and job.seed in (None, request.spec.seed)
 
 
 def _job_event(event: Event) -> JobEvent:
@@ -335,6 +280,62 @@ def _job_event(event: Event) -> JobEvent:
             if isinstance(value, int | float) and not isinstance(value, bool)
         },
     )
+
+
+# ------------------------------------------------------------------------------------------- files at the vendor
+
+
+class RemoteFile(Struct):
+    """One file at the vendor."""
+
+    id: str
+    filename: str | None = None
+    bytes: int | None = None
+    status: str | None = None
+
+
+class Files:
+    """Upload, find and download."""
+
+    def __init__(self, sdk: Sdk) -> None:
+        self._sdk = sdk
+
+    async def upload_once(self, content: bytes, name: str, purpose: Purpose) -> str:
+        """The id of a file with this name and size, uploaded now unless it is already there."""
+        for there in await self.named(name, purpose):
+            if there.bytes in (None, len(content)):
+                return there.id
+        uploaded = await self._sdk.ask_for(
+            RemoteFile,
+            _FILES,
+            lambda client: client.files.with_raw_response.create(file=(name, content), purpose=purpose),
+        )
+        return uploaded.id
+
+    async def named(self, start: str, purpose: Purpose) -> list[RemoteFile]:
+        """The usable files whose names begin so."""
+        found = self._sdk.items(
+            RemoteFile,
+            _FILES,
+            lambda client, paging: client.files.with_raw_response.list(purpose=purpose, **paging),
+        )
+        return [
+            file async for file in found if (file.filename or "").startswith(start) and file.status not in _UNUSABLE
+        ]
+
+    async def download(self, file_id: str) -> bytes:
+        """The content."""
+        return await self._sdk.ask(f"{_FILES}/content", lambda client: client.files.with_raw_response.content(file_id))
+
+
+def content_name(content: bytes) -> str:
+    """A file name made from the content: equal bytes, equal name."""
+    return f"semievol-{hashlib.sha256(content).hexdigest()[:20]}.jsonl"
+
+
+def short_key(run_key: str) -> str:
+    """Eight hex digits that stand for a run key where there is little room."""
+    return hashlib.sha256(run_key.encode()).hexdigest()[:8]
 
 
 class OpenAIStorage:
@@ -356,7 +357,7 @@ class OpenAIStorage:
 
     async def delete_file(self, file_id: str) -> None:
         """Delete an uploaded file."""
-        await self._sdk.ask("files", lambda client: client.files.with_raw_response.delete(file_id))
+        await self._sdk.ask(_FILES, lambda client: client.files.with_raw_response.delete(file_id))
 
     async def delete_model(self, name: ModelName) -> None:
         """Delete a tuned model."""

@@ -89,8 +89,8 @@ class Answers:
         tell = await self.engine.ask(ask)
         assert isinstance(tell, ChoicesTell)
         choices: list[JsonValue] = [chat_choice(choice) for choice in tell.choices]
-        said: Record = {"choices": choices, "usage": usage(tell.prompt_tokens, tell.choices)}
-        return head("chatcmpl-", "chat.completion", body.model) | said
+        fields: Record = {"choices": choices, "usage": usage(tell.prompt_tokens, tell.choices)}
+        return head("chatcmpl-", "chat.completion", body.model) | fields
 
     # ----------------------------------------------------------------------------------------------- text
     def text_asks(self, body: TextBody, owner: str) -> list[TextAsk]:
@@ -120,8 +120,8 @@ class Answers:
             for choice in tell.choices:
                 choices.append(text_choice(choice, len(choices)))
                 counted.append(choice)
-        said: Record = {"choices": choices, "usage": usage(prompt_tokens, counted)}
-        return head("cmpl-", "text_completion", body.model) | said
+        fields: Record = {"choices": choices, "usage": usage(prompt_tokens, counted)}
+        return head("cmpl-", "text_completion", body.model) | fields
 
     # ------------------------------------------------------------------------------------------ embedding
     async def embedding(self, body: EmbeddingBody, owner: str) -> Record:

@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,8 +31,9 @@ from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import Gate
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.loops import Loops
+from semievol_providers.server.metrics import MEDIA_TYPE, Meter
 from semievol_providers.server.models import ModelTable, model_object
-from semievol_providers.server.rate_limits import Meter, RateLimits
+from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.services import Services, owner_of, services
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import State
@@ -91,13 +91,11 @@ async def metrics(request: Request) -> Response:
         "engine_restarts": float(parts.engine.restarts),
         "engine_requests_in_flight": float(parts.engine.in_flight),
     }
-    tables: tuple[Literal["jobs"], Literal["batches"]] = ("jobs", "batches")
-    counted: dict[str, dict[str, float]] = {
-        name: {f'status="{status}"': float(count) for status, count in parts.state.count_by_status(name).items()}
-        for name in tables
+    by_status = {
+        "jobs": {status: float(count) for status, count in parts.state.count_by_status("jobs").items()},
+        "batches": {status: float(count) for status, count in parts.state.count_by_status("batches").items()},
     }
-    text = parts.meter.text({**{name: {"": value} for name, value in single.items()}, **counted})
-    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    return PlainTextResponse(parts.meter.text(single, by_status), media_type=MEDIA_TYPE)
 
 
 _log = logging.getLogger(__name__)
@@ -208,8 +206,9 @@ async def _retrieve_model(request: Request) -> Response:
 
 
 async def _delete_model(request: Request) -> Response:
-    name = request.path_params["model"]
-    delete_model(services(request), name, owner_of(request))
+    name, served = request.path_params["model"], services(request)
+    await served.jobs.let_ended_process_go()
+    delete_model(served, name, owner_of(request))
     return json_response({"id": name, "object": "model", "deleted": True})
 
 

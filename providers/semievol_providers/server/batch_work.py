@@ -229,7 +229,7 @@ class BatchWork:
         self._note(custom_id, name, used)
 
     # ---------------------------------------------------------------------------------------------- files
-    async def _finish(self, end: str, **said: JsonValue) -> None:
+    async def _finish(self, end: str, **fields: JsonValue) -> None:
         if end in ("cancelled", "expired"):
             await asyncio.to_thread(self._write_unanswered, end)
         made: Record = {}
@@ -244,7 +244,7 @@ class BatchWork:
             with self._parts.state.transaction():
                 for row in rows:
                     self._parts.state.add_file(row, self._owner)
-                ended = {**self.record, "status": end, **made, **said, "usage": self._usage()}
+                ended: Record = {**self.record, "status": end, **made, **fields, "usage": self._usage()}
                 ended[f"{end}_at"] = int(time.time())
                 self._parts.state.save_batch(ended)
         except BaseException:

@@ -110,8 +110,8 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
     from semievol_providers.server.gate import log_as_json
     from semievol_providers.server.state_recovery import held_folder
 
-    with held_folder(settings, recover) as said:
-        sys.stdout.write(said)
+    with held_folder(settings, recover) as message:
+        sys.stdout.write(message)
         listener = _bind(settings)
         port = listener.getsockname()[1]
         shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -18,7 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.rate_limits import Meter, RateLimits
+from semievol_providers.server.metrics import Meter
+from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.services import KeyRing
 from semievol_providers.server.settings import Limits, ServerSettings
 from semievol_providers.server.state import new_id
@@ -88,9 +89,9 @@ class Gate:
         is_open = scope["path"] in _OPEN_PATHS and headers.get("authorization") is None
         owner = "" if is_open else self._keys.owner(headers.get("authorization"))
         scope.setdefault("state", {})["known"] = bool(owner) or not self._settings.api_keys
-        said = headers.get("content-length", "0")
+        declared = headers.get("content-length", "0")
         limit = _body_limit(scope, self._settings.limits)
-        if not said.isdigit() or int(said) > limit:
+        if not declared.isdigit() or int(declared) > limit:
             raise _too_large(limit)
         return owner
 

@@ -15,7 +15,8 @@ from typing import Annotated, Literal, TypeAlias, cast
 import msgspec
 from msgspec import Meta
 
-from semievol_providers.local.training_job import NO_SPACE, Auto, TrainDefaults, TrainingEvent, read_events
+from semievol_api.capabilities import TrainSpec
+from semievol_providers.local.training_job import NO_SPACE, Auto, TrainingEvent, read_events
 from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
 from semievol_providers.server.state import FileRow, Record, State, new_id
 
@@ -92,21 +93,27 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return (self.metadata or {}).get(RUN_KEY)
 
 
-class Resolved(msgspec.Struct, frozen=True):
-    """Hyperparameters with every `auto` replaced."""
-
-    n_epochs: int
-    batch_size: int
-    learning_rate_multiplier: float
-
-
-def resolve(record: Record, defaults: TrainDefaults, examples: int) -> Resolved:
-    """The numbers that a job trains with, for a file of this many examples."""
+def spec_of(record: Record) -> TrainSpec:
+    """What a job is trained how, as far as it says; the rest is the server's own."""
     asked = msgspec.convert(record["hyperparameters"], HyperparametersBody)
-    batch = asked.batch_size if isinstance(asked.batch_size, int) else defaults.batch_for(examples)
-    epochs = asked.n_epochs if isinstance(asked.n_epochs, int) else defaults.epochs_for(examples, batch)
-    rate = asked.learning_rate_multiplier
-    return Resolved(epochs, batch, rate if not isinstance(rate, str) else 1.0)
+    return TrainSpec(
+        n_epochs=asked.n_epochs if isinstance(asked.n_epochs, int) else None,
+        batch_size=asked.batch_size if isinstance(asked.batch_size, int) else None,
+        learning_rate_multiplier=(
+            None if isinstance(asked.learning_rate_multiplier, str) else asked.learning_rate_multiplier
+        ),
+        seed=int(str(record["seed"])),
+    )
+
+
+def with_spec(record: Record, spec: TrainSpec) -> Record:
+    """The job object with the numbers that it trains with."""
+    numbers: Record = {
+        "n_epochs": spec.n_epochs,
+        "batch_size": spec.batch_size,
+        "learning_rate_multiplier": spec.learning_rate_multiplier,
+    }
+    return with_hyperparameters(record, numbers)
 
 
 def new_job(body: JobBody) -> Record:

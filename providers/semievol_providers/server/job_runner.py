@@ -19,13 +19,18 @@ from pathlib import Path
 
 import msgspec
 
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES, TrainingFileError, read_examples
 from semievol_providers.local.fairness import Turns
-from semievol_providers.local.train import EXIT_NO_SPACE
-from semievol_providers.local.training_data import MIN_EXAMPLES, TrainingFileError, read_examples
-from semievol_providers.local.training_job import TrainingJob, worker_environment
+from semievol_providers.local.training_job import (
+    EXIT_NO_SPACE,
+    StartingPoint,
+    TrainingJob,
+    training_job,
+    worker_environment,
+)
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.disk import told, will_pass
-from semievol_providers.server.job_events import JobEvents, Resolved, resolve, with_hyperparameters
+from semievol_providers.server.job_events import JobEvents, spec_of, with_spec
 from semievol_providers.server.loops import Loops, first_of
 from semievol_providers.server.models import ModelTable
 from semievol_providers.server.settings import ServerSettings
@@ -60,6 +65,7 @@ class JobRunner:
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._running: tuple[str, Process] | None = None
+        self._idle = asyncio.Event()
         self._turns = Turns()
         self._checks = Turns()
         self._later: dict[str, float] = {}
@@ -75,6 +81,11 @@ class JobRunner:
             self._loops.start(VALIDATION, self._validate_all),
             self._loops.start(RUNNER, self._run_all),
         ]
+
+    async def let_ended_process_go(self) -> None:
+        """Wait for the process of a job that has ended already: for a moment it still holds what it made."""
+        if self._running is not None and not self._is_running(self._running[0]):
+            await first_of(self._idle, _STOP_WAIT_S)
 
     async def close(self) -> None:
         """Stop the running training after its current step, with its state saved; the loops are closing already."""
@@ -176,9 +187,9 @@ class JobRunner:
         current = self._state.find_job(job_id)
         if current is None or current["status"] != "validating_files":
             return
-        numbers = resolve(current, self._settings.train, examples)
+        settled = self._settings.train.settle(spec_of(current), examples)
         with self._state.transaction():
-            self._state.save_job(with_hyperparameters(current, msgspec.to_builtins(numbers)) | {"status": "queued"})
+            self._state.save_job(with_spec(current, settled) | {"status": "queued"})
             self._state.add_event(job_id, "validated", "Files validated, moving job to queued state")
 
     # ----------------------------------------------------------------------------------------------- runs
@@ -222,6 +233,7 @@ class JobRunner:
                 env={**os.environ, **worker_environment(job.threads)},
             )
         self._running = (job_id, process)
+        self._idle.clear()
         ended = asyncio.create_task(process.wait())
         offset = 0
         try:
@@ -235,6 +247,7 @@ class JobRunner:
         finally:
             await _stop(process)
             self._running = None
+            self._idle.set()
             if process.stdin is not None:
                 process.stdin.close()
         return ended.result()
@@ -254,28 +267,16 @@ class JobRunner:
 
     def training_job(self, record: Record, folder: Path) -> TrainingJob:
         """What the trainer is told: all that the defaults and the job say, so that no setting is left out."""
-        train, model = self._settings.train, str(record["model"])
+        model = str(record["model"])
         try:
             adapter = self._models.find(model, self._state.job_owner(str(record["id"]))).adapter
         except ApiError as error:
             raise _UnfitJobError("model_not_available", _no_model(model, self._settings.name), "model") from error
         if adapter is not None and not Path(adapter).is_dir():
             raise _UnfitJobError("model_not_available", f"The adapter of the model {model!r} is gone.", "model")
-        numbers = msgspec.convert(record["hyperparameters"], Resolved)
-        valid = self._job_file(record, "validation_file")
-        return TrainingJob(
-            base=self._settings.model_folder,
-            adapter=adapter,
-            training_file=str(folder / "training_file"),
-            validation_file=str(valid) if valid else None,
-            folder=str(folder),
-            seed=int(str(record["seed"])),
-            n_epochs=numbers.n_epochs,
-            batch_size=numbers.batch_size,
-            learning_rate=train.learning_rate * numbers.learning_rate_multiplier,
-            device=self._settings.device,
-            **train.job_settings(),
-        )
+        start = StartingPoint(base=self._settings.model_folder, adapter=adapter, device=self._settings.device)
+        validates = record["validation_file"] is not None
+        return training_job(spec_of(record), self._settings.train, start, folder, validates=validates)
 
 
 def _unfit(error: Exception) -> _UnfitJobError:

@@ -18,8 +18,9 @@ from semievol_providers.server.batch_work import BatchRunner
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.loops import Loops
+from semievol_providers.server.metrics import Meter
 from semievol_providers.server.models import ModelTable
-from semievol_providers.server.rate_limits import Meter, RateLimits
+from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import Cursor, State
 

@@ -15,10 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from semievol_api.errors import ConfigError
-from semievol_providers.local.training_job import Auto as Auto
-from semievol_providers.local.training_job import TrainDefaults as TrainDefaults
-from semievol_providers.local.training_job import read_train_defaults as read_train_defaults
-from semievol_providers.local.training_job import worker_environment as worker_environment
+from semievol_providers.local.training_job import TrainDefaults
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -190,9 +190,9 @@ def _tables(path: Path) -> set[str]:
 def _tables_of(path: Path, options: str = "mode=ro&immutable=1") -> set[str]:
     database = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)
     try:
-        (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        if said != "ok":
-            raise sqlite3.DatabaseError(str(said))
+        (finding,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if finding != "ok":
+            raise sqlite3.DatabaseError(str(finding))
         return {str(row[0]) for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     finally:
         database.close()

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
+from semievol_api.capabilities import TrainSpec
 from semievol_api.records import JsonValue
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.server.job_events import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters
+from semievol_providers.server.job_events import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters, with_spec
 from semievol_providers.server.services import owner_of_key
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import DATABASE, ENDED, FileRow, JobRecord, Record, State, new_id, read_job_record
@@ -49,12 +50,14 @@ class _Found:
 
     def sentence(self) -> str:
         """What to tell who asked for it."""
-        said = f"Recovered {self.jobs:,} job(s), {self.models:,} model(s) and {self.files:,} file(s)."
+        message = f"Recovered {self.jobs:,} job(s), {self.models:,} model(s) and {self.files:,} file(s)."
         if self.damaged is not None:
-            said += f" The damaged database is kept as {self.damaged.name}."
+            message += f" The damaged database is kept as {self.damaged.name}."
         if self.aside:
-            said += f" Moved to {_ASIDE}/, since nothing says whose they are or how to go on: {', '.join(self.aside)}."
-        return f"{said}\n"
+            message += (
+                f" Moved to {_ASIDE}/, since nothing says whose they are or how to go on: {', '.join(self.aside)}."
+            )
+        return f"{message}\n"
 
 
 @contextmanager
@@ -93,20 +96,20 @@ def _open_folder(settings: ServerSettings, recover: bool) -> str:
         StateFolderError: it is not a server's, or a recovery does not know whose its jobs are.
     """
     condition = _refuse_unless_ours(settings.state, recover)
-    said = ""
+    message = ""
     if condition.kind == "lost":
         try:
-            said = _rebuild(settings).sentence()
+            message = _rebuild(settings).sentence()
         except (OSError, sqlite3.Error) as error:
             raise unusable(settings.state, error) from error
     elif recover:
-        said = _take_up_unknown_jobs(settings)
+        message = _take_up_unknown_jobs(settings)
     claim(settings.state)
     try:
         State(settings.state).close()  # what the disk refuses is told here, before anything is served
     except (OSError, sqlite3.Error) as error:
         raise unusable(settings.state, error) from error
-    return said
+    return message
 
 
 def _rebuild(settings: ServerSettings) -> _Found:
@@ -206,9 +209,9 @@ def _record_of_files(settings: ServerSettings, folder: Path) -> Record:
     except (OSError, msgspec.MsgspecError):
         return with_hyperparameters(record, {"n_epochs": "auto", "batch_size": "auto"}) | {"finished_at": made_at}
     rate = job.learning_rate / settings.train.learning_rate
-    numbers: Record = {"n_epochs": job.n_epochs, "batch_size": job.batch_size, "learning_rate_multiplier": rate}
+    spec = TrainSpec(n_epochs=job.n_epochs, batch_size=job.batch_size, learning_rate_multiplier=rate)
     base = _base_name(settings, Path(job.adapter)) if job.adapter is not None else settings.name
-    return with_hyperparameters(record, numbers) | {"model": base, "seed": job.seed, "status": "paused"}
+    return with_spec(record, spec) | {"model": base, "seed": job.seed, "status": "paused"}
 
 
 def _file_id(state_folder: Path, kept: Path) -> str:

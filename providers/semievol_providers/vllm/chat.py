@@ -14,9 +14,8 @@ from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, R
 from semievol_api.errors import TransientError
 from semievol_api.records import Usage
 from semievol_providers.local.chat import AdapterOf, completion_of, prompt_ids
-from semievol_providers.local.chat_tokens import ChatTokens
+from semievol_providers.local.chat_tokens import ChatTokens, label_token_ids
 from semievol_providers.local.decoding import Transcript
-from semievol_providers.local.packed import label_token_ids
 from semievol_providers.local.requests import SampleOutput, TokenChoice
 from semievol_providers.vllm.engine import VllmEngine
 

