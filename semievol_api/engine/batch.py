@@ -284,24 +284,24 @@ class BatchSender:
         if self._idle_watch is None:
             self._idle_watch = self._tools.start(self._launch_when_idle())
 
-    def no_more(self, customer: ResultSink[Any, Any]) -> None:
-        """Send the customer's last batch; at the end of this turn, since more may be on its way."""
-        asyncio.get_running_loop().call_soon(self._launch_all, customer)
+    def no_more(self, sink: ResultSink[Any, Any]) -> None:
+        """Send the sink's last batch; at the end of this turn, since more may be on its way."""
+        asyncio.get_running_loop().call_soon(self._launch_all, sink)
 
     def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored; the batch's reservation is settled as a whole."""
         self._tools.budget.add(piece.actual)
 
-    def recall(self, customer: ResultSink[Any, Any]) -> None:
-        """Let go of a customer's pieces. Batches at the vendor go on: what they give is stored, now or later."""
+    def recall(self, sink: ResultSink[Any, Any]) -> None:
+        """Let go of a sink's pieces. Batches at the vendor go on: what they give is stored, now or later."""
         gone: list[AnyRequestChunk] = []
-        for queue in [queue for queue in self._gathered if queue[0] is customer]:
+        for queue in [queue for queue in self._gathered if queue[0] is sink]:
             gone += self._gathered.pop(queue).pieces
         for run in self._runs:
-            theirs = [name for name, piece in run.pieces.items() if piece.owner is customer]
+            theirs = [name for name, piece in run.pieces.items() if piece.owner is sink]
             gone += [run.pieces.pop(name) for name in theirs]
-            gone += [piece for piece in run.waiting if piece.owner is customer]
-            run.waiting = [piece for piece in run.waiting if piece.owner is not customer]
+            gone += [piece for piece in run.waiting if piece.owner is sink]
+            run.waiting = [piece for piece in run.waiting if piece.owner is not sink]
         for piece in gone:
             piece.owner.abandon(piece)
 
@@ -346,9 +346,9 @@ class BatchSender:
             await self._tools.clock.sleep(self._tools.limits.batch_poll_s)
         self._idle_watch = None
 
-    def _launch_all(self, customer: ResultSink[Any, Any] | None) -> None:
+    def _launch_all(self, sink: ResultSink[Any, Any] | None) -> None:
         for queue in list(self._gathered):
-            if customer is None or queue[0] is customer:
+            if sink is None or queue[0] is sink:
                 self._launch(queue)
 
     def _launch(self, queue: Queue) -> None:

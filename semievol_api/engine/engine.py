@@ -98,19 +98,19 @@ class RequestEngine:
     """Made by `open`; see there. `ledger` tells what each stage sent, was served and paid."""
 
     def __init__(
-        self, desk: EngineState, limits: Limits, dispatcher: Dispatcher, writer: GroupCommit, clock: Clock
+        self, state: EngineState, limits: Limits, dispatcher: Dispatcher, writer: GroupCommit, clock: Clock
     ) -> None:
-        self.ledger: Ledger = desk.ledger
-        self._desk = desk
+        self.ledger: Ledger = state.ledger
+        self._state = state
         self._limits = limits
         self._dispatcher = dispatcher
         self._batches = BatchSender(
             BatchTools(
-                run=desk.run,
+                run=state.run,
                 limits=limits,
-                journal=desk.journal,
+                journal=state.journal,
                 writer=writer,
-                budget=desk.budget,
+                budget=state.budget,
                 clock=clock,
                 start=dispatcher.start,
             )
@@ -151,9 +151,9 @@ class RequestEngine:
             await leases.opened(spent)
         budget.adopt(set_aside(reader, run))
         shared: dict[str, Any] = {"run": run, "journal": reader, "budget": budget, "on_progress": on_progress}
-        desk = EngineState(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
+        state = EngineState(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
         dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
-        engine = cls(desk, limits, dispatcher, writer, clock)
+        engine = cls(state, limits, dispatcher, writer, clock)
         try:
             with rare_collections():
                 yield engine
@@ -228,7 +228,7 @@ class RequestEngine:
 
     def charge(self, usd: float, tokens: int) -> None:
         """Other engines of the run have spent something."""
-        self._desk.budget.add(Spend(usd, tokens))
+        self._state.budget.add(Spend(usd, tokens))
 
     def took_over(self, bills: Mapping[str, StageBill]) -> None:
         """What another engine of the run did, for this one's ledger."""
@@ -237,13 +237,13 @@ class RequestEngine:
 
     def tell(self, progress: Progress) -> None:
         """A row that another engine of the run finished, for this one's bars."""
-        if self._desk.on_progress is not None:
-            self._desk.on_progress(progress)
+        if self._state.on_progress is not None:
+            self._state.on_progress(progress)
 
     @property
     def spent(self) -> Spend:
         """Everything that is charged to the run so far."""
-        return self._desk.budget.spent
+        return self._state.budget.spent
 
     async def cancel_batches(self, provider: Provider) -> int:
         """Cancel all open batches of a provider, whoever started them; what they gave by then is stored.
@@ -255,9 +255,9 @@ class RequestEngine:
     async def _run(
         self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: Asks[RequestT], sender: Sender, stage: str
     ) -> AsyncGenerator[Answer[ReplyT], None]:
-        stream = Stream(self._desk, kind, provider, sender, stage)
+        stream = Stream(self._state, kind, provider, sender, stage)
         self._streams.add(stream)
-        stream.tally.begin(self._desk.now_s())
+        stream.tally.begin(self._state.now_s())
         feeder = self._dispatcher.start(stream.feed(asks))
         feeder.add_done_callback(lambda task: stream.fed(None if task.cancelled() else task.exception()))
         try:
@@ -270,7 +270,7 @@ class RequestEngine:
             stream.stop(asyncio.CancelledError())
             feeder.cancel()
             await stream.drained()
-            stream.tally.end(self._desk.now_s())
+            stream.tally.end(self._state.now_s())
             self._streams.discard(stream)
 
     def _broke(self, error: JournalError) -> None:

@@ -1,6 +1,6 @@
 """Queues and carriers: the only module that starts tasks.
 
-Every key and model has a station: a queue of pieces, a gate, and as many carriers as the gate has room for. A
+Every key and model has a queue of pieces, a gate, and as many carriers as the gate has room for. A
 carrier takes a piece, has it asked, and hands it to the journal's writer; it does not wait for the commit. Knows
 nothing of where pieces come from, nor of how one is asked.
 """
@@ -245,7 +245,7 @@ class Dispatcher:
         self._asker = asker
         self._writer = writer
         self._clock = clock
-        self._stations: dict[tuple[str, str], ModelQueue] = {}
+        self._model_queues: dict[tuple[str, str], ModelQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling = limits.concurrency or _open_files()
         self._closing = False
@@ -259,7 +259,7 @@ class Dispatcher:
 
     def window(self, identity: str, model: str) -> int:
         """How many asks a stream may have open for this key and model: four times what may be in flight."""
-        return 4 * self._station(identity, model).gate.room
+        return 4 * self._model_queue(identity, model).gate.room
 
     def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored."""
@@ -267,27 +267,27 @@ class Dispatcher:
         if piece.on_stored is not None:
             piece.on_stored()
 
-    def no_more(self, customer: ResultSink[Any, Any]) -> None:
+    def no_more(self, sink: ResultSink[Any, Any]) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""
 
     def submit(self, piece: AnyRequestChunk) -> None:
         """Send a piece in its turn."""
         owner = piece.owner
-        station = self._station(owner.provider.identity, owner.kind.model(piece.request))
-        piece.on_stored = station.gate.saved
-        station.queue.append(piece)
-        if len(station.carriers) < station.gate.room:
-            self._add_carrier(station)
+        model_queue = self._model_queue(owner.provider.identity, owner.kind.model(piece.request))
+        piece.on_stored = model_queue.gate.saved
+        model_queue.queue.append(piece)
+        if len(model_queue.carriers) < model_queue.gate.room:
+            self._add_carrier(model_queue)
 
-    def recall(self, customer: ResultSink[Any, Any]) -> None:
-        """Send nothing more for a customer; what is in flight may come home."""
-        for task, load in self._loads(customer):
+    def recall(self, sink: ResultSink[Any, Any]) -> None:
+        """Send nothing more for a sink; what is in flight may come home."""
+        for task, load in self._loads(sink):
             if not load.sent:
                 task.cancel()
 
-    def cancel(self, customer: ResultSink[Any, Any]) -> None:
-        """Break off what is in flight for a customer; the lost replies stay charged."""
-        for task, _ in self._loads(customer):
+    def cancel(self, sink: ResultSink[Any, Any]) -> None:
+        """Break off what is in flight for a sink; the lost replies stay charged."""
+        for task, _ in self._loads(sink):
             task.cancel()
 
     async def close(self) -> None:
@@ -298,52 +298,52 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _loads(self, customer: ResultSink[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
+    def _loads(self, sink: ResultSink[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
         return [
             (task, load)
-            for station in self._stations.values()
-            for task, load in station.carriers.items()
-            if load.piece is not None and load.piece.owner is customer
+            for model_queue in self._model_queues.values()
+            for task, load in model_queue.carriers.items()
+            if load.piece is not None and load.piece.owner is sink
         ]
 
-    def _station(self, identity: str, model: str) -> ModelQueue:
-        station = self._stations.get((identity, model))
-        if station is None:
-            station = ModelQueue(Gate(self._limits, self._ceiling, self._clock, self.start))
-            self._stations[identity, model] = station
-        return station
+    def _model_queue(self, identity: str, model: str) -> ModelQueue:
+        model_queue = self._model_queues.get((identity, model))
+        if model_queue is None:
+            model_queue = ModelQueue(Gate(self._limits, self._ceiling, self._clock, self.start))
+            self._model_queues[identity, model] = model_queue
+        return model_queue
 
-    def _add_carrier(self, station: ModelQueue) -> None:
+    def _add_carrier(self, model_queue: ModelQueue) -> None:
         load = Load()
-        task = self.start(self._carry(station, load))
-        station.carriers[task] = load
-        task.add_done_callback(lambda task: self._carrier_ended(station, task))
+        task = self.start(self._carry(model_queue, load))
+        model_queue.carriers[task] = load
+        task.add_done_callback(lambda task: self._carrier_ended(model_queue, task))
 
-    def _carrier_ended(self, station: ModelQueue, task: asyncio.Task[None]) -> None:
-        piece = station.carriers.pop(task).piece
+    def _carrier_ended(self, model_queue: ModelQueue, task: asyncio.Task[None]) -> None:
+        piece = model_queue.carriers.pop(task).piece
         error = None if task.cancelled() else task.exception()
         if piece is not None:
             if error is not None:
                 piece.owner.stop(error)
             piece.owner.abandon(piece)
-        if station.queue and not station.carriers and not self._closing:
-            self._add_carrier(station)
+        if model_queue.queue and not model_queue.carriers and not self._closing:
+            self._add_carrier(model_queue)
 
-    async def _carry(self, station: ModelQueue, load: Load) -> None:
+    async def _carry(self, model_queue: ModelQueue, load: Load) -> None:
         """Send pieces until none is left, or the gate has room for fewer carriers."""
-        while station.queue and len(station.carriers) <= station.gate.room:
-            piece = station.queue.popleft()
+        while model_queue.queue and len(model_queue.carriers) <= model_queue.gate.room:
+            piece = model_queue.queue.popleft()
             if piece.owner.stopped:
                 piece.owner.abandon(piece)
                 continue
-            if station.queue and len(station.carriers) < station.gate.room:
-                self._add_carrier(station)
+            if model_queue.queue and len(model_queue.carriers) < model_queue.gate.room:
+                self._add_carrier(model_queue)
             load.piece = piece
             try:
-                await self._asker.send(station.gate, load, piece)
+                await self._asker.send(model_queue.gate, load, piece)
             except (RefusedError, TransientError) as error:
                 load.piece = None
-                self._stop_if_hopeless(station, piece, error)
+                self._stop_if_hopeless(model_queue, piece, error)
                 piece.owner.fail(piece, error)
             except SemievolError as error:
                 load.piece = None
@@ -351,21 +351,21 @@ class Dispatcher:
                 piece.owner.abandon(piece)
             else:
                 load.piece = None
-                station.refusals = 0
-                station.answered = True
+                model_queue.refusals = 0
+                model_queue.answered = True
                 self._writer.put(piece)
 
-    def _stop_if_hopeless(self, station: ModelQueue, piece: AnyRequestChunk, error: SemievolError) -> None:
+    def _stop_if_hopeless(self, model_queue: ModelQueue, piece: AnyRequestChunk, error: SemievolError) -> None:
         """Stop a stage whose key or model is refused, before every row has been tried.
 
         A model that never answered and is said not to be there is refused for good: a probe of one question must not
         take it for a model that gives no log-probabilities.
         """
-        if isinstance(error, ModelNotFoundError) and not station.answered:
+        if isinstance(error, ModelNotFoundError) and not model_queue.answered:
             piece.owner.stop(error)
         elif isinstance(error, RefusedError) and error.status in (401, 403, 404):
-            station.refusals += 1
-            if error.status == 401 or station.refusals >= REFUSALS_OF_ALL:
+            model_queue.refusals += 1
+            if error.status == 401 or model_queue.refusals >= REFUSALS_OF_ALL:
                 piece.owner.stop(error)
 
 

@@ -44,20 +44,20 @@ class Sender(Protocol):
         """A piece is paid and stored."""
         ...
 
-    def no_more(self, customer: ResultSink[Any, Any]) -> None:
-        """The customer has no more pieces to submit, until one of its own is submitted anew."""
+    def no_more(self, sink: ResultSink[Any, Any]) -> None:
+        """The sink has no more pieces to submit, until one of its own is submitted anew."""
         ...
 
     def window(self, identity: str, model: str) -> int:
         """How many asks a stream may have open for this key and model."""
         ...
 
-    def recall(self, customer: ResultSink[Any, Any]) -> None:
-        """Send nothing more for a customer; what is in flight may come home."""
+    def recall(self, sink: ResultSink[Any, Any]) -> None:
+        """Send nothing more for a sink; what is in flight may come home."""
         ...
 
-    def cancel(self, customer: ResultSink[Any, Any]) -> None:
-        """Break off what is in flight for a customer; lost replies stay charged."""
+    def cancel(self, sink: ResultSink[Any, Any]) -> None:
+        """Break off what is in flight for a sink; lost replies stay charged."""
         ...
 
 
@@ -80,13 +80,13 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     """One call of the engine: asks in, answers out, in the order in which they are done."""
 
     def __init__(
-        self, desk: EngineState, kind: Kind[RequestT, ReplyT], provider: Provider, sender: Sender, stage: str
+        self, state: EngineState, kind: Kind[RequestT, ReplyT], provider: Provider, sender: Sender, stage: str
     ) -> None:
         self.kind = kind
         self.provider = provider
-        self.tally = desk.ledger.tally(stage)
+        self.tally = state.ledger.tally(stage)
         self.stopped = False
-        self._desk = desk
+        self._state = state
         self._sender = sender
         self.stage = stage
         self._sources: dict[str, Source] = {}
@@ -179,7 +179,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     def _admit(self, chunk: Sequence[Ask[RequestT]]) -> None:
         identity = self.provider.identity
         keys = [self.kind.key(identity, ask.request) for ask in chunk]
-        stored = self._desk.journal.fetch(keys)
+        stored = self._state.journal.fetch(keys)
         for key, ask in zip(keys, chunk, strict=True):
             self._plan(key, ask, stored.get(key, []))
         if self._group:
@@ -188,19 +188,19 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
 
     def _plan(self, key: bytes, ask: Ask[RequestT], stored: list[Found]) -> None:
         n = self.kind.samples(ask.request)
-        known = self._desk.under_way.get(key)
+        known = self._state.under_way.get(key)
         if known is not None:
             known.wait(self, ask)
             return
         if len(stored) >= n and stored[n - 1].sample == n - 1:
             self.deliver(Answer(ask.id, self.kind.build(stored[:n]), None, True))
             return
-        if self._desk.budget.capped:
+        if self._state.budget.capped:
             model = self.kind.model(ask.request)
-            self._desk.budget.check_price(model, self.provider.limits.get(model))
+            self._state.budget.check_price(model, self.provider.limits.get(model))
         work: Work[RequestT, ReplyT] = Work(key, ask, n, [found for found in stored if found.sample < n])
         work.wait(self, ask)
-        self._desk.under_way[key] = work
+        self._state.under_way[key] = work
         if self.kind.group > 1:
             self._group.append(work)
             if len(self._group) >= self.kind.group:
@@ -235,12 +235,12 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         limits = self.provider.limits.get(model)
         usd = price(usage, limits, share=self._sender.price_share)
         self.tally.paid(usage, usd, priced=limits is not None and limits.input_usd is not None)
-        if self._desk.budget.capped:
+        if self._state.budget.capped:
             piece.actual = Spend(usd, usage.prompt + usage.completion)
         source = self._sources.get(model)
         if source is None:
             name = self.provider.identity
-            source = Source(self._desk.run, name, model, self.kind.name, self.stage, self._sender.mode)
+            source = Source(self._state.run, name, model, self.kind.name, self.stage, self._sender.mode)
             self._sources[model] = source
         piece.make_rows(source, usage, usd)
 
@@ -275,7 +275,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         self._end(piece)
 
     def abandon(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
-        """Drop the piece's rows; other customers that wait for them ask for themselves."""
+        """Drop the piece's rows; other sinks that wait for them ask for themselves."""
         self._give_up(piece.works)
         self._end(piece)
 
@@ -287,7 +287,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         for work in piece.works:
             work.pieces -= 1
             if work.pieces == 0:
-                del self._desk.under_way[work.key]
+                del self._state.under_way[work.key]
                 work.conclude()
         self._open_pieces -= 1
         if self._open_pieces == 0:
@@ -298,8 +298,8 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         """One ask is answered."""
         self.tally.cached += answer.cached
         self.tally.failed += answer.failure is not None
-        if self._desk.on_progress is not None:
-            self._desk.on_progress(Progress(self.stage, answer.id, answer.cached, answer.failure is not None))
+        if self._state.on_progress is not None:
+            self._state.on_progress(Progress(self.stage, answer.id, answer.cached, answer.failure is not None))
         self._ready.append(answer)
         if not self._wake.is_set():
             self._wake.set()

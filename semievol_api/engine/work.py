@@ -154,11 +154,11 @@ class ResultSink(Protocol[RequestT, ReplyT]):
     stopped: bool
 
     def deliver(self, answer: Answer[ReplyT]) -> None:
-        """One of the customer's asks is answered."""
+        """One of the sink's asks is answered."""
         ...
 
     def admit_again(self, ask: Ask[RequestT]) -> None:
-        """Whoever was asking this for the customer has given up."""
+        """Whoever was asking this for the sink has given up."""
         ...
 
     def arrived(self, piece: RequestChunk[RequestT, ReplyT], usage: Usage) -> None:
@@ -216,12 +216,12 @@ class Work(Generic[RequestT, ReplyT]):
         self.late: Sequence[tuple[ResultSink[RequestT, ReplyT], Ask[RequestT]]] = ()
         self.waiters: Sequence[tuple[ResultSink[RequestT, ReplyT], Ask[RequestT]]] = ()
 
-    def wait(self, customer: ResultSink[RequestT, ReplyT], ask: Ask[RequestT]) -> None:
+    def wait(self, sink: ResultSink[RequestT, ReplyT], ask: Ask[RequestT]) -> None:
         """Another ask for the same; one that wants more samples is planned again when these are here."""
-        if customer.kind.samples(ask.request) > self.n:
-            self.late = (*self.late, (customer, ask))
+        if sink.kind.samples(ask.request) > self.n:
+            self.late = (*self.late, (sink, ask))
         else:
-            self.waiters = (*self.waiters, (customer, ask))
+            self.waiters = (*self.waiters, (sink, ask))
 
     def missing(self) -> list[tuple[int, int]]:
         """Runs of samples that are not there, as (first, count)."""
@@ -243,15 +243,15 @@ class Work(Generic[RequestT, ReplyT]):
 
         Where the work was given up, everyone who has not stopped plans anew.
         """
-        for place, (customer, ask) in enumerate(self.waiters):
+        for place, (sink, ask) in enumerate(self.waiters):
             if self.failure is not None:
-                customer.deliver(Answer(ask.id, None, self.failure, False, self.too_long))
+                sink.deliver(Answer(ask.id, None, self.failure, False, self.too_long))
             elif not self.given_up:
-                customer.deliver(Answer(ask.id, self._reply_for(customer.kind, ask.request), None, place > 0))
+                sink.deliver(Answer(ask.id, self._reply_for(sink.kind, ask.request), None, place > 0))
             else:
-                customer.admit_again(ask)
-        for customer, ask in self.late:
-            customer.admit_again(ask)
+                sink.admit_again(ask)
+        for sink, ask in self.late:
+            sink.admit_again(ask)
 
     def _reply_for(self, kind: Kind[RequestT, ReplyT], request: RequestT) -> ReplyT:
         n = kind.samples(request)

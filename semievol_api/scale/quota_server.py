@@ -1,8 +1,8 @@
 """Quotas and the budget of all workers of a run, in one place; and a worker's side of it.
 
-The keeper hands out leases: so many requests that may go now, so much that may be spent. What a dead worker had leased
-stays charged until its shard is opened again and the shard's journal tells what was really spent. Knows nothing of
-Ray, of requests or of stages.
+The quota server hands out leases: so many requests that may go now, so much that may be spent. What a dead worker had
+leased stays charged until its shard is opened again and the shard's journal tells what was really spent. Knows nothing
+of Ray, of requests or of stages.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class QuotaServer:
 
 
 class Line(Protocol):
-    """The way to the keeper."""
+    """The way to the quota server."""
 
     def opened(self, shard: str, spent: Spend) -> Awaitable[None]: ...
     def closed(self, shard: str, spent: Spend) -> Awaitable[None]: ...
@@ -97,7 +97,7 @@ class Line(Protocol):
 
 
 class ShardLeases:
-    """`Leases` of the engine that works on one shard; `line` leads to the keeper."""
+    """`Leases` of the engine that works on one shard; `line` leads to the quota server."""
 
     def __init__(self, line: Line, shard: str, *, paced: bool) -> None:
         self._line = line

@@ -49,9 +49,9 @@ class RayExecutor:
             async for table in LocalExecutor().over(tool, work):
                 yield table
             return
-        keeper = _keeper(self.config, self.engine)
+        quota_server = _quota_server(self.config, self.engine)
         waiting: dict[int, list[pa.Table]] = {}
-        results = _results(order, shards, keeper)
+        results = _results(order, shards, quota_server)
         try:
             while True:
                 done: Done | None = await asyncio.to_thread(next, results, None)
@@ -64,7 +64,7 @@ class RayExecutor:
         finally:
             with suppress(TimeoutError):  # else Ray Data goes on with what nobody wants any more
                 await asyncio.wait_for(asyncio.to_thread(results.close), ENDS_WITHIN_S)
-            await self._settle(keeper)
+            await self._settle(quota_server)
 
     def _taken(self, done: Done, stage: str) -> pa.Table:
         """A shard's table; its bill is ours, and its rows are on the bars."""
@@ -78,13 +78,13 @@ class RayExecutor:
             self.engine.tell(Progress(stage, name, cached, finish == "failed"))
         return table
 
-    async def _settle(self, keeper: Any) -> None:
+    async def _settle(self, quota_server: Any) -> None:
         import ray
 
-        spent: Spend = await asyncio.to_thread(ray.get, keeper.spent.remote())
+        spent: Spend = await asyncio.to_thread(ray.get, quota_server.spent.remote())
         more = spent.minus(self.engine.spent)
         self.engine.charge(more.usd, more.tokens)
-        ray.kill(keeper)
+        ray.kill(quota_server)
 
     def _described(self, tool: object) -> Asked | Embedding:
         if not isinstance(tool, Student):
@@ -102,7 +102,7 @@ class RayExecutor:
         )
 
 
-def _keeper(config: Config, engine: RequestEngine) -> Any:
+def _quota_server(config: Config, engine: RequestEngine) -> Any:
     """The one actor that holds quotas and budget: on this node, which no worker's death takes away."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -117,7 +117,7 @@ def _keeper(config: Config, engine: RequestEngine) -> Any:
     return actor.remote(config.limits, {**spent, "": rest}, config.ray.workers)
 
 
-def _results(order: StageTask, shards: list[Shard], keeper: Any) -> Generator[Done]:
+def _results(order: StageTask, shards: list[Shard], quota_server: Any) -> Generator[Done]:
     """What became of each shard, in their order."""
     import ray
     import ray.data
@@ -133,7 +133,7 @@ def _results(order: StageTask, shards: list[Shard], keeper: Any) -> Generator[Do
     data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ShardWorker,
         batch_size=1,
-        fn_constructor_args=(ray.put(order), keeper),
+        fn_constructor_args=(ray.put(order), quota_server),
         compute=ray.data.ActorPoolStrategy(size=min(settings.workers, len(items)), max_tasks_in_flight_per_actor=1),
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,

@@ -103,7 +103,7 @@ def shards_of(work: Work[Any], shard_rows: int) -> list[Shard]:
 
 
 class RemoteLine:
-    """The way to a keeper that is a Ray actor."""
+    """The way to a quota server that is a Ray actor."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -128,11 +128,11 @@ class RemoteLine:
 class ShardWorker:
     """A Ray Data actor: made once per process, called with one shard at a time."""
 
-    def __init__(self, order: Any, keeper: Any) -> None:
+    def __init__(self, order: Any, quota_server: Any) -> None:
         import ray
 
         self._order: StageTask = ray.get(order)
-        self._line = RemoteLine(keeper)
+        self._line = RemoteLine(quota_server)
         self._loop = asyncio.new_event_loop()
         self._providers = _providers(self._order)
 

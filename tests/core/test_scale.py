@@ -1,4 +1,4 @@
-"""What all workers of a run share, without a cluster: quotas and the budget in one keeper, shards, their journals."""
+"""What all workers share, without a cluster: quotas and the budget in one quota server, shards, their journals."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ def asks(count: int, start: int = 0) -> list[Ask[ChatRequest]]:
     ]
 
 
-async def ask_all(folder: Path, name: str, keeper: QuotaServer, chat: Counting, some: list[Ask[ChatRequest]]) -> int:
-    fleet = Fleet(leases=ShardLeases(keeper, name, paced=False))
-    limits = Limits(max_tokens=1, max_usd=1.0)  # what counts is the keeper's
+async def ask_all(
+    folder: Path, name: str, quota_server: QuotaServer, chat: Counting, some: list[Ask[ChatRequest]]
+) -> int:
+    fleet = Fleet(leases=ShardLeases(quota_server, name, paced=False))
+    limits = Limits(max_tokens=1, max_usd=1.0)  # what counts is the quota_server's
     answered = 0
     async with RequestEngine.open(folder / f"{name}.sqlite", limits, run="r", fleet=fleet) as engine:
         async for answer in engine.chat(provider(chat), some, stage="s"):
@@ -55,30 +57,30 @@ async def ask_all(folder: Path, name: str, keeper: QuotaServer, chat: Counting, 
 
 
 async def test_the_engines_of_a_run_spend_no_more_together_than_the_cap(tmp_path: Path) -> None:
-    keeper, chat = QuotaServer(Limits(max_tokens=2_000), {}, 3), Counting()
+    quota_server, chat = QuotaServer(Limits(max_tokens=2_000), {}, 3), Counting()
     done = await asyncio.gather(
-        *(ask_all(tmp_path, f"parts-0004-000{i}", keeper, chat, asks(100, 100 * i)) for i in range(3)),
+        *(ask_all(tmp_path, f"parts-0004-000{i}", quota_server, chat, asks(100, 100 * i)) for i in range(3)),
         return_exceptions=True,
     )
     assert any(isinstance(result, BudgetError) for result in done)
     assert 20 * chat.sent <= 2_000
     assert chat.sent >= 30
-    assert (await keeper.spent()).tokens == 20 * chat.sent
+    assert (await quota_server.spent()).tokens == 20 * chat.sent
 
 
 async def test_a_dead_worker_s_lease_stays_charged_until_its_shard_is_opened_again() -> None:
-    keeper = QuotaServer(Limits(max_tokens=1_000), {}, 1)
-    await keeper.opened("parts-0001-0000", NOTHING)
-    assert (await keeper.more("parts-0001-0000", Spend(0.0, 40))).tokens == 640
-    assert (await keeper.more("parts-0002-0000", Spend(0.0, 400))).tokens == 0
-    await keeper.opened("parts-0001-0000", Spend(0.0, 120))
-    assert (await keeper.spent()).tokens == 120
-    assert (await keeper.more("parts-0002-0000", Spend(0.0, 400))).tokens == 400
+    quota_server = QuotaServer(Limits(max_tokens=1_000), {}, 1)
+    await quota_server.opened("parts-0001-0000", NOTHING)
+    assert (await quota_server.more("parts-0001-0000", Spend(0.0, 40))).tokens == 640
+    assert (await quota_server.more("parts-0002-0000", Spend(0.0, 400))).tokens == 0
+    await quota_server.opened("parts-0001-0000", Spend(0.0, 120))
+    assert (await quota_server.spent()).tokens == 120
+    assert (await quota_server.more("parts-0002-0000", Spend(0.0, 400))).tokens == 400
 
 
 async def test_requests_of_all_workers_keep_the_quota() -> None:
-    keeper = QuotaServer(Limits(rpm=6_000), {}, 4)
-    leases = [ShardLeases(keeper, str(i), paced=True) for i in range(4)]
+    quota_server = QuotaServer(Limits(rpm=6_000), {}, 4)
+    leases = [ShardLeases(quota_server, str(i), paced=True) for i in range(4)]
     began_s = time.monotonic()
 
     async def take(lease: ShardLeases) -> None:
