@@ -245,7 +245,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         piece.make_rows(source, usage, usd)
 
     def _tell_of_estimates(self, model: str) -> None:
-        told = self._desk.estimated
+        told = self._state.estimated
         if model not in told:
             told.add(model)
             _log.warning(
