@@ -9,8 +9,8 @@ import hashlib
 import itertools
 import random
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
+from semievol_api.annotate.estimators import Reading
 from semievol_api.config.method import AnnotateSettings, AnnotatorSettings, ModelRef
 from semievol_api.config.settings import Config, Propagation
 from semievol_api.errors import ConfigError
@@ -18,11 +18,6 @@ from semievol_api.store.artifacts import Prepared
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Task
 
-Reading: TypeAlias = Literal[
-    "sampled", "auto", "option_read", "option_prob", "answer_logprob", "p_true", "verbal", "votes", "neighbour_vote"
-]
-"""How an annotator's answers become probabilities. `sampled`: they don't, the paper ranks by `mean_nll`. `auto` and
-`option_prob` are settled by the probe, before anything is asked."""
 JUDGE = "judge"
 """The role of the model that justifies: the warm one, or the base where there is none."""
 VOTING_NEIGHBOURS = 5

@@ -1,13 +1,17 @@
-"""Turns one annotator's evidence into a probability per label; each estimator says what it needs.
+"""The table of estimators: what each needs of a server, how that is asked for, and how it scores labels.
 
-Every annotator has one estimator, fixed before the run and the same on unlabelled and calibration items. Knows
-nothing of how evidence is gathered, of servers or prompts.
+    ESTIMATORS                                          # a row each, in the order of preference
+    choose_estimator(evidence_given("logprobs", closed=True)).name      # "answer_logprob"
+
+The probe, the pooling and the selection's count of missing scores read the table; nothing else lists estimators but
+the config's own choice of names. Every annotator has one estimator, fixed before the run and the same on unlabelled
+and calibration items. Knows nothing of live servers or prompts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -18,6 +22,7 @@ from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Evidence
 from semievol_api.selection.label_probabilities import UNSEEN_LOGPROB, floored
 from semievol_api.selection.values import FloatArray, IntArray, as_scores
+from semievol_api.store.artifacts import Ability
 
 WORD_SCALE = (
     ("almost certain", 0.95),
@@ -50,9 +55,25 @@ def verbal_probability(text: str, marker: str = "Confidence:") -> float | None:
     return dict(WORD_SCALE)[said[-1].casefold()] if said else None
 
 
-Need: TypeAlias = Literal["option_probs", "answer_logprob", "p_true", "verbal", "answers"]
+EvidenceKind: TypeAlias = Literal["option_probs", "answer_logprob", "p_true", "verbal", "answers"]
 """A kind of evidence; every server gives at least `answers`."""
 EstimatorName: TypeAlias = Literal["option_prob", "answer_logprob", "p_true", "verbal", "votes"]
+"""As in `[[annotators]] estimator`, which offers `auto` beside them."""
+Reading: TypeAlias = Literal["sampled", "auto", "option_read", "neighbour_vote"] | EstimatorName
+"""How an annotator's answers are asked for and read. `sampled`: they are not made into probabilities, the paper ranks
+by `mean_nll`. `option_read`: `option_prob` in one exact read. `neighbour_vote` asks nobody. `auto`, and the estimators
+that not every server allows, are resolved by the probe, before anything is asked."""
+TOP_ALTERNATIVES = 20
+"""What OpenAI allows; servers that know of less say so in their limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """How an estimator's evidence is asked for where the server has one certain ability."""
+
+    reading: Reading
+    alternatives: int = 0
+    """Alternatives asked for at each token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,11 +96,24 @@ class Readings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimator:
-    """A way to label probabilities: float64 (m, options) from readings, NaN rows = abstain."""
+    """One row of `ESTIMATORS`: what it needs, how that is asked for, and how it becomes a probability per label."""
 
     name: EstimatorName
-    needs: Need
+    needs: EvidenceKind
+    asked: Mapping[Ability, Asking]
+    """How its evidence is asked for, by what the probe found; an ability that is missing here cannot give it. Empty:
+    any server can, and the estimator is used only where a config names it."""
     estimate: Callable[[Readings], FloatArray]
+    """Label probabilities, float64 (m, options); NaN rows = abstain."""
+    closed_labels: bool = False
+    """Whether it exists for closed sets of labels only."""
+    always_scored: bool = False
+    """Whether an answer without its evidence counts as one whose log-probabilities are missing."""
+
+    @property
+    def readings(self) -> frozenset[Reading]:
+        """The ways of asking that end in this estimator."""
+        return frozenset({self.name, *(asking.reading for asking in self.asked.values())})
 
 
 def votes(answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
@@ -169,7 +203,7 @@ def readings_of(rows: Sequence[Evidence | None], labels: Sequence[Sequence[str]]
     )
 
 
-def choose_estimator(available: Collection[Need], wanted: EstimatorName | None = None) -> Estimator:
+def choose_estimator(available: Collection[EvidenceKind], wanted: EstimatorName | None = None) -> Estimator:
     """The wanted estimator, or the first of the order of preference whose evidence is available.
 
     Raises:
@@ -184,6 +218,29 @@ def choose_estimator(available: Collection[Need], wanted: EstimatorName | None =
         if estimator.needs in available and wanted in (None, estimator.name):
             return estimator
     return _VOTES
+
+
+def evidence_given(ability: Ability, closed: bool) -> frozenset[EvidenceKind]:
+    """What a server of this ability gives, for closed sets of labels or for open answers."""
+    return frozenset(e.needs for e in ESTIMATORS if ability in e.asked and (closed or not e.closed_labels))
+
+
+def estimator_of(reading: Reading) -> Estimator | None:
+    """The estimator that a way of asking ends in; None for the ways that end in none."""
+    return next((estimator for estimator in ESTIMATORS if reading in estimator.readings), None)
+
+
+def is_probed(reading: Reading) -> bool:
+    """Whether it depends on the server how answers are asked for."""
+    found = estimator_of(reading)
+    if found is None:
+        return reading == "auto"
+    return reading == found.name and found is not _VOTES and bool(found.asked)
+
+
+def probing_of(ability: Ability) -> Asking:
+    """The request that shows whether a server has this ability: that of the most preferred estimator with it."""
+    return next(estimator.asked[ability] for estimator in ESTIMATORS if ability in estimator.asked)
 
 
 def _option_prob(readings: Readings) -> FloatArray:
@@ -221,12 +278,46 @@ def _nobody(readings: Readings) -> FloatArray:
     return np.full((readings.n_options.size, readings.width), np.nan)
 
 
-_VOTES = Estimator(name="votes", needs="answers", estimate=_votes)
+_ABILITIES: tuple[Ability, ...] = ("options", "alternatives", "logprobs", "text")
+_VOTES = Estimator(
+    name="votes",
+    needs="answers",
+    asked=dict.fromkeys(_ABILITIES, Asking(reading="votes")),
+    estimate=_votes,
+)
 ESTIMATORS = (
-    Estimator(name="option_prob", needs="option_probs", estimate=_option_prob),
-    Estimator(name="answer_logprob", needs="answer_logprob", estimate=_answer_logprob),
-    Estimator(name="p_true", needs="p_true", estimate=_p_true),
-    Estimator(name="verbal", needs="verbal", estimate=_verbal),
+    Estimator(
+        name="option_prob",
+        needs="option_probs",
+        asked={
+            "options": Asking(reading="option_read"),
+            "alternatives": Asking(reading="option_prob", alternatives=TOP_ALTERNATIVES),
+        },
+        estimate=_option_prob,
+        closed_labels=True,
+        always_scored=True,
+    ),
+    Estimator(
+        name="answer_logprob",
+        needs="answer_logprob",
+        asked={
+            "alternatives": Asking(reading="answer_logprob", alternatives=1),
+            "logprobs": Asking(reading="answer_logprob"),
+        },
+        estimate=_answer_logprob,
+        always_scored=True,
+    ),
+    Estimator(
+        name="p_true",
+        needs="p_true",
+        asked={
+            "options": Asking(reading="p_true"),
+            "alternatives": Asking(reading="p_true", alternatives=TOP_ALTERNATIVES),
+        },
+        estimate=_p_true,
+        always_scored=True,
+    ),
+    Estimator(name="verbal", needs="verbal", asked={}, estimate=_verbal),
     _VOTES,
 )
 """In the order of preference. `p_true`: Kadavath et al. 2022 (arXiv 2207.05221)."""

@@ -15,8 +15,8 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from semievol_api.annotate.annotators import Annotator, Crew, Reading
-from semievol_api.annotate.estimators import ESTIMATORS, Estimator, Readings, readings_of
+from semievol_api.annotate.annotators import Annotator, Crew
+from semievol_api.annotate.estimators import Estimator, Readings, estimator_of, readings_of
 from semievol_api.annotate.replies import asker_of
 from semievol_api.annotate.requests import Corpus
 from semievol_api.data.tables import MEASURES, as_evidence, grouped
@@ -136,7 +136,6 @@ def _probabilities(column: pa.ChunkedArray, width: int) -> FloatArray:
 
 Factors: TypeAlias = Mapping[str, Mapping[int, FloatArray]]
 """By annotator and number of options, float64 (options,); only those that change anything."""
-_READ_AS_DISTRIBUTION: Collection[Reading] = ("option_prob", "option_read")
 _GRID = 2.0**32
 """Probabilities are summed as whole multiples of 1 / _GRID: the same in any order, parts or not."""
 
@@ -147,7 +146,7 @@ def factors_of_crew(corpus: Corpus, crew: Crew, said: EvidenceTable, chosen_ids:
     What calibrates is never counted among the labels, nor are pseudo-labels and examples chosen for a person
     (`chosen_ids`), which are no sample of the questions.
     """
-    readers = [a for a in crew.annotators if a.reading in _READ_AS_DISTRIBUTION]
+    readers = [a for a in crew.annotators if _reads_distribution(a)]
     if corpus.task.kind not in ("multiple_choice", "labels") or not readers:
         return {}
     counts = _labelled(corpus, {*chosen_ids, *(e.id for e in corpus.pseudo_labeled)})
@@ -159,6 +158,11 @@ def factors_of_crew(corpus: Corpus, crew: Crew, said: EvidenceTable, chosen_ids:
             if not np.array_equal(factors, np.ones(options)):
                 found.setdefault(annotator, {})[options] = factors
     return found
+
+
+def _reads_distribution(annotator: Annotator) -> bool:
+    found = estimator_of(annotator.reading)
+    return found is not None and found.needs == "option_probs"
 
 
 def _labelled(corpus: Corpus, without: Collection[str]) -> dict[int, IntArray]:
@@ -195,15 +199,6 @@ def _sums(
 
 OTHER = "(another answer)"
 """The last label of an open question: takes probability, is never the label."""
-_ESTIMATOR_OF: Mapping[Reading, str] = {
-    "option_read": "option_prob",
-    "option_prob": "option_prob",
-    "answer_logprob": "answer_logprob",
-    "p_true": "p_true",
-    "verbal": "verbal",
-    "votes": "votes",
-}
-
 Rows = Mapping[str, Sequence[Evidence]]
 """Evidence rows by example id."""
 
@@ -296,7 +291,10 @@ def wrong_answers(task: Task, found: AnnotatorProbs) -> BoolArray:
 
 
 def _estimator(annotator: Annotator) -> Estimator:
-    return next(e for e in ESTIMATORS if e.name == _ESTIMATOR_OF[annotator.reading])
+    found = estimator_of(annotator.reading)
+    if found is None:
+        raise ValueError(f"annotator {annotator.id!r} is read as {annotator.reading!r}, which gives no probabilities")
+    return found
 
 
 def _readings(

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from semievol_api.annotate.annotators import Annotator, Crew, Reading
-from semievol_api.annotate.estimators import Need, choose_estimator
+from semievol_api.annotate.annotators import Annotator, Crew
+from semievol_api.annotate.estimators import (
+    choose_estimator,
+    estimator_of,
+    evidence_given,
+    is_probed,
+    probing_of,
+)
 from semievol_api.annotate.requests import Corpus, SamplingParams, Student, ask, questions_of
 from semievol_api.errors import MissingAbilityError
 from semievol_api.records import Evidence, Example
@@ -17,19 +23,7 @@ from semievol_api.store.artifacts import Abilities, Ability
 from semievol_api.store.fingerprints import stage
 from semievol_api.tasks import Task
 
-TOP_ALTERNATIVES = 20
-"""What OpenAI allows; servers that know of less say so in their limits."""
-_ORDER: tuple[tuple[Ability, Reading], ...] = (
-    ("options", "option_read"),
-    ("alternatives", "option_prob"),
-    ("logprobs", "answer_logprob"),
-)
-_GIVES: dict[Ability, frozenset[Need]] = {
-    "options": frozenset({"option_probs", "p_true", "answers"}),
-    "alternatives": frozenset({"option_probs", "answer_logprob", "p_true", "answers"}),
-    "logprobs": frozenset({"answer_logprob", "answers"}),
-    "text": frozenset({"answers"}),
-}
+_BEST_FIRST: tuple[Ability, ...] = ("options", "alternatives", "logprobs")
 
 
 @stage("probe")
@@ -53,35 +47,26 @@ def resolve_estimators(crew: Crew, abilities: Abilities, task: Task) -> Crew:
 
 
 def _settled(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:
-    if annotator.reading not in ("auto", "option_prob", "answer_logprob", "p_true"):
-        return annotator
-    ability = abilities.of.get(annotator.role, "text")
-    gives = set(_GIVES[ability])
-    if task.kind in ("number", "free_text"):
-        gives.discard("option_probs")
     wanted = annotator.reading
-    name = choose_estimator(gives, None if wanted == "auto" else wanted).name
-    if name == "option_prob" and ability == "options":
-        return replace(annotator, reading="option_read")
-    if name == "option_prob":
-        return replace(annotator, reading="option_prob", alternatives=TOP_ALTERNATIVES)
-    if name == "answer_logprob":
-        return replace(annotator, reading="answer_logprob", alternatives=int(ability == "alternatives"))
-    if name == "p_true":
-        return replace(annotator, alternatives=0 if ability == "options" else TOP_ALTERNATIVES)
-    return replace(annotator, reading="votes")
+    if not is_probed(wanted):
+        return annotator
+    named = estimator_of(wanted)
+    ability = abilities.of.get(annotator.role, "text")
+    given = evidence_given(ability, task.kind in ("multiple_choice", "labels"))
+    asking = choose_estimator(given, named.name if named else None).asked[ability]
+    return replace(annotator, reading=asking.reading, alternatives=asking.alternatives)
 
 
 async def _ability(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> Ability:
     provider = student.provider_of(role)
     closed = corpus.task.labels(example) is not None
-    for ability, reading in _ORDER:
+    for ability in _BEST_FIRST:
         if (ability == "options" and (provider.option_reader is None or not closed)) or (
             ability != "options" and provider.scored is None
         ):
             continue
-        alternatives = TOP_ALTERNATIVES if ability == "alternatives" else 0
-        annotator = Annotator(f"probe-{role}", role, 0, reading=reading, alternatives=alternatives)
+        asking = probing_of(ability)
+        annotator = Annotator(f"probe-{role}", role, 0, reading=asking.reading, alternatives=asking.alternatives)
         questions = questions_of(student, corpus, annotator, (example,), SamplingParams(max_tokens, 0.0))
         try:
             rows = await ask(replace(student, max_failed_share=1.0), corpus.task, questions, stage="probe")

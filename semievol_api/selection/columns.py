@@ -12,7 +12,8 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
-from semievol_api.annotate.annotators import Annotator, Crew, Reading
+from semievol_api.annotate.annotators import Annotator, Crew
+from semievol_api.annotate.estimators import EvidenceKind, estimator_of
 from semievol_api.annotate.pooled import AnnotatorProbs, Factors, Measures, annotator_probs
 from semievol_api.annotate.replies import UNSEEN, asker_of
 from semievol_api.annotate.requests import Corpus
@@ -23,12 +24,11 @@ from semievol_api.selection.rules import Abstentions, check_missing_logprobs, co
 from semievol_api.selection.values import FloatArray, IntArray, LabelArray
 from semievol_api.store.artifacts import EvidenceTable
 
-_NEEDED: Mapping[Reading, str] = {
-    "option_prob": "option_probs",
-    "answer_logprob": "answer_logprob",
-    "p_true": "p_true",
-}
-"""The column without which an annotator's answer has no score; exact option reads fail as a whole instead."""
+
+def _scored_by(annotator: Annotator) -> EvidenceKind | None:
+    """The column without which the answer has no score; None for exact option reads, which fail as a whole."""
+    found = estimator_of(annotator.reading)
+    return found.needs if found and found.always_scored and annotator.reading == found.name else None
 
 
 class Column(Sequence[str]):
@@ -182,16 +182,17 @@ class _Tally:
     """Counts over all parts what each annotator's rows lack."""
 
     def __init__(self, crew: Crew) -> None:
-        self._scored: list[Annotator] = [a for a in crew.annotators if a.reading in _NEEDED]
-        self._lacking: dict[str, list[Abstentions]] = {a.id: [] for a in self._scored}
+        needed = {annotator.id: _scored_by(annotator) for annotator in crew.annotators}
+        self._needed: dict[str, EvidenceKind] = {name: column for name, column in needed.items() if column}
+        self._lacking: dict[str, list[Abstentions]] = {name: [] for name in self._needed}
         self.filled_in: dict[str, int] = {}
 
     def count(self, heard: Measures) -> None:
         """One part's rows."""
-        for annotator in self._scored:
-            own, needed = heard.of_asker(annotator.id), _NEEDED[annotator.reading]
+        for name, needed in self._needed.items():
+            own = heard.of_asker(name)
             scored = own[needed].is_valid().to_numpy() if needed in own.column_names else np.zeros(len(own), np.bool_)
-            self._lacking[annotator.id].append(
+            self._lacking[name].append(
                 count_abstentions(own["finish"].to_pylist(), own["answer"].is_valid().to_numpy(), scored)
             )
         failed = heard.table.filter(heard.table["failure"].is_valid())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from semievol_api.annotate.estimators import (
     ESTIMATORS,
     WORD_SCALE,
     choose_estimator,
+    evidence_given,
     from_confidence,
+    is_probed,
     mean_nll,
     readings_of,
     verbal_probability,
     votes,
 )
 from semievol_api.annotate.replies import LabelIndex, answer_position, read_options, read_replies, read_reply
+from semievol_api.config.method import AnnotatorSettings
 from semievol_api.errors import DataError, MissingAbilityError
 from semievol_api.records import Evidence
 from semievol_api.selection.label_probabilities import neighbour_vote, option_prob
@@ -210,6 +214,19 @@ def test_the_first_available_estimator_is_chosen_and_an_impossible_wish_refused(
     assert choose_estimator({"answers", "option_probs"}, "votes").name == "votes"
     with pytest.raises(MissingAbilityError, match="option_prob"):
         choose_estimator({"answers"}, "option_prob")
+
+
+def test_the_config_offers_every_estimator_of_the_table_and_auto() -> None:
+    offered = get_args(AnnotatorSettings.model_fields["estimator"].annotation)
+    assert offered == ("auto", *(estimator.name for estimator in ESTIMATORS))
+    assert {name for name in offered if is_probed(name)} == {"auto", "option_prob", "answer_logprob", "p_true"}
+
+
+def test_a_servers_ability_decides_which_evidence_there_is() -> None:
+    assert evidence_given("text", closed=True) == {"answers"}
+    assert evidence_given("logprobs", closed=True) == {"answers", "answer_logprob"}
+    assert evidence_given("alternatives", closed=False) == {"answers", "answer_logprob", "p_true"}
+    assert evidence_given("options", closed=True) == {"answers", "option_probs", "p_true"}
 
 
 def row(answer: str | None, finish: str = "stop", **evidence: object) -> Evidence:
