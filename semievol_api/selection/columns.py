@@ -183,7 +183,7 @@ class _Tally:
 
     def __init__(self, crew: Crew) -> None:
         needed = {annotator.id: _scored_by(annotator) for annotator in crew.annotators}
-        self._needed: dict[str, EvidenceKind] = {name: column for name, column in needed.items() if column}
+        self._needed: Mapping[str, str] = {name: column for name, column in needed.items() if column}
         self._lacking: dict[str, list[Abstentions]] = {name: [] for name in self._needed}
         self.filled_in: dict[str, int] = {}
 
