@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Struct
 
 from semievol_api.capabilities import BatchAnswer, BatchState, ChatRequest, Pace
-from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import RateLimitError, TransientError
 from semievol_providers.openai.chat import ChatDecoder, chat_body, encode
 from semievol_providers.openai.errors import error_from_answer, error_in_body, job_failure, read_vendor_error
@@ -176,6 +175,8 @@ class OpenAIBatchChat:
         except msgspec.DecodeError:
             reply = None
         if reply is None:
+            from semievol_api.cassettes.http import HttpResponse  # importing a provider imports no HTTP client
+
             hidden = error_in_body("batch line", HttpResponse(200, {}, body), self._sdk.connection)
             again = isinstance(hidden, TransientError | RateLimitError)
             return BatchAnswer(custom_id=decoded.custom_id, reply=None, error=str(hidden), retryable=again)

@@ -6,6 +6,7 @@ key is asked for) and are seen by that owner only. Knows nothing of HTTP, proces
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -44,6 +45,8 @@ def write_job_record(folder: Path, record: dict[str, JsonValue], owner: str) -> 
         partial.write_text(json.dumps({"format": _FORMAT, "owner": owner, "record": record}), encoding="utf-8")
         partial.replace(folder / NAME)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         _log.warning("the record of %s could not be kept in its folder: %s", record["id"], error)
 
 
