@@ -7,7 +7,6 @@ Ends when its input ends, so it never outlives the server. Knows nothing of HTTP
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -327,6 +326,8 @@ def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
 def _widen(pipe: int) -> None:
     """Let a long message come through in few reads, each of which waits for the interpreter; Linux only."""
     if sys.platform == "linux":
+        import fcntl  # other systems have none
+
         with contextlib.suppress(OSError):  # the system allows less
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
