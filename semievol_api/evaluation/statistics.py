@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, lgamma, log, sqrt
+from math import sqrt
 from statistics import NormalDist
 from typing import TypeAlias
 
@@ -158,13 +158,16 @@ def mcnemar(ours: BoolArray, theirs: BoolArray) -> McNemar:
     Raises:
         DataError: the two sides have different numbers of items.
     """
+    from scipy.stats import binomtest
+
     if ours.shape != theirs.shape:
         raise DataError(
             f"McNemar's test needs the same items on both sides; got {ours.size} and {theirs.size}. Evaluate both "
             f"models on one test file."
         )
     gained, lost = int(np.count_nonzero(ours & ~theirs)), int(np.count_nonzero(~ours & theirs))
-    return McNemar(only_ours=gained, only_theirs=lost, p_value=_two_sided_coin(min(gained, lost), gained + lost))
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return McNemar(only_ours=gained, only_theirs=lost, p_value=p_value)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -208,14 +211,6 @@ def smallest_detectable_effect(
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) < 0 else (low, middle)
     return high
-
-
-def _two_sided_coin(fewer: int, flips: int) -> float:
-    """min(1, 2 P(X <= fewer)) for X ~ Binomial(flips, 1/2)."""
-    if 2 * fewer >= flips:
-        return 1.0
-    terms = [exp(lgamma(flips + 1) - lgamma(i + 1) - lgamma(flips - i + 1) - flips * log(2)) for i in range(fewer + 1)]
-    return min(1.0, 2.0 * sum(terms))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
