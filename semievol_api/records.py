@@ -8,7 +8,6 @@ Knows nothing of files, providers, prompts' wording or how a value is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -150,22 +149,19 @@ class TrainingExample:
     weight: float = 1.0
 
 
+AlertKind: TypeAlias = Literal[
+    "one-class", "missing-class", "drift", "uninformative", "ambiguous", "vanished-class", "shifted-classes"
+]
+"""What is wrong: with the labels, the pool, the answers, the task itself, or the selection."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """Accuracy of one model on one test set; `correct[i]` belongs to `example_ids[i]`."""
+class Alert:
+    """One finding about labels, pool or selection: what was seen, in which numbers, and what to try."""
 
-    model: str
-    example_ids: tuple[str, ...]
-    answers: tuple[str | None, ...]
-    correct: tuple[bool, ...]
-    usage: Usage = Usage()
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct answers in [0, 1]; abstentions count as wrong. NaN for an empty set."""
-        return float(np.mean(self.correct)) if self.correct else float("nan")
+    kind: AlertKind
+    message: str
 
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Anything that JSON can say."""
-StringMap: TypeAlias = Mapping[str, str]

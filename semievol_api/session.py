@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from semievol_api.annotate.annotators import guest_role
 from semievol_api.annotate.clients import Clients, ExternalAnnotator
@@ -82,9 +82,8 @@ async def all_rounds(tools: Clients, store: RunStore, task: Task, raw: RawData, 
 
 def _standing(verdict: Verdict, turn: int, kept: int) -> Verdict:
     """The verdict of the round before one that kept too little, and that this is so."""
-    said = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
-    notes = cast("Sequence[str]", verdict.document["notes"])
-    return Verdict({**verdict.document, "notes": [*notes, said]})
+    note = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
+    return replace(verdict, notes=(*verdict.notes, note))
 
 
 def with_reviewed(raw: RawData) -> RawData:
@@ -174,7 +173,7 @@ class RunResult:
     @property
     def report(self) -> pd.DataFrame:
         """A row a model: accuracy, interval, tokens."""
-        return models_frame(self.verdict.document)
+        return models_frame(self.verdict)
 
     @property
     def evidence(self) -> pd.DataFrame:
@@ -320,7 +319,7 @@ async def _run(
                 await refuse_ended_models(plan.catalogue, plan.role_models, today, to_train=plan.to_train)
             verdict = await walk(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
-        logs.verdict(verdict.document)
+        logs.verdict(verdict)
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
         return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
 

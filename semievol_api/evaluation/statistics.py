@@ -49,20 +49,21 @@ class BootstrapSettings:
     seed: int = 0
 
 
-def accuracy(correct: BoolArray, level: float = 0.95) -> Interval:
-    """The share of right answers with the score interval of Wilson (1927); `correct` is bool, shape (n,)."""
-    n = int(correct.size)
-    if n == 0:
-        nan = float("nan")
-        return Interval(estimate=nan, low=nan, high=nan, n=0, level=level)
-    share = float(np.mean(correct))
+def wilson(share: FloatArray, count: FloatArray, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    """The score interval of Wilson (1927) for each share of `count` > 0 items; float64 arrays of one shape."""
     z = NormalDist().inv_cdf((1.0 + level) / 2.0)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Interval(
-        estimate=share, low=0.0 if share == 0.0 else low, high=1.0 if share == 1.0 else high, n=n, level=level
-    )
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low, high = np.maximum(0.0, centre - half), np.minimum(1.0, centre + half)
+    return np.where(share == 0.0, 0.0, low), np.where(share == 1.0, 1.0, high)
+
+
+def accuracy(correct: BoolArray, level: float = 0.95) -> Interval:
+    """The share of right answers with Wilson's interval; `correct` is bool, shape (n,)."""
+    n = int(correct.size)
+    share = float(np.mean(correct)) if n else float("nan")
+    low, high = wilson(np.array(share), np.array(float(n)), level) if n else (share, share)
+    return Interval(estimate=share, low=float(low), high=float(high), n=n, level=level)
 
 
 def accuracy_by_category(correct: BoolArray, categories: Sequence[str], level: float = 0.95) -> Mapping[str, Interval]:

@@ -17,12 +17,12 @@ from semievol_api.config.settings import Config
 from semievol_api.data import RawData
 from semievol_api.data.prepare import prepare
 from semievol_api.errors import DataError
-from semievol_api.evaluation import accuracy
 from semievol_api.evaluation.answers import Trial, examine
+from semievol_api.evaluation.verdict import model_score
 from semievol_api.experiments.grid import Recipe
 from semievol_api.selection.holdout import split_labels
 from semievol_api.session import Walk, all_rounds
-from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
+from semievol_api.store.artifacts import Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
@@ -52,7 +52,7 @@ def walk_of(recipe: Recipe, copies: int = 1) -> Walk:
 async def prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """No training: the base model after `[evaluate] shots` retrieved examples, none for vanilla."""
     corpus = await _corpus(tools, store, task, raw, config)
-    return await _told(tools, store, corpus, {"base": tools.base}, config)
+    return await _verdict(tools, store, corpus, {"base": tools.base}, config)
 
 
 async def fine_tuned(
@@ -62,7 +62,7 @@ async def fine_tuned(
     corpus = await _corpus(tools, store, task, raw, config)
     file = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned * copies)
     model = await fine_tune(tools.trainer, store, "sft", file, config.train)
-    return await _told(tools, store, corpus, {"sft": model}, config)
+    return await _verdict(tools, store, corpus, {"sft": model}, config)
 
 
 async def trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
@@ -80,7 +80,7 @@ async def trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawD
     answered = tuple(replace(e, answer=tools.gold[e.id]) for e in corpus.data.unlabeled if e.id in tools.gold)
     file = await store.once("ceiling", TrainingFile, warm_up_file, task, (*corpus.learned, *answered))
     model = await fine_tune(tools.trainer, store, "ceiling", file, config.train.final)
-    return await _told(tools, store, corpus, {"ceiling": model}, config)
+    return await _verdict(tools, store, corpus, {"ceiling": model}, config)
 
 
 async def _corpus(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Corpus:
@@ -94,7 +94,7 @@ async def _corpus(tools: Clients, store: RunStore, task: Task, raw: RawData, con
     return Corpus(task, data, folds, neighbours, raw.pseudo_labeled)
 
 
-async def _told(
+async def _verdict(
     tools: Clients, store: RunStore, corpus: Corpus, models: Mapping[str, TunedModel], config: Config
 ) -> Verdict:
     trial = await examine(store, tools.student, corpus, models, {}, config.evaluate)
@@ -104,31 +104,13 @@ async def _told(
 @stage("tell")
 async def tell(trial: Trial, names: list[str]) -> Verdict:
     """The accuracies, with no comparison: that is the experiment's."""
-    models = [_model(answers) for answers in trial.tests]
     mine = next(answers for answers in trial.tests if answers.label in names)
     return Verdict(
-        {
-            "n_test": len(mine.correct),
-            "models": models,
-            "differences": [],
-            "selection": {},
-            "oracle": None,
-            "notes": [],
-            "sentence": f"{mine.label}: {100 * mine.accuracy:.1f} % of {len(mine.correct)} test questions are right.",
-        }
+        n_test=len(mine.correct),
+        models=tuple(model_score(answers, answers.label) for answers in trial.tests),
+        differences=(),
+        selection=None,
+        oracle=None,
+        notes=(),
+        sentence=f"{mine.label}: {100 * mine.accuracy:.1f} % of {len(mine.correct)} test questions are right.",
     )
-
-
-def _model(answers: Answers) -> dict[str, object]:
-    import numpy as np
-
-    interval = accuracy(np.array(list(answers.correct.values()), dtype=np.bool_))
-    rows = list(answers.evidence.rows())
-    return {
-        "name": answers.label,
-        "label": answers.label,
-        "accuracy": answers.accuracy,
-        "interval": [interval.low, interval.high],
-        "abstained": sum(row.answer is None for row in rows),
-        "tokens": sum(row.usage.prompt + row.usage.completion for row in rows),
-    }

@@ -126,8 +126,7 @@ def read_cell(cell: Cell, config: Config) -> DoneCell:
     folder = config.run.folder
     found = _result(folder, cell)
     verdict = load_artifact(folder, "verdict", Verdict)
-    document: Mapping[str, Any] = {} if verdict is None else verdict.document
-    selection, oracle = document.get("selection") or {}, document.get("oracle") or {}
+    selection, oracle = (verdict.selection, verdict.oracle) if verdict else (None, None)
     cpu: dict[str, float] = _json(folder / CPU)
     seconds = stages_done(folder)
     evidence = list(_evidence(folder))
@@ -139,9 +138,9 @@ def read_cell(cell: Cell, config: Config) -> DoneCell:
         model=found.label,
         n_test=len(found.correct),
         accuracy=found.accuracy,
-        kept=selection.get("kept"),
-        unlabeled=selection.get("unlabeled"),
-        false_share=oracle.get("false_share"),
+        kept=selection.kept if selection else None,
+        unlabeled=selection.unlabeled if selection else None,
+        false_share=oracle.false_share if oracle else None,
         answers=sum(table.table.num_rows for table in evidence),
         prompt_tokens=sum(sum(table.table["prompt_tokens"].to_pylist()) for table in evidence),
         completion_tokens=sum(sum(table.table["completion_tokens"].to_pylist()) for table in evidence),

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from semievol_api.errors import RunFolderError, UserError
 from semievol_api.records import Example
 from semievol_api.report.labels import REVIEW_FILE, Decision, LabelTable, label_tables, read_decisions
-from semievol_api.report.page import percent, seconds, signed, thousands
+from semievol_api.report.page import templates
 from semievol_api.report.read_run import read_report_data
 from semievol_api.store.artifacts import TunedModel
 from semievol_api.store.run_store import load_artifact
@@ -36,16 +35,8 @@ def model_card(run_folder: Path) -> str:
     Raises:
         RunFolderError: the folder is no run.
     """
-    made = Environment(
-        loader=PackageLoader("semievol_api.report"),
-        autoescape=False,  # Markdown, not HTML
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(percent=percent, signed=signed, seconds=seconds, thousands=thousands)
     model = load_artifact(run_folder, "jobs/semievol-model", TunedModel)
-    return made.get_template("model_card.md.j2").render(data=read_report_data(run_folder), model=model)
+    return templates(html=False).get_template("model_card.md.j2").render(data=read_report_data(run_folder), model=model)
 
 
 Format: TypeAlias = Literal["openai", "parquet", "hf", "model-card"]
@@ -187,7 +178,6 @@ def _write_dataset(labels: Iterable[Label], out: Path) -> None:
 
 
 def _schema() -> pa.Schema:
-
     return pa.schema(
         [
             ("id", pa.string()),

@@ -1,8 +1,8 @@
-"""Every unlabelled row with all that was said about it: what the label browser, review and the export read.
+"""Every unlabelled row with every annotator's answer: what the label browser, review and the export read.
 
 Joins the artifacts of a run folder column by column, so that 100,000 rows take seconds; of more than fit a part it
 shows a sample. Knows nothing of HTML,
-of files other than a run's artifacts, or of how a label was made.
+or of how a label was made.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from semievol_api.errors import RunFolderError
 from semievol_api.records import Example
 from semievol_api.store.artifacts import EvidenceTable, Prepared, Selection
 from semievol_api.store.run_store import load_artifact
+from semievol_api.store.verdict import PooledSummary
 
 FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
@@ -37,13 +38,13 @@ GOLD_FILE = "oracle/gold.json"
 
 SHOWN = 100_000
 """Rows that a page shows at most of a pool in parts."""
-_SAID = {"above the threshold": "less sure than the cut"}
+_REASONS_HERE = {"above the threshold": "less sure than the cut"}
 """Reasons of the selection on the scale of this table, where higher is better."""
 
 
 @dataclass(frozen=True, eq=False)
-class Voice:
-    """What one annotator (or the justification) said of every row, in the table's order.
+class AnnotatorAnswers:
+    """What one annotator (or the justification) answered to every row, in the table's order.
 
     `confidences` is float64, shape (rows,), exp(-mean_nll); NaN where there is none. An answer of None is an
     abstention; `texts` is "" where it was not asked.
@@ -69,13 +70,18 @@ class LabelTable:
     confidences: FloatArray
     kept: BoolArray
     reasons: Sequence[str]
-    voices: Sequence[Voice]
-    justification: Voice | None
+    annotators: Sequence[AnnotatorAnswers]
+    justification: AnnotatorAnswers | None
     gold: Mapping[str, str]
     threshold: float | None
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def answered_by(self) -> list[AnnotatorAnswers]:
+        """The annotators, behind them the justification where there is one."""
+        return [*self.annotators, *([self.justification] if self.justification else [])]
 
     def correct(self) -> tuple[NDArray[np.int64], BoolArray]:
         """The places of rows with an answer and known gold, and whether the answer is right."""
@@ -85,12 +91,12 @@ class LabelTable:
 
     def agreement(self) -> FloatArray:
         """float64, shape (rows,): the share of annotators that gave the row's answer; NaN without annotators."""
-        if not self.voices:
+        if not self.annotators:
             return np.full(len(self), np.nan)
         votes = np.zeros(len(self))
-        for voice in self.voices:
-            votes += [a is not None and a == b for a, b in zip(voice.answers, self.answers, strict=True)]
-        return votes / len(self.voices)
+        for annotator in self.annotators:
+            votes += [a is not None and a == b for a, b in zip(annotator.answers, self.answers, strict=True)]
+        return votes / len(self.annotators)
 
 
 def same_answer(answer: str | None, gold: str) -> bool:
@@ -141,9 +147,9 @@ def shown_of(data: Prepared) -> Sequence[Example]:
 
 
 def _label_table(run_folder: Path, examples: Sequence[Example], part: int | None) -> LabelTable:
-    """What was said of some examples, which lie in one part or anywhere."""
+    """The rows of some examples, which lie in one part or anywhere."""
     place = {e.id: i for i, e in enumerate(examples)}
-    said = load_artifact(run_folder, "collaborate", EvidenceTable)
+    annotations = load_artifact(run_folder, "collaborate", EvidenceTable)
     final = load_artifact(run_folder, "justify", EvidenceTable)
     chosen = load_artifact(run_folder, "select", Selection)
     answers: Sequence[str | None] = [None] * len(examples)
@@ -155,16 +161,18 @@ def _label_table(run_folder: Path, examples: Sequence[Example], part: int | None
         answers = _spread(scores["answer"].to_pylist(), order, len(examples))
         confidences[order[order >= 0]] = _scores(scores)[order >= 0]
         kept[order[order >= 0]] = np.array(scores["kept"].to_pylist(), dtype=np.bool_)[order >= 0]
-        reasons = [_SAID.get(r or "", r or "") for r in _spread(scores["reason"].to_pylist(), order, len(examples))]
-    voices = _voices(None if said is None else _about(said.parts, place, part), place)
-    justified = _voices(None if final is None else _about(final.parts, place, part), place)
+        reasons = [
+            _REASONS_HERE.get(r or "", r or "") for r in _spread(scores["reason"].to_pylist(), order, len(examples))
+        ]
+    annotators = _answers_by_annotator(None if annotations is None else _about(annotations.parts, place, part), place)
+    justified = _answers_by_annotator(None if final is None else _about(final.parts, place, part), place)
     return LabelTable(
         examples=examples,
         answers=answers,
         confidences=confidences,
         kept=kept,
         reasons=reasons,
-        voices=voices,
+        annotators=annotators,
         justification=justified[0] if justified else None,
         gold=_read_gold(run_folder),
         threshold=_threshold(chosen),
@@ -197,7 +205,7 @@ def _about(parts: Parts, place: Mapping[str, int], part: int | None) -> pa.Table
     return pa.concat_tables(found, promote_options="default")
 
 
-def _voices(table: pa.Table | None, place: Mapping[str, int]) -> list[Voice]:
+def _answers_by_annotator(table: pa.Table | None, place: Mapping[str, int]) -> list[AnnotatorAnswers]:
     if table is None:
         return []
     order = _order(table, place)
@@ -205,20 +213,20 @@ def _voices(table: pa.Table | None, place: Mapping[str, int]) -> list[Voice]:
     answers = np.array(table["answer"].to_pylist(), dtype=object)
     texts = np.array(table["text"].to_pylist(), dtype=object)
     confidences = np.exp(-_floats(table["mean_nll"]))
-    voices: list[Voice] = []
+    found: list[AnnotatorAnswers] = []
     for name in np.unique(names):
         own = (names == name) & (order >= 0)
         spread = np.full(len(place), np.nan)
         spread[order[own]] = confidences[own]
-        voices.append(
-            Voice(
+        found.append(
+            AnnotatorAnswers(
                 id=str(name),
                 answers=_spread(list(answers[own]), order[own], len(place)),
                 confidences=spread,
                 texts=[t or "" for t in _spread(list(texts[own]), order[own], len(place))],
             )
         )
-    return voices
+    return found
 
 
 def _order(table: pa.Table, place: Mapping[str, int]) -> NDArray[np.int64]:
@@ -247,10 +255,10 @@ def _floats(column: pa.ChunkedArray) -> FloatArray:
 def _threshold(chosen: Selection | None) -> float | None:
     if chosen is None:
         return None
-    nll, share = chosen.summary.get("threshold_mean_nll"), chosen.summary.get("threshold")
-    if isinstance(nll, int | float):
-        return float(np.exp(-nll))
-    return float(share) if isinstance(share, int | float) else None
+    if isinstance(chosen.summary, PooledSummary):
+        return chosen.summary.threshold
+    nll = chosen.summary.threshold_mean_nll
+    return None if nll is None else float(np.exp(-nll))
 
 
 def _read_gold(run_folder: Path) -> Mapping[str, str]:
@@ -264,7 +272,7 @@ Action: TypeAlias = Literal["accept", "correct", "skip", "undo"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a person said of one row.
+    """A person's decision on one row.
 
     `answer` is the label that now holds (None for skip and undo), `proposed` what the method had put forward.
     `audit` marks a row that was drawn uniformly rather than for its doubt: only these keep a calibration

@@ -35,7 +35,6 @@ from semievol_api.report.labels import (
     DecisionLog,
     LabelTable,
     QueueRow,
-    Voice,
     load_prepared,
     read_label_table,
     review_queue,
@@ -204,10 +203,10 @@ class ReviewPage:
 
 async def _body(request: Request) -> bytes:
     """The whole body, if it is no longer than a decision can be."""
-    said = request.headers.get("content-length", "0")
-    if not said.isdecimal():
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal():
         raise HTTPException(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
-    if int(said) > MAX_BODY_BYTES:
+    if int(length) > MAX_BODY_BYTES:
         raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {MAX_BODY_BYTES} bytes")
     body = bytearray()
     async for chunk in request.stream():
@@ -279,14 +278,13 @@ def _row(labels: LabelTable, row: QueueRow) -> dict[str, object]:
         "kept": bool(labels.kept[place]),
         "reason": labels.reasons[place],
         "audit": row.audit,
-        "said": [
-            {"by": name, "answer": v.answers[place], "text": v.texts[place]}
-            for name, v in _named_voices(labels)
-            if v.answers[place] is not None or v.texts[place]
+        "annotations": [
+            {
+                "by": "justification" if annotator is labels.justification else annotator.id,
+                "answer": annotator.answers[place],
+                "text": annotator.texts[place],
+            }
+            for annotator in labels.answered_by
+            if annotator.answers[place] is not None or annotator.texts[place]
         ],
     }
-
-
-def _named_voices(labels: LabelTable) -> list[tuple[str, Voice]]:
-    named = [(voice.id, voice) for voice in labels.voices]
-    return named if labels.justification is None else [*named, ("justification", labels.justification)]

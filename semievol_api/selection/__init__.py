@@ -7,7 +7,7 @@
 Pure numpy on arrays with documented shapes. Knows nothing of models, prompts, providers or files.
 """
 
-from semievol_api.selection.alerts import Alert as Alert
+from semievol_api.records import Alert as Alert
 from semievol_api.selection.alerts import Ambiguity as Ambiguity
 from semievol_api.selection.alerts import ClassCoverage as ClassCoverage
 from semievol_api.selection.alerts import DriftSettings as DriftSettings

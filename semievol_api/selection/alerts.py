@@ -14,21 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.errors import DataError
+from semievol_api.records import Alert
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray, LabelArray
-
-AlertKind: TypeAlias = Literal[
-    "one-class", "missing-class", "drift", "uninformative", "ambiguous", "vanished-class", "shifted-classes"
-]
-"""What is wrong: with the labels, the pool, the answers, the task itself, or the selection."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
-    """One finding: what was seen, in which numbers, and what to try."""
-
-    kind: AlertKind
-    message: str
-
 
 _CHANCE = 0.005
 """An absence that luck explains more often than this is not reported."""

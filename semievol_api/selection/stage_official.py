@@ -22,6 +22,7 @@ from semievol_api.selection.columns import unlabeled_of
 from semievol_api.selection.rule_percentile import official_2025
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.store.artifacts import EvidenceTable, Selection
+from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task
 from semievol_api.tasks.task import target
 
@@ -53,16 +54,16 @@ def official(
         if one.chosen or not tables:
             tables.append(_scores(one, found.kept[here]))
             kept.append(_kept(one, found.kept[here]))
-    summary = {
-        "rule": settings.rule,
-        "share": settings.share,
-        "threshold_mean_nll": found.threshold,
-        "unlabeled": len(nll),
-        "answered": sum(answer is not None for one in rounds for answer in one.chosen),
-        "unanimous": int((answers == 0).all(axis=1).sum()),
-        "kept": sum(map(len, kept)),
-        "messages": [BANNER, *found.messages],
-    }
+    summary = PaperSummary(
+        rule=settings.rule,
+        share=settings.share,
+        threshold_mean_nll=found.threshold,
+        unlabeled=len(nll),
+        answered=sum(answer is not None for one in rounds for answer in one.chosen),
+        unanimous=int((answers == 0).all(axis=1).sum()),
+        kept=sum(map(len, kept)),
+        messages=(BANNER, *found.messages),
+    )
     return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*tables), summary=summary)
 
 

@@ -17,9 +17,8 @@ from semievol_api.annotate.pooled import AnnotatorProbs
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, embedded
 from semievol_api.config.settings import RetrieveSettings
-from semievol_api.records import Example
+from semievol_api.records import Alert, Example
 from semievol_api.selection.alerts import (
-    Alert,
     alerts_of_ambiguity,
     alerts_of_drift,
     alerts_of_labels,

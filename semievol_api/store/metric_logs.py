@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
+
+from msgspec import to_builtins
 
 from semievol_api.capabilities import JobEvent
 from semievol_api.config.settings import Config, LogTarget
 from semievol_api.errors import MissingExtraError
+from semievol_api.store.verdict import Verdict
 
 
 class Sink(Protocol):
@@ -43,14 +46,12 @@ class Logs:
         if values:
             self._write(values, round(event.metrics.get("step", 0)))
 
-    def verdict(self, document: Mapping[str, object]) -> None:
+    def verdict(self, verdict: Verdict) -> None:
         """Accuracies, gains and what was kept."""
-        models = cast("Sequence[Mapping[str, Any]]", document.get("models") or [])
-        gains = cast("Sequence[Mapping[str, Any]]", document.get("differences") or [])
-        selection = cast("Mapping[str, object]", document.get("selection") or {})
-        values = {f"accuracy/{model['name']}": float(model["accuracy"]) for model in models}
-        values |= {f"gain_points/{gain['of']}-{gain['against']}": float(gain["points"]) for gain in gains}
-        values |= {f"selection/{name}": float(n) for name, n in selection.items() if _is_number(n)}  # type: ignore[arg-type]
+        values = {f"accuracy/{model.name}": model.accuracy for model in verdict.models}
+        values |= {f"gain_points/{gain.of}-{gain.against}": gain.points for gain in verdict.differences}
+        numbers = to_builtins(verdict.selection).items() if verdict.selection else ()
+        values |= {f"selection/{name}": float(n) for name, n in numbers if type(n) in (int, float)}
         self._write(values, 0)
 
     def _write(self, values: Mapping[str, float], step: int) -> None:
@@ -162,7 +163,3 @@ class MlFlow:
     def close(self) -> None:
         """See `Sink`."""
         self._client.set_terminated(self._id)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

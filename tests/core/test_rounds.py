@@ -9,6 +9,11 @@ from semievol_api.data.parts import Parts
 from semievol_api.records import Example, PseudoLabel
 from semievol_api.session import after
 from semievol_api.store.artifacts import Folds, Prepared, Selection
+from semievol_api.store.verdict import PaperSummary
+
+SUMMARY = PaperSummary(
+    rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
+)
 
 
 def _labelled(*names: str) -> tuple[Example, ...]:
@@ -22,7 +27,9 @@ def _next_round() -> RawData:
     chosen = Selection(
         kept=tuple(PseudoLabel(example_id=name, answer="B", text="Answer: B", score=0.9) for name in ("u1", "u3")),
         scores=Parts.of(pa.table({"example_id": [f"u{i}" for i in range(4)]})),
-        summary={},
+        summary=PaperSummary(
+            rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
+        ),
     )
     folds = Folds(warm=labeled[:2], calibration=(), development=labeled[2:], tunable=True, note="")
     data = Prepared(labeled=labeled, unlabeled=unlabeled, test=test, report={})
