@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.settings import EvaluateSettings
-from semievol_api.evaluation.answers import Trial
+from semievol_api.evaluation.answers import EvaluatedModels
 from semievol_api.evaluation.statistics import (
     BootstrapSettings,
     Promotion,
@@ -52,14 +52,14 @@ _PAIRS = (
 @stage("compare")
 async def compare(
     corpus: Corpus,
-    trial: Trial,
+    evaluated: EvaluatedModels,
     models: Mapping[str, TunedModel],
     selection: Selection,
     gold: Mapping[str, str],
     settings: EvaluateSettings,
 ) -> Verdict:
     """Accuracies with intervals, paired differences, what the pseudo-labels were worth, and one sentence."""
-    answers = trial.tests
+    answers = evaluated.tests
     ids = [e.id for e in corpus.data.test]
     labels = _labels(models)
     correct = {a.label: np.array([a.correct[i] for i in ids], dtype=np.bool_) for a in answers}
@@ -81,7 +81,7 @@ async def compare(
     )
     if not isinstance(selection.summary, PooledSummary):
         return verdict
-    promotion = _promotion(corpus, trial, models, settings)
+    promotion = _promotion(corpus, evaluated, models, settings)
     gate = _gate(promotion, len(corpus.folds.development), "semievol" in models)
     return replace(
         verdict,
@@ -103,9 +103,11 @@ def _gate(promotion: Promotion, items: int, evolved: bool) -> Gate:
     )
 
 
-def _promotion(corpus: Corpus, trial: Trial, models: Mapping[str, TunedModel], settings: EvaluateSettings) -> Promotion:
+def _promotion(
+    corpus: Corpus, evaluated: EvaluatedModels, models: Mapping[str, TunedModel], settings: EvaluateSettings
+) -> Promotion:
     """The evolved model against its baseline on D_dev (method §3.9)."""
-    by_name = {a.label: a for a in trial.gate}
+    by_name = {a.label: a for a in evaluated.gate}
     evolved, baseline = by_name.get("semievol"), by_name.get("sft", by_name.get("warm"))
     if "semievol" not in models:
         return Promotion(promoted=False, gain=None, message="There is no evolved model to promote; use the SFT model.")

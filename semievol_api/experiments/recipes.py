@@ -17,7 +17,7 @@ from semievol_api.config.settings import Config
 from semievol_api.data import RawData
 from semievol_api.data.prepare import prepare
 from semievol_api.errors import DataError
-from semievol_api.evaluation.answers import Trial, examine
+from semievol_api.evaluation.answers import EvaluatedModels, evaluate_models
 from semievol_api.evaluation.verdict import model_score
 from semievol_api.experiments.grid import Recipe
 from semievol_api.selection.holdout import split_labels
@@ -97,17 +97,17 @@ async def _corpus(tools: Clients, store: RunStore, task: Task, raw: RawData, con
 async def _verdict(
     tools: Clients, store: RunStore, corpus: Corpus, models: Mapping[str, TunedModel], config: Config
 ) -> Verdict:
-    trial = await examine(store, tools.student, corpus, models, {}, config.evaluate)
-    return await store.once("verdict", Verdict, tell, trial, list(models))
+    evaluated = await evaluate_models(store, tools.student, corpus, models, {}, config.evaluate)
+    return await store.once("verdict", Verdict, tell, evaluated, list(models))
 
 
 @stage("tell")
-async def tell(trial: Trial, names: list[str]) -> Verdict:
+async def tell(evaluated: EvaluatedModels, names: list[str]) -> Verdict:
     """The accuracies, with no comparison: that is the experiment's."""
-    mine = next(answers for answers in trial.tests if answers.label in names)
+    mine = next(answers for answers in evaluated.tests if answers.label in names)
     return Verdict(
         n_test=len(mine.correct),
-        models=tuple(model_score(answers, answers.label) for answers in trial.tests),
+        models=tuple(model_score(answers, answers.label) for answers in evaluated.tests),
         differences=(),
         selection=None,
         oracle=None,

@@ -107,16 +107,6 @@ class DoneCell:
     stage_cpu_seconds: Mapping[str, float]
 
 
-class _Kept(msgspec.Struct):
-    """A finished cell as it lies on disk, with the key of the settings that made it."""
-
-    key: str
-    row: CellRow
-    correct: dict[str, bool]
-    stage_seconds: dict[str, float]
-    stage_cpu_seconds: dict[str, float]
-
-
 def read_cell(cell: Cell, config: Config) -> DoneCell:
     """The cell whose run has ended in its folder.
 
@@ -166,8 +156,8 @@ def kept_cell(folder: Path, key: str) -> DoneCell | None:
     path = folder / CELL
     if not path.is_file():
         return None
-    kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
-    return DoneCell(kept.row, kept.correct, kept.stage_seconds, kept.stage_cpu_seconds) if kept.key == key else None
+    document = _json(path)
+    return msgspec.convert(document, DoneCell) if document["key"] == key else None
 
 
 def _result(folder: Path, cell: Cell) -> Answers:

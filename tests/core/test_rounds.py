@@ -11,10 +11,6 @@ from semievol_api.session import after
 from semievol_api.store.artifacts import Folds, Prepared, Selection
 from semievol_api.store.verdict import PaperSummary
 
-SUMMARY = PaperSummary(
-    rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
-)
-
 
 def _labelled(*names: str) -> tuple[Example, ...]:
     return tuple(Example(id=name, question=f"What is {name}?", answer="A") for name in names)
