@@ -28,7 +28,7 @@ from semievol_api.tasks import Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Part: TypeAlias = Literal["test", "development"]
+_Part: TypeAlias = Literal["test", "development"]
 
 
 @fingerprinted("tests", "gate")
@@ -42,7 +42,7 @@ class EvaluatedModels:
 
 @stage("evaluate")
 async def evaluate(
-    student: Student, corpus: Corpus, label: str, settings: EvaluateSettings, part: Part = "test"
+    student: Student, corpus: Corpus, label: str, settings: EvaluateSettings, part: _Part = "test"
 ) -> Answers:
     """The greedy answers of the model in the student's role `subject`; an abstention is wrong."""
     work = _EvaluationWork(corpus, label, settings, part)
@@ -62,7 +62,7 @@ class _EvaluationWork:
     corpus: Corpus
     label: str
     settings: EvaluateSettings
-    part: Part
+    part: _Part
     stage: str = "evaluate"
 
     @property

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.errors import DataError
-from semievol_api.evaluation.statistics import BoolArray, BootstrapSettings, FloatArray, Interval, wilson
+from semievol_api.evaluation.statistics import BootstrapSettings, Interval, wilson
+from semievol_api.selection.values import BoolArray, FloatArray
 
 Abstentions: TypeAlias = Literal["lowest", "left-out"]
 """What an item without a score counts as: the least sure of all, or not at all."""
@@ -108,15 +109,12 @@ def auroc_difference(
     rng = np.random.default_rng(settings.seed)
     n = correct.size
     sides = [np.unique(_filled(side), return_inverse=True)[1] for side in (ours, theirs)]
+    names, about = np.unique(np.arange(n) if questions is None else questions, return_inverse=True)
     differences: list[FloatArray] = []
     chunk = max(1, 1_000_000 // n)
-    about, asked = (None, n) if questions is None else _numbered(questions)
     for start in range(0, settings.resamples, chunk):
-        drawn = rng.integers(asked, size=(min(chunk, settings.resamples - start), asked))
-        if about is None:
-            values = [_auroc_of_draws(groups, correct, drawn) for groups in sides]
-        else:
-            values = [_auroc_of_questions(groups, correct, about, drawn) for groups in sides]
+        drawn = rng.integers(names.size, size=(min(chunk, settings.resamples - start), names.size))
+        values = [_auroc_of_draws(groups, correct, about, drawn) for groups in sides]
         differences.append(values[0] - values[1])
     found = np.concatenate(differences)
     tail = (1.0 - settings.level) / 2.0
@@ -210,27 +208,10 @@ def _auroc_of_counts(good: FloatArray, bad: FloatArray) -> FloatArray:
     return areas
 
 
-def _auroc_of_draws(groups: NDArray[np.int64], correct: BoolArray, drawn: NDArray[np.int64]) -> FloatArray:
-    """The AUROC of each resample; `groups` int64 (n,) numbers tie groups, `drawn` int64 (resamples, n)."""
-    width = int(groups.max()) + 1
-    cells = (np.arange(drawn.shape[0])[:, None] * width + groups[drawn]).ravel()
-    right = correct[drawn].ravel()
-    shape = (drawn.shape[0], width)
-    good = np.bincount(cells[right], minlength=shape[0] * width).reshape(shape).astype(np.float64)
-    bad = np.bincount(cells[~right], minlength=shape[0] * width).reshape(shape).astype(np.float64)
-    return _auroc_of_counts(good, bad)
-
-
-def _numbered(questions: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """The questions from 0 on, and how many there are."""
-    names, about = np.unique(questions, return_inverse=True)
-    return about, names.size
-
-
-def _auroc_of_questions(
+def _auroc_of_draws(
     groups: NDArray[np.int64], correct: BoolArray, about: NDArray[np.int64], drawn: NDArray[np.int64]
 ) -> FloatArray:
-    """The same where whole questions are drawn: item i counts as often as its question `about[i]`."""
+    """One AUROC per row of drawn questions: item i counts as often as its question `about[i]` was drawn."""
     resamples, asked = drawn.shape
     row = np.arange(resamples)[:, None]
     times = np.bincount((row * asked + drawn).ravel(), minlength=resamples * asked).reshape(resamples, asked)

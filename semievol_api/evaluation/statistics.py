@@ -9,19 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semievol_api.errors import ConfigError, DataError
-
-FloatArray: TypeAlias = NDArray[np.float64]
-"""float64 array; its shape stands in the docstring that names it."""
-IntArray: TypeAlias = NDArray[np.int64]
-"""int64 array of label indices, -1 = none."""
-BoolArray: TypeAlias = NDArray[np.bool_]
-"""Boolean array."""
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +221,7 @@ def promotion_gate(
     """Promote if the paired estimate of (evolved - SFT) on D_dev is above 0; bool arrays, shape (n,).
 
     "Promote unless significantly worse" would promote a model truly 5 points worse in 82 % of cases at 50
-    items; this rule in 13 %. Without a development set (None) there is no gate, which is said.
+    items; this rule in 13 %. Without a development set (None) there is no gate, and the message says so.
     """
     if evolved is None or sft is None or evolved.size == 0:
         return Promotion(
@@ -238,11 +230,11 @@ def promotion_gate(
             message="There is no development set, so nothing was compared: the evolved model is untested.",
         )
     gain = paired_bootstrap(evolved, sft, settings)
-    told = f"{points(gain)} on {gain.n:,} development items"
+    figures = f"{points(gain)} on {gain.n:,} development items"
     if gain.estimate > 0:
-        return Promotion(promoted=True, gain=gain, message=f"The evolved model is promoted: {told}.")
+        return Promotion(promoted=True, gain=gain, message=f"The evolved model is promoted: {figures}.")
     return Promotion(
-        promoted=False, gain=gain, message=f"The fine-tuned model is kept; the evolved one is no better: {told}."
+        promoted=False, gain=gain, message=f"The fine-tuned model is kept; the evolved one is no better: {figures}."
     )
 
 

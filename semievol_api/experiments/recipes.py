@@ -1,4 +1,4 @@
-"""The baselines as walks over the pipeline's own stages: ask the base model, train on the labels, train on all gold.
+"""The baselines, made of the pipeline's own stages: ask the base model, train on the labels, train on all gold.
 
 They make the same artifacts in the same places as the pipeline, so what one has trained or asked the other finds.
 Knows nothing of grids, seeds or files.
@@ -21,7 +21,7 @@ from semievol_api.evaluation.answers import EvaluatedModels, evaluate_models
 from semievol_api.evaluation.verdict import model_score
 from semievol_api.experiments.grid import Recipe
 from semievol_api.selection.holdout import split_labels
-from semievol_api.session import Walk, all_rounds
+from semievol_api.session import Pipeline, all_rounds
 from semievol_api.store.artifacts import Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
@@ -38,24 +38,24 @@ RESULT_OF: Mapping[Recipe, tuple[str, ...]] = {
 """The model that an arm stands for; where the first is not there (too little was kept to train on), the next."""
 
 
-def walk_of(recipe: Recipe, copies: int = 1) -> Walk:
+def pipeline_of(recipe: Recipe, copies: int = 1) -> Pipeline:
     """What a recipe does between the open tools and the verdict; `fine-tune` with so many copies of every label."""
-    walks: Mapping[Recipe, Walk] = {
+    pipelines: Mapping[Recipe, Pipeline] = {
         "semievol": all_rounds,
-        "prompt-only": prompt_only,
-        "fine-tune": partial(fine_tuned, copies=copies),
-        "gold": trained_on_gold,
+        "prompt-only": _prompt_only,
+        "fine-tune": partial(_fine_tuned, copies=copies),
+        "gold": _trained_on_gold,
     }
-    return walks[recipe]
+    return pipelines[recipe]
 
 
-async def prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def _prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """No training: the base model after `[evaluate] shots` retrieved examples, none for vanilla."""
     corpus = await _corpus(tools, store, task, raw, config)
     return await _verdict(tools, store, corpus, {"base": tools.base}, config)
 
 
-async def fine_tuned(
+async def _fine_tuned(
     tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config, copies: int = 1
 ) -> Verdict:
     """Plain SFT: one training on every label, with `[train] n_epochs`; more epochs than a job may have, by copies."""
@@ -65,7 +65,7 @@ async def fine_tuned(
     return await _verdict(tools, store, corpus, {"sft": model}, config)
 
 
-async def trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def _trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """The ceiling: the final training with the gold answers of the whole pool.
 
     Raises:
@@ -98,11 +98,11 @@ async def _verdict(
     tools: Clients, store: RunStore, corpus: Corpus, models: Mapping[str, TunedModel], config: Config
 ) -> Verdict:
     evaluated = await evaluate_models(store, tools.student, corpus, models, {}, config.evaluate)
-    return await store.once("verdict", Verdict, tell, evaluated, list(models))
+    return await store.once("verdict", Verdict, baseline_verdict, evaluated, list(models))
 
 
 @stage("tell")
-async def tell(evaluated: EvaluatedModels, names: list[str]) -> Verdict:
+async def baseline_verdict(evaluated: EvaluatedModels, names: list[str]) -> Verdict:
     """The accuracies, with no comparison: that is the experiment's."""
     mine = next(answers for answers in evaluated.tests if answers.label in names)
     return Verdict(

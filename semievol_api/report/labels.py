@@ -27,14 +27,12 @@ from numpy.typing import NDArray
 from semievol_api.data.parts import Parts, Rows
 from semievol_api.errors import RunFolderError
 from semievol_api.records import Example
+from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.store.artifacts import EvidenceTable, Prepared, Selection
 from semievol_api.store.run_store import load_artifact
 from semievol_api.store.verdict import PooledSummary
 
-FloatArray: TypeAlias = NDArray[np.float64]
-BoolArray: TypeAlias = NDArray[np.bool_]
-
-GOLD_FILE = "oracle/gold.json"
+_GOLD_FILE = "oracle/gold.json"
 """Optional, in the run folder: {example id: hidden gold answer} of unlabelled rows, for this report alone."""
 
 SHOWN = 100_000
@@ -159,7 +157,7 @@ class _Stages:
     @classmethod
     def read(cls, run_folder: Path) -> Self:
         """The artifacts, their tables unread."""
-        gold = run_folder / GOLD_FILE
+        gold = run_folder / _GOLD_FILE
         return cls(
             annotations=load_artifact(run_folder, "collaborate", EvidenceTable),
             final=load_artifact(run_folder, "justify", EvidenceTable),

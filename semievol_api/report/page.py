@@ -14,20 +14,17 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from semievol_api.errors import MissingExtraError, RunFolderError
-from semievol_api.report.labels import AnnotatorAnswers, FloatArray, LabelTable, same_answer
+from semievol_api.report.labels import AnnotatorAnswers, LabelTable, same_answer
 from semievol_api.report.read_run import read_report_data
 from semievol_api.report.report_data import ReportData, percent, seconds, signed, thousands
-
-IntArray: TypeAlias = NDArray[np.int64]
+from semievol_api.selection.values import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ def _cut(text: str, limit: int | None, mark: str) -> str:
     return text if limit is None or len(text) <= limit else text[:limit] + mark
 
 
-MAX_BYTES = 3_950_000
+_MAX_BYTES = 3_950_000
 """The page's size; mail and chat clients carry files up to 4 MB almost everywhere."""
 
 
@@ -228,7 +225,7 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
     return path
 
 
-def render_report(data: ReportData, max_bytes: int = MAX_BYTES) -> str:
+def render_report(data: ReportData, max_bytes: int = _MAX_BYTES) -> str:
     """The page's text, at most `max_bytes` long in UTF-8."""
     try:
         from semievol_api.report.figures import figures

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semievol_api.annotate.clients import Clients
 from semievol_api.annotate.requests import Corpus
@@ -27,14 +26,11 @@ from semievol_api.evaluation.answers import evaluate
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import Calibration, RuleSettings, select
 from semievol_api.selection.values import ENOUGH_CALIBRATION
-from semievol_api.session import Plan, Silent, Watcher, check, open_tools
+from semievol_api.session import NullWatcher, Plan, Watcher, check, open_tools
 from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TunedModel
 from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import Columns, Task
 from semievol_api.training.jobs import job_artifact, model_trained_by
-
-FloatArray = NDArray[np.float64]
-"""The job that made a model, where it has another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +78,8 @@ async def predict(
     examples = tuple(read_examples(table, plan.task, "unlabeled", columns).examples)
     tolerated = config.select.alpha if alpha is None else alpha
     (answered,) = await answers_of(plan, [model], examples, watcher)
-    said = {row.example_id: row for row in answered.evidence.rows()}
-    ordered = [said[e.id] for e in examples]
+    by_id = {row.example_id: row for row in answered.evidence.rows()}
+    ordered = [by_id[e.id] for e in examples]
     return _accepted(plan.task, examples, ordered, (table, model, tolerated, held_out(config, model)))
 
 
@@ -97,7 +93,7 @@ async def answers_of(
     """
     config = plan.config
     found = {name: model_of(config, name) for name in models}
-    async with open_tools(plan, RawData((), examples, ()), watcher or Silent()) as tools:
+    async with open_tools(plan, RawData((), examples, ()), watcher or NullWatcher()) as tools:
         corpus = await _corpus(tools, plan.task, examples, config)
         return [
             await evaluate(tools.student({"subject": tuned}), corpus, name, config.evaluate)
@@ -166,12 +162,12 @@ def as_rows(found: Predictions) -> Iterator[Mapping[str, object]]:
 def _accepted(
     task: Task,
     examples: tuple[Example, ...],
-    said: list[Evidence],
+    annotations: list[Evidence],
     asked: tuple[Table, str, float, Calibration | None],
 ) -> Predictions:
-    """Place the cut, or accept every answer and say that nothing is promised."""
+    """Place the cut, or accept every answer, without a guarantee."""
     table, model, alpha, calibration = asked
-    scores = np.array([row.confidence for row in said], dtype=np.float64)
+    scores = np.array([row.confidence for row in annotations], dtype=np.float64)
     known = 0 if calibration is None else calibration.size
     cut: float | None = None
     if calibration is None or known < ENOUGH_CALIBRATION:
@@ -192,7 +188,7 @@ def _accepted(
             confidence=None if np.isnan(score) else float(score),
             accepted=bool(keep),
         )
-        for example, row, score, keep in zip(examples, said, scores, kept, strict=True)
+        for example, row, score, keep in zip(examples, annotations, scores, kept, strict=True)
     )
     return Predictions(rows, table, model, alpha, cut, known, messages)
 
@@ -212,7 +208,7 @@ def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -
 
 
 async def _corpus(tools: Clients, task: Task, examples: tuple[Example, ...], config: Config) -> Corpus:
-    """The new rows in the place of test questions, beside the run's labels where demonstrations are shown."""
+    """The new rows as test questions, with the run's labels where demonstrations are shown."""
     folds = load_artifact(config.run.folder, "split", Folds) or Folds((), (), (), tunable=True, note="")
     neighbours = await nearest_among(tools.embedder, folds.warm, examples, config.retrieve, config.evaluate.shots)
     data = Prepared(labeled=folds.warm, unlabeled=(), test=examples, report={})

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +29,6 @@ from semievol_api.evaluation import (
     score_histogram,
     wilson,
 )
-from semievol_api.evaluation.statistics import BoolArray, FloatArray
 from semievol_api.report.labels import LabelTable, load_prepared, read_label_table
 from semievol_api.report.report_data import (
     CategoryChange,
@@ -40,6 +40,7 @@ from semievol_api.report.report_data import (
     StageCost,
     warnings_of,
 )
+from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared
 from semievol_api.store.run_store import load_artifact, read_document, stages_done
 from semievol_api.store.verdict import PooledSummary, Verdict
@@ -301,14 +302,17 @@ def _config_text(run_folder: Path) -> str:
     written = run_folder / "config.toml"
     if written.is_file():
         return written.read_text("utf-8")
+    settings = stored_settings(run_folder)
+    return json.dumps(settings, ensure_ascii=False, indent=2) if settings else ""
+
+
+def stored_settings(run_folder: Path) -> dict[str, Any]:
+    """The settings that shaped a run's results, as its folder remembers them; empty where it does not."""
     key = read_document(run_folder / "config_key.json").get("config_key")
-    if not isinstance(key, dict):
-        return ""
     try:
-        settings = dict(ast.literal_eval(str(key.get("value"))))
-    except (ValueError, SyntaxError, TypeError):
-        return str(key.get("value"))
-    return json.dumps(settings, ensure_ascii=False, indent=2)
+        return dict(ast.literal_eval(key["value"])) if isinstance(key, dict) else {}
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return {}
 
 
 def _versions(run_folder: Path) -> dict[str, str]:

@@ -41,13 +41,13 @@ from semievol_api.report.labels import (
 )
 from semievol_api.report.page import script_hash, source, templates
 
-MAX_ROWS = 2000
+_MAX_ROWS = 2000
 """More rows than a person reviews in a sitting; the next start goes on after the decided ones."""
-MAX_CHOICES = 20
-MAX_BODY_BYTES = 1_000_000
+_MAX_CHOICES = 20
+_MAX_BODY_BYTES = 1_000_000
 
 
-class Wanted(msgspec.Struct):
+class PostedDecision(msgspec.Struct):
     """What the page posts: a decision on one row."""
 
     example_id: str
@@ -68,12 +68,12 @@ class ReviewSession:
 
     @classmethod
     @contextmanager
-    def open(cls, run_folder: Path, limit: int = MAX_ROWS) -> Generator[ReviewSession]:
+    def open(cls, run_folder: Path, limit: int = _MAX_ROWS) -> Generator[ReviewSession]:
         """The undecided rows of a run, best first; its `review.jsonl` is held until the block ends."""
         data = load_prepared(run_folder)
         labels = read_label_table(run_folder, data)
         answers = {e.answer for e in data.labeled if e.answer is not None}
-        closed = tuple(sorted(answers)) if len(answers) <= MAX_CHOICES else ()
+        closed = tuple(sorted(answers)) if len(answers) <= _MAX_CHOICES else ()
         with DecisionLog.open(run_folder / REVIEW_FILE) as log:
             decided = log.decisions
             queue = [r for r in review_queue(labels) if labels.examples[r.place].id not in decided][:limit]
@@ -87,24 +87,24 @@ class ReviewSession:
             decided = {k: {"action": d.action, "answer": d.answer} for k, d in self.log.decisions.items()}
         return {"rows": list(self.rows.values()), "labels": self.labels, "decided": decided}
 
-    def decide(self, wanted: Wanted) -> dict[str, object]:
+    def decide(self, posted: PostedDecision) -> dict[str, object]:
         """Write a decision; returns what now holds once it is on disk.
 
         Raises:
             ValueError: the row or the action is unknown, or an answer is missing.
         """
-        row = self.rows.get(wanted.example_id)
-        answer = (wanted.answer or "").strip() or None
-        if row is None or wanted.action not in ("accept", "correct", "skip"):
+        row = self.rows.get(posted.example_id)
+        answer = (posted.answer or "").strip() or None
+        if row is None or posted.action not in ("accept", "correct", "skip"):
             raise ValueError("no such row or action")
-        if (wanted.action == "skip") != (answer is None):
+        if (posted.action == "skip") != (answer is None):
             raise ValueError("accept and correct need an answer, skip has none")
         proposed = row["answer"]
         action: Action = "skip" if answer is None else "accept" if answer == proposed else "correct"
         with self.lock:
             made = self.log.append(
                 Decision(
-                    example_id=wanted.example_id,
+                    example_id=posted.example_id,
                     action=action,
                     answer=answer,
                     proposed=str(proposed) if proposed is not None else None,
@@ -120,7 +120,7 @@ class ReviewSession:
         return {"undone": undone.example_id if undone else None}
 
 
-class ReviewPage:
+class _ReviewPage:
     """Answers the page's four requests; anything without the token is not found."""
 
     def __init__(self, session: ReviewSession) -> None:
@@ -163,7 +163,7 @@ class ReviewPage:
     async def _decide(self, request: Request) -> Response:
         self._admit(request)
         body = await _body(request)
-        return await self._written(lambda: self._session.decide(msgspec.json.decode(body, type=Wanted)))
+        return await self._written(lambda: self._session.decide(msgspec.json.decode(body, type=PostedDecision)))
 
     async def _undo(self, request: Request) -> Response:
         self._admit(request)
@@ -206,17 +206,17 @@ async def _body(request: Request) -> bytes:
     length = request.headers.get("content-length", "0")
     if not length.isdecimal():
         raise HTTPException(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
-    if int(length) > MAX_BODY_BYTES:
-        raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {MAX_BODY_BYTES} bytes")
+    if int(length) > _MAX_BODY_BYTES:
+        raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {_MAX_BODY_BYTES} bytes")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {MAX_BODY_BYTES} bytes")
+        if len(body) > _MAX_BODY_BYTES:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {_MAX_BODY_BYTES} bytes")
     return bytes(body)
 
 
-class ReviewServer(uvicorn.Server):
+class _ReviewServer(uvicorn.Server):
     """Serves the page on a socket that already listens; `serve_forever` until `stop` or Ctrl-C."""
 
     def __init__(self, app: Starlette, listening: socket.socket) -> None:
@@ -233,7 +233,7 @@ class ReviewServer(uvicorn.Server):
 
 
 @contextmanager
-def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[ReviewServer, str]]:
+def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[_ReviewServer, str]]:
     """A listening server and its address; `serve_forever` is the caller's.
 
     Raises:
@@ -248,7 +248,7 @@ def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[ReviewServ
             ) from None
         with listening:
             address = f"http://127.0.0.1:{listening.getsockname()[1]}/{session.token}/"
-            yield ReviewServer(ReviewPage(session).app(), listening), address
+            yield _ReviewServer(_ReviewPage(session).app(), listening), address
 
 
 def serve_review(run_folder: Path, port: int = 0, *, on_ready: Callable[[str], None] = lambda _address: None) -> Path:

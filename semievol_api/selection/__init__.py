@@ -1,6 +1,6 @@
-"""Confidence and selection rules: from what annotators said to the pseudo-labels worth learning from.
+"""Confidence and selection rules: from annotations to the pseudo-labels worth training on.
 
-    probs = np.stack([estimator.estimate(readings) for readings in crew], axis=1)   # (items, annotators, options)
+    probs = np.stack([estimator.estimate(readings) for readings in annotators], axis=1)   # (items, annotators, options)
     pooled = pool(probs, n_options)
     selected = select(pooled.score, ids, Calibration(scores=..., wrong=...), RuleSettings())
 

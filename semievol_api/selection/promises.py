@@ -1,4 +1,4 @@
-"""What a false-label budget can promise with the labels at hand, said before and after selecting.
+"""What a false-label budget can promise with the labels at hand, before and after selecting.
 
 Feasibility by arithmetic, and the spread of the realised share by simulation with the run's own sizes and scores.
 Knows nothing of models, prompts or files.

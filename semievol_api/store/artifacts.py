@@ -365,10 +365,10 @@ class Answers:
         )
 
 
-RowT = TypeVar("RowT")
+_RowT = TypeVar("_RowT")
 
 
-def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[RowT]]) -> Sequence[RowT]:
+def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[_RowT]]) -> Sequence[_RowT]:
     """The rows of one part in memory, those of more of them one part at a time."""
     return tuple(make(parts.read(0))) if parts.count == 1 else Rows(parts, make)
 

@@ -1,4 +1,4 @@
-"""A run's numbers for TensorBoard, W&B and MLflow: training metrics step by step, the verdict's figures at the end.
+"""A run's numbers for _TensorBoard, W&B and MLflow: training metrics step by step, the verdict's figures at the end.
 
     with open_logs(config) as log:
         log.job("warm", event)
@@ -22,7 +22,7 @@ from semievol_api.errors import MissingExtraError
 from semievol_api.store.verdict import Verdict
 
 
-class Sink(Protocol):
+class _Sink(Protocol):
     """Where numbers go."""
 
     def write(self, values: Mapping[str, float], step: int) -> None:
@@ -37,7 +37,7 @@ class Sink(Protocol):
 class Logs:
     """All sinks of a run; none where nothing was asked for."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
+    def __init__(self, sinks: Sequence[_Sink]) -> None:
         self._sinks = sinks
 
     def job(self, name: str, event: JobEvent) -> None:
@@ -74,13 +74,13 @@ def check_logs(targets: Sequence[LogTarget]) -> None:
 def open_logs(config: Config) -> Generator[Logs]:
     """The sinks that `[log]` names, closed when the block ends."""
     check_logs(config.log.to)
-    makers: Mapping[LogTarget, Callable[[Config], Sink]] = {
-        "tensorboard": TensorBoard,
-        "wandb": WeightsAndBiases,
-        "mlflow": MlFlow,
+    makers: Mapping[LogTarget, Callable[[Config], _Sink]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _WeightsAndBiases,
+        "mlflow": _MlFlow,
     }
     with ExitStack() as stack:
-        sinks: list[Sink] = []
+        sinks: list[_Sink] = []
         for target in config.log.to:
             sink = makers[target](config)
             stack.callback(sink.close)
@@ -88,7 +88,7 @@ def open_logs(config: Config) -> Generator[Logs]:
         yield Logs(sinks)
 
 
-class TensorBoard:
+class _TensorBoard:
     """Event files in `tensorboard/` of the run's folder; needs neither torch nor TensorFlow."""
 
     def __init__(self, config: Config) -> None:
@@ -97,7 +97,7 @@ class TensorBoard:
         self._writer = EventFileWriter(str(config.run.folder / "tensorboard"))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
         events: Any = event_pb2  # their classes are made when they are imported, which no type checker sees
@@ -107,11 +107,11 @@ class TensorBoard:
         self._writer.add_event(event)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         self._writer.close()
 
 
-class WeightsAndBiases:
+class _WeightsAndBiases:
     """A W&B run named after the run's folder; `WANDB_MODE=offline` keeps it on this machine.
 
     Trainings follow each other, each counting its steps from one, so every job's steps are an axis of their own.
@@ -128,7 +128,7 @@ class WeightsAndBiases:
         self._jobs: set[str] = set()
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         group = next(iter(values), "").partition("/")[0]
         if group not in self._jobs:
             self._jobs.add(group)
@@ -137,11 +137,11 @@ class WeightsAndBiases:
         self._run.log({**values, f"{group}/step": step})
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         self._run.finish()
 
 
-class MlFlow:
+class _MlFlow:
     """An MLflow run named after the run's folder, where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, config: Config) -> None:
@@ -156,10 +156,10 @@ class MlFlow:
         self._client.log_param(self._id, "student", config.roles.student.model)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         for name, value in values.items():
             self._client.log_metric(self._id, name, value, step=step)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         self._client.set_terminated(self._id)

@@ -15,7 +15,7 @@ import pytest
 
 from semievol_api.errors import RunFolderError
 from semievol_api.report.labels import AUDIT_EVERY, read_decisions, read_label_table, review_queue
-from semievol_api.report.review_server import ReviewSession, Wanted, review_server
+from semievol_api.report.review_server import PostedDecision, ReviewSession, review_server
 from tests.synthetic_run import synthetic_run
 
 
@@ -77,7 +77,7 @@ def test_decided_rows_do_not_come_again_in_the_next_sitting(run: Path) -> None:
     (run / "review.jsonl").unlink(missing_ok=True)
     with ReviewSession.open(run) as session:
         first = next(iter(session.rows))
-        session.decide(Wanted(example_id=first, action="skip"))
+        session.decide(PostedDecision(example_id=first, action="skip"))
     with ReviewSession.open(run) as session:
         assert first not in session.rows
         assert len(session.rows) == 59

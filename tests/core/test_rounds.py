@@ -7,7 +7,7 @@ import pyarrow as pa
 from semievol_api.data import RawData
 from semievol_api.data.parts import Parts
 from semievol_api.records import Example, PseudoLabel
-from semievol_api.session import after
+from semievol_api.session import data_of_next_round
 from semievol_api.store.artifacts import Folds, Prepared, Selection
 from semievol_api.store.verdict import PaperSummary
 
@@ -30,7 +30,7 @@ def _next_round() -> RawData:
     folds = Folds(warm=labeled[:2], calibration=(), development=labeled[2:], tunable=True, note="")
     data = Prepared(labeled=labeled, unlabeled=unlabeled, test=test, report={})
     raw = RawData(labeled=labeled, unlabeled=unlabeled, test=test, pseudo_labeled=_labelled("earlier"))
-    return after(raw, data, folds, chosen)
+    return data_of_next_round(raw, data, folds, chosen)
 
 
 def test_labels_that_gate_are_no_labelled_data_of_the_next_round() -> None:
