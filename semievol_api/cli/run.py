@@ -1,6 +1,6 @@
-"""`semievol run`, `status`, `experiment` and `demo`, and a run's verdict as a table and one honest sentence.
+"""`semievol run`, `status`, `experiment` and `demo`, and a run's verdict as a table.
 
-Heavy imports stand inside the functions. Knows nothing of how the numbers were made.
+Heavy imports are inside the functions. Knows nothing of how the numbers were made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(  # noqa: PLR0913 - a command line has as many options as it has
     config: ConfigPath,
     as_json: AsJson = False,
     accept_config_change: AcceptChange = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Start whatever the plan says it costs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the cost confirmation.")] = False,
     cassette: Annotated[
         Path | None, typer.Option(help="Record the run into this folder, or play it from there.", show_default=False)
     ] = None,
@@ -47,7 +47,7 @@ def run(  # noqa: PLR0913 - a command line has as many options as it has
     ] = None,
     accept_lost_journal: AcceptLost = False,
 ) -> None:
-    """Run a config to its verdict; run it again to go on where it stopped."""
+    """Run a config; run it again to resume where it stopped."""
     from semievol_api.config.settings import load_config
     from semievol_api.planning.bill import spent_by
     from semievol_api.session import refuse_lost_journal, run_async, run_blocking
@@ -68,7 +68,7 @@ def run(  # noqa: PLR0913 - a command line has as many options as it has
 
 
 def _agree_on_price(settings: Config) -> None:
-    """Stop a run that is too dear before its first paid call; what is done already is not asked about again."""
+    """Stop a run that costs more than allowed before its first paid call; a finished run is not planned again."""
     from semievol_api.planning.estimating import estimate, refuse_too_dear, worth_planning
     from semievol_api.session import run_blocking
     from semievol_api.store.run_store import stages_done
@@ -101,7 +101,7 @@ def experiment(
     as_json: AsJson = False,
     accept_lost_journal: AcceptLost = False,
 ) -> None:
-    """Run a grid of arms and seeds over one pipeline; run it again to go on where it stopped."""
+    """Run an experiment: a grid of arms and seeds; run it again to resume where it stopped."""
     from semievol_api.cli.demo import run_grid
 
     lines = err()
@@ -124,7 +124,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A sixth of the data: quicker, and less to see.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole method for real on this machine: own model, own server, no key, no GPU."""
+    """Run the whole method on this machine with a small model and its server: no key, no GPU."""
     from semievol_api.cli.demo import run_demo
 
     run_demo(folder, quick=quick, as_json=as_json)
@@ -170,7 +170,7 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
 
 
 def _beware(differences: Sequence[Difference]) -> list[str]:
-    """Whether the trained model says more than the most frequent answer."""
+    """A warning for a model that is not shown to be better than the most frequent answer."""
     from semievol_api.report.report_data import no_better_than_majority
 
     against = [d for d in differences if d.against == "majority" and d.low <= 0]

@@ -1,4 +1,4 @@
-"""Is the model better, by how much, at what cost, and can its confidence be trusted? Pure numpy, no I/O.
+"""Metrics, intervals, paired tests, the promotion gate and the calibration of confidences, without I/O.
 
 Works on right/wrong arrays and scores. Knows nothing of models, prompts, tasks or files.
 """

@@ -58,7 +58,7 @@ async def compare(
     gold: Mapping[str, str],
     settings: EvaluateSettings,
 ) -> Verdict:
-    """Accuracies with intervals, paired differences, what the pseudo-labels were worth, and one sentence."""
+    """Accuracies with intervals, paired differences, the quality of the pseudo-labels, and one sentence."""
     answers = evaluated.tests
     ids = [e.id for e in corpus.data.test]
     labels = _labels(models)
@@ -209,7 +209,7 @@ def _notes(corpus: Corpus, summary: PaperSummary | PooledSummary, oracle: Oracle
 
 
 def _method_notes(corpus: Corpus, summary: PaperSummary | PooledSummary) -> list[str]:
-    """What the split, the reading of answers, the rule and the alerts have to say; nothing in paper mode."""
+    """Notes of the split, the estimators, the rule and the alerts; none in paper mode."""
     if isinstance(summary, PaperSummary):
         return list(summary.messages) if summary.rule == "official-2025" else []
     notes = [corpus.folds.note, *summary.messages]
@@ -222,7 +222,7 @@ def _method_notes(corpus: Corpus, summary: PaperSummary | PooledSummary) -> list
 
 
 def _sentence(differences: Sequence[Difference]) -> str:
-    """One honest sentence, whatever the sign."""
+    """The result in one sentence, whatever its sign."""
     chosen = next((d for d in differences if d.of == "semievol" and d.against in ("sft", "warm", "base")), None)
     if chosen is None:
         return "Nothing was measured: without a test split nobody can say whether SemiEvol helped."

@@ -29,8 +29,8 @@ from semievol_api.evaluation import (
     paired_bootstrap,
     smallest_detectable_effect,
 )
-from semievol_api.records import Example
 from semievol_api.report.prediction import answers_of
+from semievol_api.report.report_data import categories_of
 from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.session import Watcher, check
 from semievol_api.store.artifacts import Answers, Prepared
@@ -119,7 +119,7 @@ async def ask_sides(config: Config, models: Sequence[str], watcher: Watcher | No
     if not data.test:
         raise DataError("Models are compared on test questions, and the config names none: set [data] test.")
     answered = await answers_of(plan, models, data.test, watcher)
-    return [_side(answers, answers.label, _categories(data.test)) for answers in answered]
+    return [_side(answers, answers.label, categories_of(data.test)) for answers in answered]
 
 
 def compare_sides(
@@ -160,7 +160,7 @@ def read_side(spec: str) -> Side:
     if answers is None:
         raise RunFolderError(f"The run {path!r} has no answers of {chosen!r}. {nearest(chosen, there)}")
     data = load_artifact(folder, "prepare", Prepared)
-    return _side(answers, f"{folder.name}:{chosen}", _categories(data.test if data else ()))
+    return _side(answers, f"{folder.name}:{chosen}", categories_of(data.test if data else ()))
 
 
 def _side(answers: Answers, name: str, categories: Mapping[str, str]) -> Side:
@@ -213,12 +213,6 @@ def _score(side: Side) -> SideScore:
         ece=expected_calibration_error(side.confidence, side.correct),
         brier=brier(side.confidence, side.correct),
     )
-
-
-def _categories(test: Sequence[Example]) -> dict[str, str]:
-    """Each test question's category; its gold answer where the data names no categories."""
-    named = any(e.category for e in test)
-    return {e.id: (e.category if named else e.answer) or "(none)" for e in test}
 
 
 def _by_category(ours: Side, theirs: Side, settings: BootstrapSettings) -> tuple[CategoryGain, ...]:

@@ -60,7 +60,7 @@ class Figure:
     rows: Sequence[Sequence[str]]
 
 
-def figures(data: ReportData) -> dict[str, Figure]:
+def draw_figures(data: ReportData) -> dict[str, Figure]:
     """Every figure that the run has numbers for, by id."""
     with mpl.rc_context():
         mpl.rcParams.update(_STYLE)

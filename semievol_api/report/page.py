@@ -228,10 +228,10 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
 def render_report(data: ReportData, max_bytes: int = _MAX_BYTES) -> str:
     """The page's text, at most `max_bytes` long in UTF-8."""
     try:
-        from semievol_api.report.figures import figures
+        from semievol_api.report.figures import draw_figures
     except ModuleNotFoundError:
         raise MissingExtraError("matplotlib", "report", "The report") from None
-    drawn = figures(data)
+    drawn = draw_figures(data)
     shell = _render(data, drawn, Payload("", 0, 0, 0, None))
     labels = pack_labels(data.labels, max_bytes - len(shell.encode()) - 2_000)
     return _render(data, drawn, labels)

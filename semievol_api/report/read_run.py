@@ -11,8 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import platform
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,9 @@ import numpy as np
 from semievol_api.data.parts import Parts
 from semievol_api.evaluation import (
     PrecisionCoverage,
+    accuracy_by_category,
     auroc,
+    confusion,
     precision_coverage,
     reliability,
     score_histogram,
@@ -38,6 +39,7 @@ from semievol_api.report.report_data import (
     JobCurve,
     ReportData,
     StageCost,
+    categories_of,
     warnings_of,
 )
 from semievol_api.selection.values import BoolArray, FloatArray
@@ -47,6 +49,7 @@ from semievol_api.store.verdict import PooledSummary, Verdict
 from semievol_api.training.jobs import model_trained_by
 
 _MAX_CONFUSION_LABELS = 12
+_MAX_CATEGORIES = 60
 _MAX_LISTED_DROPS = 200
 _CURVE_POINTS = 400
 _STAGES = ("prepare", "warm_up", "retrieve", "collaborate", "justify", "select", "evolve", "ceiling", "jobs")
@@ -206,32 +209,28 @@ def _before_after(answers: Mapping[str, Answers]) -> tuple[str, str] | None:
 
 def _categories(data: Prepared, before: Answers, after: Answers) -> list[CategoryChange]:
     """By category; by gold answer where the data has no categories and few answers."""
-    groups: dict[str, list[str]] = {}
-    by_category = any(e.category for e in data.test)
-    for example in data.test:
-        key = example.category if by_category else example.answer
-        groups.setdefault(key or "(none)", []).append(example.id)
-    if not 2 <= len(groups) <= 60:
+    categories = categories_of(data.test)
+    if not 2 <= len(set(categories.values())) <= _MAX_CATEGORIES:
         return []
-    return [
-        CategoryChange(name, len(ids), _share(before, ids), _share(after, ids)) for name, ids in sorted(groups.items())
-    ]
-
-
-def _share(answers: Answers, ids: Sequence[str]) -> float:
-    return sum(answers.correct.get(i, False) for i in ids) / len(ids)
+    first, last = (
+        accuracy_by_category(np.array([side.correct.get(i, False) for i in categories]), list(categories.values()))
+        for side in (before, after)
+    )
+    return [CategoryChange(name, found.n, found.estimate, last[name].estimate) for name, found in first.items()]
 
 
 def _confusion(data: Prepared, answers: Answers) -> Confusion | None:
     gold = {e.id: e.answer for e in data.test if e.answer is not None}
     labels = sorted(set(gold.values()))
-    if not 2 <= len(labels) <= _MAX_CONFUSION_LABELS or not gold:
+    if not 2 <= len(labels) <= _MAX_CONFUSION_LABELS:
         return None
-    table = answers.evidence.table
+    table, place = answers.evidence.table, {label: i for i, label in enumerate(labels)}
     answered = dict(zip(table["example_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
-    counted = Counter((g, answered.get(i)) for i, g in gold.items())
-    rows = [[counted[g, a] for a in labels] + [counted[g, None]] for g in labels]
-    return Confusion(labels, rows) if sum(map(sum, rows)) else None
+    known = [(g, answered.get(i)) for i, g in gold.items() if answered.get(i) is None or answered[i] in place]
+    right = np.array([place[g] for g, _ in known], dtype=np.int64)
+    predicted = np.array([-1 if answer is None else place[answer] for _, answer in known], dtype=np.int64)
+    counts = confusion(right, predicted, len(labels))
+    return Confusion(labels, counts.tolist()) if counts.any() else None
 
 
 def _job_curves(run_folder: Path) -> Iterator[JobCurve]:

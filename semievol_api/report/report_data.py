@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from semievol_api.evaluation import PrecisionCoverage, Reliability, ScoreHistogram
+from semievol_api.records import Example
 from semievol_api.report.labels import LabelTable
 from semievol_api.store.artifacts import Prepared
 from semievol_api.store.verdict import Difference, ModelScore
@@ -37,6 +38,12 @@ class CategoryChange:
     n: int
     before: float
     after: float
+
+
+def categories_of(test: Sequence[Example]) -> dict[str, str]:
+    """Each test question's category; its gold answer where the data names no categories."""
+    named = any(e.category for e in test)
+    return {e.id: (e.category if named else e.answer) or "(none)" for e in test}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Is disagreement the task's or the annotators' fault?
+"""Alerts about labels, pool, selection and task: missing classes, drift, ambiguous questions, uninformative answers.
 
 Inherently high entropy is not bad quality: where two answers are equally valid, the annotators split between two labels
 of which one is the gold; where answers are poor, they are unrelated to the gold. Knows nothing of models.

@@ -76,7 +76,7 @@ def test_every_part_that_the_run_has_is_there(page: str) -> None:
         "Scores by correctness: Pseudo-labels",
         "Reliability: SemiEvol on the test",
         "Learning curve: train loss",
-        "What it took, stage by stage",
+        "Time, tokens and cost by stage",
         "Dropped: unlabeled: in test",
         "percentile",
         "3.11" if "3.11" in page else "python",

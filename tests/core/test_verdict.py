@@ -15,7 +15,10 @@ from semievol_api.store.run_store import Packed
 from semievol_api.store.verdict import ModelScore, PaperSummary, PooledSummary, Verdict, summary_of
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
-ORDER = "n_test models differences selection oracle hygiene notes sentence promoted gate warnings".split(" ")
+ORDER = (
+    *("n_test", "models", "differences", "selection", "oracle", "hygiene"),
+    *("notes", "sentence", "promoted", "gate", "warnings"),
+)
 
 
 def _stored(name: str) -> Iterator[dict[str, Any]]:
