@@ -254,7 +254,7 @@ def refuse_lost_journal(config: Config) -> None:
         RunFolderError: the journal is missing or has no bytes.
         JournalError: it is no journal, or damaged.
     """
-    path = config.run.journal or config.run.folder / "journal.sqlite"
+    path = config.run.journal_path
     done = stages_done(config.run.folder)
     if not done or any(_size(journal) for journal in (path, *journals_of(config.run.folder))):
         return
@@ -337,7 +337,7 @@ def _cassette(config: Config) -> AbstractAsyncContextManager[Cassette | None]:
     from semievol_api.cassettes.scrub import secret_values
 
     if table.mode in ("record", "replay"):
-        known = [config.run.journal or config.run.folder / "journal.sqlite", config.run.folder / "stamps.json"]
+        known = [config.run.journal_path, config.run.folder / "stamps.json"]
         for path in known:
             if path.exists():
                 raise RunFolderError(
@@ -511,10 +511,9 @@ async def open_tools(
     async with AsyncExitStack() as stack:
         for provider in plan.providers.values():
             stack.push_async_callback(provider.aclose)
-        journal = config.run.journal or config.run.folder / "journal.sqlite"
         engine = await stack.enter_async_context(
             RequestEngine.open(
-                journal,
+                config.run.journal_path,
                 config.limits,
                 clock=clock,
                 run=str(config.run.folder),

@@ -107,7 +107,7 @@ class DoneCell:
     stage_cpu_seconds: Mapping[str, float]
 
 
-def read_cell(cell: Cell, config: Config) -> DoneCell:
+def _read_cell(cell: Cell, config: Config) -> DoneCell:
     """The cell whose run has ended in its folder.
 
     Raises:
@@ -143,7 +143,7 @@ def read_cell(cell: Cell, config: Config) -> DoneCell:
     return DoneCell(row, dict(found.correct), seconds, cpu)
 
 
-def keep_cell(folder: Path, key: str, done: DoneCell) -> None:
+def _keep_cell(folder: Path, key: str, done: DoneCell) -> None:
     """Write it to its run's folder, under the key of the settings that made it."""
     document = {"key": key, **asdict(done)}
     draft = folder / f".{_CELL}.draft"
@@ -151,7 +151,7 @@ def keep_cell(folder: Path, key: str, done: DoneCell) -> None:
     draft.replace(folder / _CELL)
 
 
-def kept_cell(folder: Path, key: str) -> DoneCell | None:
+def _kept_cell(folder: Path, key: str) -> DoneCell | None:
     """The cell, where it was finished with the same settings."""
     path = folder / _CELL
     if not path.is_file():
@@ -183,7 +183,7 @@ def _evidence(folder: Path) -> Iterator[EvidenceTable]:
 
 def _paid(config: Config) -> int:
     """Requests that the journal holds under this run's name."""
-    path = config.run.journal or config.run.folder / "journal.sqlite"
+    path = config.run.journal_path
     journal = Journal.read_only(path)
     try:
         return sum(total.requests for total in journal.totals() if total.source.run == str(config.run.folder))
@@ -247,15 +247,15 @@ async def run_experiment(
     for number, cell in enumerate(grid, start=1):
         config, copies = _with_steps(experiment, cell, _plain_config(experiment, cell, context))
         key = _key(cell, config)
-        found = kept_cell(config.run.folder, key)
+        found = _kept_cell(config.run.folder, key)
         if found is None:
             seen.on_cell(cell, number, len(grid), None)
             if not context.accept_lost_journal:
                 refuse_lost_journal(config)
-            meter = CpuMeter(config.run.folder, seen.run)
+            meter = _CpuMeter(config.run.folder, seen.run)
             await run_async(config, watcher=meter, accept_change=True, pipeline=pipeline_of(cell.arm.recipe, copies))
-            found = read_cell(cell, config)
-            keep_cell(config.run.folder, key, found)
+            found = _read_cell(cell, config)
+            _keep_cell(config.run.folder, key, found)
         seen.on_cell(cell, number, len(grid), found)
         done.append(found)
     return tuple(done)
@@ -320,7 +320,7 @@ def _key(cell: Cell, config: Config) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class CpuMeter:
+class _CpuMeter:
     """A watcher that notes each stage's CPU seconds in the run's folder and passes every call on to another."""
 
     def __init__(self, folder: Path, then: Watcher) -> None:

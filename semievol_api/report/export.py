@@ -70,7 +70,7 @@ def export_labels(run_folder: Path, out: Path, format: Format) -> int:
             return 1
         labels = _Counted(selected_labels(run_folder))
         if format == "openai":
-            task = run_task(run_folder)
+            task = _run_task(run_folder)
             with out.open("wb") as file:
                 lines = (training_line(task, label.example, label.answer) for label in labels)
                 file.writelines(chat_jsonl(lines).chunks())
@@ -108,7 +108,7 @@ class _Counted:
             yield label
 
 
-def run_task(run_folder: Path) -> Task:
+def _run_task(run_folder: Path) -> Task:
     """The task of a run, from the settings that its folder remembers.
 
     Raises:

@@ -21,7 +21,6 @@ from typing import Literal, Self, TypeAlias
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from semievol_api.data.parts import Parts, Rows
@@ -167,7 +166,7 @@ class _Stages:
 
     def about(self, examples: Sequence[Example], part: int | None) -> LabelTable:
         """The rows of some examples, which lie in one part or anywhere."""
-        ids, size = pa.array([e.id for e in examples], pa.string()), len(examples)
+        ids, size = [e.id for e in examples], len(examples)
         justified = _answers_by_annotator(self.final, ids, part)
         table = LabelTable(
             examples=examples,
@@ -209,26 +208,33 @@ def load_prepared(run_folder: Path) -> Prepared:
     return data
 
 
-def _about(parts: Parts, ids: pa.Array, part: int | None) -> pa.Table:
+def _about(parts: Parts, ids: Sequence[str], part: int | None) -> pa.Table:
     """The rows about some examples, which lie in one part or anywhere; all of a table in one part."""
     if parts.count == 1 or part is not None:
         return parts.read(part or 0)
-    found = [table.filter(pc.is_in(table["example_id"], value_set=ids)) for table in parts.tables()]
+    wanted = set(ids)
+    found: list[pa.Table] = []
+    for table in parts.tables():
+        found.append(table.filter(pa.array([name in wanted for name in table["example_id"].to_pylist()], pa.bool_())))
     return pa.concat_tables(found, promote_options="default")
 
 
-def _aligned(table: pa.Table, ids: pa.Array) -> pa.Table:
+def _aligned(table: pa.Table, ids: Sequence[str]) -> pa.Table:
     """One row for each id, in their order; all null where the table has none."""
-    return table.take(pc.index_in(ids, value_set=table["example_id"]))
+    place = {name: row for row, name in enumerate(table["example_id"].to_pylist())}
+    return table.take(pa.array([place.get(name) for name in ids], pa.int64()))
 
 
-def _answers_by_annotator(evidence: EvidenceTable | None, ids: pa.Array, part: int | None) -> list[AnnotatorAnswers]:
+def _answers_by_annotator(
+    evidence: EvidenceTable | None, ids: Sequence[str], part: int | None
+) -> list[AnnotatorAnswers]:
     if evidence is None:
         return []
     table = _about(evidence.parts, ids, part)
     found: list[AnnotatorAnswers] = []
-    for name in sorted(pc.unique(table["annotator_id"]).to_pylist()):
-        own = _aligned(table.filter(pc.equal(table["annotator_id"], name)), ids)
+    names = np.array(table["annotator_id"].to_pylist(), dtype=np.str_)
+    for name in np.unique(names).tolist():
+        own = _aligned(table.filter(pa.array(names == name)), ids)
         found.append(
             AnnotatorAnswers(
                 id=name,

@@ -92,7 +92,7 @@ async def answers_of(
         RunFolderError: the run has no such model.
     """
     config = plan.config
-    found = {name: model_of(config, name) for name in models}
+    found = {name: _model_of(config, name) for name in models}
     async with open_tools(plan, RawData((), examples, ()), watcher or NullWatcher()) as tools:
         corpus = await _corpus(tools, plan.task, examples, config)
         return [
@@ -113,7 +113,7 @@ def _name_in(config: Config, name: str) -> str:
     return "warm" if name == "sft" and not there["sft"] and there["warm"] else name
 
 
-def model_of(config: Config, name: str) -> TunedModel:
+def _model_of(config: Config, name: str) -> TunedModel:
     """A model by its name in the run, or as its provider calls it.
 
     Raises:

@@ -233,7 +233,7 @@ class _ReviewServer(uvicorn.Server):
 
 
 @contextmanager
-def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[_ReviewServer, str]]:
+def open_review_server(run_folder: Path, port: int = 0) -> Generator[tuple[_ReviewServer, str]]:
     """A listening server and its address; `serve_forever` is the caller's.
 
     Raises:
@@ -257,7 +257,7 @@ def serve_review(run_folder: Path, port: int = 0, *, on_ready: Callable[[str], N
     Raises:
         RunFolderError: the folder is no run, another review holds it, or the port is taken.
     """
-    with review_server(run_folder, port) as (server, address):
+    with open_review_server(run_folder, port) as (server, address):
         on_ready(address)
         with suppress(KeyboardInterrupt):
             server.serve_forever()

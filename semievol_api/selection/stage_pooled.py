@@ -82,7 +82,7 @@ async def by_pool(
     spread = _spread(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
-        *await drift_alerts(corpus, beside),
+        *await drift_alerts(corpus, beside.embedder, beside.retrieve, beside.seed),
     ]
     summary = PooledSummary(
         rule=settings.rule,
