@@ -282,17 +282,17 @@ async def run_async(
 ) -> RunResult:
     """See `run`; `pipeline` is what runs, `now` the time that the models' end dates are compared with."""
     async with _cassette(config) as cassette:
-        return await _run(config, watcher or NullWatcher(), accept_change, cassette, (pipeline, utc_day(now)))
+        return await _run(config, watcher or NullWatcher(), accept_change, cassette, pipeline, utc_day(now))
 
 
 async def _run(
     config: Config,
-    seen: Watcher,
+    watcher: Watcher,
     accept_change: bool,
     cassette: Cassette | None,
-    how: tuple[Pipeline, datetime.date],
+    pipeline: Pipeline,
+    today: datetime.date,
 ) -> RunResult:
-    pipeline, today = how
     plan = check(config, wire=None if cassette is None else cassette.send, today=today)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
@@ -301,7 +301,7 @@ async def _run(
         RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store,
         open_logs(config) as logs,
     ):
-        store.on_stage = seen.on_stage
+        store.on_stage = watcher.on_stage
         if raw.gold:
             store.note("oracle/gold.json", json.dumps(raw.gold, ensure_ascii=False))
 
@@ -311,10 +311,10 @@ async def _run(
                     stored_job(name), event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)})
                 )
             logs.job(name, event)
-            seen.on_job(name, event)
+            watcher.on_job(name, event)
 
         clock = RealClock() if cassette is None else cassette.clock
-        async with open_tools(plan, raw, seen, on_job, clock) as tools:
+        async with open_tools(plan, raw, watcher, on_job, clock) as tools:
             if not _is_done(config):
                 await refuse_ended_models(plan.catalogue, plan.role_models, today, to_train=plan.to_train)
             verdict = await pipeline(tools, store, plan.task, raw, config)

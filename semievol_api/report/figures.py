@@ -76,7 +76,7 @@ def _accuracy(data: ReportData) -> Figure | None:
     if not models:
         return None
     canvas, axes = _axes(6.4, 0.9 + 0.42 * len(models))
-    bars = [(m.label, 100 * m.accuracy, 100 * m.low, 100 * m.high, f"{100 * m.accuracy:.1f} %") for m in models]
+    bars = [_Bar(m.label, 100 * m.accuracy, 100 * m.low, 100 * m.high, percent(m.accuracy)) for m in models]
     _intervals(axes, bars, _FIRST, "o")
     axes.set_xlabel(f"accuracy on {data.n_test:,} test questions, % (bar: 95 % interval)")
     best = max(models, key=lambda m: m.accuracy)
@@ -98,7 +98,7 @@ def _gains(data: ReportData) -> Figure | None:
     canvas, axes = _axes(6.4, 0.9 + 0.42 * len(gains))
     axes.axvline(0, color=_INK, linewidth=1)
     names = [f"{d.of_label} − {d.against_label}" for d in gains]
-    bars = [(name, d.points, d.low, d.high, signed(d.points)) for name, d in zip(names, gains, strict=True)]
+    bars = [_Bar(name, d.points, d.low, d.high, signed(d.points)) for name, d in zip(names, gains, strict=True)]
     _intervals(axes, bars, _SECOND, "D")
     axes.set_xlabel("difference, percentage points (bar: paired 95 % interval)")
     sure = sum(d.low > 0 or d.high < 0 for d in gains)
@@ -121,13 +121,24 @@ def _gains(data: ReportData) -> Figure | None:
     )
 
 
-def _intervals(axes: Axes, bars: Sequence[tuple[str, float, float, float, str]], color: str, marker: str) -> None:
-    """A row for each (name, estimate, low, high, figure), the first on top."""
-    for place, (_, estimate, low, high, figure) in enumerate(bars):
-        axes.plot([low, high], [place, place], color=color, linewidth=2, solid_capstyle="butt")
-        axes.plot([estimate], [place], marker, color=color, markersize=7)
-        axes.annotate(figure, (estimate, place), (0, 8), textcoords="offset points", ha="center")
-    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars])
+@dataclass(frozen=True)
+class _Bar:
+    """An estimate with its interval, and the figure that stands above it."""
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+    figure: str
+
+
+def _intervals(axes: Axes, bars: Sequence[_Bar], color: str, marker: str) -> None:
+    """A row for each estimate, the first on top."""
+    for place, bar in enumerate(bars):
+        axes.plot([bar.low, bar.high], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot([bar.estimate], [place], marker, color=color, markersize=7)
+        axes.annotate(bar.figure, (bar.estimate, place), (0, 8), textcoords="offset points", ha="center")
+    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
     axes.set_ylim(len(bars) - 0.5, -0.7)
     axes.grid(visible=False, axis="y")
 

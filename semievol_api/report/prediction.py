@@ -25,7 +25,7 @@ from semievol_api.errors import RunFolderError
 from semievol_api.evaluation.answers import evaluate
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import Calibration, RuleSettings, select
-from semievol_api.selection.values import ENOUGH_CALIBRATION
+from semievol_api.selection.values import ENOUGH_CALIBRATION, BoolArray
 from semievol_api.session import NullWatcher, Plan, Watcher, check, open_tools
 from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TunedModel
 from semievol_api.store.run_store import load_artifact
@@ -79,8 +79,21 @@ async def predict(
     tolerated = config.select.alpha if alpha is None else alpha
     (answered,) = await answers_of(plan, [model], examples, watcher)
     by_id = {row.example_id: row for row in answered.evidence.rows()}
-    ordered = [by_id[e.id] for e in examples]
-    return _accepted(plan.task, examples, ordered, (table, model, tolerated, held_out(config, model)))
+    annotations = [by_id[e.id] for e in examples]
+    calibration = held_out(config, model)
+    cut = _place_cut(annotations, calibration, tolerated, model)
+    rows = tuple(
+        Prediction(
+            example_id=row.example_id,
+            answer=row.answer,
+            text=_words(plan.task, example, row.answer),
+            confidence=None if np.isnan(row.confidence) else row.confidence,
+            accepted=bool(accepted),
+        )
+        for example, row, accepted in zip(examples, annotations, cut.accepted, strict=True)
+    )
+    known = 0 if calibration is None else calibration.size
+    return Predictions(rows, table, model, tolerated, cut.threshold, known, (cut.message,))
 
 
 async def answers_of(
@@ -159,38 +172,28 @@ def as_rows(found: Predictions) -> Iterator[Mapping[str, object]]:
         }
 
 
-def _accepted(
-    task: Task,
-    examples: tuple[Example, ...],
-    annotations: list[Evidence],
-    asked: tuple[Table, str, float, Calibration | None],
-) -> Predictions:
-    """Place the cut, or accept every answer, without a guarantee."""
-    table, model, alpha, calibration = asked
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """Which rows count, bool (m,), the confidence at the cut (None: none, or no row passes), and what holds for it."""
+
+    accepted: BoolArray
+    threshold: float | None
+    message: str
+
+
+def _place_cut(annotations: Sequence[Evidence], calibration: Calibration | None, alpha: float, model: str) -> _Cut:
+    """The cut of the `fdr` rule; with too few held-out answers every answer is accepted, without a guarantee."""
     scores = np.array([row.confidence for row in annotations], dtype=np.float64)
-    known = 0 if calibration is None else calibration.size
-    cut: float | None = None
-    if calibration is None or known < ENOUGH_CALIBRATION:
-        kept = ~np.isnan(scores)
-        messages: tuple[str, ...] = (
-            f"No cut: the run holds {known} held-out answers of {model!r}, and {ENOUGH_CALIBRATION} are needed. Every "
-            f"answer is accepted and nothing is promised; name a test file in [data] test and run again.",
+    if calibration is None or calibration.size < ENOUGH_CALIBRATION:
+        message = (
+            f"No cut: the run holds {calibration.size if calibration else 0} held-out answers of {model!r}, and "
+            f"{ENOUGH_CALIBRATION} are needed. Every answer is accepted and nothing is promised; name a test file in "
+            f"[data] test and run again."
         )
-    else:
-        chosen = select(scores, [e.id for e in examples], calibration, RuleSettings(rule="fdr", alpha=alpha))
-        kept, cut = chosen.kept, chosen.threshold
-        messages = (_promise(chosen.count, scores.size, alpha, calibration),)
-    rows = tuple(
-        Prediction(
-            example_id=example.id,
-            answer=row.answer,
-            text=_words(task, example, row.answer),
-            confidence=None if np.isnan(score) else float(score),
-            accepted=bool(keep),
-        )
-        for example, row, score, keep in zip(examples, annotations, scores, kept, strict=True)
-    )
-    return Predictions(rows, table, model, alpha, cut, known, messages)
+        return _Cut(~np.isnan(scores), None, message)
+    ids = [row.example_id for row in annotations]
+    chosen = select(scores, ids, calibration, RuleSettings(rule="fdr", alpha=alpha))
+    return _Cut(chosen.kept, chosen.threshold, _promise(chosen.count, scores.size, alpha, calibration))
 
 
 def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -> str:

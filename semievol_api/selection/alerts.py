@@ -135,7 +135,7 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-Verdict: TypeAlias = Literal["clear", "ambiguous", "uninformative", "undecided"]
+_Outcome: TypeAlias = Literal["clear", "ambiguous", "uninformative", "undecided"]
 
 _FEWEST = 20
 _SIGNIFICANCE = 0.01
@@ -162,7 +162,7 @@ class Ambiguity:
     count.
     """
 
-    verdict: Verdict
+    verdict: _Outcome
     contested: float
     pair_rate: float
     pair_chance: float
@@ -234,7 +234,7 @@ def alerts_of_ambiguity(found: Ambiguity) -> tuple[Alert, ...]:
     return ()
 
 
-def _verdict(found: Ambiguity, finds_pairs: bool, two_options: bool) -> Verdict:
+def _verdict(found: Ambiguity, finds_pairs: bool, two_options: bool) -> _Outcome:
     apart = found.pair_rate - found.pair_chance >= _PAIRED * (1.0 - found.pair_chance)
     if finds_pairs and apart and found.contested >= _MOSTLY and found.leader_rate <= _COIN:
         return "ambiguous"

@@ -30,7 +30,6 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "semievol_api/config/settings.py": ("said",),
     "semievol_api/data/sources.py": ("said",),
     "semievol_api/engine/stream.py": ("said",),
-    "semievol_api/evaluation/answers.py": ("views",),
     "semievol_api/pipeline.py": (
         "circumstances",
         "said",
@@ -39,13 +38,11 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "semievol_api/planning/catalogue.py": ("said",),
     "semievol_api/planning/estimating.py": ("said",),
     "semievol_api/planning/limits.py": ("said",),
-    "semievol_api/report/prediction.py": ("said",),
     "semievol_api/selection/columns.py": (
         "said",
         "voices",
     ),
     "semievol_api/selection/stage.py": ("said",),
-    "semievol_api/selection/stage_official.py": ("said",),
     "semievol_api/selection/stage_pooled.py": ("said",),
     "semievol_api/tasks/replies.py": ("said",),
     "semievol_api/training/files.py": ("views",),
