@@ -349,9 +349,10 @@ def _convert(gguf: Path, target: Path, chat_template: str | None) -> None:
         import gguf as gguf_package  # noqa: F401  # transformers reads GGUF files with it
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging as chatter
+        from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(error.name or "gguf", "local", "Reading GGUF files") from error
+    chatter: Any = logging
     chatter.disable_progress_bar()
     bars = io.StringIO()  # transformers draws one for every tensor, and no setting of its own turns it off
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
