@@ -149,6 +149,22 @@ class TrainingExample:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Accuracy of one model on one test set; `correct[i]` belongs to `example_ids[i]`."""
+
+    model: str
+    example_ids: tuple[str, ...]
+    answers: tuple[str | None, ...]
+    correct: tuple[bool, ...]
+    usage: Usage = Usage()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers in [0, 1]; abstentions count as wrong. NaN for an empty set."""
+        return float(np.mean(self.correct)) if self.correct else float("nan")
+
+
 AlertKind: TypeAlias = Literal[
     "one-class", "missing-class", "drift", "uninformative", "ambiguous", "vanished-class", "shifted-classes"
 ]
@@ -165,3 +181,4 @@ class Alert:
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Anything that JSON can say."""
+StringMap: TypeAlias = Mapping[str, str]
