@@ -8,6 +8,7 @@ Knows nothing of files, providers, prompts' wording or how a value is made.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
