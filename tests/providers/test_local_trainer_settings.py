@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from semievol_api.capabilities import FineTuneRequest, Provider, ProviderSettings, TrainSpec
 from semievol_api.errors import ConfigError, UserError
 from semievol_api.training.fine_tuning import check_spec
+from semievol_providers.local.children import PRELOADED
 from semievol_providers.local.provider import connect
 from semievol_providers.local.training_data import TokenExample, hold_out
 from semievol_providers.local.training_job import (
@@ -252,6 +253,7 @@ async def test_a_run_on_a_full_disk_ends_in_one_paragraph_and_the_next_goes_on(
     assert tuner is not None
     with monkeypatch.context() as small:
         small.setattr(sys, "executable", str(cramped))
+        small.setenv(PRELOADED, "off")
         ticket = await tuner.submit(request)
         state = await ended(tuner, ticket)
     assert (state.status, state.raw_status) == ("failed", "disk_full")

@@ -20,6 +20,7 @@ from local_samples import training_lines
 from starlette.testclient import TestClient
 
 from semievol_api.errors import ConfigError
+from semievol_providers.local.children import ChildProcesses
 from semievol_providers.local.disk import append_whole, write_whole
 from semievol_providers.local.training_job import EventLog, TrainDefaults, TrainingEvent, TrainingJob, read_events
 from semievol_providers.server.disk import Disk
@@ -441,7 +442,7 @@ def _spec(folder: Path, train: TrainDefaults) -> TrainingJob:
     state = State(folder, Disk())
     record = new_job(JobBody(model="tiny", training_file="file-1", seed=1))
     state.add_job(record, "", None)
-    runner = JobRunner(settings, state, ModelTable(settings, state), Loops(1.0))
+    runner = JobRunner(settings, state, ModelTable(settings, state), Loops(1.0), ChildProcesses(forks=False))
     spec = runner.training_job(with_spec(record, train.settle(spec_of(record), 100)), folder)
     state.close()
     return spec

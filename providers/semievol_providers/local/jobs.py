@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +23,7 @@ import msgspec
 from semievol_api.capabilities import FineTuneRequest, JobEvent, JobState, JobTicket
 from semievol_api.errors import RefusedError, UserError
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, TrainingFileError, read_examples
+from semievol_providers.local.children import TRAINER, Child, ChildProcesses, stop_trainer
 from semievol_providers.local.disk import full_disk, is_out_of_space
 from semievol_providers.local.training_job import (
     EXIT_FAILED,
@@ -36,12 +34,9 @@ from semievol_providers.local.training_job import (
     TrainingEvent,
     read_events,
     training_job,
-    worker_environment,
 )
 
 MAX_CRASHES = 2
-
-_STOP_WAIT_S = 20.0
 
 _WAIT_S = 120.0
 
@@ -72,7 +67,7 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(slots=True)
 class _Trainer:
     job_id: str
-    process: subprocess.Popen[bytes]
+    process: Child
 
 
 async def _nothing() -> None:
@@ -104,6 +99,7 @@ class LocalFineTuner:
         self._crashes: dict[str, int] = {}
         self._out_of_space: set[str] = set()
         self._lock = asyncio.Lock()
+        self._children = ChildProcesses(forks=places.device == "cpu")
 
     async def submit(self, request: FineTuneRequest) -> JobTicket:
         """Write the job down and start it if nothing trains.
@@ -168,6 +164,7 @@ class LocalFineTuner:
         """Stop a running training after its current step, with its state saved."""
         async with self._lock:
             await self._stop()
+            await asyncio.to_thread(self._children.close)
 
     # ------------------------------------------------------------------------------------------ submission
     def _name(self, request: FineTuneRequest) -> JobFile:
@@ -214,7 +211,7 @@ class LocalFineTuner:
                 return self._give_up(job_id)
             if self._running is None:
                 await self._make_room()
-                self._running = _Trainer(job_id, self._start(job_id))
+                self._running = _Trainer(job_id, await asyncio.to_thread(self._start, job_id))
             running = self._running.job_id == job_id
             return JobState(status="running", raw_status="running") if running else state
 
@@ -235,20 +232,15 @@ class LocalFineTuner:
                 return JobState(status="failed", raw_status=event.code or "failed", reason=event.message)
         return JobState(status="queued", raw_status="queued")
 
-    def _start(self, job_id: str) -> subprocess.Popen[bytes]:
-        folder = self._places.jobs / job_id
-        threads = self._places.train.threads
-        trainer = ["-m", "semievol_providers.local.train", str(folder / "job.json"), "--with-parent"]
-        if self._places.train.processes > 1:
-            # Its workers have no standard input of ours; the folder's lock keeps a second training out.
-            ranks = f"--nproc-per-node={self._places.train.processes}"
-            trainer = ["-m", "torch.distributed.run", "--standalone", ranks, *trainer[:-1]]
-        command = [sys.executable, *trainer]
-        environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+    def _start(self, job_id: str) -> Child:
+        folder, train = self._places.jobs / job_id, self._places.train
+        if train.processes == 1:
+            return self._children.start_trainer(folder, train.threads)
+        # Its workers have no standard input of ours; the folder's lock keeps a second training out.
+        ranks = f"--nproc-per-node={train.processes}"
+        arguments = ["--standalone", ranks, "-m", TRAINER, str(folder / "job.json")]
         with (folder / "trainer.log").open("ab") as log:
-            return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, env=environment
-            )
+            return self._children.start("torch.distributed.run", arguments, train.threads, log=log)
 
     def _reap(self) -> None:
         """Notice that the trainer ended, and count it where it did so without a last word."""
@@ -285,7 +277,7 @@ class LocalFineTuner:
         if self._running is None:
             return
         process, self._running = self._running.process, None
-        await asyncio.to_thread(_end, process)
+        await asyncio.to_thread(stop_trainer, process)
 
 
 def _told(event: TrainingEvent) -> JobEvent:
@@ -312,19 +304,6 @@ def _told(event: TrainingEvent) -> JobEvent:
     metrics = {name: value for name, value in named.items() if value is not None}
     level = "error" if event.kind == "failed" else "warn" if event.kind == "note" else "info"
     return JobEvent(id=f"{event.kind}/{event.step}", message=messages[event.kind], level=level, metrics=metrics)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a trainer to save and end; end it after a while if it does not."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def read_jobs(folder: Path) -> list[JobFile]:

@@ -186,16 +186,6 @@ def can_quantize() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Variables of a process that computes: threads wait without spinning, which on shared cores costs 20 x."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
 class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of `events.jsonl`.
 

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from semievol_providers.local.children import ChildProcesses
 from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
@@ -124,7 +125,8 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
         state = State(settings.state, disk)
         sweep(state)
         models, loops = ModelTable(settings, state), Loops(settings.limits.retry_s)
-        engine, jobs = EngineClient(settings, loops), JobRunner(settings, state, models, loops)
+        children = ChildProcesses(forks=settings.device == "cpu")
+        engine, jobs = EngineClient(settings, loops, children), JobRunner(settings, state, models, loops, children)
         answers = Answers(engine, models, settings.limits)
         parts = Services(
             settings=settings,
@@ -147,6 +149,7 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
             loops.close()
             await parts.batches.close()
             await asyncio.gather(parts.jobs.close(), parts.engine.close())
+            children.close()
             state.close()
 
     app = Starlette(

@@ -8,20 +8,16 @@ again, and those who waited for it are told to ask again. Knows nothing of HTTP 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
 
-from semievol_providers.local.training_job import worker_environment
+from semievol_providers.local.children import Child, ChildProcesses
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.engine_pulse import beat_every_s
 from semievol_providers.server.engine_wire import (
@@ -47,6 +43,7 @@ from semievol_providers.server.settings import ServerSettings
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 2
 _RESTART_WAIT_S = 1.0
+_PROGRAM = "semievol_providers.server.engine_start"
 _LOADING_FACTOR = 5  # loading may hold every thread for a while
 ENGINE = "engine"
 ENGINE_HUNG = "engine_hung"
@@ -71,10 +68,12 @@ class _Question:
 class EngineClient:
     """`ask` or `stream`, and `close` in the end; the first question starts the process."""
 
-    def __init__(self, settings: ServerSettings, loops: Loops) -> None:
+    def __init__(self, settings: ServerSettings, loops: Loops, children: ChildProcesses) -> None:
         self._settings = settings
         self._loops = loops
-        self._process: Process | None = None
+        self._children = children
+        self._process: Child | None = None
+        self._to_engine: asyncio.WriteTransport | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._questions: dict[int, _Question] = {}
         self._number = 0
@@ -119,9 +118,9 @@ class EngineClient:
     async def close(self) -> None:
         """End the engine process, which has nothing to save."""
         self._closing = True
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.kill()
-            await self._process.wait()
+            await asyncio.to_thread(self._process.wait)
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -183,31 +182,30 @@ class EngineClient:
                 self._send(DropAsk(ask.id))
 
     def _send(self, ask: Ask) -> None:
-        process = self._process
-        if process is not None and process.returncode is None and self.ready.is_set():
-            assert process.stdin is not None
-            process.stdin.write(frame(ask))
+        if self._to_engine is not None and self.ready.is_set():
+            self._to_engine.write(frame(ask))
 
     # ---------------------------------------------------------------------------------------- supervising
     async def _supervise(self) -> None:
         while not self._closing:
             try:
-                process = self._process = await self._spawn()
+                process = self._process = await asyncio.to_thread(self._spawn)
+                self._to_engine, answers = await _connected(process)
             except OSError as error:
                 self._refuse(_unavailable(error))
                 raise
-            assert process.stdout is not None
             self._heard_s = self._looked_s = time.monotonic()
             watch = asyncio.create_task(self._watch(process), name="engine-watch")
             try:
-                await self._listen(process.stdout)
+                await self._listen(answers)
             except BaseException:
-                _kill(process)  # it cannot be heard any more
+                process.kill()  # it cannot be heard any more
                 raise
             finally:
                 watch.cancel()
                 self.ready.clear()
-            status = await process.wait()
+                self._to_engine.close()
+            status = await asyncio.to_thread(process.wait)
             if not self._closing:
                 _log.error("the engine process ended with status %s; starting it again", status)
                 self._loops.trouble(ENGINE, EngineLostError(f"It ended with status {status} and is started again"))
@@ -215,7 +213,7 @@ class EngineClient:
                 self._review_questions()
                 await asyncio.sleep(_RESTART_WAIT_S)
 
-    async def _watch(self, process: Process) -> None:
+    async def _watch(self, process: Child) -> None:
         """End an engine that gives no sign of life; questions that it held are told so."""
         every_s = beat_every_s(self._settings.limits.engine_silence_s)
         while True:
@@ -232,14 +230,14 @@ class EngineClient:
             if silent_s > most_s:
                 _log.error("the engine gave no sign of life for %.0f s; it is ended", silent_s)
                 self._refuse(_hung(most_s))
-                _kill(process)
+                process.kill()
                 return
 
     def _refuse(self, error: ApiError) -> None:
         for question in self._questions.values():
             question.answers.put_nowait(error)
 
-    async def _spawn(self) -> Process:
+    def _spawn(self) -> Child:
         settings = self._settings
         options = {
             "folder": settings.model_folder,
@@ -247,16 +245,7 @@ class EngineClient:
             "device": settings.device,
             "beat_s": beat_every_s(settings.limits.engine_silence_s),
         }
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "semievol_providers.server.engine_start",
-            json.dumps(options),
-            str(os.getpid()),
-            stdin=PIPE,
-            stdout=PIPE,
-            env={**os.environ, **worker_environment(settings.threads)},
-        )
+        return self._children.start(_PROGRAM, [json.dumps(options)], settings.threads, answers=True)
 
     async def _listen(self, out: asyncio.StreamReader) -> None:
         decoder: msgspec.msgpack.Decoder[Tell] = msgspec.msgpack.Decoder(Tell)
@@ -296,9 +285,13 @@ class EngineClient:
                 )
 
 
-def _kill(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
-        process.kill()
+async def _connected(process: Child) -> tuple[asyncio.WriteTransport, asyncio.StreamReader]:
+    """The engine's input and output."""
+    loop, answers = asyncio.get_running_loop(), asyncio.StreamReader()
+    assert process.stdin is not None and process.stdout is not None
+    to_engine, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(answers), process.stdout)
+    return to_engine, answers
 
 
 def _unavailable(error: OSError) -> ApiError:

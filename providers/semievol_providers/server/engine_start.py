@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import threading
-import time
 
 from semievol_providers.server.engine_pulse import SharedPipe, start_beating
 
-_LOOK_EVERY_S = 0.5
 
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_EVERY_S)
+def _end_with_input() -> None:
+    """End as soon as nobody writes to standard input any more, whatever else is done or still to be read."""
+    gone = select.poll()
+    gone.register(0, select.POLLHUP)
+    gone.poll()
     os._exit(1)
 
 
 def main() -> None:
-    """Run the engine for the server whose process id is the second argument."""
-    threading.Thread(target=_end_with, args=(int(sys.argv[2]),), daemon=True).start()
+    """Run the engine for the server at the other end of standard input."""
+    threading.Thread(target=_end_with_input, daemon=True).start()
     out = SharedPipe(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # whatever prints by accident goes to standard error
     start_beating(out, json.loads(sys.argv[1])["beat_s"])

@@ -11,22 +11,20 @@ import asyncio
 import errno
 import logging
 import os
-import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import msgspec
 
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, TrainingFileError, read_examples
+from semievol_providers.local.children import Child, ChildProcesses, stop_trainer
 from semievol_providers.local.fairness import Turns
 from semievol_providers.local.training_job import (
     EXIT_NO_SPACE,
     StartingPoint,
     TrainingJob,
     training_job,
-    worker_environment,
 )
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.disk import told, will_pass
@@ -39,9 +37,9 @@ from semievol_providers.server.state import Record, State
 VALIDATION = "job validation"
 RUNNER = "job runner"
 _log = logging.getLogger(__name__)
-_POLL_S = 0.2
+_POLL_S = 0.1
 _MAX_CRASHES = 2
-_STOP_WAIT_S = 20.0
+_ENDED_WAIT_S = 20.0
 
 
 class _UnfitJobError(Exception):
@@ -55,8 +53,11 @@ class _UnfitJobError(Exception):
 class JobRunner:
     """`start`, `wake` after a change, `close`."""
 
-    def __init__(self, settings: ServerSettings, state: State, models: ModelTable, loops: Loops) -> None:
+    def __init__(
+        self, settings: ServerSettings, state: State, models: ModelTable, loops: Loops, children: ChildProcesses
+    ) -> None:
         self._settings = settings
+        self._children = children
         self._state = state
         self._models = models
         self._loops = loops
@@ -64,7 +65,7 @@ class JobRunner:
         self._arrived = asyncio.Event()
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._running: tuple[str, Process] | None = None
+        self._running: tuple[str, Child] | None = None
         self._idle = asyncio.Event()
         self._turns = Turns()
         self._checks = Turns()
@@ -85,7 +86,7 @@ class JobRunner:
     async def let_ended_process_go(self) -> None:
         """Wait for the process of a job that has ended already: for a moment it still holds what it made."""
         if self._running is not None and not self._is_running(self._running[0]):
-            await first_of(self._idle, _STOP_WAIT_S)
+            await first_of(self._idle, _ENDED_WAIT_S)
 
     async def close(self) -> None:
         """Stop the running training after its current step, with its state saved; the loops are closing already."""
@@ -220,37 +221,22 @@ class JobRunner:
 
     async def _run_once(self, job_id: str, folder: Path, job: TrainingJob) -> int:
         """Run the trainer until it ends, taking over its events meanwhile; returns its exit status."""
-        with (folder / "trainer.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "semievol_providers.local.train",
-                str(folder / "job.json"),
-                "--with-parent",
-                stdin=PIPE,
-                stdout=DEVNULL,
-                stderr=log,
-                env={**os.environ, **worker_environment(job.threads)},
-            )
+        process = await asyncio.to_thread(self._children.start_trainer, folder, job.threads)
         self._running = (job_id, process)
         self._idle.clear()
-        ended = asyncio.create_task(process.wait())
         offset = 0
         try:
-            while not ended.done():
-                await asyncio.wait({ended}, timeout=_POLL_S)
+            while process.poll() is None:
+                await asyncio.sleep(_POLL_S)
                 offset = self._look(job_id, folder, offset)
                 if self._loops.closing or not self._is_running(job_id):  # cancelled or paused
                     await _stop(process)
-                    await ended
             self._events.take(job_id, folder, offset)
         finally:
             await _stop(process)
             self._running = None
             self._idle.set()
-            if process.stdin is not None:
-                process.stdin.close()
-        return ended.result()
+        return process.wait()
 
     def _look(self, job_id: str, folder: Path, offset: int) -> int:
         """Take over what is new; where the state has no room the training goes on, and it is taken over later."""
@@ -310,15 +296,5 @@ def _death_message(status: int, folder: Path) -> str:
     return f"The training process ended with status {status}: {lines[-1] if lines else 'no message'}"
 
 
-async def _stop(process: Process) -> None:
-    """Ask a trainer to save and end; end it after a while if it does not."""
-    if process.returncode is not None:
-        return
-    try:
-        process.terminate()
-        await asyncio.wait_for(process.wait(), _STOP_WAIT_S)
-    except ProcessLookupError:  # it ended a moment ago
-        return
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+async def _stop(process: Child) -> None:
+    await asyncio.to_thread(stop_trainer, process)
