@@ -76,15 +76,9 @@ def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30, rows: int 
 
     from semievol_providers.local.batcher import Batcher, CachePlan
     from semievol_providers.local.chat_tokens import ChatTokens
-    from semievol_providers.local.lanes import NextTokens
-    from semievol_providers.local.model_folder import (
-        AdapterShelf,
-        end_of_turn_ids,
-        load_model,
-        load_tokenizer,
-        read_facts,
-    )
-    from semievol_providers.local.packed import PackedModel
+    from semievol_providers.local.decoding import NextTokens
+    from semievol_providers.local.model_folder import end_of_turn_ids, load_model, load_tokenizer, read_facts
+    from semievol_providers.local.packed import AdapterShelf, PackedModel
     from semievol_providers.local.requests import EngineSettings
 
     torch.set_num_threads(threads)
@@ -101,7 +95,7 @@ def answers(batcher: Batcher, guests: Sequence[Guest]) -> list[SampleOutput | No
     """Each guest's answer, None for those that left before."""
     import torch
 
-    from semievol_providers.local.lanes import Row
+    from semievol_providers.local.decoding import Row
 
     heard = [SelectionInputs(guest.patience) for guest in guests]
     rows = [Row(guest.sample.request, guest.sample.number, one) for guest, one in zip(guests, heard, strict=True)]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.serve_company import Guest, Sample, answers, company_of, compare, make_batcher, pool_of
 from semievol_providers.local.batcher import Batcher
+from semievol_providers.local.decoding import KVCacheBuckets
 from semievol_providers.local.engine import Engine
-from semievol_providers.local.lanes import KVCacheBuckets
 from semievol_providers.local.model_folder import ModelFolderError, load_model
 from semievol_providers.local.packed import BlockSizes, PackedModel, RowLinear, Tokens, cache_width, use_row_linears
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest, ReadRequest

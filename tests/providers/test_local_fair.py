@@ -23,9 +23,10 @@ from benchmarks.serve_company import (
     make_batcher,
     pool_of,
 )
+from semievol_providers.local.chat_tokens import fewest_tokens, most_bytes_of_a_token
+from semievol_providers.local.decoding import Row
 from semievol_providers.local.engine import Engine
-from semievol_providers.local.fairness import Places, TurnQueue, Turns, fewest_tokens, most_bytes_of_a_token
-from semievol_providers.local.lanes import Row
+from semievol_providers.local.fairness import Places, TurnQueue, Turns
 from semievol_providers.local.model_folder import load_tokenizer
 from semievol_providers.local.packed import PackedModel
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest

@@ -24,13 +24,12 @@ from semievol_providers.local.children import ChildProcesses
 from semievol_providers.local.disk import append_whole, write_whole
 from semievol_providers.local.training_job import EventLog, TrainDefaults, TrainingEvent, TrainingJob, read_events
 from semievol_providers.server.disk import Disk
+from semievol_providers.server.gate import KeyRing
 from semievol_providers.server.job_events import JobBody, new_job, spec_of, with_hyperparameters, with_spec
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.loops import Loops
-from semievol_providers.server.models import ModelTable
-from semievol_providers.server.services import KeyRing
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import State
+from semievol_providers.server.state import ModelTable, State
 
 Fault = Callable[[str], None]
 TUNED = "ft:tiny:local::base"

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from semievol_api.errors import UserError
+from semievol_providers.local.decoding import DecodingSequence, KVCacheBuckets, NextTokens, Row
 from semievol_providers.local.fairness import Places, Turns
-from semievol_providers.local.lanes import DecodingSequence, KVCacheBuckets, NextTokens, Row
-from semievol_providers.local.model_folder import AdapterShelf
-from semievol_providers.local.packed import PASS_TOKENS, Layers, PackedModel, cache_width, read_prompts
+from semievol_providers.local.packed import PASS_TOKENS, AdapterShelf, Layers, PackedModel, cache_width, read_prompts
 from semievol_providers.local.requests import EngineSettings
 
 FAILURES = (RuntimeError, ValueError, OSError, MemoryError, UserError)

@@ -27,9 +27,8 @@ from semievol_providers.server.chat_wire import (
 )
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.engine_wire import ChatAsk, Choice, ChoicesTell, EmbedAsk, TextAsk, VectorsTell
-from semievol_providers.server.models import ModelTable
 from semievol_providers.server.settings import Limits
-from semievol_providers.server.state import Record, new_id
+from semievol_providers.server.state import ModelTable, Record, new_id
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions")
 _DEFAULT_TEXT_TOKENS = 16  # the API's own default for text completions

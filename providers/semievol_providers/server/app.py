@@ -22,22 +22,19 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from semievol_providers.local.children import ChildProcesses
-from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes
+from semievol_providers.server import chat_routes, object_routes
 from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
-from semievol_providers.server.batch_work import BatchRunner
+from semievol_providers.server.batches import BatchRunner
 from semievol_providers.server.deletion import delete_model, sweep
 from semievol_providers.server.disk import Disk, disk_full, is_full, unwritable
 from semievol_providers.server.engine_client import EngineClient
-from semievol_providers.server.gate import Gate
+from semievol_providers.server.gate import MEDIA_TYPE, Gate, Meter, RateLimits
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.loops import Loops
-from semievol_providers.server.metrics import MEDIA_TYPE, Meter
-from semievol_providers.server.models import ModelTable, model_object
-from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.services import Services, owner_of, services
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import State
+from semievol_providers.server.state import ModelTable, State, model_object
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -179,23 +176,23 @@ def _routes() -> list[Route]:
         Route("/v1/chat/completions", chat_routes.list_chats, methods=["GET"]),
         Route("/v1/completions", chat_routes.create_completion, methods=["POST"]),
         Route("/v1/embeddings", chat_routes.create_embedding, methods=["POST"]),
-        Route("/v1/files", file_routes.create_file, methods=["POST"]),
-        Route("/v1/files", file_routes.list_files, methods=["GET"]),
-        Route("/v1/files/{file_id}", file_routes.retrieve_file, methods=["GET"]),
-        Route("/v1/files/{file_id}", file_routes.delete_file, methods=["DELETE"]),
-        Route("/v1/files/{file_id}/content", file_routes.file_content, methods=["GET"]),
-        Route("/v1/batches", batch_routes.create_batch, methods=["POST"]),
-        Route("/v1/batches", batch_routes.list_batches, methods=["GET"]),
-        Route("/v1/batches/{batch_id}", batch_routes.retrieve_batch, methods=["GET"]),
-        Route("/v1/batches/{batch_id}/cancel", batch_routes.cancel_batch, methods=["POST"]),
-        Route(jobs, job_routes.create_job, methods=["POST"]),
-        Route(jobs, job_routes.list_jobs, methods=["GET"]),
-        Route(jobs + "/{job_id}", job_routes.retrieve_job, methods=["GET"]),
-        Route(jobs + "/{job_id}/cancel", job_routes.cancel_job, methods=["POST"]),
-        Route(jobs + "/{job_id}/pause", job_routes.pause_job, methods=["POST"]),
-        Route(jobs + "/{job_id}/resume", job_routes.resume_job, methods=["POST"]),
-        Route(jobs + "/{job_id}/events", job_routes.list_events, methods=["GET"]),
-        Route(jobs + "/{job_id}/checkpoints", job_routes.list_checkpoints, methods=["GET"]),
+        Route("/v1/files", object_routes.create_file, methods=["POST"]),
+        Route("/v1/files", object_routes.list_files, methods=["GET"]),
+        Route("/v1/files/{file_id}", object_routes.retrieve_file, methods=["GET"]),
+        Route("/v1/files/{file_id}", object_routes.delete_file, methods=["DELETE"]),
+        Route("/v1/files/{file_id}/content", object_routes.file_content, methods=["GET"]),
+        Route("/v1/batches", object_routes.create_batch, methods=["POST"]),
+        Route("/v1/batches", object_routes.list_batches, methods=["GET"]),
+        Route("/v1/batches/{batch_id}", object_routes.retrieve_batch, methods=["GET"]),
+        Route("/v1/batches/{batch_id}/cancel", object_routes.cancel_batch, methods=["POST"]),
+        Route(jobs, object_routes.create_job, methods=["POST"]),
+        Route(jobs, object_routes.list_jobs, methods=["GET"]),
+        Route(jobs + "/{job_id}", object_routes.retrieve_job, methods=["GET"]),
+        Route(jobs + "/{job_id}/cancel", object_routes.cancel_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/pause", object_routes.pause_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/resume", object_routes.resume_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/events", object_routes.list_events, methods=["GET"]),
+        Route(jobs + "/{job_id}/checkpoints", object_routes.list_checkpoints, methods=["GET"]),
     ]
 
 

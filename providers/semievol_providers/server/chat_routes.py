@@ -5,8 +5,10 @@ Knows nothing of how the engine runs, of files or of jobs.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
+from typing import TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -25,10 +27,42 @@ from semievol_providers.server.chat_wire import (
     text_choice,
     usage,
 )
-from semievol_providers.server.connection import CLIENT_LEFT, ClientLeftError, while_there
 from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
 from semievol_providers.server.services import owner_of, services
 from semievol_providers.server.state import Record
+
+T = TypeVar("T")
+CLIENT_LEFT = 499
+"""The status, for the log alone, of a request whose client left before its answer."""
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def while_there(request: Request, work: Coroutine[None, None, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client closes its connection.
+
+    The request's body must have been read.
+
+    Raises:
+        ClientLeftError: it has.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeftError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
 
 
 async def create_chat(request: Request) -> Response:

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.batch_wire import UNFINISHED as UNFINISHED_BATCH
-from semievol_providers.server.batch_wire import BatchLine, batch_lines
+from semievol_providers.server.batches import UNFINISHED as UNFINISHED_BATCH
+from semievol_providers.server.batches import BatchLine, batch_lines
 from semievol_providers.server.job_events import tuned_name
 from semievol_providers.server.services import Services
 from semievol_providers.server.state import ENDED, Record, State

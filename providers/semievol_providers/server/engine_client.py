@@ -19,7 +19,6 @@ import msgspec
 
 from semievol_providers.local.children import Child, ChildProcesses
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.engine_pulse import beat_every_s
 from semievol_providers.server.engine_wire import (
     LENGTH,
     Ask,
@@ -35,6 +34,7 @@ from semievol_providers.server.engine_wire import (
     Tell,
     TextAsk,
     VectorsTell,
+    beat_every_s,
     frame,
 )
 from semievol_providers.server.loops import Loops
@@ -43,7 +43,7 @@ from semievol_providers.server.settings import ServerSettings
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 2
 _RESTART_WAIT_S = 1.0
-_PROGRAM = "semievol_providers.server.engine_start"
+_PROGRAM = "semievol_providers.server.engine_process"
 _LOADING_FACTOR = 5  # loading may hold every thread for a while
 ENGINE = "engine"
 ENGINE_HUNG = "engine_hung"

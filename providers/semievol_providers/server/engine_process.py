@@ -1,7 +1,8 @@
 """The engine's own process: reads questions from standard input, writes answers to standard output.
 
 Reading never waits for a text to be tokenised, nor for the model.
-Ends when its input ends, so it never outlives the server. Knows nothing of HTTP, jobs or keys.
+Ends when its input ends, so it never outlives the server. Heavy imports stand in `main`.
+Knows nothing of HTTP, jobs or keys.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import sys
 import threading
 import traceback
@@ -16,16 +18,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
 from semievol_api.errors import UserError
-from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.engine import ContextLengthError, Engine
-from semievol_providers.local.fairness import TurnQueue, fewest_tokens, most_bytes_of_a_token
+from semievol_providers.local.chat_tokens import ChatTokens, fewest_tokens, most_bytes_of_a_token
+from semievol_providers.local.fairness import TurnQueue
 from semievol_providers.local.model_folder import quiet_known_warnings
 from semievol_providers.local.requests import (
+    ContextLengthError,
     Delta,
     Embedded,
     EmbedRequest,
@@ -34,7 +36,6 @@ from semievol_providers.local.requests import (
     GenerateRequest,
     SampleOutput,
 )
-from semievol_providers.server.engine_pulse import SharedPipe
 from semievol_providers.server.engine_wire import (
     Ask,
     ChatAsk,
@@ -46,13 +47,18 @@ from semievol_providers.server.engine_wire import (
     ForgetAsk,
     ReadyTell,
     RefusalTell,
+    SharedPipe,
     Tell,
     TextAsk,
     TokenScore,
     VectorsTell,
     frame,
     read_ask,
+    start_beating,
 )
+
+if TYPE_CHECKING:
+    from semievol_providers.local.engine import Engine
 
 T = TypeVar("T")
 _LONG_CHARS = 2**16
@@ -332,9 +338,26 @@ def _widen(pipe: int) -> None:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def main(out: SharedPipe) -> None:
-    """Serve the model named in the first argument (JSON: folder, threads, device) until the input ends."""
+def _end_with_input() -> None:
+    """End as soon as nobody writes to standard input any more, whatever else is done or still to be read."""
+    gone = select.poll()
+    gone.register(0, select.POLLHUP)
+    gone.poll()
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve the model named in the first argument (JSON: folder, threads, device, beat_s) until the input ends.
+
+    Signs of life are given, and the server's end is noticed, while torch is still loading.
+    """
+    threading.Thread(target=_end_with_input, daemon=True).start()
     options = json.loads(sys.argv[1])
+    out = SharedPipe(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)  # whatever prints by accident goes to standard error
+    start_beating(out, options["beat_s"])
+    from semievol_providers.local.engine import Engine
+
     _widen(sys.stdin.fileno())
     quiet_known_warnings()
     engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
@@ -345,3 +368,7 @@ def main(out: SharedPipe) -> None:
     while (ask := read_ask(sys.stdin.buffer, decoder)) is not None:
         service.take(ask)
     os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,9 +30,8 @@ from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.disk import told, will_pass
 from semievol_providers.server.job_events import JobEvents, spec_of, with_spec
 from semievol_providers.server.loops import Loops, first_of
-from semievol_providers.server.models import ModelTable
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import Record, State
+from semievol_providers.server.state import ModelTable, Record, State
 
 VALIDATION = "job validation"
 RUNNER = "job runner"
