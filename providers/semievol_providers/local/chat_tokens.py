@@ -32,7 +32,7 @@ class ChatTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, check: Callable[[str], None] | None = None) -> None:
         self.tokenizer = tokenizer
         self._check = check
-        self._byte_of = byte_alphabet() if _is_byte_level(tokenizer) else None
+        self._byte_of = _byte_alphabet() if _is_byte_level(tokenizer) else None
         self._special = frozenset(tokenizer.all_special_ids)
         self._texts: dict[int, tuple[str, bytes]] = {}
 
@@ -131,7 +131,7 @@ def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 @lru_cache(maxsize=1)
-def byte_alphabet() -> dict[str, int]:
+def _byte_alphabet() -> dict[str, int]:
     """Character to byte of the byte-level alphabet that GPT-2 introduced."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -213,5 +213,5 @@ def _keeps_pieces(pre_tokenizer: Any) -> bool:
 def _spells_all(model: Any, by_bytes: bool) -> bool:
     """Whether a character without a token of its own still takes at least one token."""
     if by_bytes:
-        return all(char in model["vocab"] for char in byte_alphabet())
+        return all(char in model["vocab"] for char in _byte_alphabet())
     return bool(model.get("byte_fallback")) and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))

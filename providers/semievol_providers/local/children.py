@@ -109,7 +109,7 @@ class ChildProcesses:
         Raises:
             OSError: the system starts no process.
         """
-        environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {**os.environ, **_worker_environment(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
         if self._forks and os.environ.get(PRELOADED) != "off":
             request: dict[str, object] = {"module": module, "arguments": [*arguments], "environment": environment}
             try:
@@ -180,7 +180,7 @@ class ChildProcesses:
 
 def start_fork_server(control: socket.socket) -> subprocess.Popen[bytes]:
     """The process that forks a child for each message that comes to `control`; it ends with its standard input."""
-    environment = {**os.environ, **worker_environment(1), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **_worker_environment(1), "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, "-m", "semievol_providers.local.children", str(control.fileno())],
         stdin=subprocess.PIPE,
@@ -190,7 +190,7 @@ def start_fork_server(control: socket.socket) -> subprocess.Popen[bytes]:
     )
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def _worker_environment(threads: int) -> dict[str, str]:
     """Variables of a process that computes: threads wait without spinning, which on shared cores costs 20 x."""
     return {
         "OMP_NUM_THREADS": str(threads),

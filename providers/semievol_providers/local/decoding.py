@@ -200,10 +200,10 @@ def _whole_characters(data: bytearray, end: int) -> int:
     return end
 
 
-MAX_TOP = 20
+_MAX_TOP = 20
 
 
-class Listener(Protocol):
+class _Listener(Protocol):
     """Where the samples of one request go; called on the engine's thread."""
 
     @property
@@ -226,7 +226,7 @@ class Row:
 
     request: GenerateRequest
     sample: int
-    listener: Listener
+    listener: _Listener
 
 
 class DecodingSequence:
@@ -305,7 +305,7 @@ class _Scores:
         scores = (logits if whole else logits[index]).log_softmax(-1)
         self._chosen = scores.gather(1, (chosen if whole else chosen[index])[:, None])[:, 0].tolist()
         if alternatives:
-            best = scores.topk(min(MAX_TOP, scores.shape[1]), dim=-1)
+            best = scores.topk(min(_MAX_TOP, scores.shape[1]), dim=-1)
             self._values, self._ids = best.values.tolist(), best.indices.tolist()
 
     def of(self, row: int, wanted: int | None) -> tuple[float | None, tuple[TokenChoice, ...] | None]:

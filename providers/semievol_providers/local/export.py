@@ -83,7 +83,7 @@ def _write(base: str, adapter: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     merged.save_pretrained(str(folder))
     load_tokenizer(base).save_pretrained(str(folder))
-    (folder / "README.md").write_text(merged_card(base, adapter), encoding="utf-8")
+    (folder / "README.md").write_text(_merged_card(base, adapter), encoding="utf-8")
 
 
 def _recorded_base(adapter: Path) -> str:
@@ -113,7 +113,7 @@ def _disk_full(target: Path, needed: int, free: int) -> UserError:
     )
 
 
-def merged_card(base: str, adapter: str) -> str:
+def _merged_card(base: str, adapter: str) -> str:
     """The card of a model that an adapter was merged into."""
     return (
         f"---\nbase_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\n"

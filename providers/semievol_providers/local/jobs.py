@@ -36,7 +36,7 @@ from semievol_providers.local.training_job import (
     training_job,
 )
 
-MAX_CRASHES = 2
+_MAX_CRASHES = 2
 
 _WAIT_S = 120.0
 
@@ -56,7 +56,7 @@ class LocalPlaces:
     train: TrainDefaults
 
 
-class JobFile(msgspec.Struct, frozen=True, kw_only=True):
+class _JobFile(msgspec.Struct, frozen=True, kw_only=True):
     """What a job was asked for: `request.json` in its folder."""
 
     job_id: str
@@ -124,7 +124,7 @@ class LocalFineTuner:
 
     async def find(self, request: FineTuneRequest) -> JobTicket | None:
         """The job with this run key that neither failed nor was cancelled."""
-        for job in read_jobs(self._places.jobs):
+        for job in _read_jobs(self._places.jobs):
             if job.run_key == request.run_key and self._look(job.job_id).status not in ("failed", "cancelled"):
                 return JobTicket(job_id=job.job_id, run_key=job.run_key)
         return None
@@ -167,14 +167,14 @@ class LocalFineTuner:
             await asyncio.to_thread(self._children.close)
 
     # ------------------------------------------------------------------------------------------ submission
-    def _name(self, request: FineTuneRequest) -> JobFile:
+    def _name(self, request: FineTuneRequest) -> _JobFile:
         """Names that depend on the training alone, and on how often it failed or was cancelled before."""
-        before = sum(job.run_key == request.run_key for job in read_jobs(self._places.jobs))
+        before = sum(job.run_key == request.run_key for job in _read_jobs(self._places.jobs))
         tail = request.run_key[:16] + (f"-{before + 1}" if before else "")
         tuned = f"ft:{self._places.base_name}:local:{request.suffix or ''}:{tail}"
-        return JobFile(job_id=f"ftjob-{tail}", run_key=request.run_key, tuned_model=tuned)
+        return _JobFile(job_id=f"ftjob-{tail}", run_key=request.run_key, tuned_model=tuned)
 
-    def _write_down(self, partial: Path, folder: Path, what: tuple[FineTuneRequest, JobFile, str | None]) -> None:
+    def _write_down(self, partial: Path, folder: Path, what: tuple[FineTuneRequest, _JobFile, str | None]) -> None:
         request, job, adapter = what
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -207,7 +207,7 @@ class LocalFineTuner:
                     self._places.jobs / job_id, "the training could not be saved. Its last saved step is whole."
                 )
                 return JobState(status="failed", raw_status=NO_SPACE, reason=reason)
-            if self._crashes.get(job_id, 0) > MAX_CRASHES:
+            if self._crashes.get(job_id, 0) > _MAX_CRASHES:
                 return self._give_up(job_id)
             if self._running is None:
                 await self._make_room()
@@ -224,7 +224,7 @@ class LocalFineTuner:
             return JobState(status="cancelled", raw_status="cancelled")
         for event in reversed(read_events(folder, 0)[0]):
             if event.kind == "done":
-                name = read_job(folder).tuned_model
+                name = _read_job(folder).tuned_model
                 return JobState(
                     status="succeeded", raw_status="succeeded", model=name, trained_tokens=event.trained_tokens
                 )
@@ -266,7 +266,7 @@ class LocalFineTuner:
             status="failed",
             raw_status="trainer_died",
             reason=(
-                f"The training process ended {MAX_CRASHES + 1} times without a word; its log is {str(log)!r}"
+                f"The training process ended {_MAX_CRASHES + 1} times without a word; its log is {str(log)!r}"
                 f"{' and ends with: ' + lines[-1] if lines else ''}. Where nothing is said, the machine most likely "
                 "ran out of memory: lower tokens_per_pass in [providers.NAME.train]. A later run goes on from the "
                 "last saved step."
@@ -306,14 +306,14 @@ def _told(event: TrainingEvent) -> JobEvent:
     return JobEvent(id=f"{event.kind}/{event.step}", message=messages[event.kind], level=level, metrics=metrics)
 
 
-def read_jobs(folder: Path) -> list[JobFile]:
+def _read_jobs(folder: Path) -> list[_JobFile]:
     """All jobs of a folder, oldest name first."""
-    return [read_job(path.parent) for path in sorted(folder.glob("ftjob-*/request.json")) if path.parent.suffix == ""]
+    return [_read_job(path.parent) for path in sorted(folder.glob("ftjob-*/request.json")) if path.parent.suffix == ""]
 
 
-def read_job(folder: Path) -> JobFile:
+def _read_job(folder: Path) -> _JobFile:
     """The job of one folder."""
-    return msgspec.json.decode((folder / "request.json").read_bytes(), type=JobFile)
+    return msgspec.json.decode((folder / "request.json").read_bytes(), type=_JobFile)
 
 
 class TunedModels:
@@ -341,7 +341,7 @@ class TunedModels:
     def _look_up(self, model: str) -> str:
         from semievol_providers.local.model_folder import check_adapter_fits
 
-        for job in read_jobs(self._folder):
+        for job in _read_jobs(self._folder):
             if job.tuned_model == model and (adapter := self._folder / job.job_id / "adapter").is_dir():
                 return str(adapter)
         if (Path(model) / "adapter_config.json").is_file():

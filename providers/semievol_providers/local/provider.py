@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
-MAX_N = 128
+_MAX_N = 128
 
-MAX_TOP_LOGPROBS = 20
+_MAX_TOP_LOGPROBS = 20
 
-OWN_MACHINE = "semievol"
+_OWN_MACHINE = "semievol"
 """The vendor by which the catalogue knows that tokens cost nothing here."""
 
 
@@ -84,7 +84,7 @@ class LocalOptions(BaseModel):
     """Overrides of the training defaults, such as `train = { rank = 32 }`."""
 
 
-OptionsT = TypeVar("OptionsT", bound=LocalOptions)
+_OptionsT = TypeVar("_OptionsT", bound=LocalOptions)
 
 
 def connect(settings: ProviderSettings) -> Provider:
@@ -117,7 +117,7 @@ def connect(settings: ProviderSettings) -> Provider:
     return provider_of(settings.name, places, parts)
 
 
-def read_options(settings: ProviderSettings, kind: type[OptionsT]) -> OptionsT:
+def read_options(settings: ProviderSettings, kind: type[_OptionsT]) -> _OptionsT:
     """The provider's table, checked.
 
     Raises:
@@ -165,12 +165,12 @@ def read_places(settings: ProviderSettings, options: LocalOptions, kind: str) ->
         base_name=name,
         jobs=(root / options.state).resolve() / "jobs",
         identity=options.identity or f"{kind}:{name}:{_digest(Path(folder))}",
-        device=options.device or default_device(),
+        device=options.device or _default_device(),
         train=_train_defaults(settings.name, folder, options.train),
     )
 
 
-def default_device() -> str:
+def _default_device() -> str:
     """`cuda` where an NVIDIA driver is loaded, else `cpu`."""
     return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
 
@@ -223,11 +223,11 @@ class Parts:
 def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
     """The table."""
     refused = (*parts.no_train_keys, *(() if can_quantize() else ("qlora",)))
-    limits = ModelLimits(context_tokens=parts.context_tokens, max_n=MAX_N, max_top_logprobs=MAX_TOP_LOGPROBS)
+    limits = ModelLimits(context_tokens=parts.context_tokens, max_n=_MAX_N, max_top_logprobs=_MAX_TOP_LOGPROBS)
     return Provider(
         name=name,
         identity=places.identity,
-        vendor=OWN_MACHINE,
+        vendor=_OWN_MACHINE,
         limits={places.base_name: limits},
         chat=parts.answers,
         scored=parts.answers,
@@ -248,11 +248,11 @@ def finetuner_of(
     return LocalFineTuner(places, models, make_room, AdapterServer(options.served_at).tell)
 
 
-def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device: str) -> SentenceEmbedder | None:
+def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device: str) -> _SentenceEmbedder | None:
     """A model of its own for embeddings, where one is named."""
     if options.embedding_model is None:
         return None
-    return SentenceEmbedder(str((Path(settings.base_folder) / options.embedding_model).resolve()), device)
+    return _SentenceEmbedder(str((Path(settings.base_folder) / options.embedding_model).resolve()), device)
 
 
 Embed: TypeAlias = Callable[[list[str]], tuple[FloatMatrix, int]]
@@ -433,7 +433,7 @@ def completion_of(sample: SampleOutput, tokens: ChatTokens) -> Completion:
     return Completion(sample.text, sample.finish, logprobs, texts, top)
 
 
-class SentenceEmbedder:
+class _SentenceEmbedder:
     """`Embedder` by a sentence-transformers model of its own."""
 
     def __init__(self, folder: str, device: str) -> None:

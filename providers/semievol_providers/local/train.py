@@ -159,7 +159,7 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     loop.save_result(target)
     ranks.close()
     if ranks.first:
-        (target / "README.md").write_text(adapter_card(job, len(train)), encoding="utf-8")
+        (target / "README.md").write_text(_adapter_card(job, len(train)), encoding="utf-8")
     report(
         TrainingEvent(
             kind="done", step=loop.steps_done, total_steps=total, folder=str(target), trained_tokens=loop.trained_tokens
@@ -196,7 +196,7 @@ def _unheard(_event: TrainingEvent) -> None:
     """Only the first rank tells."""
 
 
-def adapter_card(job: TrainingJob, examples: int) -> str:
+def _adapter_card(job: TrainingJob, examples: int) -> str:
     """The card of an adapter."""
     base = Path(job.base).name
     settings = {

@@ -31,7 +31,7 @@ EXIT_NO_SPACE = 5
 Auto: TypeAlias = Literal["auto"]
 
 
-class TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every value of a training that does not depend on its file: what a `TrainSpec` may leave open, none left open.
 
     `learning_rate` is what a multiplier of 1 stands for, or the product. `tokens_per_pass` limits how many padded
@@ -60,7 +60,7 @@ class TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     patience: int = 0
 
 
-class TrainDefaults(TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainDefaults(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a `TrainSpec` leaves open, for one model: read from its `semievol_train.json` or from a TOML file.
 
     `processes` above 1 trains on as many GPUs, by torchrun. `n_epochs` of "auto" takes as many epochs as
@@ -102,7 +102,7 @@ class StartingPoint(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
 
 
-class TrainingJob(TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainingJob(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training as its process reads it from `job.json`. `batch_size` is examples per optimizer step."""
 
     base: str
@@ -150,7 +150,7 @@ def training_job(
     )
 
 
-_VALUES = frozenset(TrainValues.__struct_fields__)
+_VALUES = frozenset(_TrainValues.__struct_fields__)
 
 
 def read_train_defaults(model_folder: Path, weight_bytes: int, toml_file: Path | None) -> TrainDefaults:

@@ -108,7 +108,7 @@ def _four_bits(device: str) -> Any:
     )
 
 
-class Passes(Protocol):
+class _Passes(Protocol):
     """`split` the examples of a step into passes, and give the `loss` of one."""
 
     def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
@@ -288,7 +288,7 @@ class TrainingLoop:
         self._checkpointing = False
         self._model = model
         self._job = job
-        self._passes: Passes = PackedPasses() if job.packing is True else PaddedPasses(pad_id)
+        self._passes: _Passes = PackedPasses() if job.packing is True else PaddedPasses(pad_id)
         self._early = EarlyStop(job.patience)
         self._step_count = 0
         self._report = report

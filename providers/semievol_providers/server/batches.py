@@ -32,7 +32,7 @@ _MAX_FAULTS = 20
 _MAX_LINE_BYTES = 4 * 2**20
 
 
-class ExpiresAfter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _ExpiresAfter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`output_expires_after`."""
 
     anchor: Literal["created_at"]
@@ -46,7 +46,7 @@ class BatchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     endpoint: str
     completion_window: Literal["24h"]
     metadata: dict[str, str] | None = None
-    output_expires_after: ExpiresAfter | None = None
+    output_expires_after: _ExpiresAfter | None = None
 
     def checked(self) -> BatchBody:
         """This body, if the server can run it.
@@ -97,7 +97,7 @@ class _Model(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class InputCheck:
+class _InputCheck:
     """What reading a whole input file found."""
 
     total: int = 0
@@ -120,9 +120,9 @@ def batch_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 return
 
 
-def check_input(path: Path, endpoint: str, limits: Limits) -> InputCheck:
+def _check_input(path: Path, endpoint: str, limits: Limits) -> _InputCheck:
     """Read the whole file once; faults name their line."""
-    found, seen = InputCheck(), set[str]()
+    found, seen = _InputCheck(), set[str]()
     if path.stat().st_size > limits.batch_bytes:
         found.fault("file_too_large", f"The file is larger than {limits.batch_bytes:,} bytes.", None)
         return found
@@ -137,7 +137,7 @@ def check_input(path: Path, endpoint: str, limits: Limits) -> InputCheck:
     return found
 
 
-def _check_line(found: InputCheck, seen: set[str], number: int, raw: bytes, endpoint: str) -> None:
+def _check_line(found: _InputCheck, seen: set[str], number: int, raw: bytes, endpoint: str) -> None:
     if len(raw) > _MAX_LINE_BYTES:
         found.fault("line_too_long", f"The line is longer than {_MAX_LINE_BYTES:,} bytes.", number)
         return
@@ -166,7 +166,7 @@ class _Answered(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
-class AnswerLine(msgspec.Struct, frozen=True):
+class _AnswerLine(msgspec.Struct, frozen=True):
     """One line of an output or error file, as far as it is read again."""
 
     custom_id: str
@@ -184,7 +184,7 @@ class _Used(msgspec.Struct, frozen=True):
     usage: Tokens = Tokens()
 
 
-def tokens_of(line: AnswerLine) -> Tokens:
+def _tokens_of(line: _AnswerLine) -> Tokens:
     """What a line's answer used; nothing where it was refused."""
     if line.response is None or line.response.status_code != 200:
         return Tokens()
@@ -197,7 +197,7 @@ def answered_line(custom_id: str, status: int, body: Record) -> bytes:
     return _line({"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": None})
 
 
-def unanswered_line(custom_id: str, status: str) -> bytes:
+def _unanswered_line(custom_id: str, status: str) -> bytes:
     """A line for a request that an `expired` or `cancelled` batch never answered."""
     why = {
         "expired": "This request could not be executed before the completion window expired.",
@@ -219,7 +219,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class BatchParts:
+class _BatchParts:
     """What every batch works with; its owner's batches share `slots` and advance in turns, one is checked at a time."""
 
     state: State
@@ -229,10 +229,10 @@ class BatchParts:
     loops: Loops
 
 
-class BatchWork:
+class _BatchWork:
     """`run` it to the end; `cancel` it on the way."""
 
-    def __init__(self, parts: BatchParts, record: Record, owner: str) -> None:
+    def __init__(self, parts: _BatchParts, record: Record, owner: str) -> None:
         self._parts = parts
         self._id = str(record["id"])
         self._owner = owner
@@ -290,12 +290,12 @@ class BatchWork:
     async def _validate(self) -> bool:
         try:
             found = await asyncio.to_thread(
-                check_input, self._folder / "input", str(self._record["endpoint"]), self._parts.answers.limits
+                _check_input, self._folder / "input", str(self._record["endpoint"]), self._parts.answers.limits
             )
         except OSError as error:
             if will_pass(error):
                 raise
-            found = InputCheck()
+            found = _InputCheck()
             found.fault("file_unreadable", f"The input file cannot be read: {error.strerror}.", None)
         if self._cancelled.is_set():
             return True
@@ -319,13 +319,13 @@ class BatchWork:
             with path.open("r+b") as lines:
                 for raw in lines:
                     try:
-                        line = msgspec.json.decode(raw, type=AnswerLine)
+                        line = msgspec.json.decode(raw, type=_AnswerLine)
                     except msgspec.DecodeError:
                         break
                     if not raw.endswith(b"\n"):  # the next line would be glued to it
                         break
                     good += len(raw)
-                    self._note(line.custom_id, name, tokens_of(line))
+                    self._note(line.custom_id, name, _tokens_of(line))
                 lines.truncate(good)
 
     def _note(self, custom_id: str, name: str, used: Tokens) -> None:
@@ -439,7 +439,7 @@ class BatchWork:
             except msgspec.DecodeError:  # cancelled before its validation
                 continue
             if custom_id not in self._done:
-                self._append("errors", unanswered_line(custom_id, end), custom_id)
+                self._append("errors", _unanswered_line(custom_id, end), custom_id)
 
     def _publish(self, name: str, lifetime_s: int | None) -> FileRow | None:
         """Give the answers their place among the files; None if there are none."""
@@ -486,8 +486,8 @@ class BatchRunner:
         self._state = state
         self._answers = answers
         self._loops = loops
-        self._parts: dict[str, BatchParts] = {}
-        self._works: dict[str, BatchWork] = {}
+        self._parts: dict[str, _BatchParts] = {}
+        self._works: dict[str, _BatchWork] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -502,7 +502,7 @@ class BatchRunner:
 
     def add(self, record: Record, owner: str) -> None:
         """Run a batch that is already on disk."""
-        work = self._works[str(record["id"])] = BatchWork(self._parts_of(owner), record, owner)
+        work = self._works[str(record["id"])] = _BatchWork(self._parts_of(owner), record, owner)
         task = asyncio.create_task(self._run(work, owner), name=work.part)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -522,24 +522,24 @@ class BatchRunner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _parts_of(self, owner: str) -> BatchParts:
+    def _parts_of(self, owner: str) -> _BatchParts:
         """What the batches of one owner share: none waits for another owner's slots."""
         if owner not in self._parts:
             slots = asyncio.Semaphore(self._answers.limits.batch_in_flight)
-            self._parts[owner] = BatchParts(self._state, self._answers, slots, asyncio.Lock(), self._loops)
+            self._parts[owner] = _BatchParts(self._state, self._answers, slots, asyncio.Lock(), self._loops)
         return self._parts[owner]
 
-    async def _run(self, work: BatchWork, owner: str) -> None:
+    async def _run(self, work: _BatchWork, owner: str) -> None:
         batch_id = str(work.record["id"])
         try:
             while not await self._attempt(work):
                 await self._loops.pause()
-                work = self._works[batch_id] = BatchWork(self._parts_of(owner), work.record, owner)
+                work = self._works[batch_id] = _BatchWork(self._parts_of(owner), work.record, owner)
             self._loops.well(work.part)
         finally:
             self._works.pop(batch_id, None)
 
-    async def _attempt(self, work: BatchWork) -> bool:
+    async def _attempt(self, work: _BatchWork) -> bool:
         """Go on with a batch until it has ended; False where it must be tried again later."""
         try:
             try:

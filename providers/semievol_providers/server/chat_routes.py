@@ -32,28 +32,28 @@ from semievol_providers.server.services import owner_of, services
 from semievol_providers.server.state import Record
 
 T = TypeVar("T")
-CLIENT_LEFT = 499
+_CLIENT_LEFT = 499
 """The status, for the log alone, of a request whose client left before its answer."""
 
 
-class ClientLeftError(Exception):
+class _ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def while_there(request: Request, work: Coroutine[None, None, T]) -> T:
+async def _while_there(request: Request, work: Coroutine[None, None, T]) -> T:
     """The result of `work`, which is cancelled as soon as the client closes its connection.
 
     The request's body must have been read.
 
     Raises:
-        ClientLeftError: it has.
+        _ClientLeftError: it has.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ClientLeftError
+        raise _ClientLeftError
     finally:
         for task in (working, leaving):
             task.cancel()
@@ -104,9 +104,9 @@ async def create_embedding(request: Request) -> Response:
 
 async def _charged(request: Request, asking: Coroutine[None, None, Record]) -> Response:
     try:
-        answer = await while_there(request, asking)
-    except ClientLeftError:
-        return Response(status_code=CLIENT_LEFT)
+        answer = await _while_there(request, asking)
+    except _ClientLeftError:
+        return Response(status_code=_CLIENT_LEFT)
     services(request).charge(owner_of(request), answer["usage"])
     return json_response(answer)
 
@@ -167,9 +167,9 @@ async def _streamed(stream: _ChatStream, request: Request, ask: ChatAsk | TextAs
     served, owner = services(request), owner_of(request)
     tells = served.engine.stream(ask)
     try:
-        first = await while_there(request, _next_of(tells))
-    except ClientLeftError:
-        return Response(status_code=CLIENT_LEFT)
+        first = await _while_there(request, _next_of(tells))
+    except _ClientLeftError:
+        return Response(status_code=_CLIENT_LEFT)
 
     async def events() -> AsyncIterator[bytes]:
         async with aclosing(tells):

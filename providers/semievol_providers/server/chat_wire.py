@@ -31,17 +31,17 @@ _MAX_STOPS = 4
 _WHY = {"response_format": "takes {'type': 'text'} only: this server cannot hold an answer to a grammar"}
 
 
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
+class _TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
     """A part of a message; this server reads text only."""
 
     text: str
 
 
-class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One chat turn."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | list[_TextPart] | None = None
     name: str | None = None
     refusal: str | None = None
 
@@ -59,14 +59,14 @@ class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`stream_options`."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chat and text completions share."""
 
     model: str
@@ -79,7 +79,7 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: _StreamOptions | None = None
     user: str | None = None
     logit_bias: dict[str, float] | None = None
 
@@ -112,10 +112,10 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
-class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /chat/completions`. `continue_final_message` and `add_generation_prompt` are vLLM's."""
 
-    messages: Annotated[list[MessageBody], Meta(min_length=1)]
+    messages: Annotated[list[_MessageBody], Meta(min_length=1)]
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: _Top | None = None
@@ -177,7 +177,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.sampling(most, (self.top_logprobs or 0) if self.logprobs else None, limits)
 
 
-class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TextBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /completions`."""
 
     prompt: _Texts | None = None
@@ -197,7 +197,7 @@ class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ):  # fmt: skip
             if value:
                 raise unsupported(name)
-        found = texts_or_tokens(self.prompt if self.prompt is not None else "", "prompt")
+        found = _texts_or_tokens(self.prompt if self.prompt is not None else "", "prompt")
         if not 0 < len(found) <= limits.prompts:
             raise ApiError(f"'prompt' takes 1 to {limits.prompts} texts or token lists.", param="prompt")
         return found
@@ -222,13 +222,13 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise unsupported("dimensions")
         if self.encoding_format not in ("float", "base64"):
             raise ApiError("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")
-        found = texts_or_tokens(self.input, "input")
+        found = _texts_or_tokens(self.input, "input")
         if not 0 < len(found) <= limits.embed_inputs or not all(found):
             raise ApiError(f"'input' takes 1 to {limits.embed_inputs} non-empty texts or token lists.", param="input")
         return tuple(found)
 
 
-def texts_or_tokens(given: _Texts, param: str) -> list[str | tuple[int, ...]]:
+def _texts_or_tokens(given: _Texts, param: str) -> list[str | tuple[int, ...]]:
     """One text, several texts, one token list or several, as a list of texts or token lists.
 
     Raises:
@@ -244,10 +244,10 @@ def texts_or_tokens(given: _Texts, param: str) -> list[str | tuple[int, ...]]:
     return [part if isinstance(part, str) else tuple(part) for part in given if not isinstance(part, int)]
 
 
-Body = TypeVar("Body", bound=msgspec.Struct)
+_Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
-def parse(body: bytes, kind: type[Body]) -> Body:
+def parse(body: bytes, kind: type[_Body]) -> _Body:
     """The request of this kind.
 
     Raises:

@@ -76,7 +76,7 @@ def delete_expired(state: State) -> None:
             _delete_file(state, file_id, owner)
 
 
-def remove_orphaned_texts(state: State) -> None:
+def _remove_orphaned_texts(state: State) -> None:
     """Remove what ended jobs keep of files that are gone: older servers left it there."""
     known = state.ids("files")
     for record in state.jobs_with_status(*ENDED):
@@ -182,7 +182,7 @@ def sweep(state: State) -> int:
         else:
             path.unlink()
     delete_expired(state)
-    remove_orphaned_texts(state)
+    _remove_orphaned_texts(state)
     return len(strays)
 
 

@@ -45,12 +45,12 @@ _MAX_ATTEMPTS = 2
 _RESTART_WAIT_S = 1.0
 _PROGRAM = "semievol_providers.server.engine_process"
 _LOADING_FACTOR = 5  # loading may hold every thread for a while
-ENGINE = "engine"
+_ENGINE = "engine"
 ENGINE_HUNG = "engine_hung"
 """The code of a refusal where the engine gave no sign of life."""
 
 
-class EngineLostError(Exception):
+class _EngineLostError(Exception):
     """The engine process is not there to answer."""
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class EngineClient:
     def start(self) -> None:
         """Start the engine process unless it runs; returns before it is ready."""
         if self._supervisor is None and not self._closing:
-            self._supervisor = self._loops.start(ENGINE, self._supervise)
+            self._supervisor = self._loops.start(_ENGINE, self._supervise)
 
     def refuse_waiting(self) -> None:
         """The server stops: refuse new questions, and those that still wait for the engine to load."""
@@ -208,7 +208,7 @@ class EngineClient:
             status = await asyncio.to_thread(process.wait)
             if not self._closing:
                 _log.error("the engine process ended with status %s; starting it again", status)
-                self._loops.trouble(ENGINE, EngineLostError(f"It ended with status {status} and is started again"))
+                self._loops.trouble(_ENGINE, _EngineLostError(f"It ended with status {status} and is started again"))
                 self.restarts += 1
                 self._review_questions()
                 await asyncio.sleep(_RESTART_WAIT_S)
@@ -226,7 +226,7 @@ class EngineClient:
             if not self.ready.is_set():
                 most_s *= _LOADING_FACTOR
             if silent_s > most_s / 2:
-                self._loops.trouble(ENGINE, EngineLostError(f"No sign of life for over {most_s / 2:.3g} s"))
+                self._loops.trouble(_ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s"))
             if silent_s > most_s:
                 _log.error("the engine gave no sign of life for %.0f s; it is ended", silent_s)
                 self._refuse(_hung(most_s))
@@ -261,10 +261,10 @@ class EngineClient:
         self._heard_s = time.monotonic()
         if isinstance(tell, BeatTell):
             if self.ready.is_set():
-                self._loops.well(ENGINE)
+                self._loops.well(_ENGINE)
             return
         if isinstance(tell, ReadyTell):
-            self._loops.well(ENGINE)
+            self._loops.well(_ENGINE)
             self.context_tokens = tell.context_tokens
             self.ready.set()
             for question in self._questions.values():

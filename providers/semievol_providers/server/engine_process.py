@@ -65,7 +65,7 @@ _LONG_CHARS = 2**16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Arrived(Generic[T]):
+class _Arrived(Generic[T]):
     """A question with its owner and its length in characters or token ids."""
 
     question: T
@@ -73,38 +73,38 @@ class Arrived(Generic[T]):
     size: int
 
 
-class Intake(Generic[T]):
+class _Intake(Generic[T]):
     """`put` questions in; `prepare` is called with each, in one of two threads."""
 
     def __init__(self, prepare: Callable[[T], None]) -> None:
         self._short = _Line("intake", prepare)
         self._long = _Line("intake-long", prepare)
 
-    def put(self, arrived: Arrived[T]) -> None:
+    def put(self, arrived: _Arrived[T]) -> None:
         """Queue a question."""
         self._line(arrived).put(arrived)
 
-    def drop(self, arrived: Arrived[T]) -> None:
+    def drop(self, arrived: _Arrived[T]) -> None:
         """Take a question out, unless its turn has come."""
         self._line(arrived).drop(arrived)
 
-    def _line(self, arrived: Arrived[T]) -> _Line[T]:
+    def _line(self, arrived: _Arrived[T]) -> _Line[T]:
         return self._long if arrived.size > _LONG_CHARS else self._short
 
 
 class _Line(Generic[T]):
     def __init__(self, name: str, prepare: Callable[[T], None]) -> None:
         self._prepare = prepare
-        self._queue: TurnQueue[Arrived[T]] = TurnQueue()
+        self._queue: TurnQueue[_Arrived[T]] = TurnQueue()
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def put(self, arrived: Arrived[T]) -> None:
+    def put(self, arrived: _Arrived[T]) -> None:
         with self._changed:
             self._queue.add(arrived.owner, arrived)
             self._changed.notify()
 
-    def drop(self, arrived: Arrived[T]) -> None:
+    def drop(self, arrived: _Arrived[T]) -> None:
         with self._changed:
             self._queue.remove(arrived.owner, arrived)
 
@@ -145,9 +145,9 @@ class EngineService:
         self._most_bytes = most_bytes_of_a_token(self._tokens.tokenizer)
         self._tokens.encode_text("a")  # sets the tokenizer up before two threads share it
         self._state = threading.Lock()
-        self._arrived: dict[int, Arrived[_Question]] = {}
+        self._arrived: dict[int, _Arrived[_Question]] = {}
         self._cancels: dict[int, Callable[[], bool]] = {}
-        self._intake: Intake[_Question] = Intake(self._prepare)
+        self._intake: _Intake[_Question] = _Intake(self._prepare)
 
     def tell(self, message: Tell) -> None:
         """Send one message; called from any thread."""
@@ -168,7 +168,7 @@ class EngineService:
             if cancel is not None:
                 cancel()
         else:
-            arrived: Arrived[_Question] = Arrived(ask, ask.owner, _length(ask))
+            arrived: _Arrived[_Question] = _Arrived(ask, ask.owner, _length(ask))
             with self._state:
                 self._arrived[ask.id] = arrived
             self._intake.put(arrived)

@@ -161,7 +161,7 @@ def read_ask(pipe: IO[bytes], decoder: msgspec.msgpack.Decoder[Ask]) -> Ask | No
     return decoder.decode(body)
 
 
-BEATS_PER_SILENCE = 6
+_BEATS_PER_SILENCE = 6
 _MOST_S = 5.0
 
 
@@ -184,7 +184,7 @@ class SharedPipe:
 
 def beat_every_s(silence_s: float) -> float:
     """How often to give a sign, for a reader that takes so long a silence for the end."""
-    return min(_MOST_S, silence_s / BEATS_PER_SILENCE)
+    return min(_MOST_S, silence_s / _BEATS_PER_SILENCE)
 
 
 def start_beating(pipe: SharedPipe, every_s: float) -> None:

@@ -30,12 +30,12 @@ from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.settings import Limits, ServerSettings
 from semievol_providers.server.state import new_id
 
-REQUEST_LOG = "semievol.server.requests"
+_REQUEST_LOG = "semievol.server.requests"
 _OPEN_PATHS = ("/healthz", "/")
 _RATED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _UPLOAD_PATH = "/v1/files"
 _FORM_OVERHEAD_BYTES = 2**16
-_log = logging.getLogger(REQUEST_LOG)
+_log = logging.getLogger(_REQUEST_LOG)
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ def _too_slow() -> ApiError:
     return ApiError("The body came too slowly.", status=408, code="body_too_slow")
 
 
-class JsonLines(logging.Formatter):
+class _JsonLines(logging.Formatter):
     """Log records as JSON lines: time, level, event and fields."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -218,8 +218,8 @@ class JsonLines(logging.Formatter):
 def log_as_json(loggers: Iterable[str], *, requests: bool) -> None:
     """Write these loggers to standard error as JSON lines; requests only if asked for."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    for name in (*loggers, REQUEST_LOG):
+    handler.setFormatter(_JsonLines())
+    for name in (*loggers, _REQUEST_LOG):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False

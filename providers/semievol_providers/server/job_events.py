@@ -29,7 +29,7 @@ _Rate: TypeAlias = Annotated[float, Meta(gt=0)]
 _MAX_SEED = 2147483647
 
 
-class HyperparametersBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _HyperparametersBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The three settings of supervised fine-tuning."""
 
     n_epochs: _Epochs | Auto = "auto"
@@ -37,17 +37,17 @@ class HyperparametersBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     learning_rate_multiplier: _Rate | Auto = "auto"
 
 
-class SupervisedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SupervisedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`method.supervised`."""
 
-    hyperparameters: HyperparametersBody = HyperparametersBody()
+    hyperparameters: _HyperparametersBody = _HyperparametersBody()
 
 
-class MethodBody(msgspec.Struct, frozen=True, kw_only=True):
+class _MethodBody(msgspec.Struct, frozen=True, kw_only=True):
     """`method`; other types than supervised are refused with a message of their own."""
 
     type: str
-    supervised: SupervisedBody | None = None
+    supervised: _SupervisedBody | None = None
 
 
 class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,8 +56,8 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: str
     training_file: str
     validation_file: str | None = None
-    hyperparameters: HyperparametersBody | None = None
-    method: MethodBody | None = None
+    hyperparameters: _HyperparametersBody | None = None
+    method: _MethodBody | None = None
     suffix: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Meta(ge=0, le=_MAX_SEED)] | None = None
     metadata: dict[str, str] | None = None
@@ -81,11 +81,11 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self
 
     @property
-    def settings(self) -> HyperparametersBody:
+    def settings(self) -> _HyperparametersBody:
         """Hyperparameters, from the newer place or the older one."""
         if self.method is not None and self.method.supervised is not None:
             return self.method.supervised.hyperparameters
-        return self.hyperparameters or HyperparametersBody()
+        return self.hyperparameters or _HyperparametersBody()
 
     @property
     def run_key(self) -> str | None:
@@ -95,7 +95,7 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def spec_of(record: Record) -> TrainSpec:
     """What a job is trained how, as far as it says; the rest is the server's own."""
-    asked = msgspec.convert(record["hyperparameters"], HyperparametersBody)
+    asked = msgspec.convert(record["hyperparameters"], _HyperparametersBody)
     return TrainSpec(
         n_epochs=asked.n_epochs if isinstance(asked.n_epochs, int) else None,
         batch_size=asked.batch_size if isinstance(asked.batch_size, int) else None,
@@ -156,7 +156,7 @@ def tuned_name(record: Record) -> str:
     return f"ft:{base}:local:{suffix}:{tail}"
 
 
-def metrics_of(event: TrainingEvent) -> Record:
+def _metrics_of(event: TrainingEvent) -> Record:
     """The numbers of a step or a checkpoint under the API's names."""
     named = {
         "step": event.step,
@@ -178,7 +178,7 @@ def checkpoint_of(record: Record, event: TrainingEvent) -> Record:
         "created_at": int(time.time()),
         "fine_tuned_model_checkpoint": f"{tuned_name(record)}:ckpt-step-{event.step}",
         "fine_tuning_job_id": record["id"],
-        "metrics": metrics_of(event),
+        "metrics": _metrics_of(event),
         "step_number": event.step,
     }
 
@@ -220,12 +220,12 @@ class JobEvents:
             return
         if event.kind == "step":
             message = f"Step {event.step}/{event.total_steps}: training loss={event.train_loss:.4f}"
-            self._state.add_event(job_id, f"step/{event.step}", message, metrics_of(event))
+            self._state.add_event(job_id, f"step/{event.step}", message, _metrics_of(event))
             if event.eta_s is not None:
                 self._state.save_job(record | {"estimated_finish": int(time.time() + event.eta_s)})
         elif event.kind == "validation" and event.valid_loss is not None:
             message = f"Step {event.step}/{event.total_steps}: validation loss={event.valid_loss:.4f}"
-            self._state.add_event(job_id, f"step/valid/{event.step}", message, metrics_of(event))
+            self._state.add_event(job_id, f"step/valid/{event.step}", message, _metrics_of(event))
         elif event.kind == "checkpoint":
             self._add_checkpoint(record, event)
         elif event.kind == "failed" and event.code != NO_SPACE:  # which a later start may find mended

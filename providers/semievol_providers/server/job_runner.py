@@ -33,7 +33,7 @@ from semievol_providers.server.loops import Loops, first_of
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import ModelTable, Record, State
 
-VALIDATION = "job validation"
+_VALIDATION = "job validation"
 RUNNER = "job runner"
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -78,7 +78,7 @@ class JobRunner:
     def start(self) -> None:
         """Take up what was running, validating or queued when the server stopped."""
         self._tasks = [
-            self._loops.start(VALIDATION, self._validate_all),
+            self._loops.start(_VALIDATION, self._validate_all),
             self._loops.start(RUNNER, self._run_all),
         ]
 
@@ -106,10 +106,10 @@ class JobRunner:
             put_off, tried = False, set[str]()
             while record := self._fairest("validating_files", self._checks, tried):
                 tried.add(str(record["id"]))
-                put_off |= not await self._attempt(VALIDATION, record, self._validate)
+                put_off |= not await self._attempt(_VALIDATION, record, self._validate)
                 self._validated.set()
             if not put_off:
-                self._loops.well(VALIDATION)
+                self._loops.well(_VALIDATION)
             await first_of(self._arrived, self._loops.retry_s if put_off else None)
 
     async def _run_all(self) -> None:

