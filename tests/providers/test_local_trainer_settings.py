@@ -179,8 +179,8 @@ START = StartingPoint(base="/m/tiny", adapter="/a", device="cuda:1")
 @pytest.mark.parametrize("name", TrainSpec.model_fields)
 def test_every_field_of_a_spec_reaches_the_trainer(name: str) -> None:
     asked, defaults = ASKED.said[name], TrainDefaults(learning_rate=1e-3)
-    settled = defaults.settle(TrainSpec(**{name: asked}), 100)
-    told = msgspec.structs.asdict(training_job(settled, defaults, START, Path("/j"), validates=False))
+    resolved = defaults.resolve(TrainSpec(**{name: asked}), 100)
+    told = msgspec.structs.asdict(training_job(resolved, defaults, START, Path("/j"), validates=False))
     if name == "learning_rate_multiplier":
         assert told["learning_rate"] == 0.5e-3
     else:
@@ -189,7 +189,7 @@ def test_every_field_of_a_spec_reaches_the_trainer(name: str) -> None:
 
 def test_what_a_spec_leaves_open_is_the_models_own() -> None:
     defaults = TrainDefaults(rank=8, learning_rate=1e-3, target_steps=50, threads=2)
-    job = training_job(defaults.settle(TrainSpec(alpha=4), 40), defaults, START, Path("/j"), validates=True)
+    job = training_job(defaults.resolve(TrainSpec(alpha=4), 40), defaults, START, Path("/j"), validates=True)
     assert (job.rank, job.alpha, job.learning_rate, job.threads, job.seed) == (8, 4, 1e-3, 2, 0)
     assert (job.batch_size, job.n_epochs) == (10, 12), "a quarter of the file at a time, and 50 steps"
     assert (job.base, job.adapter, job.device) == ("/m/tiny", "/a", "cuda:1")

@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn, Protocol
+from typing import IO, NoReturn, TypeAlias
 
 PRELOADED = "SEMIEVOL_PRELOADED"
 TRAINER = "semievol_providers.local.train"
@@ -45,41 +45,6 @@ _MODULES = (
 )
 _MOST_BYTES = 2**18
 _STOP_WAIT_S = 20.0
-
-
-class Child(Protocol):
-    """What is used of `subprocess.Popen`."""
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        ...
-
-    @property
-    def stdin(self) -> IO[bytes] | None:
-        """The pipe to the child."""
-        ...
-
-    @property
-    def stdout(self) -> IO[bytes] | None:
-        """The pipe from the child, where there is one."""
-        ...
-
-    def poll(self) -> int | None:
-        """The exit status; None while it runs."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit status, as soon as it has ended."""
-        ...
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-        ...
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        ...
 
 
 class ChildProcesses:
@@ -200,6 +165,13 @@ def _worker_environment(threads: int) -> dict[str, str]:
     }
 
 
+def last_log_line(folder: Path) -> str:
+    """What a job's trainer wrote last to standard error; empty where it wrote nothing."""
+    log = folder / "trainer.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1] if lines else ""
+
+
 def stop_trainer(trainer: Child) -> None:
     """Ask a trainer to save and end; end it after a while if it does not."""
     if trainer.poll() is None:
@@ -224,14 +196,14 @@ class _ForkedChild:
         self.stdout = stdout
 
     def poll(self) -> int | None:
-        """See Child."""
+        """As of `subprocess.Popen`."""
         try:
             return self.wait(0)
         except subprocess.TimeoutExpired:
             return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """See Child."""
+        """As of `subprocess.Popen`."""
         if self._status is None:
             self._link.settimeout(timeout)
             try:
@@ -245,18 +217,21 @@ class _ForkedChild:
         return self._status
 
     def terminate(self) -> None:
-        """See Child."""
+        """As of `subprocess.Popen`."""
         if self.poll() is None:
             self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """See Child."""
+        """As of `subprocess.Popen`."""
         if self.poll() is None:
             self._send(signal.SIGKILL)
 
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+
+
+Child: TypeAlias = "subprocess.Popen[bytes] | _ForkedChild"
 
 
 # ------------------------------------------------------------------------------------------------ the fork server

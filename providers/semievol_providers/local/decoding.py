@@ -208,7 +208,7 @@ class _Listener(Protocol):
 
     @property
     def dropped(self) -> bool:
-        """True when nobody waits any more."""
+        """True when the request was cancelled."""
         ...
 
     def progress(self, transcript: Transcript, output: SampleOutput | None) -> None:
@@ -381,53 +381,53 @@ class KVCacheBuckets:
     """`put` samples in, `settle` after some ended, `advance` all by a token."""
 
     def __init__(self) -> None:
-        self._lanes: dict[int, KVCacheBucket] = {}
+        self._buckets: dict[int, KVCacheBucket] = {}
 
     @property
     def samples(self) -> list[DecodingSequence]:
         """Those that are under way, in the order of their rows."""
-        return [sample for lane in self._lanes.values() for sample in lane.samples]
+        return [sample for bucket in self._buckets.values() for sample in bucket.samples]
 
     @property
     def allocated_bytes(self) -> int:
         """Memory of all slots."""
-        return sum(lane.allocated_bytes for lane in self._lanes.values())
+        return sum(bucket.allocated_bytes for bucket in self._buckets.values())
 
     def put(self, sample: DecodingSequence, layers: Layers) -> None:
         """Let a sample join that has read so many tokens."""
         width = cache_width(sample.position + 1)
-        if width not in self._lanes:
-            self._lanes[width] = KVCacheBucket(width)
-        self._lanes[width].join(sample, layers)
+        if width not in self._buckets:
+            self._buckets[width] = KVCacheBucket(width)
+        self._buckets[width].join(sample, layers)
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """Let those go that are over, and move those that have filled their slots."""
-        for lane in list(self._lanes.values()):
-            for slot in reversed(range(len(lane.samples))):
-                sample = lane.samples[slot]
+        for bucket in list(self._buckets.values()):
+            for slot in reversed(range(len(bucket.samples))):
+                sample = bucket.samples[slot]
                 if sample.over:
-                    lane.leave(slot)
-                elif sample.position >= lane.width:
-                    layers = lane.layers_of(slot)
-                    self.put(lane.leave(slot), layers)
+                    bucket.leave(slot)
+                elif sample.position >= bucket.width:
+                    layers = bucket.layers_of(slot)
+                    self.put(bucket.leave(slot), layers)
 
     def take_out(self, sample: DecodingSequence) -> Layers:
         """Let a sample go that is under way; `put` with what this returns lets it go on."""
-        lane = next(lane for lane in self._lanes.values() if sample in lane.samples)
-        slot = lane.samples.index(sample)
-        layers = lane.held_of(slot)
-        lane.leave(slot)
+        bucket = next(bucket for bucket in self._buckets.values() if sample in bucket.samples)
+        slot = bucket.samples.index(sample)
+        layers = bucket.held_of(slot)
+        bucket.leave(slot)
         return layers
 
     def free(self) -> None:
-        """Give back the slots of empty lanes."""
-        self._lanes = {width: lane for width, lane in self._lanes.items() if lane.samples}
+        """Give back the slots of empty buckets."""
+        self._buckets = {width: bucket for width, bucket in self._buckets.items() if bucket.samples}
 
     def advance(self, packed: PackedModel, model: PreTrainedModel) -> Tensor:
         """Feed every sample's token; float32 logits (samples, vocabulary) of the next, in the order of `samples`."""
-        lanes = [lane for lane in self._lanes.values() if lane.samples]
+        buckets = [bucket for bucket in self._buckets.values() if bucket.samples]
         samples = self.samples
-        plan = _LanePlan(lanes)
+        plan = _BucketPlan(buckets)
         tokens = Tokens([sample.token for sample in samples], [sample.position for sample in samples])
         logits = packed.logits(model, tokens, plan, torch.arange(len(samples)))
         for sample in samples:
@@ -435,20 +435,20 @@ class KVCacheBuckets:
         return logits
 
 
-class _LaneRows:
-    """The rows of one lane in a pass: where their tokens are written, and what they see."""
+class _BucketRows:
+    """The rows of one bucket in a pass: where their tokens are written, and what they see."""
 
-    def __init__(self, lane: KVCacheBucket, start: int) -> None:
-        self._lane = lane
-        self._device = lane.stores[0][0].device
-        self._places = torch.tensor([sample.position for sample in lane.samples], device=self._device)
-        self._rows = torch.arange(len(lane.samples), device=self._device)
-        self._span = slice(start, start + len(lane.samples))
+    def __init__(self, bucket: KVCacheBucket, start: int) -> None:
+        self._bucket = bucket
+        self._device = bucket.stores[0][0].device
+        self._places = torch.tensor([sample.position for sample in bucket.samples], device=self._device)
+        self._rows = torch.arange(len(bucket.samples), device=self._device)
+        self._span = slice(start, start + len(bucket.samples))
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(self, layer: int, states: Sequence[Tensor], look: Look, out: Tensor) -> None:
         query, key, value = (state.transpose(0, 1)[self._span] for state in states)
-        keys, values = self._lane.stores[layer]
+        keys, values = self._bucket.stores[layer]
         keys[self._rows, :, self._places] = key
         values[self._rows, :, self._places] = value
         count, kept = len(self._rows), keys.shape[1]
@@ -460,7 +460,7 @@ class _LaneRows:
     def _mask(self, window: int | None, query: Tensor) -> Tensor:
         found = self._masks.get(window)
         if found is None:
-            index = torch.arange(self._lane.width, device=self._device)
+            index = torch.arange(self._bucket.width, device=self._device)
             hidden = index > self._places[:, None]
             if window is not None:
                 hidden |= index <= self._places[:, None] - window
@@ -469,15 +469,15 @@ class _LaneRows:
         return found.expand(-1, 1, query.shape[2], -1)
 
 
-class _LanePlan:
-    """One token of every sample of these lanes."""
+class _BucketPlan:
+    """One token of every sample of these buckets."""
 
-    def __init__(self, lanes: Iterable[KVCacheBucket]) -> None:
-        self._parts: list[_LaneRows] = []
+    def __init__(self, buckets: Iterable[KVCacheBucket]) -> None:
+        self._parts: list[_BucketRows] = []
         start = 0
-        for lane in lanes:
-            self._parts.append(_LaneRows(lane, start))
-            start += len(lane.samples)
+        for bucket in buckets:
+            self._parts.append(_BucketRows(bucket, start))
+            start += len(bucket.samples)
 
     def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
         query, _, value = states

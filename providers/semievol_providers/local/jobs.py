@@ -23,8 +23,9 @@ import msgspec
 from semievol_api.capabilities import FineTuneRequest, JobEvent, JobState, JobTicket
 from semievol_api.errors import RefusedError, UserError
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, TrainingFileError, read_examples
-from semievol_providers.local.children import TRAINER, Child, ChildProcesses, stop_trainer
+from semievol_providers.local.children import TRAINER, Child, ChildProcesses, last_log_line, stop_trainer
 from semievol_providers.local.disk import full_disk, is_out_of_space
+from semievol_providers.local.model_folder import check_adapter_fits
 from semievol_providers.local.training_job import (
     EXIT_FAILED,
     EXIT_NO_SPACE,
@@ -144,8 +145,8 @@ class LocalFineTuner:
         """The training's steps, checkpoints and last words."""
         events: dict[str, JobEvent] = {}
         for event in read_events(self._places.jobs / ticket.job_id, 0)[0]:
-            told = _told(event)
-            events.setdefault(told.id, told)
+            made = _job_event(event)
+            events.setdefault(made.id, made)
         found = list(events.values())
         if after is None:
             return found
@@ -187,7 +188,7 @@ class LocalFineTuner:
             shutil.rmtree(partial)
             raise RefusedError(f"Invalid training file. {error}", status=400, code="invalid_training_file") from error
         defaults = self._places.train
-        spec = defaults.settle(request.spec, examples)
+        spec = defaults.resolve(request.spec, examples)
         start = StartingPoint(base=self._places.base_folder, adapter=adapter, device=self._places.device)
         validates = request.validation_file is not None
         training_job(spec, defaults, start, folder, validates=validates).write(partial / "job.json")
@@ -260,14 +261,14 @@ class LocalFineTuner:
 
     def _give_up(self, job_id: str) -> JobState:
         """Not written down: the next run may try again, from the last saved state."""
-        log = self._places.jobs / job_id / "trainer.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        folder = self._places.jobs / job_id
+        last, log = last_log_line(folder), str(folder / "trainer.log")
         return JobState(
             status="failed",
             raw_status="trainer_died",
             reason=(
-                f"The training process ended {_MAX_CRASHES + 1} times without a word; its log is {str(log)!r}"
-                f"{' and ends with: ' + lines[-1] if lines else ''}. Where nothing is said, the machine most likely "
+                f"The training process ended {_MAX_CRASHES + 1} times without a word; its log is {log!r}"
+                f"{' and ends with: ' + last if last else ''}. Where nothing is said, the machine most likely "
                 "ran out of memory: lower tokens_per_pass in [providers.NAME.train]. A later run goes on from the "
                 "last saved step."
             ),
@@ -280,7 +281,7 @@ class LocalFineTuner:
         await asyncio.to_thread(stop_trainer, process)
 
 
-def _told(event: TrainingEvent) -> JobEvent:
+def _job_event(event: TrainingEvent) -> JobEvent:
     """One line of the log as the job's own event; equal events of a resumed training have equal ids."""
     of = f"{event.step}/{event.total_steps}"
     messages = {
@@ -293,17 +294,13 @@ def _told(event: TrainingEvent) -> JobEvent:
         "failed": f"The job failed: {event.message}",
         "note": event.message or "",
     }
-    named = {
-        "step": float(event.step),
-        "train_loss": event.train_loss,
-        "train_mean_token_accuracy": event.token_accuracy,
-        "full_valid_loss": event.valid_loss,
-        "full_valid_mean_token_accuracy": event.valid_token_accuracy,
-        "learning_rate": event.learning_rate,
-    }
-    metrics = {name: value for name, value in named.items() if value is not None}
     level = "error" if event.kind == "failed" else "warn" if event.kind == "note" else "info"
-    return JobEvent(id=f"{event.kind}/{event.step}", message=messages[event.kind], level=level, metrics=metrics)
+    return JobEvent(
+        id=f"{event.kind}/{event.step}",
+        message=messages[event.kind],
+        level=level,
+        metrics=event.metrics | {"step": float(event.step)},
+    )
 
 
 def _read_jobs(folder: Path) -> list[_JobFile]:
@@ -339,8 +336,6 @@ class TunedModels:
         return self._known[model]
 
     def _look_up(self, model: str) -> str:
-        from semievol_providers.local.model_folder import check_adapter_fits
-
         for job in _read_jobs(self._folder):
             if job.tuned_model == model and (adapter := self._folder / job.job_id / "adapter").is_dir():
                 return str(adapter)
@@ -360,7 +355,7 @@ class AdapterServer:
 
     def __init__(self, url: str) -> None:
         self._url = f"{url.rstrip('/').removesuffix('/v1')}/v1/load_lora_adapter"
-        self._told: set[str] = set()
+        self._loaded: set[str] = set()
 
     async def tell(self, name: str, folder: str) -> None:
         """The server answers to `name` with this adapter from now on.
@@ -368,9 +363,9 @@ class AdapterServer:
         Raises:
             UserError: the server is not there, or takes no adapters while it runs.
         """
-        if name not in self._told:
+        if name not in self._loaded:
             await asyncio.to_thread(self._post, name, folder)
-            self._told.add(name)
+            self._loaded.add(name)
 
     def _post(self, name: str, folder: str) -> None:
         body = json.dumps({"lora_name": name, "lora_path": folder}).encode()

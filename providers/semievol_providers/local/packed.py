@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from semievol_providers.local.model_folder import ModelFolderError, check_adapter
 from semievol_providers.local.requests import EngineSettings
@@ -252,8 +252,6 @@ def read_next(
     packed: PackedModel, model: PreTrainedModel, requests: Sequence[ReadRequest]
 ) -> list[tuple[float | None, ...]]:
     """For every request, the natural log of the probability that the next token is one of each group's."""
-    import torch
-
     prompts = [request.prompt_ids for request in requests]
     read: list[tuple[float | None, ...]] = []
     for members in passes(prompts):
@@ -325,8 +323,6 @@ def _causal_mask(first: int, length: int, window: int | None, like: Tensor) -> T
 
 def _register_attention() -> None:
     """Make the attention of packed passes known to transformers; doing so again changes nothing."""
-    from transformers import AttentionInterface
-
     AttentionInterface.register(_ATTENTION, _attend)
 
 

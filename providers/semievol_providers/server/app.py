@@ -23,15 +23,15 @@ from starlette.routing import Route
 
 from semievol_providers.local.children import ChildProcesses
 from semievol_providers.server import chat_routes, object_routes
-from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError, json_response
+from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.batches import BatchRunner
+from semievol_providers.server.completions import Answers
 from semievol_providers.server.deletion import delete_model, sweep
 from semievol_providers.server.disk import Disk, disk_full, is_full, unwritable
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import MEDIA_TYPE, Gate, Meter, RateLimits
 from semievol_providers.server.job_runner import JobRunner
-from semievol_providers.server.loops import Loops
 from semievol_providers.server.services import Services, owner_of, services
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import ModelTable, State, model_object
@@ -63,15 +63,15 @@ def _hash(text: str) -> str:
 async def health(request: Request) -> Response:
     """GET /healthz"""
     parts = services(request)
-    troubles = parts.loops.troubles
-    status = "degraded" if troubles else "ok"
+    problems = parts.background.problems
+    status = "degraded" if problems else "ok"
     if not request.state.known:  # who has no key learns how the server is, no more
         return json_response({"status": status})
     running = parts.jobs.running
     return json_response(
         {
             "status": status,
-            "reasons": [{"part": part, "reason": reason} for part, reason in troubles.items()],
+            "reasons": [{"part": part, "reason": reason} for part, reason in problems.items()],
             "engine_ready": parts.engine.ready.is_set(),
             "engine_pid": parts.engine.pid,
             "engine_restarts": parts.engine.restarts,
@@ -107,7 +107,7 @@ class Application(Gate):
         self._starlette = app
 
     def stop_soon(self) -> None:
-        """A stop was asked for: nobody shall wait for what will not come."""
+        """The server was asked to stop: refuse requests that still wait for the engine."""
         parts = self._starlette.state.services
         assert isinstance(parts, Services)
         parts.engine.refuse_waiting()
@@ -121,9 +121,12 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         state = State(settings.state, disk)
         sweep(state)
-        models, loops = ModelTable(settings, state), Loops(settings.limits.retry_s)
+        models, background = ModelTable(settings, state), BackgroundTasks(settings.limits.retry_s)
         children = ChildProcesses(forks=settings.device == "cpu")
-        engine, jobs = EngineClient(settings, loops, children), JobRunner(settings, state, models, loops, children)
+        engine, jobs = (
+            EngineClient(settings, background, children),
+            JobRunner(settings, state, models, background, children),
+        )
         answers = Answers(engine, models, settings.limits)
         parts = Services(
             settings=settings,
@@ -132,8 +135,8 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
             engine=engine,
             jobs=jobs,
             answers=answers,
-            batches=BatchRunner(state, answers, loops),
-            loops=loops,
+            batches=BatchRunner(state, answers, background),
+            background=background,
             rates=rates,
             meter=meter,
         )
@@ -143,7 +146,7 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
         try:
             yield
         finally:
-            loops.close()
+            background.close()
             await parts.batches.close()
             await asyncio.gather(parts.jobs.close(), parts.engine.close())
             children.close()

@@ -19,11 +19,11 @@ import msgspec
 from msgspec import Meta
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.answers import ENDPOINTS, Answers
 from semievol_providers.server.api_errors import ApiError, check_metadata
-from semievol_providers.server.disk import causes, told, will_pass
+from semievol_providers.server.background import BackgroundTasks
+from semievol_providers.server.completions import ENDPOINTS, Answers
+from semievol_providers.server.disk import causes, reason_of, will_pass
 from semievol_providers.server.engine_client import ENGINE_HUNG
-from semievol_providers.server.loops import Loops
 from semievol_providers.server.settings import Limits
 from semievol_providers.server.state import FileRow, Record, State, new_id
 
@@ -220,13 +220,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _BatchParts:
-    """What every batch works with; its owner's batches share `slots` and advance in turns, one is checked at a time."""
+    """What the batches of one owner share: request slots, and a lock, since one input file is checked at a time."""
 
     state: State
     answers: Answers
     slots: asyncio.Semaphore
     checking: asyncio.Lock
-    loops: Loops
+    background: BackgroundTasks
 
 
 class _BatchWork:
@@ -246,7 +246,7 @@ class _BatchWork:
 
     @property
     def part(self) -> str:
-        """How its troubles are named."""
+        """The name under which health reports its problems."""
         return f"batch {self._id}"
 
     @property
@@ -262,7 +262,7 @@ class _BatchWork:
         self._cancelled.set()
 
     async def run(self) -> None:
-        """Go on from wherever the batch stands."""
+        """Continue from the batch's current status."""
         if self._record["status"] == "cancelling":
             self._cancelled.set()
         async with self._parts.checking:  # threads are few: the batches of one owner use one
@@ -376,8 +376,8 @@ class _BatchWork:
                 await self._keep("errors", line.custom_id, error.status, {"error": dict(error.body())})
             except Exception as error:  # noqa: BLE001 - a line fails alone
                 if will_pass(error):
-                    self._parts.loops.trouble(self.part, error)
-                    await self._parts.loops.pause()
+                    self._parts.background.report_problem(self.part, error)
+                    await self._parts.background.pause()
                     continue
                 _log.exception("a line of %s could not be answered", self._id)
                 bug = ApiError(f"The server had an error: {type(error).__name__}.", status=500, code="internal")
@@ -387,7 +387,7 @@ class _BatchWork:
             return
 
     async def _keep(self, name: str, custom_id: str, status: int, body: Record) -> None:
-        """Put an answer on the disk; where there is no room it waits, and is not asked again."""
+        """Append an answer to its file; on a full disk, keep it and try again without asking the engine again."""
         used = msgspec.convert(body["usage"], Tokens) if name == "output" else Tokens()
         line = answered_line(custom_id, status, body)
         while True:
@@ -396,10 +396,10 @@ class _BatchWork:
             except OSError as error:
                 if not will_pass(error):
                     raise
-                self._parts.loops.trouble(self.part, error)
-                await self._parts.loops.pause()
+                self._parts.background.report_problem(self.part, error)
+                await self._parts.background.pause()
             else:
-                self._parts.loops.well(self.part)
+                self._parts.background.clear_problem(self.part)
                 return
 
     def _append(self, name: str, line: bytes, custom_id: str, used: Tokens = Tokens()) -> None:
@@ -442,7 +442,7 @@ class _BatchWork:
                 self._append("errors", _unanswered_line(custom_id, end), custom_id)
 
     def _publish(self, name: str, lifetime_s: int | None) -> FileRow | None:
-        """Give the answers their place among the files; None if there are none."""
+        """Move the answers to the files; None if there are none."""
         source = self._folder / f"{name}.jsonl"
         if not source.exists() or source.stat().st_size == 0:
             return None
@@ -482,23 +482,23 @@ RUNNER = "batch runner"
 class BatchRunner:
     """`start`, `add` new ones, `close`."""
 
-    def __init__(self, state: State, answers: Answers, loops: Loops) -> None:
+    def __init__(self, state: State, answers: Answers, background: BackgroundTasks) -> None:
         self._state = state
         self._answers = answers
-        self._loops = loops
+        self._background = background
         self._parts: dict[str, _BatchParts] = {}
         self._works: dict[str, _BatchWork] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Take up what was under way when the server stopped."""
-        self._tasks.add(self._loops.start(RUNNER, self._take_up))
+        """Resume the batches that had not ended when the server stopped."""
+        self._tasks.add(self._background.start(RUNNER, self._take_up))
 
     async def _take_up(self) -> None:
         for record, owner in self._state.batches_with_status(*UNFINISHED):
             if str(record["id"]) not in self._works:
                 self.add(record, owner)
-        self._loops.finished(RUNNER)
+        self._background.finished(RUNNER)
 
     def add(self, record: Record, owner: str) -> None:
         """Run a batch that is already on disk."""
@@ -526,16 +526,16 @@ class BatchRunner:
         """What the batches of one owner share: none waits for another owner's slots."""
         if owner not in self._parts:
             slots = asyncio.Semaphore(self._answers.limits.batch_in_flight)
-            self._parts[owner] = _BatchParts(self._state, self._answers, slots, asyncio.Lock(), self._loops)
+            self._parts[owner] = _BatchParts(self._state, self._answers, slots, asyncio.Lock(), self._background)
         return self._parts[owner]
 
     async def _run(self, work: _BatchWork, owner: str) -> None:
         batch_id = str(work.record["id"])
         try:
             while not await self._attempt(work):
-                await self._loops.pause()
+                await self._background.pause()
                 work = self._works[batch_id] = _BatchWork(self._parts_of(owner), work.record, owner)
-            self._loops.well(work.part)
+            self._background.clear_problem(work.part)
         finally:
             self._works.pop(batch_id, None)
 
@@ -548,9 +548,9 @@ class BatchRunner:
                 lasting = [cause for cause in causes(error) if not will_pass(cause)]
                 if not lasting:
                     raise
-                _log.warning("%s cannot go on: %s", work.part, told(lasting[0]), exc_info=error)
-                await work.fail(f"The batch cannot go on: {told(lasting[0])}")
+                _log.warning("%s cannot go on: %s", work.part, reason_of(lasting[0]), exc_info=error)
+                await work.fail(f"The batch cannot go on: {reason_of(lasting[0])}")
         except Exception as error:  # noqa: BLE001 - one batch's trouble is that batch's
-            self._loops.trouble(work.part, causes(error)[0])
+            self._background.report_problem(work.part, causes(error)[0])
             return False
         return True

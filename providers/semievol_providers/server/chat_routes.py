@@ -1,6 +1,6 @@
-"""Routes that ask the engine: chat completions, text completions, embeddings. Who leaves is no longer worked for.
+"""Routes that ask the engine: chat completions, text completions, embeddings.
 
-Knows nothing of how the engine runs, of files or of jobs.
+Work for a client that disconnects is cancelled. Knows nothing of how the engine runs, of files or of jobs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.answers import head
 from semievol_providers.server.api_errors import ApiError, json_response
-from semievol_providers.server.chat_wire import (
+from semievol_providers.server.completions import (
     ChatBody,
     EmbeddingBody,
     TextBody,
     chat_logprobs,
+    head,
     parse,
     text_choice,
     usage,
@@ -37,7 +37,7 @@ _CLIENT_LEFT = 499
 
 
 class _ClientLeftError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has closed its connection."""
 
 
 async def _while_there(request: Request, work: Coroutine[None, None, T]) -> T:
@@ -137,7 +137,7 @@ class _ChatStream:
         return chunks
 
     def closing(self, tell: ChoicesTell) -> list[dict[str, JsonValue]]:
-        """The chunk behind the last one, if usage was asked for."""
+        """The final chunk with usage, if asked for."""
         if not self._usage:
             return []
         return [{**self._head, "choices": [], "usage": usage(tell.prompt_tokens, tell.choices)}]
@@ -196,7 +196,7 @@ async def _next_of(tells: AsyncGenerator[DeltaTell | ChoicesTell]) -> DeltaTell 
 
 
 class _ClosingStream(StreamingResponse):
-    """Closes its source when it ends, however it ends: a client that left in the middle of a chunk too."""
+    """Closes its source however the response ends, also when the client disconnects within a chunk."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         source = self.body_iterator

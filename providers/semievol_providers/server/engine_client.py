@@ -19,6 +19,7 @@ import msgspec
 
 from semievol_providers.local.children import Child, ChildProcesses
 from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.engine_wire import (
     LENGTH,
     Ask,
@@ -37,7 +38,6 @@ from semievol_providers.server.engine_wire import (
     beat_every_s,
     frame,
 )
-from semievol_providers.server.loops import Loops
 from semievol_providers.server.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ _PROGRAM = "semievol_providers.server.engine_process"
 _LOADING_FACTOR = 5  # loading may hold every thread for a while
 _ENGINE = "engine"
 ENGINE_HUNG = "engine_hung"
-"""The code of a refusal where the engine gave no sign of life."""
+"""The code of a refusal because the engine sent no heartbeat."""
 
 
 class _EngineLostError(Exception):
-    """The engine process is not there to answer."""
+    """The engine process has ended or is silent."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -68,9 +68,9 @@ class _Question:
 class EngineClient:
     """`ask` or `stream`, and `close` in the end; the first question starts the process."""
 
-    def __init__(self, settings: ServerSettings, loops: Loops, children: ChildProcesses) -> None:
+    def __init__(self, settings: ServerSettings, background: BackgroundTasks, children: ChildProcesses) -> None:
         self._settings = settings
-        self._loops = loops
+        self._background = background
         self._children = children
         self._process: Child | None = None
         self._to_engine: asyncio.WriteTransport | None = None
@@ -81,13 +81,13 @@ class EngineClient:
         self.ready = asyncio.Event()
         self.context_tokens = 0
         self.restarts = 0
-        self._heard_s = 0.0
-        self._looked_s = 0.0
+        self._last_message_s = 0.0
+        self._last_check_s = 0.0
 
     @property
     def silent_s(self) -> float | None:
-        """How long the engine has given no sign of life, while there is one."""
-        return time.monotonic() - self._heard_s if self.pid is not None else None
+        """Seconds since the engine's last message; None while no engine runs."""
+        return time.monotonic() - self._last_message_s if self.pid is not None else None
 
     @property
     def in_flight(self) -> int:
@@ -107,7 +107,7 @@ class EngineClient:
     def start(self) -> None:
         """Start the engine process unless it runs; returns before it is ready."""
         if self._supervisor is None and not self._closing:
-            self._supervisor = self._loops.start(_ENGINE, self._supervise)
+            self._supervisor = self._background.start(_ENGINE, self._supervise)
 
     def refuse_waiting(self) -> None:
         """The server stops: refuse new questions, and those that still wait for the engine to load."""
@@ -194,7 +194,7 @@ class EngineClient:
             except OSError as error:
                 self._refuse(_unavailable(error))
                 raise
-            self._heard_s = self._looked_s = time.monotonic()
+            self._last_message_s = self._last_check_s = time.monotonic()
             watch = asyncio.create_task(self._watch(process), name="engine-watch")
             try:
                 await self._listen(answers)
@@ -208,25 +208,29 @@ class EngineClient:
             status = await asyncio.to_thread(process.wait)
             if not self._closing:
                 _log.error("the engine process ended with status %s; starting it again", status)
-                self._loops.trouble(_ENGINE, _EngineLostError(f"It ended with status {status} and is started again"))
+                self._background.report_problem(
+                    _ENGINE, _EngineLostError(f"It ended with status {status} and is started again")
+                )
                 self.restarts += 1
                 self._review_questions()
                 await asyncio.sleep(_RESTART_WAIT_S)
 
     async def _watch(self, process: Child) -> None:
-        """End an engine that gives no sign of life; questions that it held are told so."""
+        """Kill an engine that sends no heartbeat, and refuse the requests that it held."""
         every_s = beat_every_s(self._settings.limits.engine_silence_s)
         while True:
             await asyncio.sleep(every_s)
             now = time.monotonic()
-            if now - self._looked_s > 3 * every_s:  # it was this process that did not run
-                self._heard_s = now
-            self._looked_s = now
-            silent_s, most_s = now - self._heard_s, self._settings.limits.engine_silence_s
+            if now - self._last_check_s > 3 * every_s:  # it was this process that did not run
+                self._last_message_s = now
+            self._last_check_s = now
+            silent_s, most_s = now - self._last_message_s, self._settings.limits.engine_silence_s
             if not self.ready.is_set():
                 most_s *= _LOADING_FACTOR
             if silent_s > most_s / 2:
-                self._loops.trouble(_ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s"))
+                self._background.report_problem(
+                    _ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s")
+                )
             if silent_s > most_s:
                 _log.error("the engine gave no sign of life for %.0f s; it is ended", silent_s)
                 self._refuse(_hung(most_s))
@@ -258,13 +262,13 @@ class EngineClient:
             self._take(decoder.decode(body))
 
     def _take(self, tell: Tell) -> None:
-        self._heard_s = time.monotonic()
+        self._last_message_s = time.monotonic()
         if isinstance(tell, BeatTell):
             if self.ready.is_set():
-                self._loops.well(_ENGINE)
+                self._background.clear_problem(_ENGINE)
             return
         if isinstance(tell, ReadyTell):
-            self._loops.well(_ENGINE)
+            self._background.clear_problem(_ENGINE)
             self.context_tokens = tell.context_tokens
             self.ready.set()
             for question in self._questions.values():

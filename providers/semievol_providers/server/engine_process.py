@@ -85,7 +85,7 @@ class _Intake(Generic[T]):
         self._line(arrived).put(arrived)
 
     def drop(self, arrived: _Arrived[T]) -> None:
-        """Take a question out, unless its turn has come."""
+        """Remove a question that is still queued."""
         self._line(arrived).drop(arrived)
 
     def _line(self, arrived: _Arrived[T]) -> _Line[T]:
@@ -262,7 +262,7 @@ class EngineService:
         self.tell(DeltaTell(number, delta.index, delta.text, choice))
 
     def _still_wanted(self, number: int, future: Future[Generated] | Future[Embedded]) -> bool:
-        """Whether there is a result to tell: not where nobody waits, nor where the failure has been told."""
+        """Whether a result is to be sent: not for cancelled requests, nor after a failure was sent."""
         with self._state:
             self._cancels.pop(number, None)
         if future.cancelled():
@@ -286,22 +286,10 @@ def _length(ask: _Question) -> int:
 
 
 def _request(prompt: tuple[int, ...], ask: ChatAsk | TextAsk, room: int) -> GenerateRequest:
-    sampling = ask.sampling
-    limit = sampling.max_tokens if sampling.max_tokens is not None else min(room, sampling.token_limit)
-    return GenerateRequest(
-        prompt_ids=prompt,
-        max_tokens=limit,
-        seed=sampling.seed,
-        adapter=ask.adapter,
-        owner=ask.owner,
-        n=sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        stop=sampling.stop,
-        top_logprobs=sampling.top_logprobs,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-    )
+    sampling = msgspec.structs.asdict(ask.sampling)
+    limit = min(room, sampling.pop("token_limit"))
+    sampling["max_tokens"] = limit if sampling["max_tokens"] is None else sampling["max_tokens"]
+    return GenerateRequest(prompt_ids=prompt, adapter=ask.adapter, owner=ask.owner, **sampling)
 
 
 def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:

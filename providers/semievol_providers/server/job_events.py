@@ -10,7 +10,7 @@ import io
 import secrets
 import time
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, cast
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -94,35 +94,26 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def spec_of(record: Record) -> TrainSpec:
-    """What a job is trained how, as far as it says; the rest is the server's own."""
-    asked = msgspec.convert(record["hyperparameters"], _HyperparametersBody)
-    return TrainSpec(
-        n_epochs=asked.n_epochs if isinstance(asked.n_epochs, int) else None,
-        batch_size=asked.batch_size if isinstance(asked.batch_size, int) else None,
-        learning_rate_multiplier=(
-            None if isinstance(asked.learning_rate_multiplier, str) else asked.learning_rate_multiplier
-        ),
-        seed=int(str(record["seed"])),
-    )
+    """How a job is trained, as far as its record says."""
+    asked = record["hyperparameters"]
+    assert isinstance(asked, dict)
+    numbers = {name: value for name, value in asked.items() if value != "auto"}
+    return TrainSpec.model_validate({**numbers, "seed": record["seed"]})
 
 
 def with_spec(record: Record, spec: TrainSpec) -> Record:
     """The job object with the numbers that it trains with."""
-    numbers: Record = {
-        "n_epochs": spec.n_epochs,
-        "batch_size": spec.batch_size,
-        "learning_rate_multiplier": spec.learning_rate_multiplier,
-    }
-    return with_hyperparameters(record, numbers)
+    values = spec.model_dump()
+    return with_hyperparameters(record, {name: values[name] for name in _HyperparametersBody.__struct_fields__})
 
 
-def new_job(body: JobBody) -> Record:
-    """The job object at its creation."""
+def new_job(body: JobBody, job_id: str | None = None, created_at: int | None = None) -> Record:
+    """The job object at its creation: now and under a fresh id, unless said otherwise."""
     record: Record = {
         "object": "fine_tuning.job",
-        "id": new_id("ftjob-"),
+        "id": job_id or new_id("ftjob-"),
         "model": body.model,
-        "created_at": int(time.time()),
+        "created_at": created_at if created_at is not None else int(time.time()),
         "finished_at": None,
         "fine_tuned_model": None,
         "organization_id": "org-local",
@@ -157,17 +148,8 @@ def tuned_name(record: Record) -> str:
 
 
 def _metrics_of(event: TrainingEvent) -> Record:
-    """The numbers of a step or a checkpoint under the API's names."""
-    named = {
-        "step": event.step,
-        "total_steps": event.total_steps,
-        "train_loss": event.train_loss,
-        "train_mean_token_accuracy": event.token_accuracy,
-        "full_valid_loss": event.valid_loss,
-        "full_valid_mean_token_accuracy": event.valid_token_accuracy,
-        "learning_rate": event.learning_rate,
-    }
-    return cast(Record, {key: value for key, value in named.items() if value is not None})
+    """The numbers of a step or a checkpoint."""
+    return {"step": event.step, "total_steps": event.total_steps, **event.metrics}
 
 
 def checkpoint_of(record: Record, event: TrainingEvent) -> Record:

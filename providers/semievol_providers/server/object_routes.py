@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, Response
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.batches import UNFINISHED, BatchBody, new_batch
-from semievol_providers.server.chat_wire import parse
+from semievol_providers.server.completions import parse
 from semievol_providers.server.deletion import delete_expired
 from semievol_providers.server.deletion import delete_file as delete_file_and_copies
 from semievol_providers.server.job_events import JobBody, new_job
@@ -59,7 +59,7 @@ async def create_file(request: Request) -> Response:
     except MultiPartException as error:
         raise ApiError(f"The multipart body cannot be read: {error.message}") from error
     except OSError:
-        await _hear_out(request)
+        await _read_rest(request)
         raise
     try:
         served.state.add_file(row, owner_of(request))
@@ -69,8 +69,8 @@ async def create_file(request: Request) -> Response:
     return json_response(_file_object(row))
 
 
-async def _hear_out(request: Request) -> None:
-    """Read the rest of a body: who is still sending would not read the refusal."""
+async def _read_rest(request: Request) -> None:
+    """Read the rest of a body: a client that is still sending would not read the refusal."""
     with contextlib.suppress(RuntimeError, ClientDisconnect):  # there may be no rest, or nobody
         async for _ in request.stream():
             continue
@@ -169,13 +169,10 @@ async def create_job(request: Request) -> Response:
     rows = {which: _job_input(served, owner, which, name) for which, name in files.items() if name}
     limits, count = served.settings.limits, served.state.count
     if count("jobs", _UNFINISHED, owner) >= limits.queued_jobs:
-        raise ApiError(
-            f"Your queue of jobs is full: it holds {limits.queued_jobs}. Try again when one has ended, or cancel some.",
-            status=429,
-            code="queue_full",
-        )
+        most = limits.queued_jobs
+        raise _queue_full(f"Your queue of jobs is full: it holds {most}. Try again when one has ended, or cancel some.")
     if count("jobs", _UNFINISHED) >= limits.queued_jobs_all_keys:
-        raise ApiError("The server's queue of jobs is full. Try again later.", status=429, code="queue_full")
+        raise _queue_full("The server's queue of jobs is full. Try again later.")
     record = new_job(body)
     job_id = str(record["id"])
     folder = served.state.folder / "jobs" / job_id
@@ -202,7 +199,7 @@ def _job_input(served: Services, owner: str, which: str, file_id: str) -> FileRo
 
 
 def _link_inputs(served: Services, folder: Path, rows: dict[str, FileRow]) -> None:
-    """Give the job its own names of its files, so that deleting them does not touch it."""
+    """Give a job or a batch its own names of its files, so that deleting them does not touch it."""
     served.state.disk.make_folder(folder)
     for which, row in rows.items():
         served.state.disk.second_name(served.state.file_path(row.id), folder / which)
@@ -216,7 +213,7 @@ async def list_jobs(request: Request) -> Response:
         if matched:
             metadata[matched.group(1)] = value
     page = services(request).state.list_jobs(owner_of(request), metadata, cursor_of(request, 20, _MAX_PAGE))
-    return json_response(_listed(list(page.records), page.has_more))
+    return json_response(_listed(page))
 
 
 async def retrieve_job(request: Request) -> Response:
@@ -239,7 +236,7 @@ async def resume_job(request: Request) -> Response:
     return await _change(request, ("paused",), "queued")
 
 
-_SAYS = {
+_EVENT_TEXTS = {
     "cancelled": "The job has been cancelled",
     "paused": "The job has been paused",
     "queued": "The job has been resumed",
@@ -257,7 +254,7 @@ async def _change(request: Request, allowed: tuple[str, ...], status: str) -> Re
         record["finished_at"] = int(time.time())
     with served.state.transaction():
         served.state.save_job(record)
-        served.state.add_event(job_id, f"{status}/{time.time_ns()}", _SAYS[status])
+        served.state.add_event(job_id, f"{status}/{time.time_ns()}", _EVENT_TEXTS[status])
     served.jobs.wake()
     return json_response(record)
 
@@ -266,7 +263,7 @@ async def list_events(request: Request) -> Response:
     """GET /fine_tuning/jobs/{job_id}/events"""
     record = _found_job(request)
     page = services(request).state.list_events(str(record["id"]), cursor_of(request, 20, _MAX_EVENTS))
-    return json_response(_listed(list(page.records), page.has_more))
+    return json_response(_listed(page))
 
 
 async def list_checkpoints(request: Request) -> Response:
@@ -280,7 +277,7 @@ def _page_with_ids(page: Page) -> dict[str, JsonValue]:
     """A list that names its first and last object."""
     ids: list[JsonValue] = [record["id"] for record in page.records]
     ends: dict[str, JsonValue] = {"first_id": ids[0], "last_id": ids[-1]} if ids else {}
-    return _listed(list(page.records), page.has_more) | ends
+    return _listed(page) | ends
 
 
 def _found_job(request: Request) -> Record:
@@ -291,8 +288,12 @@ def _found_job(request: Request) -> Record:
     return record
 
 
-def _listed(records: list[Record], has_more: bool) -> dict[str, JsonValue]:
-    return {"object": "list", "data": [*records], "has_more": has_more}
+def _listed(page: Page) -> dict[str, JsonValue]:
+    return {"object": "list", "data": [*page.records], "has_more": page.has_more}
+
+
+def _queue_full(message: str) -> ApiError:
+    return ApiError(message, status=429, code="queue_full")
 
 
 async def create_batch(request: Request) -> Response:
@@ -310,19 +311,15 @@ async def create_batch(request: Request) -> Response:
         )
     limits, count = served.settings.limits, served.state.count
     if count("batches", UNFINISHED, owner) >= limits.unfinished_batches:
-        raise ApiError(
-            f"You have {limits.unfinished_batches} batches under way, the most for one key. Try again later.",
-            status=429,
-            code="queue_full",
-        )
+        most = limits.unfinished_batches
+        raise _queue_full(f"You have {most} batches under way, the most for one key. Try again later.")
     if count("batches", UNFINISHED) >= limits.unfinished_batches_all_keys:
-        raise ApiError("The server has too many batches under way. Try again later.", status=429, code="queue_full")
+        raise _queue_full("The server has too many batches under way. Try again later.")
     record = new_batch(body, limits)
     folder = served.state.batch_folder(str(record["id"]))
     kept = body.output_expires_after
     try:
-        served.state.disk.make_folder(folder)
-        served.state.disk.second_name(served.state.file_path(row.id), folder / "input")
+        _link_inputs(served, folder, {"input": row})
         served.state.add_batch(record, owner, kept.seconds if kept is not None else None)
     except BaseException:
         served.state.disk.remove_folder(folder)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.batches import BatchRunner
+from semievol_providers.server.completions import Answers
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import Meter, RateLimits
 from semievol_providers.server.job_runner import JobRunner
-from semievol_providers.server.loops import Loops
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import Cursor, ModelTable, State
 
@@ -32,7 +32,7 @@ class Services:
     jobs: JobRunner
     answers: Answers
     batches: BatchRunner
-    loops: Loops
+    background: BackgroundTasks
     rates: RateLimits
     meter: Meter
 

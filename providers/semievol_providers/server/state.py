@@ -41,7 +41,7 @@ class JobRecord:
 
 
 def _write_job_record(folder: Path, record: dict[str, JsonValue], owner: str) -> None:
-    """Write it whole or not at all. A job does not fail for want of it: the database is what counts."""
+    """Write it completely or not at all. A failure is logged only, since the database holds the same."""
     partial = folder / f"{NAME}.partial"
     try:
         partial.write_text(json.dumps({"format": _FORMAT, "owner": owner, "record": record}), encoding="utf-8")

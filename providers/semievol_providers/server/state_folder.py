@@ -31,7 +31,15 @@ from semievol_api.records import JsonValue
 from semievol_api.store.database_header import DamagedDatabaseError, read_header
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
 from semievol_providers.server.gate import owner_of_key
-from semievol_providers.server.job_events import RUN_KEY, checkpoint_of, tuned_name, with_hyperparameters, with_spec
+from semievol_providers.server.job_events import (
+    RUN_KEY,
+    JobBody,
+    checkpoint_of,
+    new_job,
+    tuned_name,
+    with_hyperparameters,
+    with_spec,
+)
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import (
     APPLICATION_ID,
@@ -53,7 +61,7 @@ _FOLDERS = ("files", "jobs", "batches", "tmp")
 _DATABASE_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
 _OURS = {*_FOLDERS, *_DATABASE_FILES, _MARKER, "lock"}
 _NOT_COUNTED = {"lock", "lost+found", "ready.json", "server.log"}
-"""What may lie in a folder before its first server: a refused start's lock, what a volume brings, a parent's files."""
+"""Allowed in a folder before its first server: the lock of a refused start, a volume's own entry, a parent's files."""
 
 _OWN_NAMES = {
     "files": re.compile(r"file-[A-Za-z0-9]{24}(\.partial)?"),
@@ -222,7 +230,7 @@ def _tables_of(path: Path, options: str = "mode=ro&immutable=1") -> set[str]:
 
 
 def _check_kinds(folder: Path) -> None:
-    """Our folders are folders: a link would lead sweeping and writing to somebody else's files."""
+    """Refuse links in place of our folders: cleaning up would remove what they point to."""
     for name in _FOLDERS:
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -319,7 +327,7 @@ class _Found:
     damaged: Path | None = None
 
     def sentence(self) -> str:
-        """What to tell who asked for it."""
+        """The summary that is printed."""
         message = f"Recovered {self.jobs:,} job(s), {self.models:,} model(s) and {self.files:,} file(s)."
         if self.damaged is not None:
             message += f" The damaged database is kept as {self.damaged.name}."
@@ -332,7 +340,7 @@ class _Found:
 
 @contextmanager
 def held_folder(settings: ServerSettings, recover: bool) -> Generator[str]:
-    """Hold a state folder that is ours, made ready for a server; gives what to tell of a recovery.
+    """Hold a state folder that is ours, made ready for a server; yields the summary of a recovery.
 
     Raises:
         UserError: it is not a server's, another server holds it, or a recovery does not know whose its jobs are.
@@ -360,7 +368,7 @@ def _refuse_unless_ours(folder: Path, recover: bool) -> _FolderCondition:
 
 
 def _open_folder(settings: ServerSettings, recover: bool) -> str:
-    """Make a folder, whose lock is held, ready for a server; returns what to tell of a recovery.
+    """Make a folder, whose lock is held, ready for a server; returns the summary of a recovery.
 
     Raises:
         _StateFolderError: it is not a server's, or a recovery does not know whose its jobs are.
@@ -427,16 +435,16 @@ def _read_jobs(settings: ServerSettings, known: set[str]) -> dict[Path, JobRecor
         _StateFolderError: an older server's folder says not whose it is, and there are several keys.
     """
     found: dict[Path, JobRecord] = {}
-    nobodys: list[str] = []
+    unowned: list[str] = []
     for folder in own_entries(settings.state, "jobs"):
         if not folder.is_dir() or folder.name in known or not any(folder.iterdir()):
             continue
         kept = read_job_record(folder)
         if kept is None and len(settings.api_keys) > 1:
-            nobodys.append(folder.name)
+            unowned.append(folder.name)
         found[folder] = kept or JobRecord(_record_of_files(settings, folder), _only_owner(settings), True)
-    if nobodys:
-        shown = ", ".join(nobodys[:3]) + (f" and {len(nobodys) - 3:,} more" if len(nobodys) > 3 else "")
+    if unowned:
+        shown = ", ".join(unowned[:3]) + (f" and {len(unowned) - 3:,} more" if len(unowned) > 3 else "")
         raise _StateFolderError(
             f"The job folders {shown} are of an older version and do not say whose they are. Nothing was touched. "
             "Start once with --recover and, in the variable of --api-key-env, only the key that they belong to."
@@ -445,35 +453,21 @@ def _read_jobs(settings: ServerSettings, known: set[str]) -> dict[Path, JobRecor
 
 
 def _only_owner(settings: ServerSettings) -> str:
-    """Whose everything is where there is one key, or none."""
+    """The owner of everything where there is one key, or none."""
     return owner_of_key(settings.api_keys[0]) if settings.api_keys else ""
 
 
 def _record_of_files(settings: ServerSettings, folder: Path) -> Record:
     """A job object from the files of a training alone: its name's suffix and its metadata are lost."""
     made_at = int(folder.stat().st_mtime)
-    record: Record = {
-        "object": "fine_tuning.job",
-        "id": folder.name,
-        "model": settings.name,
-        "created_at": made_at,
-        "finished_at": None,
-        "fine_tuned_model": None,
-        "organization_id": "org-local",
-        "result_files": [],
-        "status": "cancelled",
-        "validation_file": None,
-        "training_file": _file_id(settings.state, folder / "training_file"),
-        "trained_tokens": None,
-        "error": None,
-        "seed": 0,
-        "estimated_finish": None,
-        "integrations": [],
-        "metadata": None,
-        "user_provided_suffix": None,
-    }
-    if (folder / "validation_file").exists():
-        record["validation_file"] = _file_id(settings.state, folder / "validation_file")
+    validates = (folder / "validation_file").exists()
+    body = JobBody(
+        model=settings.name,
+        training_file=_file_id(settings.state, folder / "training_file"),
+        validation_file=_file_id(settings.state, folder / "validation_file") if validates else None,
+        seed=0,
+    )
+    record = new_job(body, folder.name, made_at) | {"status": "cancelled"}
     try:
         job = TrainingJob.read(folder / "job.json")
     except (OSError, msgspec.MsgspecError):
@@ -546,7 +540,7 @@ def _brought_up_to_date(record: Record, events: list[TrainingEvent]) -> Record:
 
 # -------------------------------------------------------------------------------------------------- files
 def _add_files(state: State, settings: ServerSettings, jobs: Mapping[Path, JobRecord], found: _Found) -> list[Path]:
-    """Rows for files; returns those that nobody is known to own."""
+    """Add rows for files; returns the files without a known owner."""
     named: dict[str, tuple[str, str]] = {}
     for folder, kept in jobs.items():
         for which, purpose in _INPUTS.items():
@@ -582,7 +576,7 @@ def _add_files(state: State, settings: ServerSettings, jobs: Mapping[Path, JobRe
 
 
 def _purpose(path: Path) -> str:
-    """What a file was uploaded or written for, by its beginning."""
+    """The purpose of a file, by its first bytes."""
     with path.open("rb") as file:
         start = file.read(65536)
     if start.startswith(b"step,train_loss"):
