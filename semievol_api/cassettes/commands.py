@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from semievol_api.cassettes.miss import CassetteMode as Mode
 
 
-PREFIX = "/v1"
-MAX_BODY_BYTES = 1 << 30
-UPSTREAM_TIMEOUT_S = 600.0
+_PREFIX = "/v1"
+_MAX_BODY_BYTES = 1 << 30
+_UPSTREAM_TIMEOUT_S = 600.0
 _NOT_FORWARDED = frozenset(
     ("accept-encoding", "connection", "content-length", "host", "keep-alive", "te", "transfer-encoding")
 )
@@ -45,23 +45,23 @@ async def serve_loopback(
     async def answer(request: web.Request) -> web.StreamResponse:
         return await _forward(cassette, upstream.rstrip("/"), request)
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}{PREFIX}"
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}{_PREFIX}"
     finally:
         await runner.cleanup()
 
 
 async def _forward(cassette: Cassette, upstream: str, request: web.Request) -> web.StreamResponse:
     headers = {name.lower(): text for name, text in request.headers.items() if name.lower() not in _NOT_FORWARDED}
-    url = upstream + request.raw_path.removeprefix(PREFIX)
+    url = upstream + request.raw_path.removeprefix(_PREFIX)
     body = await request.read() or None
     try:
-        answer = await cassette.send(request.method, url, body, headers, UPSTREAM_TIMEOUT_S)
+        answer = await cassette.send(request.method, url, body, headers, _UPSTREAM_TIMEOUT_S)
     except CassetteMiss as miss:
         error = {"message": str(miss), "type": "cassette_miss", "param": None, "code": "cassette_miss"}
         return web.json_response({"error": error}, status=400, headers={"x-should-retry": "false"})
@@ -73,16 +73,16 @@ async def _forward(cassette: Cassette, upstream: str, request: web.Request) -> w
     return web.Response(status=answer.status, body=answer.body, headers=kept)
 
 
-app = typer.Typer(name="cassette", no_args_is_help=True, help="Record what goes over the wire once, replay it offline.")
+app = typer.Typer(name="cassette", no_args_is_help=True, help="Record HTTP exchanges and replay them offline.")
 
-Folder = Annotated[Path, typer.Argument(help="The cassette's folder.", show_default=False)]
+_Folder = Annotated[Path, typer.Argument(help="The cassette folder.", show_default=False)]
 Command = Annotated[
     list[str] | None,
-    typer.Argument(help="-- and the program to run.", show_default=False, metavar="[-- COMMAND]"),
+    typer.Argument(help="The program to run, after --.", show_default=False, metavar="[-- COMMAND]"),
 ]
-Upstream = Annotated[str, typer.Option(help="Base URL of the server to record.")]
-Port = Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")]
-OPENAI = "https://api.openai.com/v1"
+_Upstream = Annotated[str, typer.Option(help="Base URL of the server to record.")]
+Port = Annotated[int, typer.Option(help="Port on 127.0.0.1. 0 picks a free one.")]
+_OPENAI = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +101,14 @@ class Session:
 
 @app.command()
 def record(
-    path: Folder,
+    path: _Folder,
     command: Command = None,
-    upstream: Upstream = OPENAI,
+    upstream: _Upstream = _OPENAI,
     port: Port = 0,
-    seed: Annotated[int | None, typer.Option(help="Kept in the manifest.")] = None,
-    notes: Annotated[str, typer.Option(help="Kept in the manifest.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Noted in the manifest.")] = None,
+    notes: Annotated[str, typer.Option(help="Noted in the manifest.")] = "",
 ) -> None:
-    """Run a program against UPSTREAM and keep every exchange; an older recording is replaced at the end."""
+    """Run a program against UPSTREAM and record every exchange, replacing an older recording."""
     _run(
         Session(
             path=path,
@@ -123,14 +123,14 @@ def record(
 
 
 @app.command()
-def replay(path: Folder, command: Command = None, port: Port = 0) -> None:
-    """Run a program against the recording alone; exit with 1 on a miss or on exchanges left unplayed."""
+def replay(path: _Folder, command: Command = None, port: Port = 0) -> None:
+    """Run a program against the recording. Exits with 1 on a miss or on unplayed exchanges."""
     _run(Session(path=path, mode="replay", command=tuple(command or ()), port=port))
 
 
 @app.command()
-def update(path: Folder, command: Command = None, upstream: Upstream = OPENAI, port: Port = 0) -> None:
-    """Replay what is recorded, record what is missing, drop what the program no longer asks for."""
+def update(path: _Folder, command: Command = None, upstream: _Upstream = _OPENAI, port: Port = 0) -> None:
+    """Replay what is recorded, record what is missing and drop what is no longer requested."""
     _run(
         Session(
             path=path,
@@ -144,14 +144,14 @@ def update(path: Folder, command: Command = None, upstream: Upstream = OPENAI, p
 
 
 @app.command()
-def prune(path: Folder, command: Command = None, port: Port = 0) -> None:
-    """Run a program against the recording alone and drop what it did not ask for."""
+def prune(path: _Folder, command: Command = None, port: Port = 0) -> None:
+    """Run a program against the recording and drop exchanges that it did not request."""
     _run(Session(path=path, mode="replay", command=tuple(command or ()), port=port, drop_unplayed=True))
 
 
 @app.command()
-def diff(old: Folder, new: Folder) -> None:
-    """Show what two cassettes ask and answer differently; exit with 1 if they differ."""
+def diff(old: _Folder, new: _Folder) -> None:
+    """Show the differences between two cassettes. Exits with 1 if there are any."""
     from semievol_api.cassettes.compare import compare
     from semievol_api.cassettes.exchange import load
 
@@ -161,8 +161,8 @@ def diff(old: Folder, new: Folder) -> None:
 
 
 @app.command()
-def info(path: Folder) -> None:
-    """Show where a cassette comes from and what it holds."""
+def info(path: _Folder) -> None:
+    """Show the origin and the contents of a cassette."""
     from semievol_api.cassettes.compare import describe
     from semievol_api.cassettes.exchange import load
 
@@ -171,11 +171,11 @@ def info(path: Folder) -> None:
 
 @app.command("import")
 def import_(
-    sources: Annotated[list[Path], typer.Argument(help="vcrpy .yaml or session .json files.")],
-    into: Annotated[Path, typer.Option(help="The new cassette's folder.", show_default=False)],
-    slots: Annotated[bool, typer.Option(help="Keep the files apart: slot = file name.")] = False,
+    sources: Annotated[list[Path], typer.Argument(help="vcrpy .yaml files or azure-sdk session .json files.")],
+    into: Annotated[Path, typer.Option(help="Folder of the new cassette.", show_default=False)],
+    slots: Annotated[bool, typer.Option(help="Keep the files apart, each in a slot named after it.")] = False,
 ) -> None:
-    """Turn recordings of vcrpy or of the azure-sdk test proxy into one cassette."""
+    """Convert recordings of vcrpy or the azure-sdk test proxy."""
     from semievol_api.cassettes.foreign import import_recordings
     from semievol_api.cassettes.scrub import Scrubber, secret_values
 

@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(help="The run's folder, as \\[run] folder names it.")]
+RunFolder = Annotated[Path, typer.Argument(help="The run folder, as set in \\[run] folder.")]
 
 
 def report(
     run_folder: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="Where to write it; default: report.html in the run folder.")] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run folder.")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Write one HTML file with the proof, every label, the cost and the config."""
+    """Write an HTML report of a run: results, labels, costs and config."""
     from semievol_api.report.page import write_report
 
     path = write_report(run_folder, out)
@@ -29,10 +29,10 @@ def report(
 
 def review(
     run_folder: RunFolder,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
-    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Local port. 0 picks a free one.")] = 0,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Accept, correct or skip the most valuable labels by keyboard, in a page of this machine."""
+    """Review labels in a local page: accept, correct or skip by keyboard."""
     from semievol_api.report.labels import read_decisions
     from semievol_api.report.review_server import serve_review
 
@@ -47,13 +47,13 @@ def review(
 
 def export(
     run_folder: RunFolder,
-    out: Annotated[Path, typer.Option(help="The file to write (hf: a folder).")],
+    out: Annotated[Path, typer.Option(help="The file to write; for hf, the folder.")],
     format: Annotated[
         Literal["openai", "parquet", "hf", "model-card"],
-        typer.Option(help="openai: chat JSONL for fine-tuning; hf: a folder for datasets.load_from_disk."),
+        typer.Option(help="openai: chat JSONL for fine-tuning. hf: a folder for datasets.load_from_disk."),
     ] = "openai",
 ) -> None:
-    """Write the selected labels, reviewed ones over them, for other tools; or a model card."""
+    """Export the selected labels with review decisions applied, or a model card."""
     from semievol_api.report.export import export_labels
 
     count = export_labels(run_folder, out, format)

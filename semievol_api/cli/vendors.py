@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 def providers(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own \\[catalogue] file.")] = None,
-    fresh: Annotated[Path | None, typer.Option("--refresh", help="Take a newer table of prices and ends.")] = None,
-    back: Annotated[bool, typer.Option("--reset", help="Go back to the package's own table.")] = False,
+    config: Annotated[Path | None, typer.Option(help="A config whose \\[catalogue] file is read too.")] = None,
+    fresh: Annotated[Path | None, typer.Option("--refresh", help="Install a newer catalogue from this file.")] = None,
+    back: Annotated[bool, typer.Option("--reset", help="Restore the catalogue of the package.")] = False,
     as_json: AsJson = False,
     on: OnDay = None,
 ) -> None:
-    """List the installed providers and what is known of vendors' models; `probe` asks one what it really does."""
+    """List providers, vendors and models with prices and end dates."""
     from semievol_api.planning.catalogue import utc_day
     from semievol_api.planning.catalogue_refresh import data_folder, refresh, reset
 
@@ -48,67 +48,69 @@ def providers(
     if fresh is not None or back:
         told = reset(data_folder()) if fresh is None else refresh(fresh, data_folder(), today)
         if as_json:
-            print_json(refreshed_as_json(told))
+            print_json(_refreshed_as_json(told))
         else:
-            show_refreshed(out(), told)
+            _show_refreshed(out(), told)
         return
-    catalogue = catalogue_of(config)
+    catalogue = _catalogue_of(config)
     if as_json:
-        print_json(providers_as_json(catalogue, today))
+        print_json(_providers_as_json(catalogue, today))
     else:
-        show_providers(out(), catalogue, today)
+        _show_providers(out(), catalogue, today)
 
 
 def probe(
-    name: Annotated[str, typer.Argument(help="A provider of the config: \\[providers.NAME].")],
-    config: Annotated[Path, typer.Option(help="The config that names it.")] = Path("semievol.toml"),
+    name: Annotated[str, typer.Argument(help="NAME of \\[providers.NAME] in the config.")],
+    config: Annotated[Path, typer.Option(help="The config.")] = Path("semievol.toml"),
     as_json: AsJson = False,
 ) -> None:
-    """Make one cheap call per ability and show what works, is ignored or refused; kept with the run."""
-    findings, path = probe_provider(name, config)
+    """Test what a provider supports with one cheap request per ability."""
+    findings, path = _probe_provider(name, config)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        show_findings(findings, path)
+        _show_findings(findings, path)
 
 
 def jobs(
-    path: Annotated[Path, typer.Argument(help="A config, or a folder of runs.")] = Path(),
-    poll: Annotated[bool, typer.Option("--poll", help="Ask the vendor where the jobs stand (needs a config).")] = False,
-    cancel: Annotated[str | None, typer.Option(help="Ask the vendor to stop this job (needs a config).")] = None,
+    path: Annotated[Path, typer.Argument(help="A config, or a folder with runs.")] = Path(),
+    poll: Annotated[
+        bool, typer.Option("--poll", help="Ask the vendor for the state of each job (needs a config).")
+    ] = False,
+    cancel: Annotated[str | None, typer.Option(help="Cancel this job (needs a config).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the trainings of all runs: their jobs, models, tokens and price."""
-    found = list_jobs(path, poll=poll, stop=cancel)
+    """List training jobs with their models, tokens and cost."""
+    found = _list_jobs(path, poll=poll, stop=cancel)
     if as_json:
         print_json(found)
     else:
-        show_jobs(found)
+        _show_jobs(found)
 
 
 def clean(
     config: ConfigPath,
     remote: Annotated[
-        bool, typer.Option("--remote", help="What lies at the vendor: files, superseded models.")
+        bool, typer.Option("--remote", help="List uploaded files and superseded models at the vendor.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete everything listed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List, and with --yes delete, what a run left at its vendor."""
+    """List what a run left at its vendor, and delete it with --yes."""
     if not remote:
         raise UserError("Nothing to do without --remote. To remove a run from this machine, delete its folder.")
-    result = clean_remote(config, yes=yes)
+    result = _clean_remote(config, yes=yes)
     if as_json:
         print_json(result)
     else:
-        show_clean(result)
+        _show_clean(result)
 
 
-SHOWN_KEYS = 4
+_SHOWN_KEYS = 4
 """Keys of a new row that are told; of a changed row all are."""
 
 
-def catalogue_of(config: Path | None) -> Catalogue:
+def _catalogue_of(config: Path | None) -> Catalogue:
     """What is known, with the own file on top that a config names."""
     from semievol_api.config.settings import load_config
     from semievol_api.planning.catalogue_refresh import known_catalogue
@@ -116,7 +118,7 @@ def catalogue_of(config: Path | None) -> Catalogue:
     return known_catalogue(None if config is None else load_config(config).catalogue.file)
 
 
-def show_providers(console: Console, catalogue: Catalogue, today: datetime.date) -> None:
+def _show_providers(console: Console, catalogue: Catalogue, today: datetime.date) -> None:
     """Kinds, vendors and models for a person; at the end one line on what has gone stale."""
     from semievol_api.registry import provider_kinds
 
@@ -131,7 +133,7 @@ def show_providers(console: Console, catalogue: Catalogue, today: datetime.date)
         console.print(f"! {stale}", markup=False)
 
 
-def providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, Any]:
+def _providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, Any]:
     """The installed providers and the catalogue."""
     from semievol_api.registry import provider_kinds
 
@@ -147,7 +149,7 @@ def providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, A
     }
 
 
-def show_refreshed(console: Console, told: Refreshed) -> None:
+def _show_refreshed(console: Console, told: Refreshed) -> None:
     """What a table changed, row by row, and the way back."""
     for change in told.changes:
         console.print(
@@ -164,7 +166,7 @@ def show_refreshed(console: Console, told: Refreshed) -> None:
         console.print(f"The table before is kept: semievol providers --refresh {told.kept}", **_LONG)
 
 
-def refreshed_as_json(told: Refreshed) -> dict[str, Any]:
+def _refreshed_as_json(told: Refreshed) -> dict[str, Any]:
     """The same for a program."""
     return {
         "installed": None if told.installed is None else str(told.installed),
@@ -184,7 +186,7 @@ def _words(kind: str, keys: Mapping[str, tuple[Any, Any]]) -> str:
         return "only the table before knew it"
     if kind == "added":
         told = {key: now for key, (_, now) in keys.items() if now not in (None, "", [], {}) and key in _TELLING}
-        return ", ".join(f"{key} = {now}" for key, now in list(told.items())[:SHOWN_KEYS]) or "new"
+        return ", ".join(f"{key} = {now}" for key, now in list(told.items())[:_SHOWN_KEYS]) or "new"
     return ", ".join(f"{key}: {_value(was)} -> {_value(now)}" for key, (was, now) in keys.items())
 
 
@@ -270,10 +272,10 @@ def _read(facts: ModelFacts) -> str:
     return "; ".join(dict.fromkeys(f"{origin.checked} {origin.strength}" for origin in origins))
 
 
-ResultT = TypeVar("ResultT")
+_ResultT = TypeVar("_ResultT")
 
 
-def list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any]]:
+def _list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any]]:
     """The jobs under a folder, or of a config; with `poll` and `stop` the vendor is asked.
 
     Raises:
@@ -300,7 +302,7 @@ def list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any
     return _with(provider, ask)
 
 
-def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+def _show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     """A table for a person."""
     if not jobs:
         out().print("No run here has started a training.", markup=False)
@@ -325,7 +327,7 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
             console.print(f"{job['name']}: {job['job_id']}{model}", markup=False, soft_wrap=True)
 
 
-def clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
+def _clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
     """What a run left at its vendor; deleted with `yes`."""
     from semievol_api.config.settings import load_config
     from semievol_api.session import check as check_run
@@ -343,7 +345,7 @@ def clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
     return _with(plan.provider(plan.trainer_ref), ask)
 
 
-def show_clean(result: Mapping[str, Any]) -> None:
+def _show_clean(result: Mapping[str, Any]) -> None:
     """A table for a person, and what to do next."""
     items = result["items"]
     if not items:
@@ -358,7 +360,7 @@ def show_clean(result: Mapping[str, Any]) -> None:
     out().print(words, markup=False)
 
 
-def probe_provider(name: str, path: Path) -> tuple[list[Finding], Path]:
+def _probe_provider(name: str, path: Path) -> tuple[list[Finding], Path]:
     """Probe one provider of a config with the models that its roles name; the findings are kept in the run's folder."""
     from semievol_api.config.settings import load_config, nearest
     from semievol_api.planning.provider_probe import probe as probe_abilities
@@ -374,7 +376,7 @@ def probe_provider(name: str, path: Path) -> tuple[list[Finding], Path]:
     return findings, record(findings, name, models.chat or models.embed, config.run.folder)
 
 
-def show_findings(findings: Sequence[Finding], path: Path) -> None:
+def _show_findings(findings: Sequence[Finding], path: Path) -> None:
     """A table for a person."""
     rows = [[finding.ability, finding.outcome, finding.detail] for finding in findings]
     out().print(table("Probe", ["ability", "outcome", "what was seen"], rows))
@@ -393,10 +395,10 @@ def _models_at(name: str, config: Config) -> ProbeModels:
     )
 
 
-def _with(provider: Provider, ask: Callable[[Provider], Awaitable[ResultT]]) -> ResultT:
+def _with(provider: Provider, ask: Callable[[Provider], Awaitable[_ResultT]]) -> _ResultT:
     """Ask a provider in a loop of its own, and close it."""
 
-    async def run() -> ResultT:
+    async def run() -> _ResultT:
         try:
             return await ask(provider)
         finally:

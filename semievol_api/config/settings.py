@@ -39,7 +39,7 @@ Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 
 LogTarget: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
+_SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
 MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
     # Findings of NAACL 2025, arXiv 2410.14745 v2: all settings' own defaults.
@@ -371,7 +371,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
 
 
-def parse_settings(model: type[SettingsT], tree: Mapping[str, Any], *, where: str) -> SettingsT:
+def parse_settings(model: type[_SettingsT], tree: Mapping[str, Any], *, where: str) -> _SettingsT:
     """A tree as settings; the first fault becomes one paragraph with its key path and the nearest valid name.
 
     Raises:

@@ -32,15 +32,15 @@ from semievol_api.engine.work import Ledger, StageBill
 from semievol_api.errors import JournalError, StageError
 from semievol_api.records import FloatMatrix
 
-THRESHOLDS = (20_000, 20, 20)
+_THRESHOLDS = (20_000, 20, 20)
 
 
 @contextmanager
-def rare_collections() -> Generator[None]:
+def _rare_collections() -> Generator[None]:
     """Collect garbage less often inside the block; settings that collect even less often stay as they are."""
     before = gc.get_threshold()
-    if 0 < before[0] < THRESHOLDS[0]:
-        gc.set_threshold(*THRESHOLDS)
+    if 0 < before[0] < _THRESHOLDS[0]:
+        gc.set_threshold(*_THRESHOLDS)
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ class WithOthers(Journal):
 
 
 _T = TypeVar("_T")
-Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
+_Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class RequestEngine:
         dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
         engine = cls(state, limits, dispatcher, writer, clock)
         try:
-            with rare_collections():
+            with _rare_collections():
                 yield engine
         finally:
             await engine._close()
@@ -166,7 +166,7 @@ class RequestEngine:
             if leases is not None:
                 await leases.closed(budget.spent)
 
-    def chat(self, provider: Provider, asks: Asks[ChatRequest], *, stage: str) -> AsyncGenerator[Answer[Reply], None]:
+    def chat(self, provider: Provider, asks: _Asks[ChatRequest], *, stage: str) -> AsyncGenerator[Answer[Reply], None]:
         """Answers in the order in which they are done, each on disk already.
 
         A row that failed is an answer with its reason. `n` samples are kept one by one: a later call with a
@@ -192,7 +192,7 @@ class RequestEngine:
         return self._run(ChatKind(complete), provider, asks, sender, stage)
 
     def read_options(
-        self, provider: Provider, asks: Asks[OptionRequest], *, stage: str
+        self, provider: Provider, asks: _Asks[OptionRequest], *, stage: str
     ) -> AsyncGenerator[Answer[OptionReply], None]:
         """Like `chat`, for the exact log-probabilities of given labels."""
         reader = require(provider.option_reader, "option reading", provider)
@@ -253,7 +253,7 @@ class RequestEngine:
         return await self._batches.cancel_open(provider)
 
     async def _run(
-        self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: Asks[RequestT], sender: Sender, stage: str
+        self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: _Asks[RequestT], sender: Sender, stage: str
     ) -> AsyncGenerator[Answer[ReplyT], None]:
         stream = Stream(self._state, kind, provider, sender, stage)
         self._streams.add(stream)

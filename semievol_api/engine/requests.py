@@ -19,7 +19,7 @@ from semievol_api.engine.journal import Content, Found, Record
 from semievol_api.records import Completion, Finish, JsonValue, Prompt, Usage
 
 RequestT = TypeVar("RequestT")
-ReplyT = TypeVar("ReplyT", bound="PacedReply")
+ReplyT = TypeVar("ReplyT", bound="_PacedReply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ class Progress:
     failed: bool
 
 
-KEY_BYTES = 20
+_KEY_BYTES = 20
 _KEY_FORMAT = "semievol-key-1"
 _encode = msgspec.msgpack.encode
 _Extra = tuple[tuple[str, ...] | None, tuple[tuple[tuple[str, float], ...], ...] | None]
-decode_extra = msgspec.msgpack.Decoder(_Extra).decode
+_decode_extra = msgspec.msgpack.Decoder(_Extra).decode
 
 
-class PacedReply(Protocol):
+class _PacedReply(Protocol):
     """What every reply has."""
 
     @property
@@ -112,7 +112,7 @@ class Kind(Protocol, Generic[RequestT, ReplyT]):
 
 
 def _hash(parts: object) -> bytes:
-    return hashlib.blake2b(_encode(parts), digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b(_encode(parts), digest_size=_KEY_BYTES).digest()
 
 
 def _turns(prompt: Prompt) -> list[tuple[str, str]]:
@@ -222,7 +222,7 @@ def _storable(text: str) -> str:
 
 def _completion(content: Content) -> Completion:
     text, finish, numbers, extra = content
-    tokens, top = decode_extra(extra) if extra is not None else (None, None)
+    tokens, top = _decode_extra(extra) if extra is not None else (None, None)
     return Completion(
         text=text or "",
         finish=cast(Finish, finish),
@@ -270,7 +270,7 @@ class OptionKind(Kind[OptionRequest, OptionReply]):
         content = samples[0].content
         values = np.frombuffer(content.numbers or b"", np.float64)
         shown = tuple(None if np.isnan(value) else float(value) for value in values)
-        _, top = decode_extra(content.extra) if content.extra else (None, None)
+        _, top = _decode_extra(content.extra) if content.extra else (None, None)
         others = tuple([value for place in top or () for _, value in place])
         return OptionReply(logprobs=shown, usage=_usage(samples), others=others)
 
@@ -336,7 +336,7 @@ def as_json(record: Record) -> dict[str, JsonValue]:
         if content.numbers is not None:
             line["token_logprobs"] = _numbers(content.numbers, "float32")
         if content.extra is not None:
-            tokens, top = decode_extra(content.extra)
+            tokens, top = _decode_extra(content.extra)
             line["tokens"] = None if tokens is None else list(tokens)
             line["top"] = None if top is None else [[[text, value] for text, value in row] for row in top]
     else:

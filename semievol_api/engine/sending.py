@@ -47,12 +47,12 @@ class Leases(Protocol):
         ...
 
 
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 30.0
-ValueT = TypeVar("ValueT")
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 30.0
+_ValueT = TypeVar("_ValueT")
 
 
-async def after_failure(
+async def _after_failure(
     first: TransientError, attempt: Callable[[], Awaitable[None]], attempts: int, clock: Clock
 ) -> None:
     """Go on after a first failed attempt, which counts as one of `attempts`; waits grow and are random.
@@ -70,10 +70,10 @@ async def after_failure(
     await _retrying(attempts, clock, TransientError)(next_attempt)
 
 
-async def until_it_works(attempt: Callable[[], Awaitable[ValueT]], attempts: int, clock: Clock) -> ValueT:
+async def until_it_works(attempt: Callable[[], Awaitable[_ValueT]], attempts: int, clock: Clock) -> _ValueT:
     """The value of the first attempt that neither fails on the way nor meets a 429."""
 
-    async def once() -> ValueT:  # tenacity awaits coroutine functions only
+    async def once() -> _ValueT:  # tenacity awaits coroutine functions only
         return await attempt()
 
     return await _retrying(attempts, clock, TransientError, RateLimitError)(once)
@@ -83,7 +83,7 @@ def _retrying(attempts: int, clock: Clock, *kinds: type[Exception]) -> AsyncRetr
     return AsyncRetrying(
         retry=retry_if_exception_type(kinds),
         stop=stop_after_attempt(attempts),
-        wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
         sleep=clock.sleep,
         reraise=True,
     )
@@ -131,7 +131,7 @@ class Asker:
             await self._attempt(gate, load, piece)
         except TransientError as error:
             again = partial(self._attempt, gate, load, piece)
-            await after_failure(error, again, self._limits.max_attempts, self._clock)
+            await _after_failure(error, again, self._limits.max_attempts, self._clock)
 
     async def _attempt(self, gate: Gate, load: Load, piece: AnyRequestChunk) -> None:
         """One attempt, and as many 429s as the server likes."""
@@ -215,13 +215,13 @@ def _may_be_billed(error: RefusedError | TransientError) -> bool:
     return True
 
 
-SPARE_FILES = 64
+_SPARE_FILES = 64
 """File descriptors that connections leave to the rest of the process."""
-REFUSALS_OF_ALL = 8
+_REFUSALS_OF_ALL = 8
 """So many refusals in a row that speak of the key or the model (401, 403, 404) stop the stage."""
 
 
-class ModelQueue:
+class _ModelQueue:
     """The pieces that wait for one key and model, and who carries them."""
 
     __slots__ = ("answered", "carriers", "gate", "queue", "refusals")
@@ -245,7 +245,7 @@ class Dispatcher:
         self._asker = asker
         self._writer = writer
         self._clock = clock
-        self._model_queues: dict[tuple[str, str], ModelQueue] = {}
+        self._model_queues: dict[tuple[str, str], _ModelQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling = limits.concurrency or _open_files()
         self._closing = False
@@ -306,20 +306,20 @@ class Dispatcher:
             if load.piece is not None and load.piece.owner is sink
         ]
 
-    def _model_queue(self, identity: str, model: str) -> ModelQueue:
+    def _model_queue(self, identity: str, model: str) -> _ModelQueue:
         model_queue = self._model_queues.get((identity, model))
         if model_queue is None:
-            model_queue = ModelQueue(Gate(self._limits, self._ceiling, self._clock, self.start))
+            model_queue = _ModelQueue(Gate(self._limits, self._ceiling, self._clock, self.start))
             self._model_queues[identity, model] = model_queue
         return model_queue
 
-    def _add_carrier(self, model_queue: ModelQueue) -> None:
+    def _add_carrier(self, model_queue: _ModelQueue) -> None:
         load = Load()
         task = self.start(self._carry(model_queue, load))
         model_queue.carriers[task] = load
         task.add_done_callback(lambda task: self._carrier_ended(model_queue, task))
 
-    def _carrier_ended(self, model_queue: ModelQueue, task: asyncio.Task[None]) -> None:
+    def _carrier_ended(self, model_queue: _ModelQueue, task: asyncio.Task[None]) -> None:
         piece = model_queue.carriers.pop(task).piece
         error = None if task.cancelled() else task.exception()
         if piece is not None:
@@ -329,7 +329,7 @@ class Dispatcher:
         if model_queue.queue and not model_queue.carriers and not self._closing:
             self._add_carrier(model_queue)
 
-    async def _carry(self, model_queue: ModelQueue, load: Load) -> None:
+    async def _carry(self, model_queue: _ModelQueue, load: Load) -> None:
         """Send pieces until none is left, or the gate has room for fewer carriers."""
         while model_queue.queue and len(model_queue.carriers) <= model_queue.gate.room:
             piece = model_queue.queue.popleft()
@@ -355,7 +355,7 @@ class Dispatcher:
                 model_queue.answered = True
                 self._writer.put(piece)
 
-    def _stop_if_hopeless(self, model_queue: ModelQueue, piece: AnyRequestChunk, error: SemievolError) -> None:
+    def _stop_if_hopeless(self, model_queue: _ModelQueue, piece: AnyRequestChunk, error: SemievolError) -> None:
         """Stop a stage whose key or model is refused, before every row has been tried.
 
         A model that never answered and is said not to be there is refused for good: a probe of one question must not
@@ -365,11 +365,11 @@ class Dispatcher:
             piece.owner.stop(error)
         elif isinstance(error, RefusedError) and error.status in (401, 403, 404):
             model_queue.refusals += 1
-            if error.status == 401 or model_queue.refusals >= REFUSALS_OF_ALL:
+            if error.status == 401 or model_queue.refusals >= _REFUSALS_OF_ALL:
                 piece.owner.stop(error)
 
 
 def _open_files() -> int:
     """Connections that the operating system lets this process open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1_000_000 if soft == resource.RLIM_INFINITY else max(1, soft - SPARE_FILES)
+    return 1_000_000 if soft == resource.RLIM_INFINITY else max(1, soft - _SPARE_FILES)

@@ -24,9 +24,9 @@ from semievol_api.records import Usage
 
 _log = logging.getLogger(__name__)
 
-CHUNK = 256
+_CHUNK = 256
 """Asks that are looked up in the journal together."""
-WINDOW = 1024
+_WINDOW = 1024
 """Asks under way and answers not taken yet, at least; more where the gate has room for more."""
 
 
@@ -94,7 +94,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         self._ready: deque[Answer[ReplyT]] = deque()
         self._open_asks = 0
         self._open_pieces = 0
-        self._window = WINDOW
+        self._window = _WINDOW
         self._models: set[str] = set()
         self._fed = False
         self._error: BaseException | None = None
@@ -107,7 +107,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         while True:
             while self._ready:
                 self._open_asks -= 1
-                if self._open_asks <= self._window - CHUNK:
+                if self._open_asks <= self._window - _CHUNK:
                     self._space.set()
                 yield self._ready.popleft()
             if self.stopped and self._open_pieces == 0:
@@ -147,7 +147,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
 
         async for ask in _each(asks):
             waiting.append(ask)
-            if len(waiting) >= CHUNK:
+            if len(waiting) >= _CHUNK:
                 admit()
                 await asyncio.sleep(0)
             elif len(waiting) == 1:
@@ -184,7 +184,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             self._plan(key, ask, stored.get(key, []))
         if self._group:
             self._submit_group()
-        self._window = max(WINDOW, *(self._sender.window(identity, model) for model in self._models), 0)
+        self._window = max(_WINDOW, *(self._sender.window(identity, model) for model in self._models), 0)
 
     def _plan(self, key: bytes, ask: Ask[RequestT], stored: list[Found]) -> None:
         n = self.kind.samples(ask.request)

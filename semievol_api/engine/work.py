@@ -17,7 +17,7 @@ from semievol_api.engine.requests import Answer, Ask, Kind, ReplyT, RequestT
 from semievol_api.errors import ProviderError, TransientError
 from semievol_api.records import Usage
 
-MOST_BYTES_OF_A_TOKEN = 64
+_MOST_BYTES_OF_A_TOKEN = 64
 """On the average of a text; a usage with fewer tokens than this is not believed."""
 
 
@@ -374,4 +374,4 @@ AnyWork = Work[Any, Any]
 
 def _at_least(tokens: int, text_bytes: int) -> int:
     """A count that a text of this size can have, as it is; else a token for every four bytes, as servers estimate."""
-    return tokens if tokens * MOST_BYTES_OF_A_TOKEN >= text_bytes else -(-text_bytes // 4)
+    return tokens if tokens * _MOST_BYTES_OF_A_TOKEN >= text_bytes else -(-text_bytes // 4)

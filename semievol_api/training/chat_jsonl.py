@@ -24,7 +24,7 @@ from semievol_api.records import Message, Role, TrainingExample
 
 MIN_EXAMPLES = 10
 """OpenAI's own minimum for a fine-tuning file."""
-MAX_BYTES = 512 * 2**20
+_MAX_BYTES = 512 * 2**20
 """OpenAI's own limit for one file."""
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_LINE_BYTES = 4 * 2**20
@@ -162,9 +162,9 @@ def check_training_file(
     Raises:
         DataError: fewer than ten examples, a malformed line, or one that does not end with an answer; names the line.
     """
-    if len(content) > MAX_BYTES:
+    if len(content) > _MAX_BYTES:
         raise DataError(
-            f"The training file has {len(content) / 2**20:.0f} MiB, and vendors take at most {MAX_BYTES // 2**20}. "
+            f"The training file has {len(content) / 2**20:.0f} MiB, and vendors take at most {_MAX_BYTES // 2**20}. "
             f"Take fewer unlabelled rows: [data] max_unlabeled."
         )
     try:

@@ -34,8 +34,8 @@ from semievol_api.training.jobs import job_artifact
 
 AUTO_EPOCHS = 3
 """What `auto` usually comes to; the vendor decides."""
-LOOKS_AFTER_A_LOST_REPLY = 5
-AWAY_PATIENCE_S = 3600.0
+_LOOKS_AFTER_A_LOST_REPLY = 5
+_AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
 OnEvent = Callable[[str, JobEvent], None]
@@ -167,7 +167,7 @@ async def _find_or_submit(trainer: Trainer, request: FineTuneRequest) -> JobTick
     try:
         return await tuner.submit(request)
     except TransientError:
-        for look in range(LOOKS_AFTER_A_LOST_REPLY):
+        for look in range(_LOOKS_AFTER_A_LOST_REPLY):
             await trainer.clock.sleep(2.0**look)
             try:
                 found = await tuner.find(request)
@@ -191,7 +191,7 @@ async def _wait(trainer: Trainer, name: str, ticket: JobTicket, poll_s: float) -
         except TransientError as error:
             now_s = trainer.clock.now_s()
             away_since_s = now_s if away_since_s is None else away_since_s
-            if now_s - away_since_s > AWAY_PATIENCE_S:
+            if now_s - away_since_s > _AWAY_PATIENCE_S:
                 raise
             trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is away: {error}"))
         else:

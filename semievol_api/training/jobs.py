@@ -17,11 +17,11 @@ from typing import Any, Literal
 from semievol_api.capabilities import JobState, JobTicket, Provider, require
 from semievol_api.errors import ProviderError, UserError
 
-STORED_JOBS = {"warm": "warm_up"}
+_STORED_JOBS = {"warm": "warm_up"}
 """Trainings whose folders are called otherwise than their model, as they were first: nothing is bought again."""
-STORED_FILES = {"warm": "warm_up", "semievol": "evolve"}
+_STORED_FILES = {"warm": "warm_up", "semievol": "evolve"}
 """Models whose training file is called otherwise in a run's folder."""
-KEPT_MODEL = "semievol"
+_KEPT_MODEL = "semievol"
 """The model that a run was made for; all others are superseded by it."""
 
 
@@ -76,7 +76,7 @@ class Leftover:
 
 def stored_job(model: str) -> str:
     """What the training of a model is called in a run's folder."""
-    return STORED_JOBS.get(model, model)
+    return _STORED_JOBS.get(model, model)
 
 
 def job_artifact(model: str, which: Literal["ticket", "model"]) -> str:
@@ -86,12 +86,12 @@ def job_artifact(model: str, which: Literal["ticket", "model"]) -> str:
 
 def file_artifact(model: str) -> str:
     """The artifact that holds the training file of a model."""
-    return STORED_FILES.get(model, model)
+    return _STORED_FILES.get(model, model)
 
 
 def model_trained_by(stored: str) -> str:
     """The model whose training has this name in a run's folder."""
-    return next((model for model, name in STORED_JOBS.items() if name == stored), stored)
+    return next((model for model, name in _STORED_JOBS.items() if name == stored), stored)
 
 
 def jobs_under(folder: Path) -> list[Job]:
@@ -134,9 +134,9 @@ async def leftovers(jobs: Sequence[Job], provider: Provider) -> list[Leftover]:
         if content is not None:
             files |= {file_id: job.name for file_id in await remote.files_with(content) if file_id not in files}
     models = [
-        Leftover("model", job.model, f"the run's {job.name} model, superseded by {KEPT_MODEL}")
+        Leftover("model", job.model, f"the run's {job.name} model, superseded by {_KEPT_MODEL}")
         for job in jobs
-        if job.model is not None and job.name != KEPT_MODEL and any(other.name == KEPT_MODEL for other in jobs)
+        if job.model is not None and job.name != _KEPT_MODEL and any(other.name == _KEPT_MODEL for other in jobs)
     ]
     return [*(Leftover("file", file_id, f"training file of {name}") for file_id, name in files.items()), *models]
 

@@ -17,10 +17,10 @@ from semievol_api.capabilities import ProviderSettings
 from semievol_api.cassettes.scrub import is_variable_name
 from semievol_api.errors import ConfigError
 
-LeftOut: TypeAlias = Literal["logprobs", "seed", "n", "top_p", "temperature"]
+_LeftOut: TypeAlias = Literal["logprobs", "seed", "n", "top_p", "temperature"]
 
 
-class LiteLLMOptions(BaseModel):
+class _LiteLLMOptions(BaseModel):
     """The provider's own keys.
 
     `leave_out` names what a vendor does not know: such a setting is then never sent. Without `logprobs` the
@@ -37,7 +37,7 @@ class LiteLLMOptions(BaseModel):
     """Default: whichever variable litellm reads for the vendor; `""` for a server that needs none."""
     api_key_file: str | None = None
     timeout_s: float = Field(default=120.0, gt=0)
-    leave_out: list[LeftOut] = Field(default_factory=list[LeftOut])
+    leave_out: list[_LeftOut] = Field(default_factory=list[_LeftOut])
     embedding_dimensions: int | None = Field(default=None, gt=0)
     extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
 
@@ -52,7 +52,7 @@ class Access:
     identity: str
     api_key: str | None = field(repr=False)
     timeout_s: float
-    leave_out: frozenset[LeftOut]
+    leave_out: frozenset[_LeftOut]
     embedding_dimensions: int | None
     extra_body: Mapping[str, JsonValue]
 
@@ -78,9 +78,9 @@ def read_access(settings: ProviderSettings) -> Access:
     )
 
 
-def _options(options: Mapping[str, object], where: str) -> LiteLLMOptions:
+def _options(options: Mapping[str, object], where: str) -> _LiteLLMOptions:
     try:
-        return LiteLLMOptions.model_validate(dict(options))
+        return _LiteLLMOptions.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join([where, *(str(part) for part in first["loc"])])
@@ -91,13 +91,13 @@ def _options(options: Mapping[str, object], where: str) -> LiteLLMOptions:
                 f"Unknown key {path!r}: keys never stand in a config. Put the key into a variable and name it with "
                 f"api_key_env, or into a file and name that with api_key_file."
             ) from None
-        names = list(LiteLLMOptions.model_fields)
+        names = list(_LiteLLMOptions.model_fields)
         close = difflib.get_close_matches(str(first["loc"][0]), names, n=1, cutoff=0.6)
         hint = f"Did you mean {close[0]!r}?" if close else f"Valid names: {', '.join(sorted(names))}."
         raise ConfigError(f"Unknown key {path!r}. {hint}") from None
 
 
-def _key(options: LiteLLMOptions, settings: ProviderSettings, where: str) -> str | None:
+def _key(options: _LiteLLMOptions, settings: ProviderSettings, where: str) -> str | None:
     if options.api_key_file is not None:
         path = Path(settings.base_folder) / options.api_key_file
         if settings.planning and not path.exists():

@@ -52,7 +52,7 @@ _BEST_FIRST: tuple[JobStatus, ...] = ("succeeded", "running", "queued", "paused"
 
 _UNUSABLE = frozenset({"error", "deleted", "deleting", "failed"})
 
-Purpose: TypeAlias = Literal["fine-tune", "batch"]
+_Purpose: TypeAlias = Literal["fine-tune", "batch"]
 
 
 class Job(Struct):
@@ -72,7 +72,7 @@ class Job(Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class Event(Struct):
+class _Event(Struct):
     """One line of a job's log; Azure's description does not promise an id."""
 
     id: str = ""
@@ -104,7 +104,7 @@ class OpenAIFineTuner:
         if request.validation_file is not None:
             validation = request.validation_file
             validation_id = await self._files.upload_once(validation, content_name(validation), "fine-tune")
-        arguments = job_arguments(request, training_id, validation_id, self._dialect)
+        arguments = _job_arguments(request, training_id, validation_id, self._dialect)
         job = await self._sdk.ask_for(
             Job, _JOBS, lambda client: client.fine_tuning.jobs.with_raw_response.create(**arguments)
         )
@@ -152,7 +152,7 @@ class OpenAIFineTuner:
     async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
         """Events newer than `after`, oldest first. OpenAI lists the newest first, Azure's reference the oldest."""
         listed = self._sdk.items(
-            Event,
+            _Event,
             f"{_JOBS}/events",
             lambda client, paging: client.fine_tuning.jobs.with_raw_response.list_events(ticket.job_id, **paging),
         )
@@ -205,7 +205,7 @@ class OpenAIFineTuner:
         return sure or [job for job in unmarked if job.training_file in same_data]
 
 
-def job_arguments(
+def _job_arguments(
     request: FineTuneRequest, training_id: str, validation_id: str | None, dialect: Dialect
 ) -> dict[str, Any]:
     """The arguments of the SDK's `create`; what is left out is the vendor's `auto`."""
@@ -267,7 +267,7 @@ def _trains_alike(job: Job, request: FineTuneRequest) -> bool:
     return alike and job.model == request.model and job.seed in (None, request.spec.seed)
 
 
-def _job_event(event: Event) -> JobEvent:
+def _job_event(event: _Event) -> JobEvent:
     numbers = event.data if isinstance(event.data, dict) else {}
     return JobEvent(
         id=event.id or short_key(f"{event.created_at} {event.message}"),
@@ -300,7 +300,7 @@ class Files:
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk
 
-    async def upload_once(self, content: bytes, name: str, purpose: Purpose) -> str:
+    async def upload_once(self, content: bytes, name: str, purpose: _Purpose) -> str:
         """The id of a file with this name and size, uploaded now unless it is already there."""
         for there in await self.named(name, purpose):
             if there.bytes in (None, len(content)):
@@ -312,7 +312,7 @@ class Files:
         )
         return uploaded.id
 
-    async def named(self, start: str, purpose: Purpose) -> list[RemoteFile]:
+    async def named(self, start: str, purpose: _Purpose) -> list[RemoteFile]:
         """The usable files whose names begin so."""
         found = self._sdk.items(
             RemoteFile,

@@ -47,7 +47,7 @@ class RawAnswer(Protocol):
         ...
 
 
-class Listed(Protocol):
+class _Listed(Protocol):
     """Anything that stands in a list with cursor paging."""
 
     @property
@@ -56,8 +56,8 @@ class Listed(Protocol):
         ...
 
 
-ListedT = TypeVar("ListedT", bound=Listed)
-ShapeT = TypeVar("ShapeT")
+_ListedT = TypeVar("_ListedT", bound=_Listed)
+_ShapeT = TypeVar("_ShapeT")
 
 
 class Sdk:
@@ -88,12 +88,12 @@ class Sdk:
             raise error_on_the_way(what, error, self.connection) from error
 
     async def ask_for(
-        self, shape: type[ShapeT], what: str, call: Callable[[AsyncOpenAI], Awaitable[RawAnswer]]
-    ) -> ShapeT:
+        self, shape: type[_ShapeT], what: str, call: Callable[[AsyncOpenAI], Awaitable[RawAnswer]]
+    ) -> _ShapeT:
         """The answer of one call, decoded; a body of another shape is a `TransientError`."""
         return self.decode(shape, what, await self.ask(what, call))
 
-    def decode(self, shape: type[ShapeT], what: str, body: bytes) -> ShapeT:
+    def decode(self, shape: type[_ShapeT], what: str, body: bytes) -> _ShapeT:
         """A body as a value of the shape; a `TransientError` where it is none."""
         try:
             return msgspec.json.decode(body, type=shape)
@@ -101,8 +101,8 @@ class Sdk:
             raise invalid_answer(what, body, self.connection) from error
 
     async def items(
-        self, shape: type[ListedT], what: str, call: Callable[[AsyncOpenAI, dict[str, Any]], Awaitable[RawAnswer]]
-    ) -> AsyncIterator[ListedT]:
+        self, shape: type[_ListedT], what: str, call: Callable[[AsyncOpenAI, dict[str, Any]], Awaitable[RawAnswer]]
+    ) -> AsyncIterator[_ListedT]:
         """Everything in a list, page after page; `call` passes the paging arguments on."""
         paging: dict[str, Any] = {"limit": _PAGE}
         while True:
@@ -140,7 +140,7 @@ class _Page(Struct):
     has_more: bool | None = None
 
 
-def _page_of(shape: type[ListedT]) -> Any:
+def _page_of(shape: type[_ListedT]) -> Any:
     return msgspec.defstruct(f"PageOf{shape.__name__}", [("data", GenericAlias(list, (shape,)), [])], bases=(_Page,))
 
 

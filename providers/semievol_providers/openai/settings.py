@@ -24,11 +24,11 @@ from semievol_api.capabilities import ProviderSettings
 from semievol_api.cassettes.scrub import is_variable_name
 from semievol_api.errors import ConfigError
 
-OptionRead: TypeAlias = Literal["prefill", "position", "off"]
-MaxTokensField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
-KeyHeader: TypeAlias = Literal["authorization", "api-key"]
-LogprobsShape: TypeAlias = Literal["openai", "flat"]
-Lack: TypeAlias = Literal["fine-tuning", "batches", "log-probabilities", "embeddings"]
+_OptionRead: TypeAlias = Literal["prefill", "position", "off"]
+_MaxTokensField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
+_KeyHeader: TypeAlias = Literal["authorization", "api-key"]
+_LogprobsShape: TypeAlias = Literal["openai", "flat"]
+_Lack: TypeAlias = Literal["fine-tuning", "batches", "log-probabilities", "embeddings"]
 
 
 class Preset(BaseModel):
@@ -41,13 +41,13 @@ class Preset(BaseModel):
     organization_env: str | None = None
     project_env: str | None = None
     continue_final_message: bool
-    option_read: OptionRead
-    max_tokens_field: MaxTokensField
+    option_read: _OptionRead
+    max_tokens_field: _MaxTokensField
     suffix_chars: int
     top_logprobs: int = 20
-    logprobs_shape: LogprobsShape = "openai"
-    lacks: list[Lack] = []
-    key_header: KeyHeader = "authorization"
+    logprobs_shape: _LogprobsShape = "openai"
+    lacks: list[_Lack] = []
+    key_header: _KeyHeader = "authorization"
     api_version: str | None = None
     deployment_paths: bool = False
     job_metadata: bool = True
@@ -61,14 +61,14 @@ def load_presets() -> Mapping[str, Preset]:
     return {vendor: Preset.model_validate(table) for vendor, table in tomllib.loads(text).items()}
 
 
-def vendor_at(base_url: str | None) -> str:
+def _vendor_at(base_url: str | None) -> str:
     """The vendor meant by a config that names none: OpenAI at its own address, else a compatible server."""
     if base_url is None or urlsplit(base_url).hostname == "api.openai.com":
         return "openai"
     return "compatible"
 
 
-class OpenAIOptions(BaseModel):
+class _OpenAIOptions(BaseModel):
     """The provider's own keys. What is left out comes from the vendor's preset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -84,8 +84,8 @@ class OpenAIOptions(BaseModel):
     timeout_s: float = Field(default=120.0, gt=0)
     api_version: str | None = Field(default=None, pattern="^[A-Za-z0-9._-]+$")
     continue_final_message: bool | None = None
-    option_read: OptionRead | None = None
-    max_tokens_field: MaxTokensField | None = None
+    option_read: _OptionRead | None = None
+    max_tokens_field: _MaxTokensField | None = None
     top_logprobs: int | None = Field(default=None, ge=1, le=20)
     embedding_dimensions: int | None = Field(default=None, gt=0)
     embedding_format: str = Field(default="base64", pattern="^(base64|float)$")
@@ -99,12 +99,12 @@ class Dialect:
     """How requests are worded for this server; presets.toml explains the fields."""
 
     continue_final_message: bool = True
-    option_read: OptionRead = "prefill"
-    max_tokens_field: MaxTokensField = "max_tokens"
+    option_read: _OptionRead = "prefill"
+    max_tokens_field: _MaxTokensField = "max_tokens"
     suffix_chars: int = 64
     top_logprobs: int = 20
-    logprobs_shape: LogprobsShape = "openai"
-    lacks: tuple[Lack, ...] = ()
+    logprobs_shape: _LogprobsShape = "openai"
+    lacks: tuple[_Lack, ...] = ()
     embedding_dimensions: int | None = None
     embedding_format: str = "base64"
     deployment_paths: bool = False
@@ -130,7 +130,7 @@ class Connection:
     timeout_s: float = 120.0
     given_identity: str | None = None
     vendor: str = "compatible"
-    key_header: KeyHeader = "authorization"
+    key_header: _KeyHeader = "authorization"
     api_version: str | None = None
     dialect: Dialect = Dialect()
 
@@ -182,21 +182,21 @@ def read_connection(settings: ProviderSettings) -> Connection:
         project=_read_header(options.project_env, preset.project_env, settings),
         timeout_s=options.timeout_s,
         given_identity=options.identity,
-        vendor=options.vendor or vendor_at(options.base_url),
+        vendor=options.vendor or _vendor_at(options.base_url),
         key_header=preset.key_header,
         api_version=options.api_version or preset.api_version,
         dialect=_dialect(options, preset, where),
     )
 
 
-def _read_options(options: Mapping[str, object], where: str) -> OpenAIOptions:
+def _read_options(options: Mapping[str, object], where: str) -> _OpenAIOptions:
     try:
-        return OpenAIOptions.model_validate(dict(options))
+        return _OpenAIOptions.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join([where, *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
-            names = list(OpenAIOptions.model_fields)
+            names = list(_OpenAIOptions.model_fields)
             message = f"Unknown key {path!r}. {_nearest(str(first['loc'][0]), names)}"
             if first["loc"][0] in ("api_key", "key"):
                 message = (
@@ -212,9 +212,9 @@ def _nearest(name: str, choices: Sequence[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Valid names: {', '.join(sorted(choices))}."
 
 
-def _read_preset(options: OpenAIOptions, where: str) -> Preset:
+def _read_preset(options: _OpenAIOptions, where: str) -> Preset:
     presets = load_presets()
-    vendor = options.vendor or vendor_at(options.base_url)
+    vendor = options.vendor or _vendor_at(options.base_url)
     if vendor not in presets:
         raise ConfigError(f"'{where}.vendor': there is no preset {vendor!r}. {_nearest(vendor, list(presets))}")
     return presets[vendor]
@@ -237,7 +237,7 @@ def _read_address(base_url: str | None, where: str) -> str:
     return base_url.rstrip("/")
 
 
-def _read_key(options: OpenAIOptions, preset: Preset, settings: ProviderSettings, where: str) -> tuple[str, str]:
+def _read_key(options: _OpenAIOptions, preset: Preset, settings: ProviderSettings, where: str) -> tuple[str, str]:
     if options.api_key_file is not None:
         if options.api_key_env:
             raise ConfigError(f"'{where}' has both api_key_env and api_key_file. Keep the one that holds the key.")
@@ -291,7 +291,7 @@ def _read_header(asked: str | None, usual: str | None, settings: ProviderSetting
     return _plain(value, f"variable {variable!r}") if value else None
 
 
-def _dialect(options: OpenAIOptions, preset: Preset, where: str) -> Dialect:
+def _dialect(options: _OpenAIOptions, preset: Preset, where: str) -> Dialect:
     goes_on = preset.continue_final_message
     if options.continue_final_message is not None:
         goes_on = options.continue_final_message

@@ -14,7 +14,7 @@ from semievol_api.errors import ConfigError
 from semievol_providers.scripted.provider import Manners, ScriptedChat, ScriptedEmbedder, ScriptedJobs
 
 
-class ScriptedSettings(BaseModel):
+class _ScriptedSettings(BaseModel):
     """`[providers.NAME]` of kind `scripted`.
 
     `ignore_logprobs` plays a vendor that leaves log-probabilities out, `refuse_logprobs` one that answers 400,
@@ -37,7 +37,7 @@ class ScriptedSettings(BaseModel):
 def connect(settings: ProviderSettings) -> Provider:
     """The table of a provider that answers from a script."""
     try:
-        chosen = ScriptedSettings.model_validate(dict(settings.options))
+        chosen = _ScriptedSettings.model_validate(dict(settings.options))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
