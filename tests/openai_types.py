@@ -43,6 +43,8 @@ ANSWERS: Mapping[str, type[pydantic.BaseModel]] = {
 }
 LIST_FIELDS = frozenset({"object", "has_more", "first_id", "last_id"})
 """Of a list, which the package's pages leave untyped."""
+UNTYPED = frozenset({"user_provided_suffix"})
+"""What OpenAI's own answers have (recorded in tests/data) and the package does not type."""
 
 
 class UnlikeTypesError(AssertionError):
@@ -74,7 +76,8 @@ def check_answer(schema: str, body: Any) -> None:
         answer = model.model_validate(body, strict=True)
     except pydantic.ValidationError as error:
         raise UnlikeTypesError(f"{schema}: {error}") from error
-    unknown = sorted(set(_unknown(answer, "")) - (LIST_FIELDS if schema.startswith("List") else frozenset()))
+    of_list = LIST_FIELDS if schema.startswith("List") else frozenset[str]()
+    unknown = sorted(place for place in set(_unknown(answer, "")) - of_list if place.split(".")[-1] not in UNTYPED)
     if unknown:
         raise UnlikeTypesError(f"{schema}: the package's types know nothing of {', '.join(unknown)}")
 

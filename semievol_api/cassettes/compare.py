@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import cast
 
-import orjson
+import msgspec
 
 from semievol_api.cassettes.exchange import Content, Exchange, Recording, Request
 from semievol_api.records import JsonValue
@@ -62,7 +62,7 @@ def _first(lines: list[str]) -> str:
 
 def _readable(content: Content) -> JsonValue:
     if content.json or content.parts:
-        return cast(JsonValue, orjson.loads(content.to_bytes()))
+        return cast(JsonValue, msgspec.json.decode(content.to_bytes()))
     return content.text or content.base64
 
 
@@ -108,7 +108,7 @@ def _around(text: str, position: int) -> str:
 
 
 def _short(value: JsonValue) -> str:
-    return _ABSENT if value == _ABSENT else _around(orjson.dumps(value).decode(), 0)
+    return _ABSENT if value == _ABSENT else _around(msgspec.json.encode(value).decode(), 0)
 
 
 _Exchanges = Mapping[tuple[str, str, int], Exchange]

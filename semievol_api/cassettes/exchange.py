@@ -22,7 +22,6 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
-import orjson
 
 from semievol_api.cassettes.http import HttpResponse
 from semievol_api.cassettes.scrub import Scrubber
@@ -123,8 +122,8 @@ def response_content(body: bytes, content_type: str, scrubber: Scrubber) -> Cont
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "application/json" or media_type.endswith("+json"):
         try:
-            return Content(json=msgspec.Raw(scrubber.clean(orjson.dumps(orjson.loads(body)))))
-        except orjson.JSONDecodeError:
+            return Content(json=msgspec.Raw(scrubber.clean(msgspec.json.encode(msgspec.json.decode(body)))))
+        except (msgspec.DecodeError, RecursionError):
             pass  # kept as the text that it is
     return _opaque_content(body, scrubber)
 
@@ -149,8 +148,8 @@ def _request_content(body: bytes, content_type: str, scrubber: Scrubber) -> tupl
         parts = _multipart(body, content_type, scrubber)
         return Content(parts=parts), msgspec.json.encode([(part.name, part.filename, part.sha256) for part in parts])
     try:
-        canonical = scrubber.clean(orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS))
-    except orjson.JSONDecodeError:
+        canonical = scrubber.clean(msgspec.json.encode(msgspec.json.decode(body), order="sorted"))
+    except (msgspec.DecodeError, RecursionError):
         content = _opaque_content(body, scrubber)
         return content, content.to_bytes()
     return Content(json=msgspec.Raw(canonical)), canonical

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-import orjson
+import msgspec
 
 _KEPT_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
 _KEPT_PREFIX = "x-ratelimit-"
@@ -90,7 +90,7 @@ class Scrubber:
         named: set[bytes] = set()
         for value in secrets:
             if len(value) >= _SHORTEST_SECRET:
-                named |= {value.encode(), orjson.dumps(value)[1:-1]}  # as it is, and as JSON spells it
+                named |= {value.encode(), msgspec.json.encode(value)[1:-1]}  # as it is, and as JSON spells it
         self._named = sorted(named, key=len, reverse=True)
 
     def clean(self, content: bytes) -> bytes:

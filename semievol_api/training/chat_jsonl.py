@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-import orjson
 
 from semievol_api.errors import DataError
 from semievol_api.records import Message, Role, TrainingExample
@@ -197,11 +196,10 @@ def _ending_with_an_answer(example: ChatExample) -> list[Message]:
 # ------------------------------------------------------------------------------------------------ writing
 def jsonl_chunks(lines: Iterable[TrainingExample]) -> Iterator[bytes]:
     """Examples as chat JSONL, always the same bytes: those of `json.dumps` without ASCII escapes."""
+    encode = msgspec.json.encode
     chunk: list[bytes] = []
     for line in lines:
-        turns = [
-            b'{"role": %b, "content": %b}' % (orjson.dumps(m.role), orjson.dumps(m.content)) for m in line.messages
-        ]
+        turns = [b'{"role": %b, "content": %b}' % (encode(m.role), encode(m.content)) for m in line.messages]
         chunk.append(b'{"messages": [%b]}\n' % b", ".join(turns))
         if len(chunk) == _LINES_AT_ONCE:
             yield b"".join(chunk)

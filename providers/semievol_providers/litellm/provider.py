@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 
 from semievol_api.capabilities import ModelLimits, ModelName, Provider, ProviderSettings
 from semievol_api.errors import ConfigError, MissingExtraError
@@ -51,7 +51,7 @@ class _LiteLLMPrices(Mapping[ModelName, ModelLimits]):
         for folder in folders:
             path = Path(folder) / _FILE
             if path.is_file():
-                table: Mapping[str, Any] = orjson.loads(path.read_bytes())
+                table: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())
                 return table
         return {}
 

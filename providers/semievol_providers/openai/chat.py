@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
-import orjson
 from msgspec import Struct
 
 from semievol_api.capabilities import ChatRequest, Pace, Reply
@@ -106,8 +105,8 @@ def encode(body: dict[str, Any]) -> bytes:
         DataError: a text holds half of a surrogate pair, which no server can read.
     """
     try:
-        return orjson.dumps(body)
-    except TypeError as error:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
         raise DataError(
             f"A prompt cannot be written as JSON ({error}); the usual cause is a broken character (half of a "
             f"surrogate pair) in a question or an option. Repair the row in the data file."

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import orjson
+import msgspec
 
 from semievol_api.capabilities import Pace
 from semievol_api.errors import (
@@ -286,8 +286,8 @@ def error_on_the_way(what: str, error: Exception, connection: Connection) -> Tra
 def read_vendor_error(body: bytes) -> VendorError:
     """The message, code and param of an error body: OpenAI's, Azure's, FastAPI's, vLLM's, or a page of HTML."""
     try:
-        tree: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        tree: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
         return VendorError(_plain_text(body))
     if tree is None:
         return VendorError()
@@ -321,7 +321,7 @@ def _behind(found: Mapping[str, Any], message: str) -> str:
     """What the vendor behind a router said, which OpenRouter keeps in `metadata.raw`."""
     metadata = found.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
-    text = "" if raw is None else (raw if isinstance(raw, str) else orjson.dumps(raw).decode())
+    text = "" if raw is None else (raw if isinstance(raw, str) else msgspec.json.encode(raw).decode())
     return f" ({text})" if text and text not in message else ""
 
 

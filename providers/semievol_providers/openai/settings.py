@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
-import orjson
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from semievol_api.capabilities import ProviderSettings
@@ -140,7 +140,7 @@ class Connection:
         endpoint = self.given_identity or self.base_url
         if not self.dialect.extra_body:
             return endpoint
-        extra = orjson.dumps(dict(self.dialect.extra_body), option=orjson.OPT_SORT_KEYS)
+        extra = msgspec.json.encode(dict(self.dialect.extra_body), order="sorted")
         return f"{endpoint}#{hashlib.sha256(extra).hexdigest()[:12]}"
 
     @property
