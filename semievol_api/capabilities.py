@@ -200,7 +200,7 @@ class TrainSpec(BaseModel):
     patience: int | None = Field(default=None, ge=0)
 
     @property
-    def said(self) -> dict[str, int | float | str]:
+    def given(self) -> dict[str, int | float | str]:
         """What is not left to the trainer, by field, in the order of the fields."""
         return self.model_dump(exclude_none=True, include=set(TrainSpec.model_fields))
 

@@ -182,7 +182,7 @@ class TrainSettings(TrainSpec):
 
     def spec(self, run_seed: int) -> TrainSpec:
         """What a trainer is told."""
-        return TrainSpec.model_validate({"seed": run_seed, **self.said})
+        return TrainSpec.model_validate({"seed": run_seed, **self.given})
 
 
 @fingerprinted("kind", "shots")

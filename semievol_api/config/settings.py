@@ -398,10 +398,10 @@ def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, mess
         return f"{where}: unknown key {path!r}. {nearest(str(loc[-1]), _names_at(model, loc[:-1]))}"
     if kind == "missing":
         return f"{where}: the key {path!r} is missing; it has no default."
-    said = re.sub(r"^Value error, ", "", message)
+    reason = re.sub(r"^Value error, ", "", message)
     if kind == "model_type":
-        said = f"a table belongs there, such as {{ {', '.join(f'{name} = ...' for name in _names_at(model, loc))} }}"
-    return f"{where}: {path!r} is wrong: {said}." if path else f"{where}: {said}."
+        reason = f"a table belongs there, such as {{ {', '.join(f'{name} = ...' for name in _names_at(model, loc))} }}"
+    return f"{where}: {path!r} is wrong: {reason}." if path else f"{where}: {reason}."
 
 
 def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,7 +23,7 @@ from semievol_api.engine.budget import BATCH_SHARE, NOTHING, Budget, Spend, pric
 from semievol_api.engine.journal import GroupCommit, Journal, Row, Source
 from semievol_api.engine.requests import ChatKind
 from semievol_api.engine.sending import until_it_works
-from semievol_api.engine.work import AnyRequestChunk, ResultSink
+from semievol_api.engine.stream import AnyRequestChunk, AnyStream
 from semievol_api.errors import RefusedError, TransientError
 
 
@@ -202,7 +202,7 @@ _LINE_BYTES = 700
 """Room for the parts of a line that are not prompt text."""
 _BATCHES_AHEAD = 4
 """So many full batches' asks may be open in one stream."""
-_Queue = tuple[ResultSink[Any, Any], str]
+_Queue = tuple[AnyStream, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,24 +284,24 @@ class BatchSender:
         if self._idle_watch is None:
             self._idle_watch = self._tools.start(self._launch_when_idle())
 
-    def no_more(self, sink: ResultSink[Any, Any]) -> None:
-        """Send the sink's last batch; at the end of this turn, since more may be on its way."""
-        asyncio.get_running_loop().call_soon(self._launch_all, sink)
+    def no_more(self, stream: AnyStream) -> None:
+        """Send the stream's last batch; at the end of this turn, since more may be on its way."""
+        asyncio.get_running_loop().call_soon(self._launch_all, stream)
 
     def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored; the batch's reservation is settled as a whole."""
         self._tools.budget.add(piece.actual)
 
-    def recall(self, sink: ResultSink[Any, Any]) -> None:
-        """Let go of a sink's pieces. Batches at the vendor go on: what they give is stored, now or later."""
+    def recall(self, stream: AnyStream) -> None:
+        """Let go of a stream's pieces. Batches at the vendor go on: what they give is stored, now or later."""
         gone: list[AnyRequestChunk] = []
-        for queue in [queue for queue in self._gathered if queue[0] is sink]:
+        for queue in [queue for queue in self._gathered if queue[0] is stream]:
             gone += self._gathered.pop(queue).pieces
         for run in self._runs:
-            theirs = [name for name, piece in run.pieces.items() if piece.owner is sink]
+            theirs = [name for name, piece in run.pieces.items() if piece.owner is stream]
             gone += [run.pieces.pop(name) for name in theirs]
-            gone += [piece for piece in run.waiting if piece.owner is sink]
-            run.waiting = [piece for piece in run.waiting if piece.owner is not sink]
+            gone += [piece for piece in run.waiting if piece.owner is stream]
+            run.waiting = [piece for piece in run.waiting if piece.owner is not stream]
         for piece in gone:
             piece.owner.abandon(piece)
 
@@ -346,9 +346,9 @@ class BatchSender:
             await self._tools.clock.sleep(self._tools.limits.batch_poll_s)
         self._idle_watch = None
 
-    def _launch_all(self, sink: ResultSink[Any, Any] | None) -> None:
+    def _launch_all(self, stream: AnyStream | None) -> None:
         for queue in list(self._gathered):
-            if sink is None or queue[0] is sink:
+            if stream is None or queue[0] is stream:
                 self._launch(queue)
 
     def _launch(self, queue: _Queue) -> None:

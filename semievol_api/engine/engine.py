@@ -23,12 +23,11 @@ from semievol_api.capabilities import ChatRequest, EmbedRequest, OptionReply, Op
 from semievol_api.cassettes.clock import Clock, RealClock
 from semievol_api.config.settings import Limits
 from semievol_api.engine.batch import BatchSender, BatchTools, set_aside
-from semievol_api.engine.budget import Budget, Spend
+from semievol_api.engine.budget import Budget, Ledger, Spend, StageBill
 from semievol_api.engine.journal import Found, GroupCommit, Journal
 from semievol_api.engine.requests import Answer, Ask, ChatKind, EmbedKind, Kind, OptionKind, Progress, ReplyT, RequestT
 from semievol_api.engine.sending import Asker, Dispatcher, Leases
 from semievol_api.engine.stream import EngineState, Sender, Stream
-from semievol_api.engine.work import Ledger, StageBill
 from semievol_api.errors import JournalError, StageError
 from semievol_api.records import FloatMatrix
 

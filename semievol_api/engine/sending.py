@@ -13,7 +13,7 @@ import resource
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -23,7 +23,7 @@ from semievol_api.config.settings import Limits
 from semievol_api.engine.budget import Budget, Spend, price
 from semievol_api.engine.gate import Gate, Pass
 from semievol_api.engine.journal import GroupCommit
-from semievol_api.engine.work import AnyRequestChunk, ResultSink
+from semievol_api.engine.stream import AnyRequestChunk, AnyStream
 from semievol_api.errors import ModelNotFoundError, RateLimitError, RefusedError, SemievolError, TransientError
 
 
@@ -267,7 +267,7 @@ class Dispatcher:
         if piece.on_stored is not None:
             piece.on_stored()
 
-    def no_more(self, sink: ResultSink[Any, Any]) -> None:
+    def no_more(self, stream: AnyStream) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""
 
     def submit(self, piece: AnyRequestChunk) -> None:
@@ -279,15 +279,15 @@ class Dispatcher:
         if len(model_queue.carriers) < model_queue.gate.room:
             self._add_carrier(model_queue)
 
-    def recall(self, sink: ResultSink[Any, Any]) -> None:
-        """Send nothing more for a sink; what is in flight may come home."""
-        for task, load in self._loads(sink):
+    def recall(self, stream: AnyStream) -> None:
+        """Send nothing more for a stream; what is in flight may come home."""
+        for task, load in self._loads(stream):
             if not load.sent:
                 task.cancel()
 
-    def cancel(self, sink: ResultSink[Any, Any]) -> None:
-        """Break off what is in flight for a sink; the lost replies stay charged."""
-        for task, _ in self._loads(sink):
+    def cancel(self, stream: AnyStream) -> None:
+        """Break off what is in flight for a stream; the lost replies stay charged."""
+        for task, _ in self._loads(stream):
             task.cancel()
 
     async def close(self) -> None:
@@ -298,12 +298,12 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _loads(self, sink: ResultSink[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
+    def _loads(self, stream: AnyStream) -> list[tuple[asyncio.Task[None], Load]]:
         return [
             (task, load)
             for model_queue in self._model_queues.values()
             for task, load in model_queue.carriers.items()
-            if load.piece is not None and load.piece.owner is sink
+            if load.piece is not None and load.piece.owner is stream
         ]
 
     def _model_queue(self, identity: str, model: str) -> _ModelQueue:

@@ -386,5 +386,5 @@ def _terms(catalogue: Catalogue, facts: ModelFacts) -> str:
         else "",
         vendor.needs if vendor else "",
     )
-    said = "; ".join(term for term in known if term)
-    return f" ({said})" if said else ""
+    terms = "; ".join(term for term in known if term)
+    return f" ({terms})" if terms else ""

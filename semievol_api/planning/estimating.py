@@ -355,6 +355,6 @@ def _how_sure(used: Sequence[ModelFacts]) -> list[str]:
     """One line on the prices that rest on little."""
     weak = [f"{f.model} at {f.vendor}: {', '.join(f.weak)}" for f in used if f.weak]
     guessed = [f"{f.model} at {f.vendor}: {', '.join(f.unsupported)}" for f in used if f.unsupported]
-    said = [f"weakly sourced are {'; '.join(weak)}"] if weak else []
-    said += [f"without any source, and so a guess, are {'; '.join(guessed)}"] if guessed else []
-    return [f"Of the prices, {'; '.join(said)} (semievol providers)."] if said else []
+    doubts = [f"weakly sourced are {'; '.join(weak)}"] if weak else []
+    doubts += [f"without any source, and so a guess, are {'; '.join(guessed)}"] if guessed else []
+    return [f"Of the prices, {'; '.join(doubts)} (semievol providers)."] if doubts else []

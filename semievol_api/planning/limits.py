@@ -132,7 +132,7 @@ async def refuse_ended_models(
 async def _end_of(provider: Provider, model: str) -> datetime.date | None:
     assert provider.remote is not None
     try:
-        said = await provider.remote.model(model)
+        told = await provider.remote.model(model)
     except RefusedError as error:
         if error.code == "model_not_found":
             raise MissingAbilityError(
@@ -141,7 +141,7 @@ async def _end_of(provider: Provider, model: str) -> datetime.date | None:
         return None
     except ProviderError:
         return None
-    return _date(said.shutdown_date)
+    return _date(told.shutdown_date)
 
 
 def _date(text: str | None) -> datetime.date | None:

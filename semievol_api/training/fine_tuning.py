@@ -120,7 +120,7 @@ def check_spec(spec: TrainSpec, provider: Provider) -> None:
     Raises:
         ConfigError: it names the keys.
     """
-    lost = [name for name in spec.said if name not in provider.train_keys]
+    lost = [name for name in spec.given if name not in provider.train_keys]
     if lost:
         raise ConfigError(
             f"[train] {lost[0]} is set, and the trainings of {provider.name!r} take only "
@@ -147,7 +147,7 @@ def _run_key(trainer: Trainer, file: TrainingFile, spec: TrainSpec) -> str:
     A setting that came later is written where it is set, behind the others.
     """
     base = trainer.base_identity or trainer.base
-    later = "".join(f", {name}={value!r}" for name, value in spec.said.items() if name not in HOSTED_TRAIN_KEYS)
+    later = "".join(f", {name}={value!r}" for name, value in spec.given.items() if name not in HOSTED_TRAIN_KEYS)
     settings = (
         f"Hyperparameters(n_epochs={spec.n_epochs!r}, batch_size={spec.batch_size!r}, "
         f"learning_rate_multiplier={spec.learning_rate_multiplier!r}{later})"

@@ -232,7 +232,7 @@ def _job_arguments(
 
 def _hyperparameters(spec: TrainSpec) -> dict[str, int | float | str]:
     """What of a training the API has a place for; the rest is refused while planning."""
-    return {name: value for name, value in spec.said.items() if name in HOSTED_TRAIN_KEYS and name != "seed"}
+    return {name: value for name, value in spec.given.items() if name in HOSTED_TRAIN_KEYS and name != "seed"}
 
 
 def job_suffix(request: FineTuneRequest, suffix_chars: int) -> str:
