@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +85,15 @@ Port = Annotated[int, typer.Option(help="Port on 127.0.0.1. 0 picks a free one."
 _OPENAI = "https://api.openai.com/v1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+@dataclass(frozen=True, slots=True)
+class _Session:
     """One program under one cassette."""
 
     path: Path
     mode: Mode
-    command: tuple[str, ...]
+    command: Sequence[str] | None
+    port: int
     upstream: str = "http://nobody.invalid/v1"
-    port: int = 0
     seed: int | None = None
     notes: str = ""
     drop_unplayed: bool = False
@@ -109,44 +109,25 @@ def record(
     notes: Annotated[str, typer.Option(help="Noted in the manifest.")] = "",
 ) -> None:
     """Run a program against UPSTREAM and record every exchange, replacing an older recording."""
-    _run(
-        Session(
-            path=path,
-            mode="record",
-            command=tuple(command or ()),
-            upstream=upstream,
-            port=port,
-            seed=seed,
-            notes=notes,
-        )
-    )
+    _run(_Session(path, "record", command, port, upstream, seed, notes))
 
 
 @app.command()
 def replay(path: _Folder, command: Command = None, port: Port = 0) -> None:
     """Run a program against the recording. Exits with 1 on a miss or on unplayed exchanges."""
-    _run(Session(path=path, mode="replay", command=tuple(command or ()), port=port))
+    _run(_Session(path, "replay", command, port))
 
 
 @app.command()
 def update(path: _Folder, command: Command = None, upstream: _Upstream = _OPENAI, port: Port = 0) -> None:
     """Replay what is recorded, record what is missing and drop what is no longer requested."""
-    _run(
-        Session(
-            path=path,
-            mode="record-missing",
-            command=tuple(command or ()),
-            upstream=upstream,
-            port=port,
-            drop_unplayed=True,
-        )
-    )
+    _run(_Session(path, "record-missing", command, port, upstream, drop_unplayed=True))
 
 
 @app.command()
 def prune(path: _Folder, command: Command = None, port: Port = 0) -> None:
     """Run a program against the recording and drop exchanges that it did not request."""
-    _run(Session(path=path, mode="replay", command=tuple(command or ()), port=port, drop_unplayed=True))
+    _run(_Session(path, "replay", command, port, drop_unplayed=True))
 
 
 @app.command()
@@ -184,7 +165,7 @@ def import_(
     typer.echo(f"{into}: {count} exchanges")
 
 
-def _run(session: Session) -> None:
+def _run(session: _Session) -> None:
     from semievol_api.cassettes.cassette import CassetteUnplayed
     from semievol_api.cassettes.miss import CassetteMiss
 
@@ -196,7 +177,7 @@ def _run(session: Session) -> None:
     raise typer.Exit(exit_code)
 
 
-async def _play(session: Session) -> int:
+async def _play(session: _Session) -> int:
     """Serve the cassette to the program; the program's exit code. A failed program changes no recording."""
     from semievol_api.cassettes.cassette import CassetteSettings, open_cassette
     from semievol_api.cassettes.scrub import secret_values
@@ -220,7 +201,7 @@ async def _play(session: Session) -> int:
     return exit_code
 
 
-async def _run_program(command: tuple[str, ...], base_url: str) -> int:
+async def _run_program(command: Sequence[str] | None, base_url: str) -> int:
     if not command:
         typer.echo(f"{base_url}   (Ctrl-C ends)")
         ended = asyncio.Event()

@@ -196,7 +196,7 @@ async def _read_whole(answer: aiohttp.ClientResponse, where: str) -> bytes:
         if len(content) > LARGEST_BODY_BYTES:
             answer.close()
             raise ProviderError(
-                f"{where} answered with more than {LARGEST_BODY_BYTES // 2**20} MiB; what came is dropped. No answer "
+                f"{where} answered with more than {LARGEST_BODY_BYTES // 2**20} MiB, and was discarded. No answer "
                 f"is so large: check base_url, and what stands between here and the server.",
                 status=answer.status,
             )

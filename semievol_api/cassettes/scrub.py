@@ -16,8 +16,6 @@ _KEPT_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retr
 _KEPT_PREFIX = "x-ratelimit-"
 _SHORTEST_SECRET = 8
 """Shorter values given by name are left alone: replacing `test` everywhere would wreck the recording."""
-_LONGEST_WORD = 32
-"""A name of so many letters without an underscore is rather a key."""
 
 _PEM = re.compile(
     rb"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
@@ -73,11 +71,6 @@ _SECRET_ENDINGS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ORG_ID", "_PROJEC
 def secret_values(environ: Mapping[str, str]) -> tuple[str, ...]:
     """The values of those environment variables whose names say that they are secret."""
     return tuple(value for name, value in environ.items() if name.upper().endswith(_SECRET_ENDINGS) and value)
-
-
-def is_variable_name(text: str) -> bool:
-    """False where a key itself seems to stand in the place of a variable's name, so that no message may show it."""
-    return text.isidentifier() and not (len(text) >= _LONGEST_WORD and "_" not in text)
 
 
 class Scrubber:

@@ -90,7 +90,7 @@ def _show_check(config: Config, name: str, today: datetime.date | None, *, as_js
         document = {"ok": True, **facts, "notices": notices}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
         return
-    pairs(out(), f"{name} is good", facts)
+    pairs(out(), f"{name} is valid", facts)
     for notice in notices:
         out().print(f"! {notice}", markup=False)
 
@@ -113,25 +113,25 @@ def _left_out(config: Config, raw: RawData) -> Iterator[str]:
     held_out = (*raw.test, *raw.development)
     report = clean(raw.labeled, raw.unlabeled, held_out, near=config.data.near_duplicates).report
     words = {
-        "in test": "ask what a test row asks",
-        "in labeled": "ask what a labelled row asks",
+        "in test": "have the question of a test row",
+        "in labeled": "have the question of a labelled row",
         "duplicate": "repeat an earlier row",
-        "conflicting answers": "ask the same and are answered differently",
+        "conflicting answers": "have the same question and different answers",
     }
     for (part, reason), count in Counter((row.part, row.reason) for row in report.dropped).items():
         example = next(row for row in report.dropped if (row.part, row.reason) == (part, reason))
-        yield f"{count} of the {part} rows {words[reason]}, and will be left out; such as: {example.question[:60]!r}."
+        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {example.question[:60]!r}."
 
 
 def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:
     """Labels without a labelled row."""
     seen = {example.answer for example in raw.labeled}
     if len(seen) == 1 and len(raw.labeled) > 1:
-        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model can learn nothing else from them."
+        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model cannot learn any other."
     missing = [label for label in plan.task.definition.labels if label not in seen]
     if missing and plan.task.fixed_labels:
         named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
-        yield f"No labelled row teaches {len(missing)} of the {len(plan.task.definition.labels)} labels: {named}."
+        yield f"{len(missing)} of the {len(plan.task.definition.labels)} labels have no labelled row: {named}."
 
 
 def _show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
@@ -159,7 +159,9 @@ def _show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
             console.print(message["content"], markup=False, soft_wrap=True)
     if any(item["shots"] for item in shown):
         console.rule()
-        console.print("The demonstrations here are the first labelled rows; a run shows each question its neighbours.")
+        console.print(
+            "The demonstrations shown are the first labelled rows. A run uses the nearest neighbours of each question."
+        )
 
 
 def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example, ...]]:
@@ -195,12 +197,12 @@ def _write_starter(starter: Starter, folder: Path) -> None:
     answers = ", ".join(f"{answer} ({count})" for answer, count in found.answer_counts)
     more = {"answers": answers} if KINDS[found.kind].closed else {}
     facts = {"rows": found.rows, "kind": found.kind, **columns, **more}
-    pairs(console, f"What {found.source} seems to hold", facts)
+    pairs(console, f"Recognised in {found.source}", facts)
     for line in (*found.reasons, *starter.remarks):
         console.print(f"- {line}", markup=False)
     console.print(f"Wrote {', '.join(starter.files)} into {folder.resolve()}.", markup=False)
     console.print(
-        f"Read task.toml, and make its instruction say what you would ask a person. Then: semievol preview "
+        f"Edit the instruction in task.toml so that it says what you would ask a person. Then: semievol preview "
         f"{folder / 'semievol.toml'}",
         markup=False,
     )

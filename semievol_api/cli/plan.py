@@ -1,4 +1,4 @@
-"""`semievol plan`: a plan as tables and remarks, and what was really paid beside it.
+"""`semievol plan`: an estimate as tables and remarks, next to the amounts billed so far.
 
 Heavy imports stand inside the functions. Knows nothing of how the numbers were made.
 """
@@ -63,7 +63,7 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
     minutes = planned.duration.minutes
     console.print(
         f"The requests take {_minutes(minutes.expected)} ({_minutes(minutes.low)} to {_minutes(minutes.high)}), by "
-        f"{'; '.join(planned.duration.by)}. Trainings come besides.",
+        f"{'; '.join(planned.duration.by)}. Trainings are not included.",
         markup=False,
     )
     for file in planned.trainings:
@@ -74,7 +74,9 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
         )
     if planned.offers:
         offers = [[o.vendor, o.model, _usd(o.usd), _usd_span(o.usd), _usd(o.batch_usd)] for o in planned.offers]
-        console.print(table("The same run elsewhere", ["vendor", "model", "USD", "low to high", "in batches"], offers))
+        console.print(
+            table("The same run at other vendors", ["vendor", "model", "USD", "low to high", "in batches"], offers)
+        )
         for offer in planned.offers:
             console.print(f"- {offer.vendor}, {offer.model}: {' '.join(offer.remarks)}", markup=False)
     for notice in planned.notices:

@@ -98,7 +98,9 @@ def clean(
 ) -> None:
     """List what a run left at its vendor, and delete it with --yes."""
     if not remote:
-        raise UserError("Nothing to do without --remote. To remove a run from this machine, delete its folder.")
+        raise UserError(
+            "Add --remote to list what the run left at its vendor. To remove a run from disk, delete its folder."
+        )
     result = _clean_remote(config, yes=yes)
     if as_json:
         print_json(result)
@@ -156,14 +158,17 @@ def _show_refreshed(console: Console, told: Refreshed) -> None:
             f"{change.kind:<8} {change.row}: {_words(change.kind, change.keys)}", markup=False, soft_wrap=True
         )
     taken = sum(change.kind != "older" for change in told.changes)
-    rows = "Nothing is known otherwise now." if not taken else f"{taken} rows are known otherwise now."
+    rows = "No entry has changed." if not taken else f"{taken} entries have changed."
     console.print(rows, markup=False)
     if told.installed is None:
-        console.print("The package's own table holds.", markup=False)
+        console.print("The catalogue of the package is in use.", markup=False)
     else:
-        console.print(f"Installed as {told.installed}. Back to the package's own: semievol providers --reset", **_LONG)
+        console.print(
+            f"Installed as {told.installed}. To go back to the package's own: semievol providers --reset",
+            **_LONG,
+        )
     if told.kept is not None:
-        console.print(f"The table before is kept: semievol providers --refresh {told.kept}", **_LONG)
+        console.print(f"The previous one is kept. To restore it: semievol providers --refresh {told.kept}", **_LONG)
 
 
 def _refreshed_as_json(told: Refreshed) -> dict[str, Any]:
@@ -183,7 +188,7 @@ def _words(kind: str, keys: Mapping[str, tuple[Any, Any]]) -> str:
         known, theirs = keys["checked"]
         return f"not taken, since it was read on {theirs} and the package's on {known}"
     if kind == "removed":
-        return "only the table before knew it"
+        return "was only in the previous catalogue"
     if kind == "added":
         told = {key: now for key, (_, now) in keys.items() if now not in (None, "", [], {}) and key in _TELLING}
         return ", ".join(f"{key} = {now}" for key, now in list(told.items())[:_SHOWN_KEYS]) or "new"
@@ -224,7 +229,7 @@ def _vendors(catalogue: Catalogue) -> object:
         ]
         for name, facts in catalogue.vendors.items()
     ]
-    columns = ["vendor", "jobs", "serves a tune", "USD a GPU hour", "log-probabilities", "read"]
+    columns = ["vendor", "jobs", "serves tuned models", "USD per GPU hour", "log-probabilities", "read"]
     return table("Known vendors", columns, rows)
 
 
@@ -305,7 +310,7 @@ def _list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, An
 def _show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     """A table for a person."""
     if not jobs:
-        out().print("No run here has started a training.", markup=False)
+        out().print("No training jobs were found.", markup=False)
         return
     console = out()
     for run, of_run in groupby(jobs, key=lambda job: str(job["run"])):
@@ -349,7 +354,7 @@ def _show_clean(result: Mapping[str, Any]) -> None:
     """A table for a person, and what to do next."""
     items = result["items"]
     if not items:
-        out().print("Nothing of this run lies at the vendor.", markup=False)
+        out().print("This run left nothing at the vendor.", markup=False)
         return
     rows = [[item["kind"], item["id"], item["why"]] for item in items]
     out().print(table("At the vendor", ["kind", "id", "what it is"], rows))
@@ -408,7 +413,7 @@ def _with(provider: Provider, ask: Callable[[Provider], Awaitable[_ResultT]]) ->
 
 
 def _plain_job(job: Job, provider: Provider | None, state: Any) -> dict[str, Any]:
-    known = "succeeded" if job.model else "bought, not seen to end"
+    known = "succeeded" if job.model else "submitted, end not seen"
     return {
         "run": str(job.run_folder),
         "name": job.name,

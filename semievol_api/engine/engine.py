@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -70,8 +70,7 @@ class WithOthers(Journal):
         super().close()
 
 
-_T = TypeVar("_T")
-_Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
+_Asks = Iterable[Ask[RequestT]] | AsyncIterable[Ask[RequestT]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ identity; `n` stays out, since samples are numbered. Knows nothing of storing, s
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar, cast
@@ -18,7 +19,7 @@ from semievol_api.capabilities import ChatRequest, EmbedReply, EmbedRequest, Opt
 from semievol_api.engine.journal import Content, Found, Record
 from semievol_api.records import Completion, Finish, JsonValue, Prompt, Usage
 
-RequestT = TypeVar("RequestT")
+RequestT = TypeVar("RequestT", bound="_ModelRequest")
 ReplyT = TypeVar("ReplyT", bound="_PacedReply")
 
 
@@ -72,43 +73,49 @@ class _PacedReply(Protocol):
     def pace(self) -> Pace: ...
 
 
-class Kind(Protocol, Generic[RequestT, ReplyT]):
-    """One kind of request. `group` is how many asks one request may carry."""
+class _ModelRequest(Protocol):
+    """What every request has."""
+
+    @property
+    def model(self) -> str: ...
+
+
+class Kind(ABC, Generic[RequestT, ReplyT]):
+    """One kind of request. `group` is how many asks one request may carry; `call` asks the provider once."""
 
     name: str
-    group: int
+    group = 1
 
+    def __init__(self, call: Callable[[RequestT], Awaitable[ReplyT]]) -> None:
+        self.call = call
+
+    @abstractmethod
     def key(self, identity: str, request: RequestT) -> bytes:
         """The hash that names the request's answers for ever; 20 bytes."""
-        ...
 
     def model(self, request: RequestT) -> str:
         """The model that is asked."""
-        ...
+        return request.model
 
     def samples(self, request: RequestT) -> int:
         """How many samples the request wants."""
-        ...
+        return 1
 
     def part(self, requests: Sequence[RequestT], first: int, n: int) -> RequestT:
         """The request to send for samples first..first+n-1 of one request, or for a group of requests."""
-        ...
+        return requests[0]
 
+    @abstractmethod
     def size(self, request: RequestT) -> tuple[int, int]:
         """UTF-8 bytes of all prompt text with room for the chat frame, and the most tokens of the answer."""
-        ...
 
-    def call(self, request: RequestT) -> Awaitable[ReplyT]:
-        """Ask the provider once."""
-        ...
-
+    @abstractmethod
     def contents(self, reply: ReplyT) -> list[Content]:
         """The reply's samples (or the group's answers), in order."""
-        ...
 
+    @abstractmethod
     def build(self, samples: Sequence[Found]) -> ReplyT:
         """A reply from stored samples."""
-        ...
 
 
 def _hash(parts: object) -> bytes:
@@ -140,10 +147,6 @@ class ChatKind(Kind[ChatRequest, Reply]):
     """Chat requests: n samples each, log-probabilities as float32 in `numbers`, tokens and top in `extra`."""
 
     name = "chat"
-    group = 1
-
-    def __init__(self, complete: Callable[[ChatRequest], Awaitable[Reply]]) -> None:
-        self._complete = complete
 
     def key(self, identity: str, request: ChatRequest) -> bytes:
         return _hash(
@@ -164,9 +167,6 @@ class ChatKind(Kind[ChatRequest, Reply]):
             )
         )
 
-    def model(self, request: ChatRequest) -> str:
-        return request.model
-
     def samples(self, request: ChatRequest) -> int:
         return request.n
 
@@ -178,9 +178,6 @@ class ChatKind(Kind[ChatRequest, Reply]):
 
     def size(self, request: ChatRequest) -> tuple[int, int]:
         return _prompt_bytes(request.prompt), request.max_tokens * request.n
-
-    def call(self, request: ChatRequest) -> Awaitable[Reply]:
-        return self._complete(request)
 
     def contents(self, reply: Reply) -> list[Content]:
         return self.contents_of(reply)
@@ -237,29 +234,13 @@ class OptionKind(Kind[OptionRequest, OptionReply]):
     in `extra`, as alternatives without a text."""
 
     name = "options"
-    group = 1
-
-    def __init__(self, read: Callable[[OptionRequest], Awaitable[OptionReply]]) -> None:
-        self._read = read
 
     def key(self, identity: str, request: OptionRequest) -> bytes:
         prompt = request.prompt
         return _hash((_KEY_FORMAT, identity, self.name, request.model, _turns(prompt), prompt.prefill, request.labels))
 
-    def model(self, request: OptionRequest) -> str:
-        return request.model
-
-    def samples(self, request: OptionRequest) -> int:
-        return 1
-
-    def part(self, requests: Sequence[OptionRequest], first: int, n: int) -> OptionRequest:
-        return requests[0]
-
     def size(self, request: OptionRequest) -> tuple[int, int]:
         return _prompt_bytes(request.prompt), 1
-
-    def call(self, request: OptionRequest) -> Awaitable[OptionReply]:
-        return self._read(request)
 
     def contents(self, reply: OptionReply) -> list[Content]:
         values = [np.nan if value is None else value for value in reply.logprobs]
@@ -281,26 +262,17 @@ class EmbedKind(Kind[EmbedRequest, EmbedReply]):
     name = "embed"
 
     def __init__(self, embed: Callable[[EmbedRequest], Awaitable[EmbedReply]], group: int) -> None:
-        self._embed = embed
+        super().__init__(embed)
         self.group = group
 
     def key(self, identity: str, request: EmbedRequest) -> bytes:
         return _hash((_KEY_FORMAT, identity, self.name, request.model, request.texts))
-
-    def model(self, request: EmbedRequest) -> str:
-        return request.model
-
-    def samples(self, request: EmbedRequest) -> int:
-        return 1
 
     def part(self, requests: Sequence[EmbedRequest], first: int, n: int) -> EmbedRequest:
         return EmbedRequest(model=requests[0].model, texts=tuple(r.texts[0] for r in requests))
 
     def size(self, request: EmbedRequest) -> tuple[int, int]:
         return sum(len(text.encode()) + 2 for text in request.texts), 0
-
-    def call(self, request: EmbedRequest) -> Awaitable[EmbedReply]:
-        return self._embed(request)
 
     def contents(self, reply: EmbedReply) -> list[Content]:
         vectors = np.ascontiguousarray(reply.vectors, np.float32)

@@ -236,25 +236,17 @@ def parse_catalogue(tree: Mapping[str, Any], where: str) -> Catalogue:
         ConfigError: a key is unknown or missing, or a value is wrong.
     """
     models, vendors = tree.get("models"), tree.get("vendors")
-    if isinstance(models, list):
-        for number, entry in enumerate(_listed(models), start=1):
-            row = f"{where}, [[models]] row {number}"
-            if not isinstance(entry, Mapping):
-                raise ConfigError(f"{row} is no table. Write each model as [[models]] and its keys below.")
-            parse_settings(ModelFacts, entry, where=f"{row} ({entry.get('vendor', '?')}, {entry.get('model', '?')})")
-    if isinstance(vendors, Mapping):
-        for name, entry in _named(vendors).items():
-            if isinstance(entry, Mapping):
-                parse_settings(VendorFacts, entry, where=f"{where}, [vendors.{name}]")
+    rows: list[Any] = models if isinstance(models, list) else []
+    tables: Mapping[str, Any] = vendors if isinstance(vendors, Mapping) else {}
+    for number, entry in enumerate(rows, start=1):
+        row = f"{where}, [[models]] row {number}"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{row} is no table. Write each model as [[models]] and its keys below.")
+        parse_settings(ModelFacts, entry, where=f"{row} ({entry.get('vendor', '?')}, {entry.get('model', '?')})")
+    for name, entry in tables.items():
+        if isinstance(entry, Mapping):
+            parse_settings(VendorFacts, entry, where=f"{where}, [vendors.{name}]")
     return parse_settings(Catalogue, tree, where=where)
-
-
-def _listed(value: list[Any]) -> list[Any]:
-    return value
-
-
-def _named(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return value
 
 
 def _days(known: Catalogue, theirs: Catalogue) -> int:

@@ -145,7 +145,7 @@ def _readable(refreshed: Path) -> None:
 
 def _refuse_odd(fresh: Catalogue, name: str, today: datetime.date) -> None:
     if not fresh.models and not fresh.vendors:
-        raise ConfigError(f"{name} holds neither [[models]] nor [vendors.NAME]: there is nothing to take from it.")
+        raise ConfigError(f"{name} holds neither [[models]] nor [vendors.NAME]: it has no entries.")
     seen: dict[tuple[str, str], int] = {}
     for number, facts in enumerate(fresh.models, start=1):
         row = f"{name}, [[models]] row {number} ({facts.vendor}, {facts.model})"
@@ -160,8 +160,8 @@ def _refuse_odd(fresh: Catalogue, name: str, today: datetime.date) -> None:
 def _refuse_future(facts: ModelFacts | VendorFacts, row: str, today: datetime.date) -> None:
     if facts.looked_at > today:
         raise ConfigError(
-            f"{row}: 'checked' is {facts.looked_at}, and today is {today}: nobody can have looked then. Write the day "
-            f"on which the source was read."
+            f"{row}: 'checked' is {facts.looked_at}, which is after today ({today}). Write the day on which "
+            f"the source was read."
         )
 
 
@@ -193,7 +193,7 @@ def _rows(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
 
 
 def _changes(before: Catalogue, after: Catalogue) -> list[Change]:
-    """Row by row what is known otherwise now."""
+    """The entries that differ now, one by one."""
     old, new = _rows(before), _rows(after)
     found: list[Change] = []
     for row in dict.fromkeys([*old, *new]):

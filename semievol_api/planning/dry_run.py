@@ -150,41 +150,12 @@ _DIMENSIONS = 64
 _FILLER = "word "
 
 
-class DryCounter:
-    """Counts tokens, each text once."""
-
-    def __init__(self, counter: TokenCounter) -> None:
-        self._counter = counter
-        self._prompts: dict[Prompt, int] = {}
-        self._texts: dict[str, int] = {}
-
-    def prompt(self, prompt: Prompt) -> int:
-        """Tokens of a prompt."""
-        if prompt not in self._prompts:
-            self._prompts[prompt] = self._counter.count(prompt)
-        return self._prompts[prompt]
-
-    def text(self, text: str) -> int:
-        """Tokens of a bare text."""
-        if text not in self._texts:
-            self._texts[text] = self._counter.count_text(text)
-        return self._texts[text]
-
-    def embedding(self, text: str) -> int:
-        """Tokens of a text that our own server embeds."""
-        return self._counter.count_embedding(text)
-
-    def training(self, messages: Sequence[Message]) -> int:
-        """Tokens of a line of a training file."""
-        return self._counter.count_training(messages)
-
-
 @dataclass(frozen=True)
 class _DrySettings:
     """What the dry abilities of one provider share."""
 
     provider: str
-    counter: DryCounter
+    counter: TokenCounter
     demand: Demand
     key: AnswerKey
     cache: PrefixCache
@@ -204,7 +175,7 @@ class _DryChat:
         turn = request.prompt.messages[-1].content
         answer, surety = dry.key.choose(turn, f"{request.model}/{request.seed}/{len(request.prompt.messages)}")
         text = f"Answer: {answer}"
-        prompt = dry.counter.prompt(request.prompt)
+        prompt = dry.counter.count(request.prompt)
         cached = dry.cache.repeated(request.model, request.prompt, prompt)
         usage = Usage(prompt, self._length(request, text) * request.n, cached)
         dry.demand.asked((dry.provider, request.model, "chat"), usage, dry.demand.shares.of(turn, dry.demand.stage))
@@ -217,7 +188,7 @@ class _DryChat:
         """A random distribution."""
         dry = self._dry
         turn = request.prompt.messages[-1].content
-        usage = Usage(prompt=dry.counter.prompt(request.prompt), completion=1)
+        usage = Usage(prompt=dry.counter.count(request.prompt), completion=1)
         dry.demand.asked((dry.provider, request.model, "options"), usage, dry.demand.shares.of(turn, dry.demand.stage))
         answer, surety = dry.key.choose(turn, request.model)
         rest = (1 - surety) / max(1, len(request.labels) - 1)
@@ -230,7 +201,7 @@ class _DryChat:
             case "bare":
                 wanted = 1
             case "line":
-                wanted = 2 * self._dry.counter.text(line)
+                wanted = 2 * self._dry.counter.count_text(line)
             case _:
                 wanted = request.max_tokens
         return min(request.max_tokens, wanted)
@@ -250,7 +221,7 @@ class _DryEmbedder:
         rows = [np.random.default_rng(seed).standard_normal(_DIMENSIONS) for seed in seeds]
         vectors = np.array(rows, dtype=np.float32)
         dry = self._dry
-        count = dry.counter.embedding if dry.own_server else dry.counter.text
+        count = dry.counter.count_embedding if dry.own_server else dry.counter.count_text
         usage = Usage(prompt=sum(count(text) for text in request.texts))
         dry.demand.asked((dry.provider, request.model, "embed"), usage, dry.demand.shares.mean)
         return EmbedReply(vectors=vectors, usage=usage)
@@ -268,7 +239,7 @@ class _DryFineTuner:
         for line in request.training_file.splitlines():
             messages = [Message(turn["role"], turn["content"]) for turn in json.loads(line)["messages"]]
             weight = dry.demand.shares.of_training(messages[-2].content if len(messages) > 1 else "")
-            count = dry.counter.training(messages)
+            count = dry.counter.count_training(messages)
             examples, tokens, longest = examples + weight, tokens + weight * count, max(longest, count)
         epochs = request.spec.n_epochs or AUTO_EPOCHS
         amounts = dry.demand.at(dry.provider, request.model, "train")
@@ -335,7 +306,7 @@ _SAMPLE_SEED = 0
 _OWN_SERVER = "semievol"
 
 
-async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, rows: int) -> Demand:
+async def dry_run(plan: Plan, raw: RawData, counter: TokenCounter, guess: Guess, rows: int) -> Demand:
     """The demand of the whole run, from at most `rows` rows of each part of the data."""
     sample = _sample(raw, rows)
     demand = Demand(_shares(plan.task, raw, sample))

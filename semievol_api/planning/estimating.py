@@ -15,7 +15,7 @@ from semievol_api.data import read_data
 from semievol_api.errors import BudgetError, ConfigError
 from semievol_api.planning.bill import BillRow, Demand, Line, Range, TrainingReport, bill, cost, total
 from semievol_api.planning.catalogue import Catalogue, ModelFacts, availability, utc_day
-from semievol_api.planning.dry_run import EXPECTED, HIGH, LOW, DryCounter, dry_run, is_dry_tuned
+from semievol_api.planning.dry_run import EXPECTED, HIGH, LOW, dry_run, is_dry_tuned
 from semievol_api.planning.tokens import token_counter
 from semievol_api.session import Plan, check, check_data
 
@@ -68,10 +68,10 @@ def _offer(rows: Sequence[BillRow], catalogue: Catalogue, facts: ModelFacts, tod
     if facts.weak:
         remarks.append(f"Weakly sourced: {', '.join(facts.weak)}.")
     if facts.unsupported:
-        remarks.append(f"Without any source, and so a guess: {', '.join(facts.unsupported)}.")
+        remarks.append(f"Without a source, and so a guess: {', '.join(facts.unsupported)}.")
     vendor = catalogue.vendors.get(facts.vendor)
     if vendor is not None and not vendor.trains_here:
-        remarks.append("No provider of this package buys its jobs.")
+        remarks.append("No provider of this package submits its jobs.")
     if facts.input_usd is None:
         remarks.append("No price is known.")
     remarks.append(_note(catalogue, facts.vendor))
@@ -206,15 +206,14 @@ async def estimate(config: Config, *, today: datetime.date | None = None, vendor
     plan = check(config, planning=True, today=day)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
-    counted = token_counter(config.roles.student.model, config.roles.tokenizer)
-    counter = DryCounter(counted)
+    counter = token_counter(config.roles.student.model, config.roles.tokenizer).remembering()
     demands: dict[str, Demand] = {}
     for guess, rows in ((LOW, _BOUND_ROWS), (EXPECTED, _SAMPLE_ROWS), (HIGH, _BOUND_ROWS)):
         demands[guess.name] = _named(await dry_run(plan, raw, counter, guess, rows), plan)
     rows_of_bill = tuple(bill(demands, _price(plan), _batch_share(plan)))
     usd = total([row.usd for row in rows_of_bill])
     return Estimate(
-        tokens_by=counted.name,
+        tokens_by=counter.name,
         as_of=day,
         rows=rows_of_bill,
         trainings=tuple(demands["expected"].trainings),
@@ -253,14 +252,14 @@ def refuse_too_dear(config: Config, planned: Estimate, *, agreed: bool) -> None:
     cap = config.limits.max_usd
     if cap is not None and expected > cap:
         raise BudgetError(
-            f"The plan passes the budget: about {expected:.2f} USD are expected (up to {high:.2f}), and [limits] "
-            f"max_usd is {cap:g}. Nothing was sent. Raise the cap, take fewer rows ([data] max_unlabeled), or start "
-            f"with --yes to stop wherever the cap is reached."
+            f"The plan exceeds the budget: the expected cost is {expected:.2f} USD (up to {high:.2f}), and [limits] "
+            f"max_usd is {cap:g}. Nothing was sent. Raise the cap, use fewer rows ([data] max_unlabeled), or start "
+            f"with --yes to run until the cap is reached."
         )
     if expected > config.limits.ask_above_usd:
         raise ConfigError(
-            f"This run is expected to cost about {expected:.2f} USD (up to {high:.2f}), more than [limits] "
-            f"ask_above_usd = {config.limits.ask_above_usd:g}. Look at: semievol plan. Start it with --yes."
+            f"The expected cost is {expected:.2f} USD (up to {high:.2f}), more than [limits] ask_above_usd = "
+            f"{config.limits.ask_above_usd:g}. See the details with: semievol plan. To start the run, add --yes."
         )
 
 
@@ -269,14 +268,14 @@ def _budget_notices(config: Config, usd: Range | None, rows: Sequence[BillRow]) 
     notices: list[str] = []
     caps = config.limits
     if caps.max_usd is not None and usd is not None and usd.high > caps.max_usd:
-        how = "passes" if usd.expected > caps.max_usd else "may pass"
+        how = "exceeds" if usd.expected > caps.max_usd else "may exceed"
         notices.append(
             f"The plan {how} the budget: {usd.expected:.2f} USD expected, up to {usd.high:.2f}, of max_usd = "
             f"{caps.max_usd:g}."
         )
     tokens = total([r for row in rows for r in (row.prompt, row.completion)])
     if caps.max_tokens is not None and tokens is not None and tokens.high > caps.max_tokens:
-        how = "passes" if tokens.expected > caps.max_tokens else "may pass"
+        how = "exceeds" if tokens.expected > caps.max_tokens else "may exceed"
         notices.append(
             f"The plan {how} the budget: {tokens.expected:,.0f} tokens expected, up to {tokens.high:,.0f}, of "
             f"max_tokens = {caps.max_tokens:,}."
@@ -333,8 +332,8 @@ def _price_notices(plan: Plan, rows: Sequence[BillRow], today: datetime.date) ->
     unknown = dict.fromkeys(f"{row.model} at {row.provider}" for row in rows if row.usd is None)
     if unknown:
         notices.append(
-            f"No price is known for {', '.join(unknown)}: the total cannot be told. Give prices in a file of your own "
-            f"and name it in [catalogue] file (0 for a model that costs nothing)."
+            f"No price is known for {', '.join(unknown)}, so the total is unknown. Set prices in a file and name it in "
+            f"[catalogue] file (0 for a model that costs nothing)."
         )
     trained = {plan.providers[row.provider].vendor for row in rows if row.kind == "train"}
     notices += [
@@ -356,5 +355,5 @@ def _how_sure(used: Sequence[ModelFacts]) -> list[str]:
     weak = [f"{f.model} at {f.vendor}: {', '.join(f.weak)}" for f in used if f.weak]
     guessed = [f"{f.model} at {f.vendor}: {', '.join(f.unsupported)}" for f in used if f.unsupported]
     doubts = [f"weakly sourced are {'; '.join(weak)}"] if weak else []
-    doubts += [f"without any source, and so a guess, are {'; '.join(guessed)}"] if guessed else []
+    doubts += [f"without a source, and so a guess, are {'; '.join(guessed)}"] if guessed else []
     return [f"Of the prices, {'; '.join(doubts)} (semievol providers)."] if doubts else []

@@ -13,7 +13,8 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,10 @@ class TokenCounter:
     count_text: Callable[[str], int]
     render: _RenderChat | None = None
     framing: int = 0
+
+    def remembering(self) -> TokenCounter:
+        """The same counter, which counts each text once."""
+        return replace(self, count_text=cache(self.count_text))
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a whole prompt, turns' frames and the first words of the answer included."""

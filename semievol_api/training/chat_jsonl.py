@@ -98,7 +98,7 @@ def _example(number: int, line: bytes) -> ChatExample:
         raise TrainingFileError(f"Line {number} has no list of messages under the key 'messages'.")
     turns = tuple(_turn(number, position, message) for position, message in enumerate(messages))
     if not any(turn.trained for turn in turns):
-        raise TrainingFileError(f"Line {number} has no assistant message to learn from (with a weight other than 0).")
+        raise TrainingFileError(f"Line {number} has no assistant message with a weight other than 0.")
     return ChatExample(number, turns, float(weight))
 
 

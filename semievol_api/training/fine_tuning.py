@@ -95,7 +95,7 @@ async def fine_tune(
         if state.model is None:
             raise JobFailedError(
                 f"The {name} job {ticket.job_id} ended as {state.raw_status!r} without a model"
-                f"{': ' + state.reason if state.reason else ''}. Mend the cause and run again."
+                f"{': ' + state.reason if state.reason else ''}. Fix the cause and run again."
             )
         return TunedModel(
             model=state.model,
@@ -123,9 +123,9 @@ def check_spec(spec: TrainSpec, provider: Provider) -> None:
     lost = [name for name in spec.given if name not in provider.train_keys]
     if lost:
         raise ConfigError(
-            f"[train] {lost[0]} is set, and the trainings of {provider.name!r} take only "
-            f"{', '.join(provider.train_keys)}. Remove {', '.join(lost)} from [train]; a model of your own machine "
-            f"is told where it is served: in [providers.NAME.train], or the server's --train-config."
+            f"[train] {lost[0]} is set, but the trainings of {provider.name!r} support only "
+            f"{', '.join(provider.train_keys)}. Remove {', '.join(lost)} from [train]. For a model on your own "
+            f"machine, set them in [providers.NAME.train] or in the server's --train-config."
         )
 
 
@@ -193,7 +193,7 @@ async def _wait(trainer: Trainer, name: str, ticket: JobTicket, poll_s: float) -
             away_since_s = now_s if away_since_s is None else away_since_s
             if now_s - away_since_s > _AWAY_PATIENCE_S:
                 raise
-            trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is away: {error}"))
+            trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is not reachable: {error}"))
         else:
             away_since_s = None
             if state.finished:

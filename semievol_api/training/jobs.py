@@ -1,9 +1,9 @@
-"""The trainings of runs: listed from their folders, asked about, cancelled; and what they left at the vendor.
+"""The trainings of runs: list them from their folders, poll and cancel them, clean up at the vendor.
 
     for job in jobs_under(Path("runs")): print(job.job_id, job.model)
 
-A job's receipt is on disk before anyone waits for it, so this needs no key, but for the vendor's own word on where a
-job stands. Knows nothing of how a training is bought.
+Jobs are listed from disk; only polling, cancelling and cleaning up need the vendor and its API key. Knows nothing of
+how a training is submitted.
 """
 
 from __future__ import annotations

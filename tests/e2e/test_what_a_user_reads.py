@@ -150,7 +150,7 @@ def test_check_warns_of_labels_that_nothing_teaches(project: Project, semievol: 
     project.change(('test = "test.csv"\n', ""))
     said = " ".join(semievol("check", project.config).out.split())
     assert "All labelled rows have the same answer, 'good'" in said
-    assert "No labelled row teaches 2 of the 3 labels: 'bad', 'odd'." in said
+    assert "2 of the 3 labels have no labelled row: 'bad', 'odd'." in said
 
 
 def test_a_preview_says_whose_demonstrations_it_shows(project: Project, semievol: Semievol) -> None:

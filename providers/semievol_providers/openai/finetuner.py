@@ -29,7 +29,7 @@ from semievol_api.capabilities import (
 )
 from semievol_api.errors import RefusedError
 from semievol_providers.openai.errors import job_failure, read_vendor_error
-from semievol_providers.openai.sdk import OpenAIModels, Sdk
+from semievol_providers.openai.sdk import ModelFacts, Sdk
 from semievol_providers.openai.settings import Dialect
 
 RUN_KEY = "semievol_run_key"
@@ -344,11 +344,12 @@ class OpenAIStorage:
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk
         self._files = Files(sdk)
-        self._models = OpenAIModels(sdk)
 
     async def model(self, name: ModelName) -> RemoteModel:
         """One model; `RefusedError` with code `model_not_found` where there is none."""
-        facts = await self._models.retrieve(name)
+        facts = await self._sdk.ask_for(
+            ModelFacts, "models", lambda client: client.models.with_raw_response.retrieve(name)
+        )
         return RemoteModel(name=facts.id, shutdown_date=facts.end)
 
     async def files_with(self, training_file: bytes) -> Sequence[str]:

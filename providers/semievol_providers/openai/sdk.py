@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -169,9 +169,6 @@ async def _drop_bearer(request: Any) -> None:
     request.headers.pop("authorization", None)
 
 
-_WHAT = "models"
-
-
 class Deprecation(Struct, frozen=True):
     """Azure's dates of a model's end, in Unix seconds."""
 
@@ -193,19 +190,3 @@ class ModelFacts(Struct, frozen=True):
         if self.shutdown_date or self.deprecation is None or self.deprecation.inference is None:
             return self.shutdown_date
         return datetime.datetime.fromtimestamp(self.deprecation.inference, datetime.UTC).date().isoformat()
-
-
-class OpenAIModels:
-    """Lists and looks up models at one endpoint."""
-
-    def __init__(self, sdk: Sdk) -> None:
-        self._sdk = sdk
-
-    async def list(self) -> Sequence[ModelFacts]:
-        """All models that the key may see."""
-        listed = self._sdk.items(ModelFacts, _WHAT, lambda client, _: client.models.with_raw_response.list())
-        return [model async for model in listed]
-
-    async def retrieve(self, name: str) -> ModelFacts:
-        """One model; `RefusedError` with code `model_not_found` where there is none."""
-        return await self._sdk.ask_for(ModelFacts, _WHAT, lambda client: client.models.with_raw_response.retrieve(name))
