@@ -26,7 +26,7 @@ from semievol_api.engine.batch import BatchSender, BatchTools, set_aside
 from semievol_api.engine.budget import Budget, Ledger, Spend, StageBill
 from semievol_api.engine.journal import Found, GroupCommit, Journal
 from semievol_api.engine.requests import Answer, Ask, ChatKind, EmbedKind, Kind, OptionKind, Progress, ReplyT, RequestT
-from semievol_api.engine.sending import Asker, Dispatcher, Leases
+from semievol_api.engine.sending import Attempts, Dispatcher, Leases
 from semievol_api.engine.stream import EngineState, Sender, Stream
 from semievol_api.errors import JournalError, StageError
 from semievol_api.records import FloatMatrix
@@ -150,7 +150,7 @@ class RequestEngine:
         budget.adopt(set_aside(reader, run))
         shared: dict[str, Any] = {"run": run, "journal": reader, "budget": budget, "on_progress": on_progress}
         state = EngineState(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
-        dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
+        dispatcher = Dispatcher(limits, Attempts(limits, budget, clock, leases), writer, clock)
         engine = cls(state, limits, dispatcher, writer, clock)
         try:
             with _rare_collections():

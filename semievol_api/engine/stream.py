@@ -3,7 +3,7 @@
 Asks are taken in chunks as the consumer takes answers, so memory stays flat however long the input is. Each
 chunk is looked up in the journal at once; an ask is answered from there, joins an identical one that is under
 way, or becomes a `Work` of its own. A `RequestChunk` is one request that is really sent: a work whose samples do not
-fit one request is cut into several, and one of a grouped kind (embeddings) carries many works. Knows nothing of gates,
+fit one request is cut into several, and one of a grouped kind (embeddings) carries many works. Knows nothing of pacing,
 retries or files.
 """
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _CHUNK = 256
 """Asks that are looked up in the journal together."""
 _WINDOW = 1024
-"""Asks under way and answers not taken yet, at least; more where the gate has room for more."""
+"""Asks under way and answers not taken yet, at least; more where the pacer has room for more."""
 _MOST_BYTES_OF_A_TOKEN = 64
 """On the average of a text; a usage with fewer tokens than this is not believed."""
 

@@ -1,4 +1,4 @@
-"""The gate of one key and model: every request passes it, and it decides when.
+"""The pacer of one key and model: it decides when each request may be sent.
 
 Two quotas (requests and tokens per minute), a limit on requests in flight, and the pauses that the server
 asks for. A pause holds everyone; after it the waiters go one by one. Knows nothing of retrying, budgets or what
@@ -190,7 +190,7 @@ class Pass(NamedTuple):
     tokens: float
 
 
-class Gate:
+class Pacer:
     """Holds requests back until they may go. `start` starts a background task."""
 
     def __init__(
