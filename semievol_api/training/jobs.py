@@ -17,10 +17,8 @@ from typing import Any, Literal
 from semievol_api.capabilities import JobState, JobTicket, Provider, require
 from semievol_api.errors import ProviderError, UserError
 
-_STORED_JOBS = {"warm": "warm_up"}
-"""Trainings whose folders are called otherwise than their model, as they were first: nothing is bought again."""
-_STORED_FILES = {"warm": "warm_up", "semievol": "evolve"}
-"""Models whose training file is called otherwise in a run's folder."""
+_STORED_AS = {"warm": ("warm_up", "warm_up"), "semievol": ("semievol", "evolve")}
+"""Models whose training job and training file have another name in a run folder, as in all older folders."""
 _KEPT_MODEL = "semievol"
 """The model that a run was made for; all others are superseded by it."""
 
@@ -76,7 +74,7 @@ class Leftover:
 
 def stored_job(model: str) -> str:
     """What the training of a model is called in a run's folder."""
-    return _STORED_JOBS.get(model, model)
+    return _STORED_AS.get(model, (model, model))[0]
 
 
 def job_artifact(model: str, which: Literal["ticket", "model"]) -> str:
@@ -86,12 +84,12 @@ def job_artifact(model: str, which: Literal["ticket", "model"]) -> str:
 
 def file_artifact(model: str) -> str:
     """The artifact that holds the training file of a model."""
-    return _STORED_FILES.get(model, model)
+    return _STORED_AS.get(model, (model, model))[1]
 
 
 def model_trained_by(stored: str) -> str:
     """The model whose training has this name in a run's folder."""
-    return next((model for model, name in _STORED_JOBS.items() if name == stored), stored)
+    return next((model for model, (job, _) in _STORED_AS.items() if job == stored), stored)
 
 
 def jobs_under(folder: Path) -> list[Job]:
