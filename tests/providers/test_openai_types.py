@@ -55,9 +55,9 @@ def sent(name: str) -> tuple[str, Mapping[str, Any]]:
             opened = replace(ASK, prompt=Prompt(ASK.prompt.messages, "Answer:"))
             return "/chat/completions", chat.chat_body(opened, replace(dialect, continue_final_message=True))
         case "embeddings":
-            return "/embeddings", embeddings._embedding_body(EmbedRequest(model="e", texts=("a", "b")), dialect)
+            return "/embeddings", embeddings.embedding_body(EmbedRequest(model="e", texts=("a", "b")), dialect)
         case _:
-            return "/fine_tuning/jobs", finetuner._job_arguments(TRAIN, "file-1", "file-2", dialect)
+            return "/fine_tuning/jobs", finetuner.job_arguments(TRAIN, "file-1", "file-2", dialect)
 
 
 @pytest.mark.parametrize("name", ["chat", "full chat", "new name of max_tokens", "prefill", "embeddings", "job"])
@@ -91,14 +91,14 @@ def test_a_misspelt_or_wrong_field_is_found(name: str, place: tuple[str | int, .
 @pytest.mark.parametrize(
     ("ours", "theirs", "of_others"),
     [
-        (chat._ChatAnswer, ChatCompletion, set()),
+        (chat.ChatAnswer, ChatCompletion, set()),
         (chat.UsageFields, types.CompletionUsage, set()),
-        (embeddings._EmbeddingAnswer, types.CreateEmbeddingResponse, set()),
-        (embeddings._Vector, types.Embedding, set()),
+        (embeddings.EmbeddingAnswer, types.CreateEmbeddingResponse, set()),
+        (embeddings.Vector, types.Embedding, set()),
         (batches.Batch, types.Batch, set()),
         (batches.Counts, types.BatchRequestCounts, set()),
         (finetuner.Job, fine_tuning.FineTuningJob, {"suffix", "user_provided_suffix"}),
-        (finetuner._Event, fine_tuning.FineTuningJobEvent, set()),
+        (finetuner.Event, fine_tuning.FineTuningJobEvent, set()),
         (finetuner.RemoteFile, types.FileObject, set()),
         (sdk.ModelFacts, types.Model, {"deprecation"}),
     ],

@@ -199,7 +199,7 @@ class UsageFields(Struct, gc=False):
         return Usage(self.prompt_tokens or 0, self.completion_tokens or 0, cached or 0)
 
 
-class _ChatAnswer(Struct, Generic[_TokenT], gc=False):
+class ChatAnswer(Struct, Generic[_TokenT], gc=False):
     """The whole answer. Some proxies send errors with status 200; they have no choices."""
 
     choices: list[_Choice[_TokenT]] = []
@@ -218,8 +218,8 @@ class ChatDecoder:
     """Turns bodies into replies. Stateless; made once because msgspec compiles its decoders."""
 
     def __init__(self) -> None:
-        self._plain = msgspec.json.Decoder(_ChatAnswer[Alternative])
-        self._rich = msgspec.json.Decoder(_ChatAnswer[TokenWithAlternatives])
+        self._plain = msgspec.json.Decoder(ChatAnswer[Alternative])
+        self._rich = msgspec.json.Decoder(ChatAnswer[TokenWithAlternatives])
 
     def positions(self, body: bytes) -> Positions | None:
         """Every token place of the first completion, end of turn included; None without a completion.

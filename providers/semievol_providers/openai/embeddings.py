@@ -23,17 +23,17 @@ from semievol_providers.openai.settings import Dialect
 _WHAT = "embeddings"
 
 
-class _Vector(Struct, gc=False):
+class Vector(Struct, gc=False):
     """One text's vector: little-endian float32 in base64, or numbers."""
 
     embedding: str | list[float]
     index: int = 0
 
 
-class _EmbeddingAnswer(Struct, gc=False):
+class EmbeddingAnswer(Struct, gc=False):
     """The whole answer."""
 
-    data: list[_Vector] = []
+    data: list[Vector] = []
     usage: UsageFields | None = None
 
 
@@ -42,7 +42,7 @@ class OpenAIEmbedder:
 
     def __init__(self, path: HotPath) -> None:
         self._path = path
-        self._decoder = msgspec.json.Decoder(_EmbeddingAnswer)
+        self._decoder = msgspec.json.Decoder(EmbeddingAnswer)
 
     async def embed(self, request: EmbedRequest) -> EmbedReply:
         """Embed one batch; row i belongs to text i.
@@ -54,7 +54,7 @@ class OpenAIEmbedder:
         """
         connection = self._path.connection
         answer = await self._path.post(
-            "/embeddings", encode(_embedding_body(request, connection.dialect)), request.model
+            "/embeddings", encode(embedding_body(request, connection.dialect)), request.model
         )
         try:
             decoded = self._decoder.decode(answer.body)
@@ -67,7 +67,7 @@ class OpenAIEmbedder:
         return EmbedReply(vectors=vectors, usage=usage.usage(), pace=pace_of(answer.headers))
 
 
-def _embedding_body(request: EmbedRequest, dialect: Dialect) -> dict[str, Any]:
+def embedding_body(request: EmbedRequest, dialect: Dialect) -> dict[str, Any]:
     """The body that the SDK would send."""
     body: dict[str, Any] = {"input": list(request.texts), "model": request.model}
     if dialect.embedding_dimensions is not None:
@@ -76,7 +76,7 @@ def _embedding_body(request: EmbedRequest, dialect: Dialect) -> dict[str, Any]:
     return body
 
 
-def _matrix(data: Sequence[_Vector]) -> FloatMatrix:
+def _matrix(data: Sequence[Vector]) -> FloatMatrix:
     """float32, shape (texts, dimensions), in the texts' order.
 
     Raises:

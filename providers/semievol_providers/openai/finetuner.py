@@ -72,7 +72,7 @@ class Job(Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Event(Struct):
+class Event(Struct):
     """One line of a job's log; Azure's description does not promise an id."""
 
     id: str = ""
@@ -104,7 +104,7 @@ class OpenAIFineTuner:
         if request.validation_file is not None:
             validation = request.validation_file
             validation_id = await self._files.upload_once(validation, content_name(validation), "fine-tune")
-        arguments = _job_arguments(request, training_id, validation_id, self._dialect)
+        arguments = job_arguments(request, training_id, validation_id, self._dialect)
         job = await self._sdk.ask_for(
             Job, _JOBS, lambda client: client.fine_tuning.jobs.with_raw_response.create(**arguments)
         )
@@ -152,7 +152,7 @@ class OpenAIFineTuner:
     async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
         """Events newer than `after`, oldest first. OpenAI lists the newest first, Azure's reference the oldest."""
         listed = self._sdk.items(
-            _Event,
+            Event,
             f"{_JOBS}/events",
             lambda client, paging: client.fine_tuning.jobs.with_raw_response.list_events(ticket.job_id, **paging),
         )
@@ -205,7 +205,7 @@ class OpenAIFineTuner:
         return sure or [job for job in unmarked if job.training_file in same_data]
 
 
-def _job_arguments(
+def job_arguments(
     request: FineTuneRequest, training_id: str, validation_id: str | None, dialect: Dialect
 ) -> dict[str, Any]:
     """The arguments of the SDK's `create`; what is left out is the vendor's `auto`."""
@@ -267,7 +267,7 @@ def _trains_alike(job: Job, request: FineTuneRequest) -> bool:
     return alike and job.model == request.model and job.seed in (None, request.spec.seed)
 
 
-def _job_event(event: _Event) -> JobEvent:
+def _job_event(event: Event) -> JobEvent:
     numbers = event.data if isinstance(event.data, dict) else {}
     return JobEvent(
         id=event.id or short_key(f"{event.created_at} {event.message}"),
