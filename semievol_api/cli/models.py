@@ -21,7 +21,7 @@ from semievol_api.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from semievol_api.evaluation import Interval
-    from semievol_api.report.comparison import Contest, SideScore
+    from semievol_api.report.comparison import PairComparison, SideScore
     from semievol_api.report.prediction import Predictions
 
 
@@ -69,7 +69,7 @@ def predict(
         _show_predictions(out(), found, path)
 
 
-def _contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[Contest, ...]:
+def _contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[PairComparison, ...]:
     """The pairs compared: by what runs answered, or with a config, by asking its models."""
     from semievol_api.config.settings import load_config
     from semievol_api.report.comparison import ask_sides, compare_pairs, compare_sides
@@ -84,7 +84,7 @@ def _contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> t
     return compare_sides([(sides[ours], sides[theirs]) for ours, theirs in pairs])
 
 
-def _show_contests(console: Console, contests: Sequence[Contest]) -> None:
+def _show_contests(console: Console, contests: Sequence[PairComparison]) -> None:
     """Every pair in one table; categories where there is one pair."""
     columns = ["model", "accuracy %", "95 % interval", "ECE", "Brier"]
     for contest in contests:
@@ -98,7 +98,7 @@ def _show_contests(console: Console, contests: Sequence[Contest]) -> None:
         console.print(contest.sentence, markup=False, soft_wrap=True)
 
 
-def _contests_as_json(contests: Sequence[Contest]) -> list[dict[str, object]]:
+def _contests_as_json(contests: Sequence[PairComparison]) -> list[dict[str, object]]:
     """Everything, for a program."""
     return [{**asdict(contest), "sentence": contest.sentence} for contest in contests]
 
@@ -113,7 +113,7 @@ def _side(side: SideScore) -> list[str]:
     ]
 
 
-def _pair(contest: Contest) -> list[str]:
+def _pair(contest: PairComparison) -> list[str]:
     return [
         f"{contest.ours.name} - {contest.theirs.name}",
         f"{100 * contest.gain.estimate:+.1f}",
@@ -124,7 +124,7 @@ def _pair(contest: Contest) -> list[str]:
     ]
 
 
-def _categories(contest: Contest) -> object:
+def _categories(contest: PairComparison) -> object:
     rows = [
         [
             c.name,
