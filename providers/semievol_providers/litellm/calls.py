@@ -47,7 +47,7 @@ def _translate(what: str, error: Exception, access: Access) -> ProviderError:
     known: Any = error
     status = _status(known)
     name = type(error).__name__
-    quote = _said(str(error), access)
+    quote = _quote(str(error), access)
     opening = f"{access.provider}: {what} through litellm failed ({name}{f', {status}' if status else ''})"
     if name == "ContextWindowExceededError" or (status == 400 and "context length" in quote.lower()):
         return RefusedError(
@@ -82,7 +82,7 @@ def _scrub(text: str, access: Access) -> str:
     return _KEY_SHAPE.sub("[key]", text)
 
 
-def _said(text: str, access: Access) -> str:
+def _quote(text: str, access: Access) -> str:
     quote = " ".join(_scrub(text, access).split()).rstrip(".")
     return quote if len(quote) <= _LONGEST_QUOTE else quote[:_LONGEST_QUOTE] + "…"
 
