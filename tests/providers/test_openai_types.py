@@ -18,7 +18,8 @@ from semievol_api.records import Message, Prompt
 from semievol_providers.openai import batches, chat, embeddings, finetuner, sdk
 from semievol_providers.openai.sdk import installed_major
 from semievol_providers.openai.settings import Dialect
-from semievol_providers.server import batch_wire, chat_wire, job_events
+from semievol_providers.server import batches as server_batches
+from semievol_providers.server import completions, job_events
 from tests.openai_types import UnlikeTypesError, check_answer, check_request, fields_of
 
 OF_VLLM = frozenset({"continue_final_message", "add_generation_prompt"})
@@ -112,10 +113,10 @@ def test_what_we_read_is_typed_by_the_openai_package_or_named_as_another_vendors
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/chat/completions", chat_wire.ChatBody),
-        ("/completions", chat_wire.TextBody),
-        ("/embeddings", chat_wire.EmbeddingBody),
-        ("/batches", batch_wire.BatchBody),
+        ("/chat/completions", completions.ChatBody),
+        ("/completions", completions.TextBody),
+        ("/embeddings", completions.EmbeddingBody),
+        ("/batches", server_batches.BatchBody),
         ("/fine_tuning/jobs", job_events.JobBody),
     ],
 )
