@@ -12,12 +12,14 @@ import asyncio
 import datetime
 import json
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
+
+import numpy as np
 
 from semievol_api.annotate.annotators import guest_role
 from semievol_api.annotate.clients import Clients, ExternalAnnotator
@@ -26,7 +28,9 @@ from semievol_api.capabilities import JobEvent, Provider, Wire, require
 from semievol_api.cassettes.clock import Clock, RealClock
 from semievol_api.config.method import ModelRef
 from semievol_api.config.settings import Config, load_config, nearest
-from semievol_api.data import Pool, RawData, read_data
+from semievol_api.data import RawData, read_data
+from semievol_api.data.schemas import chunked_examples
+from semievol_api.data.table import ChunkedTable
 from semievol_api.engine import Fleet, Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
 from semievol_api.pipeline import semievol
@@ -92,13 +96,7 @@ def with_reviewed(raw: RawData) -> RawData:
     if not raw.reviewed:
         return raw
     answered = tuple(replace(e, answer=raw.reviewed[e.id]) for e in raw.unlabeled if e.id in raw.reviewed)
-    unlabeled = raw.unlabeled
-    rest: Sequence[Example]
-    if isinstance(unlabeled, Pool):
-        rest = unlabeled.without([row for row, name in unlabeled.ids() if name in raw.reviewed])
-    else:
-        rest = tuple(e for e in unlabeled if e.id not in raw.reviewed)
-    return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=rest)
+    return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=_without(raw.unlabeled, raw.reviewed))
 
 
 def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
@@ -108,7 +106,7 @@ def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawD
     return replace(
         raw,
         labeled=tuple(e for e in data.labeled if e.id not in gate),
-        unlabeled=tuple(e for e in data.unlabeled if e.id not in answers),
+        unlabeled=_without(data.unlabeled, answers),
         test=data.test,
         development=folds.development,
         pseudo_labeled=(
@@ -116,6 +114,11 @@ def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawD
             *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers),
         ),
     )
+
+
+def _without(examples: Sequence[Example], ids: Collection[str]) -> ChunkedTable[Example]:
+    """The examples but for some."""
+    return chunked_examples(examples).where(np.array([e.id not in ids for e in examples], dtype=np.bool_))
 
 
 ResultT = TypeVar("ResultT")

@@ -11,7 +11,7 @@ and calibration items. Knows nothing of live servers or prompts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.errors import MissingAbilityError
-from semievol_api.records import Evidence
 from semievol_api.selection.label_probabilities import UNSEEN_LOGPROB, floored
-from semievol_api.selection.values import FloatArray, IntArray, as_scores
+from semievol_api.selection.values import FloatArray, IntArray
 from semievol_api.store.artifacts import Ability
 
 WORD_SCALE = (
@@ -174,33 +173,6 @@ def all_ranked(token_logprobs: NDArray[np.floating]) -> bool:
     """Whether there are tokens and the server ranked each of them: finite, and not -9999."""
     ranked = np.isfinite(token_logprobs) & (token_logprobs > UNSEEN_LOGPROB)
     return token_logprobs.size > 0 and bool(ranked.all())
-
-
-def readings_of(rows: Sequence[Evidence | None], labels: Sequence[Sequence[str]]) -> Readings:
-    """One annotator's single-sample evidence as arrays; `labels[i]` are the canonical labels of item i.
-
-    An answer that is not among its item's labels, a missing row, and a response that did not end by itself
-    (truncated, refused, failed) abstain.
-    """
-    width = max((len(options) for options in labels), default=0)
-    sound = [row if row is not None and row.finish == "stop" else None for row in rows]
-    answers = [
-        options.index(row.answer) if row is not None and row.answer in options else -1
-        for row, options in zip(sound, labels, strict=True)
-    ]
-    probs = np.full((len(rows), width), np.nan)
-    shown = {i: row.option_probs for i, row in enumerate(sound) if row is not None and row.option_probs is not None}
-    if shown:
-        probs[list(shown)] = [values + (0.0,) * (width - len(values)) for values in shown.values()]
-    return Readings(
-        answers=np.array(answers, dtype=np.int64)[:, None],
-        n_options=np.array([len(options) for options in labels], dtype=np.int64),
-        width=width,
-        option_probs=probs,
-        answer_logprob=as_scores([None if row is None else row.answer_logprob for row in sound]),
-        p_true=as_scores([None if row is None else row.p_true for row in sound]),
-        verbal=as_scores([None if row is None else row.verbal for row in sound]),
-    )
 
 
 def choose_estimator(available: Collection[EvidenceKind], wanted: EstimatorName | None = None) -> Estimator:

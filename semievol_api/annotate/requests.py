@@ -17,12 +17,12 @@ from semievol_api.annotate.estimators import WORD_SCALE
 from semievol_api.annotate.replies import Question, rows_of_chat, rows_of_reads
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Provider, require
 from semievol_api.config.method import ThresholdPool
-from semievol_api.data.parts import Rows
-from semievol_api.data.tables import OUTLINE, without_texts
+from semievol_api.data.schemas import chunked_examples, examples_table
+from semievol_api.data.table import ChunkedTable
 from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, Message, Prompt
-from semievol_api.scale.executor import Executor, LocalExecutor, Shard, Work
+from semievol_api.scale.executor import Executor, LocalExecutor, Work
 from semievol_api.store.artifacts import Folds, Neighbours, Prepared
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Task
@@ -61,39 +61,16 @@ class Corpus:
             return task.prompt(example, (), order)
         return task.prompt(example, tuple(self._labeled[i] for i in self.neighbours.ids[example.id][:shots]), order)
 
-    def sizes(self, threshold_pool: ThresholdPool) -> tuple[int, ...]:
-        """How many examples each part of the pool has: those of the unlabelled, and one for what is beside them.
+    @cached_property
+    def unlabeled(self) -> ChunkedTable[Example]:
+        """The unlabelled examples in parts; a small pool is one part."""
+        return chunked_examples(self.data.unlabeled)
 
-        One part holds all of a small pool.
-        """
-        unlabeled, beside = self.data.unlabeled, self.beside(threshold_pool)
-        if isinstance(unlabeled, Rows):
-            return (*unlabeled.parts.sizes, len(beside))
-        return (len(unlabeled) + len(beside),)
-
-    def pool(self, threshold_pool: ThresholdPool, shard: Shard) -> Sequence[Example]:
-        """The examples of a shard that annotators see: the unlabelled, those that calibrate, and the labelled ones too
-        where they place the threshold."""
-        unlabeled, parts = self.data.unlabeled, 1
-        if not isinstance(unlabeled, Rows):
-            examples: Sequence[Example] = (*unlabeled, *self.beside(threshold_pool))
-        elif shard.part < unlabeled.parts.count:
-            examples, parts = unlabeled.part(shard.part), unlabeled.parts.count
-        else:
-            examples = self.beside(threshold_pool)
-        return examples if shard.of == 1 else [e for e in examples if shard.has(e.id, parts)]
-
-    def outlines(self, part: int) -> Sequence[Example]:
-        """The examples of a part of the unlabelled pool and of those that calibrate, in `pool`'s order; unlabelled
-        ones of a pool in parts come without their questions' texts, which are most of what there is to read."""
-        unlabeled = self.data.unlabeled
-        if not isinstance(unlabeled, Rows) or part == unlabeled.parts.count:
-            return self.pool("unlabeled", Shard(part))
-        return tuple(unlabeled.make(without_texts(unlabeled.parts.read(part, OUTLINE))))
-
-    def beside(self, threshold_pool: ThresholdPool) -> tuple[Example, ...]:
-        """The examples of the pool that are not unlabelled."""
-        return self.data.labeled if threshold_pool == "labeled" else self.folds.calibration
+    def pool(self, threshold_pool: ThresholdPool) -> ChunkedTable[Example]:
+        """What annotators see: the unlabelled, and behind them those that calibrate, or all labelled ones where these
+        place the threshold."""
+        others = self.data.labeled if threshold_pool == "labeled" else self.folds.calibration
+        return self.unlabeled.followed_by(examples_table(others))
 
     def by_shot_set(self, examples: Sequence[Example], shots: int) -> Sequence[Example]:
         """The examples ordered so that prompts with the same demonstrations follow each other."""

@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from semievol_api.data.parts import Parts
+from semievol_api.data.table import ChunkedTable
 from semievol_api.report.curves import (
     BoolArray,
     FloatArray,
@@ -333,7 +334,7 @@ def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]
     return stages
 
 
-def _total(table: Parts | None, column: str) -> int | None:
+def _total(table: ChunkedTable[Any] | None, column: str) -> int | None:
     return None if table is None else int(table[column].to_numpy().sum())
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from semievol_api.config.settings import Config
-from semievol_api.data.parts import shard_of
+from semievol_api.data.table import ChunkedTable, shard_of
 from semievol_api.engine import RequestEngine
+from semievol_api.records import Example
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +35,12 @@ class Shard:
     def has(self, example_id: str, parts: int) -> bool:
         """Whether an id of this part is in the shard; `parts` is how many of them ids are spread over."""
         return self.of == 1 or shard_of(example_id, parts, self.of) == self.index
+
+    def examples(self, table: ChunkedTable[Example]) -> Sequence[Example]:
+        """The shard's examples in a table of which the last of several parts is about ids that are in no part."""
+        examples = table.part(self.part)
+        parts = table.n_parts - 1 if self.part < table.n_parts - 1 else 1
+        return examples if self.of == 1 else [e for e in examples if self.has(e.id, parts)]
 
 
 class Work(Protocol[ToolT_contra]):

@@ -5,8 +5,9 @@ Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,11 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.config.method import JustifySettings, SelectSettings
 from semievol_api.config.settings import RetrieveSettings
-from semievol_api.data.parts import Parts, Rows
-from semievol_api.data.tables import as_labels
+from semievol_api.data.schemas import as_labels
+from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
-from semievol_api.selection.columns import Column, pool_columns, unlabeled_of
+from semievol_api.selection.columns import labels_table, pooled_answers
 from semievol_api.selection.rule_percentile import percentile
 from semievol_api.selection.rule_ranking import at_random
 from semievol_api.selection.stage_official import official
@@ -30,7 +31,6 @@ from semievol_api.selection.values import BoolArray, FloatArray, Selected
 from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.store.fingerprints import fingerprinted, stage
 from semievol_api.tasks import Task
-from semievol_api.tasks.task import target
 
 MAX_MISSING_SHARE = 0.05
 """Above this share of answers without log-probabilities the percentile rule would rank noise (method §3)."""
@@ -85,29 +85,29 @@ async def _chosen(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: 
         reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed
     )
     factors = factors_of_crew(corpus, crew, heard.said, heard.reviewed) if settings.label_shares == "labeled" else None
-    pool = pool_columns(corpus, crew, heard.said, heard.final, factors)
+    pool = pooled_answers(corpus, crew, heard.said, heard.final, factors)
     return await by_pool(corpus, crew, pool, settings, beside)
 
 
 def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings, seed: int = 0) -> Selection:
     """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4), or as many at random."""
-    parts = len(corpus.sizes("unlabeled"))
-    tables: list[pa.Table] = []
-    for place in range(parts):
-        examples = unlabeled_of(corpus, place)
-        if examples or not tables:
-            tables.append(_columns(_candidates(corpus.task, heard, examples, place)))
-    found = Parts.of(*tables)
+    unlabeled = corpus.unlabeled
+    tables = [
+        _columns(_candidates(corpus.task, heard, unlabeled.part(place), place)) for place in range(unlabeled.n_parts)
+    ]
+    found = ChunkedTable.of(*tables)
     _refuse_missing_logprobs(found)
     scores = _floats(found["mean_nll"])
     if settings.rule == "random":
-        chosen = at_random(scores, Column(found["example_id"]), settings.share, seed)
+        chosen = at_random(scores, found.values("example_id"), settings.share, seed)
     else:
         pool = scores
         if settings.pool == "labeled":
-            pool = _floats(_columns(_candidates(corpus.task, heard, corpus.data.labeled, parts - 1))["mean_nll"])
+            last = corpus.pool("labeled").n_parts - 1
+            pool = _floats(_columns(_candidates(corpus.task, heard, corpus.data.labeled, last))["mean_nll"])
         chosen = _rule(scores, pool, settings)
-    kept = [_kept(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
+    masks = [chosen.kept[rows] for _, rows in found.places()]
+    kept = [_kept(table, mask) for table, mask in zip(tables, masks, strict=True)]
     summary = {
         "rule": settings.rule,
         "share": settings.share,
@@ -117,8 +117,8 @@ def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings
         "kept": sum(map(len, kept)),
         "messages": list(chosen.messages),
     }
-    marked = [_marked(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
-    return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*marked), summary=summary)
+    marked = [_marked(table, mask) for table, mask in zip(tables, masks, strict=True)]
+    return Selection(kept=ChunkedTable.of(*kept).typed(as_labels), scores=ChunkedTable.of(*marked), summary=summary)
 
 
 def _candidates(task: Task, heard: SelectionInputs, examples: Sequence[Example], place: int) -> list[Candidate]:
@@ -149,24 +149,10 @@ def _floats(column: pa.ChunkedArray) -> FloatArray:
     return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
-def _with_masks(tables: Sequence[pa.Table], kept: BoolArray) -> Iterator[tuple[pa.Table, BoolArray]]:
-    at = 0
-    for table in tables:
-        yield table, kept[at : at + len(table)]
-        at += len(table)
-
-
 def _kept(table: pa.Table, mask: BoolArray) -> pa.Table:
     """The pseudo-labels among one part's candidates."""
-    part = table.filter(pa.array(mask))
-    return pa.table(
-        {
-            "example_id": part["example_id"],
-            "answer": part["answer"],
-            "text": pa.array([target(answer) for answer in part["answer"].to_pylist()], pa.string()),
-            "score": part["mean_nll"],
-        }
-    )
+    kept = table.filter(pa.array(mask))
+    return labels_table(*(kept[name].to_pylist() for name in ("example_id", "answer", "mean_nll")))
 
 
 def _marked(table: pa.Table, mask: BoolArray) -> pa.Table:
@@ -215,7 +201,7 @@ def _majority(task: Task, example: Example, said: list[Evidence]) -> Candidate:
     return Candidate(example, voters[0].answer, mean, reason)
 
 
-def _refuse_missing_logprobs(candidates: Parts) -> None:
+def _refuse_missing_logprobs(candidates: ChunkedTable[Any]) -> None:
     answered = len(candidates) - candidates["answer"].null_count
     missing = candidates["mean_nll"].null_count - candidates["answer"].null_count
     if missing > MAX_MISSING_SHARE * answered:

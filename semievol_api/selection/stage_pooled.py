@@ -18,9 +18,9 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.config.method import SelectSettings
 from semievol_api.config.settings import RetrieveSettings
-from semievol_api.data.parts import Parts, Rows
-from semievol_api.data.tables import as_labels
-from semievol_api.selection.columns import PoolColumns
+from semievol_api.data.schemas import as_labels
+from semievol_api.data.table import ChunkedTable
+from semievol_api.selection.columns import PooledAnswers, labels_table
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
@@ -28,7 +28,6 @@ from semievol_api.selection.rules import too_few
 from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
 from semievol_api.selection.warnings import drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
-from semievol_api.tasks.task import target
 
 SIMULATED_RUNS = 500
 PERSON = 1.0
@@ -61,20 +60,20 @@ class Choice:
 
 
 async def by_pool(
-    corpus: Corpus, crew: Crew, pool: PoolColumns, settings: SelectSettings, beside: PooledSelectionContext
+    corpus: Corpus, crew: Crew, pool: PooledAnswers, settings: SelectSettings, beside: PooledSelectionContext
 ) -> Selection:
     """Keep the pseudo-labels that the rule chooses by the pooled probability."""
     choice = _chosen(corpus, pool, settings, beside)
-    places = [at for _, at in pool.with_places()]
+    places = [at for _, at in pool.table.places()]
 
     def kept(part: int) -> pa.Table:
-        return _kept_table(pool.parts[part], choice, places[part], beside.reviewed)
+        return _kept_table(pool.table.read(part), choice, places[part], beside.reviewed)
 
     def scored(part: int) -> pa.Table:
-        return _table(pool.parts[part], choice, places[part])
+        return _table(pool.table.read(part), choice, places[part])
 
     taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
-    counts = tuple(int(np.count_nonzero(taken[at])) for at in places)
+    counts = [int(np.count_nonzero(taken[at])) for at in places]
     count = sum(counts)
     spread = _spread(corpus, pool, choice, settings)
     alerts = [
@@ -95,18 +94,18 @@ async def by_pool(
         "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
     }
     return Selection(
-        kept=Rows(Parts(counts, make=kept), as_labels),
-        scores=Parts(tuple(map(len, pool.parts)), make=scored),
+        kept=ChunkedTable.made(counts, kept).typed(as_labels),
+        scores=ChunkedTable.made(pool.table.sizes, scored),
         summary=summary,
         calibration=_calibration_table(pool.calibrating),
         queue=_queue(corpus, pool, choice),
     )
 
 
-def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside: PooledSelectionContext) -> Choice:
+def _chosen(corpus: Corpus, pool: PooledAnswers, settings: SelectSettings, beside: PooledSelectionContext) -> Choice:
     """Apply the rule; what a person audited moves from the pool to the calibration items."""
     scores, ids = pool.score, pool.ids
-    nobody: BoolArray = np.zeros(pool.size, dtype=np.bool_)
+    nobody: BoolArray = np.zeros(scores.size, dtype=np.bool_)
     asked, audit = nobody, nobody
     if settings.rule == "human-budget":
         queue = human_budget(scores, ids, settings.budget, settings.audit_share, beside.seed)
@@ -127,7 +126,7 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
     )
     if audited.any():
         rest = ~audited
-        selected = apply_rule(scores[rest], ids.at(np.flatnonzero(rest)), calibration, numbers)
+        selected = apply_rule(scores[rest], ids.where(rest), calibration, numbers)
         kept = nobody.copy()
         kept[rest] = selected.kept
         selected = replace(selected, kept=kept)
@@ -143,7 +142,7 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
 
 
 def _calibration(
-    corpus: Corpus, pool: PoolColumns, audited: list[int], reviewed: Mapping[str, str]
+    corpus: Corpus, pool: PooledAnswers, audited: list[int], reviewed: Mapping[str, str]
 ) -> Calibration | None:
     calibrating = pool.calibrating
     scores, wrong = calibrating.pooled.score, wrong_answers(corpus.task, calibrating)
@@ -162,17 +161,10 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
-    return pa.table(
-        {
-            "example_id": pa.array([ids[i] for i in known], pa.string()),
-            "answer": pa.array([answers[i] for i in known], pa.string()),
-            "text": pa.array([target(answers[i]) for i in known], pa.string()),
-            "score": pa.array([scores[i] for i in known], pa.float64()),
-        }
-    )
+    return labels_table([ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
 
 
-def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dict[str, object]:
+def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> dict[str, object]:
     """The numbers of the summary; None for what cannot be known."""
     selected, calibration = choice.selected, choice.calibration
     return {
@@ -181,18 +173,18 @@ def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dic
         "guarantee": choice.promised,
         "threshold": selected.threshold,
         "estimated_false_share": selected.estimate,
-        "unlabeled": pool.size,
-        "answered": pool.answered,
+        "unlabeled": len(pool.table),
+        "answered": int(np.count_nonzero(pool.label >= 0)),
         "coverage": selected.coverage,
         "calibration": 0 if calibration is None else calibration.size,
         "calibration_error": None if calibration is None else _number(calibration.error),
-        "agreed": pool.agreed,
+        "agreed": int(np.count_nonzero(pool.agreed)),
         "asked_of_a_person": int(np.count_nonzero(choice.asked)),
         "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
     }
 
 
-def _factors(pool: PoolColumns) -> dict[str, dict[str, list[float]]]:
+def _factors(pool: PooledAnswers) -> dict[str, dict[str, list[float]]]:
     """What each annotator's labels were weighted by, by the number of options."""
     return {
         annotator: {str(options): weights.tolist() for options, weights in by_options.items()}
@@ -200,7 +192,7 @@ def _factors(pool: PoolColumns) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def _message_of_factors(pool: PoolColumns) -> list[str]:
+def _message_of_factors(pool: PooledAnswers) -> list[str]:
     if not pool.factors:
         return []
     return [
@@ -210,7 +202,7 @@ def _message_of_factors(pool: PoolColumns) -> list[str]:
     ]
 
 
-def _spread(corpus: Corpus, pool: PoolColumns, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
+def _spread(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
     """The simulated share of false labels of runs like this one; None where nothing is promised.
 
     Nor in later rounds: what is left of the pool is no sample of what calibrates.
@@ -267,9 +259,8 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
         [by_person, kept, silent], ["answered by a person", "kept", "no annotator answered"], "below the cut"
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
-    said = ("example_id", "answer", "score", "margin", "voices", "agreed")
-    columns = {name: part[name].cast(pa.int64()) if name == "voices" else part[name] for name in said}
-    return pa.table({**columns, **taken})
+    columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", "voices", "agreed")}
+    return pa.table({**columns, "voices": part["voices"].cast(pa.int64()), **taken})
 
 
 def _calibration_table(found: AnnotatorProbs) -> pa.Table:
@@ -284,7 +275,7 @@ def _calibration_table(found: AnnotatorProbs) -> pa.Table:
     )
 
 
-def _queue(corpus: Corpus, pool: PoolColumns, choice: Choice) -> bytes:
+def _queue(corpus: Corpus, pool: PooledAnswers, choice: Choice) -> bytes:
     """The questions that still wait for a person, one JSON object a line."""
     lines: list[str] = []
     for place in np.flatnonzero(choice.asked & ~choice.by_person).tolist():

@@ -16,7 +16,7 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, every_question, nearest_among
 from semievol_api.config.method import TrainSettings
 from semievol_api.config.settings import Config
-from semievol_api.data.parts import Rows
+from semievol_api.data.schemas import chunked_labels
 from semievol_api.errors import UserError
 from semievol_api.records import Example, Message, PseudoLabel, TrainingExample
 from semievol_api.store.artifacts import Neighbours, Selection, TrainingFile
@@ -118,30 +118,19 @@ def shows_examples(corpus: Corpus, config: Config) -> bool:
 
 
 def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, PseudoLabel]]:
-    """Every kept pseudo-label beside its example, in the order of the data, which both have."""
-    if isinstance(corpus.data.unlabeled, Rows) and isinstance(chosen.kept, Rows):
-        yield from _labelled_by_part(corpus.data.unlabeled, chosen.kept)
-        return
-    labels = iter(chosen.kept)
-    label = next(labels, None)
-    for example in corpus.data.unlabeled:
-        if label is None:
-            return
-        if example.id == label.example_id:
-            yield example, label
-            label = next(labels, None)
+    """Every kept pseudo-label beside its example, in the order of the data; both lie in the same parts.
 
-
-def _labelled_by_part(unlabeled: Rows[Example], kept: Rows[PseudoLabel]) -> Iterator[tuple[Example, PseudoLabel]]:
-    """Both lie in the same parts; only the examples that have a label are made."""
-    for place in range(unlabeled.parts.count):
-        labels, table = kept.part(place), unlabeled.parts.read(place)
+    Only the examples that have a label are made.
+    """
+    unlabeled, kept = corpus.unlabeled, chunked_labels(chosen.kept)
+    for place in range(unlabeled.n_parts):
+        labels, table = kept.part(place), unlabeled.read(place)
         wanted, at = {label.example_id for label in labels}, 0
         for start in range(0, len(table), MADE_TOGETHER):
             some = table.slice(start, MADE_TOGETHER)
-            chosen = some.filter(pa.array([name in wanted for name in some["id"].to_pylist()], pa.bool_()))
-            yield from zip(unlabeled.make(chosen), labels[at : at + len(chosen)], strict=True)
-            at += len(chosen)
+            taken = some.filter(pa.array([name in wanted for name in some["id"].to_pylist()], pa.bool_()))
+            yield from zip(unlabeled.as_rows(taken), labels[at : at + len(taken)], strict=True)
+            at += len(taken)
 
 
 def _with_labeled(

@@ -24,7 +24,7 @@ from semievol_api.annotate.requests import Corpus, Student
 from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_api.config.method import AnnotateSettings
 from semievol_api.config.settings import Config, load_config
-from semievol_api.data.tables import as_evidence
+from semievol_api.data.schemas import as_evidence
 from semievol_api.engine import Fleet, RequestEngine
 from semievol_api.errors import BudgetError
 from semievol_api.records import Example
