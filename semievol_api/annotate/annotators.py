@@ -10,7 +10,7 @@ import itertools
 import random
 from dataclasses import dataclass, replace
 
-from semievol_api.annotate.estimators import Reading
+from semievol_api.annotate.estimator import Reading
 from semievol_api.config.method import AnnotateSettings, AnnotatorSettings, ModelRef
 from semievol_api.config.settings import Config, Propagation
 from semievol_api.errors import ConfigError

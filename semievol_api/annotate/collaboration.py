@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from semievol_api.annotate.annotators import NOBODY, Crew, request_seed
+from semievol_api.annotate.estimators import asking_of
 from semievol_api.annotate.pooled import annotator_probs, evidence_columns
 from semievol_api.annotate.replies import Question
 from semievol_api.annotate.requests import Corpus, SamplingParams, Student, ask, question, questions_of, verification
@@ -82,8 +83,8 @@ class Collaboration(_PoolWork):
     async def _verified(
         self, student: Student, examples: Sequence[Example], rows: Sequence[Evidence]
     ) -> Sequence[Evidence]:
-        """The rows, those of annotators read by `p_true` with the probability that they give to their own answer."""
-        checkers = {annotator.id: annotator for annotator in self.crew.annotators if annotator.reading == "p_true"}
+        """The rows, those of annotators that check themselves with the probability of their own answer."""
+        checkers = {a.id: a for a in self.crew.annotators if asking_of(a.reading).verified}
         if not checkers:
             return rows
         task, about = self.corpus.task, {e.id: e for e in examples}

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from semievol_api.annotate.annotators import Annotator, Crew
-from semievol_api.annotate.estimators import Estimator, Readings, estimator_of
+from semievol_api.annotate.estimator import Estimator, Readings
+from semievol_api.annotate.estimators import estimator_of
 from semievol_api.annotate.replies import asker_of
 from semievol_api.annotate.requests import Corpus
 from semievol_api.data.schemas import MEASURES
@@ -80,6 +81,7 @@ def readings_of(
         width=width,
         option_probs=probs,
         answer_logprob=numbers("answer_logprob"),
+        mean_nll=numbers("mean_nll"),
         p_true=numbers("p_true"),
         verbal=numbers("verbal"),
     )

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from semievol_api.annotate.estimators import ESTIMATORS, estimator_of
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.settings import EvaluateSettings
 from semievol_api.evaluation.answers import Trial
@@ -207,9 +208,11 @@ def _method_notes(corpus: Corpus, summary: Mapping[str, Any]) -> list[str]:
     if "enough" not in summary:
         return list(summary["messages"]) if summary["rule"] == "official-2025" else []
     notes = [corpus.folds.note, *summary["messages"]]
-    voting = [name for name, how in summary["annotators"].items() if how["read_by"] == "votes"]
-    if voting:
-        notes.append(f"No log-probabilities came for {', '.join(voting)}: their confidence is by votes.")
+    read_by = {name: estimator_of(how["read_by"]) for name, how in summary["annotators"].items()}
+    for estimator in ESTIMATORS:
+        named = [name for name, found in read_by.items() if found is estimator]
+        if named and estimator.note:
+            notes.append(estimator.note.format(", ".join(named)))
     for name, count in summary["labels_filled_in"].items():
         notes.append(f"{name}: in {count} answers the server did not show every label; the rest was shared out.")
     return [*notes, *(f"Warning: {alert['message']}" for alert in summary["warnings"])]

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from semievol_api.annotate.annotators import Annotator, Crew
-from semievol_api.annotate.estimators import EvidenceKind, estimator_of
+from semievol_api.annotate.estimator import EvidenceKind
+from semievol_api.annotate.estimators import estimator_of
 from semievol_api.annotate.pooled import AnnotatorProbs, Factors, annotator_probs, by_annotator, evidence_columns
 from semievol_api.annotate.replies import UNSEEN, asker_of
 from semievol_api.annotate.requests import Corpus

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semievol_api.annotate.annotators import Annotator, Crew
-from semievol_api.annotate.estimators import Reading
+from semievol_api.annotate.estimator import Reading
 from semievol_api.annotate.pooled import factors_of_crew
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import JustifySettings, SelectSettings

@@ -13,20 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import semievol_api
+from semievol_api.annotate.estimator import Readings, from_confidence
 from semievol_api.annotate.estimators import (
     ESTIMATORS,
     WORD_SCALE,
-    Readings,
     choose_estimator,
     evidence_given,
-    from_confidence,
     is_probed,
     mean_nll,
     verbal_probability,
     votes,
 )
 from semievol_api.annotate.pooled import readings_of
-from semievol_api.annotate.replies import LabelIndex, answer_position, read_options, read_replies, read_reply
+from semievol_api.annotate.replies import LabelIndex, answer_position, read_options, read_replies
 from semievol_api.config.method import AnnotatorSettings
 from semievol_api.data.schemas import evidence_table
 from semievol_api.errors import DataError, MissingAbilityError
@@ -154,11 +153,11 @@ def test_labels_that_differ_in_case_only_are_kept_apart_and_equal_ones_refused()
 
 
 def test_an_exact_reading_reports_the_labels_that_the_server_did_not_show() -> None:
-    reading = read_reply((math.log(0.7), None, math.log(0.2)))
+    (reading,) = read_replies([(math.log(0.7), None, math.log(0.2))], [None])
     assert reading is not None
     assert reading.probs == pytest.approx((0.7, 0.1, 0.2))
     assert reading.missing == (1,)
-    assert read_reply((None, None)) is None
+    assert read_replies([(None, None)], [None]) == [None]
 
 
 # ---------------------------------------------------------------------------------------- estimators

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from semievol_api.annotate.annotators import Annotator
-from semievol_api.annotate.estimators import Readings, estimator_of
+from semievol_api.annotate.estimator import Readings
+from semievol_api.annotate.estimators import estimator_of
 from semievol_api.annotate.pooled import annotator_probs, evidence_columns
 from semievol_api.annotate.requests import Corpus
 from semievol_api.records import Evidence, Example
