@@ -35,9 +35,9 @@ from semievol_api.data.schemas import evidence_table, examples_table
 from semievol_api.data.table import ChunkedTable, part_of, parts_for
 from semievol_api.engine import Ask, RequestEngine
 from semievol_api.records import Example
-from semievol_api.selection.columns import PooledAnswers
-from semievol_api.selection.stage import SelectionInputs, select
-from semievol_api.selection.stage_pooled import PooledSelectionContext, by_pool
+from semievol_api.selection.columns import PooledAnswers, SelectionInputs
+from semievol_api.selection.stage import select
+from semievol_api.selection.stage_pooled import by_pool
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection, TrainingFile
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
@@ -236,8 +236,9 @@ async def selection(settings: dict[str, Any]) -> Figures:
         async def choose(name: str) -> Selection:
             parts = (pq.read_table(path) for path in sorted((folder / "scored").iterdir()))
             pool = PooledAnswers(ChunkedTable.of(*parts), _calibrating(corpus), {}, {})
-            beside = PooledSelectionContext(reviewed={}, embedder=None, retrieve=RetrieveSettings(), seed=0)
-            return await by_pool(corpus, CREW, pool, settings_of_rule, beside)
+            nothing = EvidenceTable.of([])
+            inputs = SelectionInputs(nothing, nothing, JustifySettings(), None, RetrieveSettings(), {})
+            return await by_pool(corpus, CREW, pool, inputs, settings_of_rule, 0)
 
         chosen = await store.once("select", Selection, choose, "scored")
         watch.lap("select")

@@ -86,9 +86,9 @@ async def all_rounds(tools: Clients, store: RunStore, task: Task, raw: RawData, 
 
 def _standing(verdict: Verdict, turn: int, kept: int) -> Verdict:
     """The verdict of the round before one that kept too little, and that this is so."""
-    said = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
+    note = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
     notes = cast("Sequence[str]", verdict.document["notes"])
-    return Verdict({**verdict.document, "notes": [*notes, said]})
+    return Verdict({**verdict.document, "notes": [*notes, note]})
 
 
 def with_reviewed(raw: RawData) -> RawData:

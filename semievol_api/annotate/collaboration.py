@@ -151,9 +151,9 @@ class Justification(_PoolWork):
         """Every annotator's response, as it stands."""
         task = self.corpus.task
         for example in examples:
-            said = [row for row in rows.get(example.id, []) if row.answer is not None]
-            if said and not (self.settings.on == "disagreements" and _agree(task, said)):
-                yield example, [_shown(task, example, row, self.settings) for row in said]
+            answered = [row for row in rows.get(example.id, []) if row.answer is not None]
+            if answered and not (self.settings.on == "disagreements" and _agree(task, answered)):
+                yield example, [_shown(task, example, row, self.settings) for row in answered]
 
     def _representatives(self, student: Student, shard: Shard, rows: Rows) -> Iterator[tuple[Example, list[str]]]:
         """One response per distinct answer, shuffled, without counts, where the annotators are not sure (§3.5)."""
@@ -173,8 +173,7 @@ class Justification(_PoolWork):
 def _representative(
     task: Task, example: Example, answer: str, rows: Sequence[Evidence], settings: JustifySettings
 ) -> str:
-    said = (row for row in rows if row.answer is not None and task.equal(row.answer, answer))
-    row = next(said, None)
+    row = next((row for row in rows if row.answer is not None and task.equal(row.answer, answer)), None)
     return task.target(example, answer) if row is None or not _in_own_words(task, row, settings) else row.text
 
 
@@ -187,6 +186,6 @@ def _in_own_words(task: Task, row: Evidence, settings: JustifySettings) -> bool:
     return settings.show == "response" and (row.permutation is None or task.kind != "multiple_choice")
 
 
-def _agree(task: Task, said: Sequence[Evidence]) -> bool:
-    first = said[0].answer or ""
-    return all(task.equal(row.answer or "", first) for row in said[1:])
+def _agree(task: Task, answered: Sequence[Evidence]) -> bool:
+    first = answered[0].answer or ""
+    return all(task.equal(row.answer or "", first) for row in answered[1:])

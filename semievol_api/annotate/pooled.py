@@ -124,7 +124,9 @@ _GRID = 2.0**32
 """Probabilities are summed as whole multiples of 1 / _GRID: the same in any order, parts or not."""
 
 
-def factors_of_crew(corpus: Corpus, crew: Crew, said: EvidenceTable, chosen_ids: Collection[str] = ()) -> Factors:
+def factors_of_crew(
+    corpus: Corpus, crew: Crew, annotations: EvidenceTable, chosen_ids: Collection[str] = ()
+) -> Factors:
     """What brings each annotator's mean distribution towards the labels of D_warm; none for open answers.
 
     What calibrates is never counted among the labels, nor are pseudo-labels and examples chosen for a person
@@ -134,7 +136,7 @@ def factors_of_crew(corpus: Corpus, crew: Crew, said: EvidenceTable, chosen_ids:
     if corpus.task.kind not in ("multiple_choice", "labels") or not readers:
         return {}
     counts = _labelled(corpus, {*chosen_ids, *(e.id for e in corpus.pseudo_labeled)})
-    sums = _sums(said, readers, {e.id for e in corpus.folds.warm})
+    sums = _sums(annotations, readers, {e.id for e in corpus.folds.warm})
     found: dict[str, dict[int, FloatArray]] = {}
     for (annotator, options), (total, rows) in sorted(sums.items()):
         if options in counts and rows:
@@ -161,11 +163,11 @@ def _labelled(corpus: Corpus, without: Collection[str]) -> dict[int, IntArray]:
 
 
 def _sums(
-    said: EvidenceTable, readers: Sequence[Annotator], labelled: Collection[str]
+    annotations: EvidenceTable, readers: Sequence[Annotator], labelled: Collection[str]
 ) -> dict[tuple[str, int], tuple[IntArray, int]]:
     """The sum of distributions, in multiples of 1 / _GRID, and how many; by annotator and number of options."""
     sums: dict[tuple[str, int], tuple[IntArray, int]] = {}
-    for table in said.parts.tables(["example_id", "annotator_id", "finish", "option_probs"]):
+    for table in annotations.parts.tables(["example_id", "annotator_id", "finish", "option_probs"]):
         asker, finish = (table[name].to_numpy() for name in ("annotator_id", "finish"))
         asked = np.array([example not in labelled for example in table["example_id"].to_pylist()], dtype=np.bool_)
         usable = (finish == "stop") & table["option_probs"].is_valid().to_numpy() & asked

@@ -183,16 +183,16 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
 
 def _standing(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str]]:
     """Line, id and answer of what holds in the end: a later line replaces an earlier one, an undo takes back one."""
-    said: dict[str, list[tuple[int, str]]] = {}
+    given: dict[str, list[tuple[int, str]]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, cell, action = _row(path, number, mask_keys(line))
         if action == "undo":
-            said[name] = said.get(name, [])[:-1]
+            given[name] = given.get(name, [])[:-1]
         elif cell or action:
-            said.setdefault(name, []).append((number, cell))
-    for name, stack in said.items():
+            given.setdefault(name, []).append((number, cell))
+    for name, stack in given.items():
         if stack and stack[-1][1]:
             yield stack[-1][0], name, stack[-1][1]
 

@@ -138,7 +138,7 @@ class ChunkedTable(Sequence[RowT_co], Generic[RowT_co]):
             names = None if columns is None else [name for name in columns if name in self.names(place)]
             table = pq.read_table(source, columns=names)
         else:
-            table = source() if callable(source) else source
+            table = cast("pa.Table", source() if callable(source) else source)
             if columns is not None:
                 table = table.select([name for name in columns if name in table.column_names])
         return self._as_it_is_now(place, table)
@@ -221,11 +221,11 @@ class ChunkedTable(Sequence[RowT_co], Generic[RowT_co]):
             yield from self.part(place)
 
     @overload
-    def __getitem__(self, place: str) -> pa.ChunkedArray: ...
-    @overload
     def __getitem__(self, place: int) -> RowT_co: ...
     @overload
     def __getitem__(self, place: slice) -> Sequence[RowT_co]: ...
+    @overload
+    def __getitem__(self, place: str) -> pa.ChunkedArray: ...
     def __getitem__(self, place: int | slice | str) -> RowT_co | Sequence[RowT_co] | pa.ChunkedArray:
         if isinstance(place, str):
             return self.whole([place])[place]

@@ -106,30 +106,30 @@ async def examine(
     student: Callable[[Mapping[str, TunedModel]], Student],
     corpus: Corpus,
     models: Mapping[str, TunedModel],
-    views: Mapping[str, Corpus],
+    in_context: Mapping[str, Corpus],
     settings: EvaluateSettings,
 ) -> Trial:
     """Every model that is a result answers the test questions; the evolved and its baseline the gate's too.
 
-    `views` are the corpora of models that are shown demonstrations. A warm model that knows only a part of the
+    `in_context` are the corpora of models that are shown demonstrations. A warm model that knows only a part of the
     labels is no result.
     """
     tests = [await store.once("evaluate/majority", Answers, majority, corpus.task, corpus.data)]
     gate: list[Answers] = []
     for name in [n for n in models if n != "warm" or "sft" not in models]:
-        subject, view = student({"subject": models[name]}), views.get(name, corpus)
-        asked = (subject, view, name, _as_shown(settings, views.get(name)))
+        subject, shown = student({"subject": models[name]}), in_context.get(name, corpus)
+        asked = (subject, shown, name, _as_shown(settings, in_context.get(name)))
         tests.append(await store.once(f"evaluate/{name}", Answers, evaluate, *asked))
         if corpus.folds.development and name in ("sft", "warm", "semievol"):
             gate.append(await store.once(f"gate/{name}", Answers, evaluate, *asked, "development"))
     return Trial(tests, gate)
 
 
-def _as_shown(settings: EvaluateSettings, view: Corpus | None) -> EvaluateSettings:
-    """With as many demonstrations as a view holds for each question."""
-    if view is None:
+def _as_shown(settings: EvaluateSettings, shown: Corpus | None) -> EvaluateSettings:
+    """With as many demonstrations as the corpus holds for each question."""
+    if shown is None:
         return settings
-    return settings.model_copy(update={"shots": max(map(len, view.neighbours.ids.values()), default=0)})
+    return settings.model_copy(update={"shots": max(map(len, shown.neighbours.ids.values()), default=0)})
 
 
 @stage("majority")

@@ -18,12 +18,35 @@ from semievol_api.annotate.estimators import estimator_of
 from semievol_api.annotate.pooled import AnnotatorProbs, Factors, annotator_probs, by_annotator, evidence_columns
 from semievol_api.annotate.replies import UNSEEN, asker_of
 from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.retrieval import EmbeddingTool
+from semievol_api.config.method import JustifySettings
+from semievol_api.config.settings import RetrieveSettings
 from semievol_api.data.schemas import OUTLINE, as_examples
 from semievol_api.data.table import ChunkedTable, free_memory
 from semievol_api.selection.rules import Abstentions, check_missing_logprobs, count_abstentions
 from semievol_api.selection.values import BoolArray, FloatArray, LabelArray
 from semievol_api.store.artifacts import EvidenceTable
+from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks.task import target
+
+COUNT_COLUMN = "voices"
+"""The column, stored under its first name, that counts the annotators that answered."""
+
+
+@fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed", renamed={"annotations": "said"})
+@dataclass(frozen=True)
+class SelectionInputs:
+    """The annotators' and the judge's answers to every example, and what else selection may look at.
+
+    `reviewed` are a person's answers by example id; `embedder` and `retrieve` serve the drift test.
+    """
+
+    annotations: EvidenceTable
+    final: EvidenceTable
+    justify: JustifySettings
+    embedder: EmbeddingTool | None
+    retrieve: RetrieveSettings
+    reviewed: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +92,7 @@ class PooledAnswers:
 
 
 def pooled_answers(
-    corpus: Corpus, crew: Crew, annotations: EvidenceTable, final: EvidenceTable, factors: Factors | None = None
+    corpus: Corpus, crew: Crew, inputs: SelectionInputs, factors: Factors | None = None
 ) -> PooledAnswers:
     """Read the evidence part by part and pool it; `factors` bring annotators to the labels' shares.
 
@@ -82,7 +105,7 @@ def pooled_answers(
     found: AnnotatorProbs | None = None
     for place in range(pool.n_parts):
         examples = tuple(as_examples(pool.read(place, OUTLINE)))
-        evidence = evidence_columns((annotations, final), place)
+        evidence = evidence_columns((inputs.annotations, inputs.final), place)
         found = annotator_probs(corpus, crew.everybody, examples, evidence, factors)
         counted.add(evidence)
         free_memory()
@@ -115,7 +138,7 @@ def _columns(found: AnnotatorProbs) -> pa.Table:
             "label": pa.array(pooled.label.astype(np.int16)),
             "score": pa.array(pooled.score, pa.float64(), from_pandas=True),
             "margin": pa.array(pooled.margin, pa.float64(), from_pandas=True),
-            "voices": pa.array(pooled.voices.astype(np.int16)),
+            COUNT_COLUMN: pa.array(pooled.n_annotators.astype(np.int16)),
             "agreed": pa.array(pooled.agreed, pa.bool_()),
         }
     )

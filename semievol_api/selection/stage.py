@@ -5,7 +5,7 @@ Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,21 +15,19 @@ import pyarrow as pa
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import factors_of_crew
 from semievol_api.annotate.requests import Corpus
-from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.config.method import JustifySettings, SelectSettings
-from semievol_api.config.settings import RetrieveSettings
 from semievol_api.data.schemas import as_labels
 from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
-from semievol_api.selection.columns import labels_table, pooled_answers
+from semievol_api.selection.columns import SelectionInputs, labels_table, pooled_answers
 from semievol_api.selection.rule_percentile import percentile
 from semievol_api.selection.rule_ranking import at_random
 from semievol_api.selection.stage_official import official
-from semievol_api.selection.stage_pooled import PooledSelectionContext, by_pool
+from semievol_api.selection.stage_pooled import by_pool
 from semievol_api.selection.values import BoolArray, FloatArray, Selected
-from semievol_api.store.artifacts import EvidenceTable, Selection
-from semievol_api.store.fingerprints import fingerprinted, stage
+from semievol_api.store.artifacts import Selection
+from semievol_api.store.fingerprints import stage
 from semievol_api.tasks import Task
 
 MAX_MISSING_SHARE = 0.05
@@ -46,54 +44,41 @@ class Candidate:
     reason: str
 
 
-@fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed")
-@dataclass(frozen=True)
-class SelectionInputs:
-    """What was said of every example, and what else selection may look at.
-
-    `reviewed` are a person's answers by example id; `embedder` and `retrieve` serve the drift test.
-    """
-
-    said: EvidenceTable
-    final: EvidenceTable
-    justify: JustifySettings
-    embedder: EmbeddingTool | None
-    retrieve: RetrieveSettings
-    reviewed: Mapping[str, str]
-
-
 @stage("select")
-async def select(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
+async def select(corpus: Corpus, crew: Crew, inputs: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
     """Keep the pseudo-labels that the rule chooses: by the crew's pooled probability, or as the paper does.
 
     Raises:
         StageError: more than 5 % of the answered examples have no log-probabilities.
     """
-    chosen = await _chosen(corpus, crew, heard, settings, seed)
+    chosen = await _chosen(corpus, crew, inputs, settings, seed)
     shortened = 0
-    for part in heard.said.parts.tables(["dropped_shots"]):
+    for part in inputs.annotations.parts.tables(["dropped_shots"]):
         shortened += int(np.count_nonzero(part["dropped_shots"].to_numpy()))
     return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
 
 
-async def _chosen(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
+async def _chosen(
+    corpus: Corpus, crew: Crew, inputs: SelectionInputs, settings: SelectSettings, seed: int
+) -> Selection:
     if settings.rule == "official-2025":
-        return official(corpus, crew, heard.said, heard.final, settings)
+        return official(corpus, crew, inputs.annotations, inputs.final, settings)
     if settings.score == "mean_nll":
-        return by_mean_nll(corpus, heard, settings, seed)
-    beside = PooledSelectionContext(
-        reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed
+        return by_mean_nll(corpus, inputs, settings, seed)
+    factors = (
+        factors_of_crew(corpus, crew, inputs.annotations, inputs.reviewed)
+        if settings.label_shares == "labeled"
+        else None
     )
-    factors = factors_of_crew(corpus, crew, heard.said, heard.reviewed) if settings.label_shares == "labeled" else None
-    pool = pooled_answers(corpus, crew, heard.said, heard.final, factors)
-    return await by_pool(corpus, crew, pool, settings, beside)
+    pool = pooled_answers(corpus, crew, inputs, factors)
+    return await by_pool(corpus, crew, pool, inputs, settings, seed)
 
 
-def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings, seed: int = 0) -> Selection:
+def by_mean_nll(corpus: Corpus, inputs: SelectionInputs, settings: SelectSettings, seed: int = 0) -> Selection:
     """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4), or as many at random."""
     unlabeled = corpus.unlabeled
     tables = [
-        _columns(_candidates(corpus.task, heard, unlabeled.part(place), place)) for place in range(unlabeled.n_parts)
+        _columns(_candidates(corpus.task, inputs, unlabeled.part(place), place)) for place in range(unlabeled.n_parts)
     ]
     found = ChunkedTable.of(*tables)
     _refuse_missing_logprobs(found)
@@ -104,7 +89,7 @@ def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings
         pool = scores
         if settings.pool == "labeled":
             last = corpus.pool("labeled").n_parts - 1
-            pool = _floats(_columns(_candidates(corpus.task, heard, corpus.data.labeled, last))["mean_nll"])
+            pool = _floats(_columns(_candidates(corpus.task, inputs, corpus.data.labeled, last))["mean_nll"])
         chosen = _rule(scores, pool, settings)
     masks = [chosen.kept[rows] for _, rows in found.places()]
     kept = [_kept(table, mask) for table, mask in zip(tables, masks, strict=True)]
@@ -121,9 +106,9 @@ def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings
     return Selection(kept=ChunkedTable.of(*kept).typed(as_labels), scores=ChunkedTable.of(*marked), summary=summary)
 
 
-def _candidates(task: Task, heard: SelectionInputs, examples: Sequence[Example], place: int) -> list[Candidate]:
-    said, final = heard.said.measures(place), heard.final.measures(place)
-    return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
+def _candidates(task: Task, inputs: SelectionInputs, examples: Sequence[Example], place: int) -> list[Candidate]:
+    annotated, final = inputs.annotations.measures(place), inputs.final.measures(place)
+    return [_candidate(task, e, annotated.get(e.id, []), final.get(e.id, []), inputs.justify) for e in examples]
 
 
 def _rule(scores: FloatArray, pool: FloatArray, settings: SelectSettings) -> Selected:
@@ -167,12 +152,12 @@ def _marked(table: pa.Table, mask: BoolArray) -> pa.Table:
 
 
 def _candidate(
-    task: Task, example: Example, said: list[Evidence], final: list[Evidence], settings: JustifySettings
+    task: Task, example: Example, rows: list[Evidence], final: list[Evidence], settings: JustifySettings
 ) -> Candidate:
     """The justified answer, else the first annotator's or the majority's; its own log-probabilities score it."""
     if not final and settings.unjustified == "majority":
-        return _majority(task, example, said)
-    first = next((row for row in said if row.answer is not None), None)
+        return _majority(task, example, rows)
+    first = next((row for row in rows if row.answer is not None), None)
     chosen = final[0] if final else first
     if chosen is None or chosen.answer is None:
         reason = "no annotator answered" if first is None else "the justification gave no answer"
@@ -183,10 +168,10 @@ def _candidate(
     return Candidate(example, chosen.answer, scored.mean_nll, "above the threshold")
 
 
-def _majority(task: Task, example: Example, said: list[Evidence]) -> Candidate:
+def _majority(task: Task, example: Example, rows: list[Evidence]) -> Candidate:
     """The answer that most annotators gave, the surest of equally frequent ones."""
     groups: list[list[Evidence]] = []
-    for row in (row for row in said if row.answer is not None):
+    for row in (row for row in rows if row.answer is not None):
         same = next((group for group in groups if task.equal(group[0].answer or "", row.answer or "")), None)
         if same is None:
             groups.append([row])

@@ -24,7 +24,8 @@ from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.tasks import Task
 
-Said: TypeAlias = Mapping[str, Sequence[Evidence]]
+Rows: TypeAlias = Mapping[str, Sequence[Evidence]]
+"""Evidence rows by example id."""
 
 BANNER = (
     "Mode official-2025 repeats the code released with the paper, for comparison only: unanimous answers are kept "
@@ -33,11 +34,11 @@ BANNER = (
 
 
 def official(
-    corpus: Corpus, crew: Crew, said: EvidenceTable, final: EvidenceTable, settings: SelectSettings
+    corpus: Corpus, crew: Crew, annotations: EvidenceTable, final: EvidenceTable, settings: SelectSettings
 ) -> Selection:
     """Unanimous answers, and justified ones strictly below the percentile of the justified."""
     rounds = [
-        _both_rounds(corpus.task, crew, corpus.unlabeled.part(part), (said.measures(part), final.measures(part)))
+        _both_rounds(corpus.task, crew, corpus.unlabeled.part(part), (annotations.measures(part), final.measures(part)))
         for part in range(corpus.unlabeled.n_parts)
     ]
     answers = np.concatenate([found.answers for found in rounds])
@@ -73,8 +74,8 @@ class _Rounds:
     chosen: list[str | None]
 
 
-def _both_rounds(task: Task, crew: Crew, examples: Sequence[Example], heard: tuple[Said, Said]) -> _Rounds:
-    rows, justified = heard
+def _both_rounds(task: Task, crew: Crew, examples: Sequence[Example], evidence: tuple[Rows, Rows]) -> _Rounds:
+    rows, justified = evidence
     answers = np.full((len(examples), len(crew.annotators)), -1, dtype=np.int64)
     nll = np.full(len(examples), np.nan)
     chosen: list[str | None] = []

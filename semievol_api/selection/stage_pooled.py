@@ -15,12 +15,10 @@ import pyarrow as pa
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
 from semievol_api.annotate.requests import Corpus
-from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.config.method import SelectSettings
-from semievol_api.config.settings import RetrieveSettings
 from semievol_api.data.schemas import as_labels
 from semievol_api.data.table import ChunkedTable
-from semievol_api.selection.columns import PooledAnswers, labels_table
+from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
@@ -32,16 +30,6 @@ from semievol_api.store.artifacts import Selection
 SIMULATED_RUNS = 500
 PERSON = 1.0
 """The score of a label that a person gave."""
-
-
-@dataclass(frozen=True)
-class PooledSelectionContext:
-    """What else selection looks at: a person's answers by id, the embedder of the drift test, the run's seed."""
-
-    reviewed: Mapping[str, str]
-    embedder: EmbeddingTool | None
-    retrieve: RetrieveSettings
-    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +48,14 @@ class Choice:
 
 
 async def by_pool(
-    corpus: Corpus, crew: Crew, pool: PooledAnswers, settings: SelectSettings, beside: PooledSelectionContext
+    corpus: Corpus, crew: Crew, pool: PooledAnswers, inputs: SelectionInputs, settings: SelectSettings, seed: int
 ) -> Selection:
     """Keep the pseudo-labels that the rule chooses by the pooled probability."""
-    choice = _chosen(corpus, pool, settings, beside)
+    choice = _chosen(corpus, pool, inputs.reviewed, settings, seed)
     places = [at for _, at in pool.table.places()]
 
     def kept(part: int) -> pa.Table:
-        return _kept_table(pool.table.read(part), choice, places[part], beside.reviewed)
+        return _kept_table(pool.table.read(part), choice, places[part], inputs.reviewed)
 
     def scored(part: int) -> pa.Table:
         return _table(pool.table.read(part), choice, places[part])
@@ -78,7 +66,7 @@ async def by_pool(
     spread = _spread(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
-        *await drift_alerts(corpus, beside),
+        *await drift_alerts(corpus, inputs.embedder, inputs.retrieve, seed),
     ]
     summary = {
         "rule": settings.rule,
@@ -102,26 +90,28 @@ async def by_pool(
     )
 
 
-def _chosen(corpus: Corpus, pool: PooledAnswers, settings: SelectSettings, beside: PooledSelectionContext) -> Choice:
+def _chosen(
+    corpus: Corpus, pool: PooledAnswers, reviewed: Mapping[str, str], settings: SelectSettings, seed: int
+) -> Choice:
     """Apply the rule; what a person audited moves from the pool to the calibration items."""
     scores, ids = pool.score, pool.ids
     nobody: BoolArray = np.zeros(scores.size, dtype=np.bool_)
     asked, audit = nobody, nobody
     if settings.rule == "human-budget":
-        queue = human_budget(scores, ids, settings.budget, settings.audit_share, beside.seed)
+        queue = human_budget(scores, ids, settings.budget, settings.audit_share, seed)
         asked, audit = queue.asked, queue.audit
     by_person = nobody.copy()
     for place in np.flatnonzero(asked).tolist():
-        by_person[place] = ids[place] in beside.reviewed
+        by_person[place] = ids[place] in reviewed
     audited = audit & by_person
-    calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), beside.reviewed)
+    calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), reviewed)
     numbers = RuleSettings(
         rule="fdr" if settings.rule == "human-budget" else settings.rule,
         alpha=settings.alpha,
         delta=settings.delta,
         share=settings.share,
         n=settings.n,
-        seed=beside.seed,
+        seed=seed,
         gone=len(corpus.pseudo_labeled),
     )
     if audited.any():
@@ -134,7 +124,7 @@ def _chosen(corpus: Corpus, pool: PooledAnswers, settings: SelectSettings, besid
         selected = apply_rule(scores, ids, calibration, numbers)
     by_rule = selected
     if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
-        selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, beside.seed)
+        selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, seed)
     promised = selected is by_rule and (
         selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.pseudo_labeled)
     )
@@ -259,8 +249,8 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
         [by_person, kept, silent], ["answered by a person", "kept", "no annotator answered"], "below the cut"
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
-    columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", "voices", "agreed")}
-    return pa.table({**columns, "voices": part["voices"].cast(pa.int64()), **taken})
+    columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed")}
+    return pa.table({**columns, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
 
 
 def _calibration_table(found: AnnotatorProbs) -> pa.Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -63,19 +62,6 @@ def slow_stage(seconds: Mapping[str, float]) -> str | None:
     )
 
 
-class Vectors(Protocol):
-    """Who embeds, if anybody, and what is embedded."""
-
-    @property
-    def embedder(self) -> EmbeddingTool | None: ...
-
-    @property
-    def retrieve(self) -> RetrieveSettings: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
 def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorProbs, kept: BoolArray) -> list[Alert]:
     """Findings about classes and about the crew's disagreement; none where the labels are open.
 
@@ -97,13 +83,15 @@ def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorPr
     return [*alerts, *alerts_of_ambiguity(ambiguity(calibrating.probs, gold, calibrating.n_options))]
 
 
-async def drift_alerts(corpus: Corpus, vectors: Vectors) -> tuple[Alert, ...]:
+async def drift_alerts(
+    corpus: Corpus, embedder: EmbeddingTool | None, settings: RetrieveSettings, seed: int
+) -> tuple[Alert, ...]:
     """A finding where the unlabelled questions are unlike the labelled ones; none without vectors."""
-    if vectors.embedder is None:
+    if embedder is None:
         return ()
-    labeled = _sample(corpus.data.labeled, vectors.seed)
-    unlabeled = _sample(corpus.data.unlabeled, vectors.seed)
-    rows = await embedded(vectors.embedder, (*labeled, *unlabeled), vectors.retrieve)
+    labeled = _sample(corpus.data.labeled, seed)
+    unlabeled = _sample(corpus.unlabeled, seed)
+    rows = await embedded(embedder, (*labeled, *unlabeled), settings)
     return alerts_of_drift(drift_test(rows[: len(labeled)], rows[len(labeled) :]))
 
 

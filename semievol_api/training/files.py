@@ -31,7 +31,7 @@ MADE_TOGETHER = 2048
 
 
 @stage("warm_up_file")
-async def warm_up_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
+async def labeled_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
     """Labelled examples as a training file."""
     check_enough(len(labeled), "The labelled data")
     return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)
@@ -50,7 +50,7 @@ async def final_training_files(
     task, train = corpus.task, config.train
     files: dict[str, TrainingFile] = {}
     if calibrates(config):
-        files["sft"] = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned)
+        files["sft"] = await store.once("sft", TrainingFile, labeled_file, task, corpus.learned)
     if not chosen.enough:
         return files
     files["semievol"] = await store.once(file_artifact("semievol"), TrainingFile, evolve_file, corpus, chosen, train)
@@ -98,13 +98,13 @@ async def in_context_corpora(
     if chosen.enough:
         shown["semievol"] = (*corpus.learned, *pseudo_labeled)
     queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
-    views: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus] = {}
     for name, candidates in shown.items():
         neighbours = await store.once(
             f"demonstrations/{name}", Neighbours, nearest_among, embedder, candidates, queries, config.retrieve, shots
         )
-        views[name] = replace(corpus, neighbours=neighbours, pseudo_labeled=pseudo_labeled)
-    return views
+        corpora[name] = replace(corpus, neighbours=neighbours, pseudo_labeled=pseudo_labeled)
+    return corpora
 
 
 def calibrates(config: Config) -> bool:

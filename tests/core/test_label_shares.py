@@ -21,8 +21,8 @@ from semievol_api.data.schemas import evidence_table
 from semievol_api.data.table import ChunkedTable
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import at_label_shares, label_factors
-from semievol_api.selection.columns import pooled_answers
-from semievol_api.selection.stage import SelectionInputs, select
+from semievol_api.selection.columns import SelectionInputs, pooled_answers
+from semievol_api.selection.stage import select
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.tasks import Task, TaskDefinition
 
@@ -181,8 +181,9 @@ def test_without_factors_the_pool_is_bit_for_bit_what_it_was() -> None:
     here, who = corpus(WARM), crew(fair="option_prob")
     said = EvidenceTable.of(evidence(here, fair=FAIR))
     nothing = EvidenceTable.of([])
-    plain = pooled_answers(here, who, said, nothing)
-    found = pooled_answers(here, who, said, nothing, factors_of_crew(here, who, said))
+    inputs = SelectionInputs(said, nothing, JustifySettings(), None, RetrieveSettings(), {})
+    plain = pooled_answers(here, who, inputs)
+    found = pooled_answers(here, who, inputs, factors_of_crew(here, who, said))
     assert found.factors == {} and found.score.tobytes() == plain.score.tobytes()
 
 

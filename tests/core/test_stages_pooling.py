@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from semievol_api.annotate.annotators import Annotator, Circumstances, Crew, build_annotators, circumstances, diverse
+from semievol_api.annotate.annotators import Annotator, Conditions, Crew, build_annotators, conditions_of, diverse
 from semievol_api.annotate.pooled import OTHER, annotator_probs, wrong_answers
 from semievol_api.annotate.probing import resolve_estimators
 from semievol_api.annotate.requests import Corpus
@@ -121,7 +121,7 @@ def test_a_blunter_vote_lets_many_far_neighbours_outweigh_one_that_is_near() -> 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("warm", [True, False])
 def test_the_default_crew_is_as_large_as_wanted_and_no_two_ask_alike(places: int, shared: bool, warm: bool) -> None:
-    here = Circumstances(warm=warm, closed=True, shared_labels=shared, embeddings=True)
+    here = Conditions(warm=warm, closed=True, shared_labels=shared, embeddings=True)
     crew = diverse(AnnotateSettings(n=places), "both", here)
     assert len(crew) == places
     assert len({a.id for a in crew}) == places
@@ -134,9 +134,9 @@ def test_labels_are_shared_where_every_question_has_the_same_options() -> None:
     same = Prepared(labeled=(QUESTION,), unlabeled=(QUESTION,), test=(), report={})
     other = Example(id="r", question="R?", options=("one", "two"))
     mixed = Prepared(labeled=(QUESTION,), unlabeled=(other,), test=(), report={})
-    assert circumstances(CHOICE, same, True, True).shared_labels
-    assert not circumstances(CHOICE, mixed, True, True).shared_labels
-    assert not circumstances(NUMBER, same, True, True).closed
+    assert conditions_of(CHOICE, same, True, True).shared_labels
+    assert not conditions_of(CHOICE, mixed, True, True).shared_labels
+    assert not conditions_of(NUMBER, same, True, True).closed
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_the_papers_crew_is_four_of_the_eight_ways_drawn_by_the_runs_seed() -> N
         "providers": {"p": {"kind": "scripted"}},
         "roles": {"student": {"provider": "p", "model": "m"}},
     }
-    here = Circumstances(warm=True, closed=True, shared_labels=False, embeddings=True)
+    here = Conditions(warm=True, closed=True, shared_labels=False, embeddings=True)
 
-    def drawn(seed: int, here: Circumstances = here) -> set[tuple[str, int]]:
+    def drawn(seed: int, here: Conditions = here) -> set[tuple[str, int]]:
         run = {**tree["run"], "seed": seed}
         crew = build_annotators(parse_settings(Config, {**tree, "run": run}, where="test"), here)
         assert len(crew.annotators) == 4
