@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, ca
 
 import numpy as np
 
-from semievol_api.annotate.annotators import guest_role
+from semievol_api.annotate.annotators import external_role
 from semievol_api.annotate.clients import Clients, ExternalAnnotator
 from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.capabilities import JobEvent, Provider, Wire, require
@@ -40,7 +40,7 @@ from semievol_api.planning.limits import refuse_ended_models, with_limits
 from semievol_api.planning.tokens import token_counter
 from semievol_api.records import Example
 from semievol_api.registry import connect
-from semievol_api.scale.executor import open_executor
+from semievol_api.scale.ray_executor import open_executor
 from semievol_api.scale.worker import journals_of
 from semievol_api.selection.warnings import slow_stage
 from semievol_api.store.artifacts import Folds, Prepared, Selection, Verdict
@@ -526,10 +526,10 @@ async def open_tools(
                 fleet=Fleet(journals=journals_of(config.run.folder)),
             )
         )
-        spread = stack.enter_context(open_executor(config, engine))
+        executor = stack.enter_context(open_executor(config, engine))
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":
-            embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, spread)
+            embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, executor)
         trainer = Trainer(
             provider=plan.provider(plan.trainer_ref),
             base=plan.trainer_ref.model,
@@ -546,6 +546,6 @@ async def open_tools(
             embedder=embedder,
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
-            guests={guest_role(r): ExternalAnnotator(plan.provider(r), r.model) for r in plan.guests},
-            spread=spread,
+            external={external_role(r): ExternalAnnotator(plan.provider(r), r.model) for r in plan.guests},
+            executor=executor,
         )

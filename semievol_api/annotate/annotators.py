@@ -194,7 +194,7 @@ def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: 
     return tuple(crew)
 
 
-def guest_role(ref: ModelRef) -> str:
+def external_role(ref: ModelRef) -> str:
     """The role of another provider's model."""
     return f"{ref.provider}/{ref.model}"
 
@@ -223,7 +223,7 @@ def _listed(settings: AnnotatorSettings, conditions: Conditions) -> Annotator:
         )
     return Annotator(
         id=settings.id,
-        role=guest_role(settings.model) if isinstance(settings.model, ModelRef) else settings.model,
+        role=external_role(settings.model) if isinstance(settings.model, ModelRef) else settings.model,
         shots=settings.shots,
         permute=settings.permute,
         paraphrase=settings.paraphrase,

@@ -40,7 +40,7 @@ async def collaborate(
 ) -> EvidenceTable:
     """One evidence row per (example, annotator, sample); a failed request is a row with its reason."""
     sampling = SamplingParams(settings.max_tokens, settings.temperature)
-    return EvidenceTable(student.over(Collaboration(corpus, crew, pool, sampling)))
+    return EvidenceTable(student.run(Collaboration(corpus, crew, pool, sampling)))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ async def justify(
     pool: ThresholdPool,
 ) -> EvidenceTable:
     """One row per justified example; examples that nobody answered are left out and abstain."""
-    return EvidenceTable(student.over(Justification(corpus, crew, pool, evidence, settings)))
+    return EvidenceTable(student.run(Justification(corpus, crew, pool, evidence, settings)))
 
 
 @dataclass(frozen=True)

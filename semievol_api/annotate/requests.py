@@ -95,7 +95,7 @@ class Student:
     """The models that are asked, and the engine that asks them. `models` maps a role to a model's name.
 
     `identities` maps a role to what the model is: a tuned model is its training, whatever its server calls it.
-    `guests` are the providers of roles that are not the student's own. `seed` is the root of every request's seed.
+    `external` are the providers of roles that are not the student's own. `seed` is the root of every request's seed.
     """
 
     engine: RequestEngine
@@ -104,23 +104,23 @@ class Student:
     identities: Mapping[str, str]
     seed: int
     max_failed_share: float = 0.05
-    guests: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
-    spread: Executor = field(default_factory=LocalExecutor)
+    external: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
+    executor: Executor = field(default_factory=LocalExecutor)
 
-    def over(self, work: Work[Student]) -> AsyncGenerator[pa.Table]:
+    def run(self, work: Work[Student]) -> AsyncGenerator[pa.Table]:
         """The table of every part of a work, in their order."""
-        return self.spread.over(self, work)
+        return self.executor.run(self, work)
 
     @property
     def identity(self) -> str:
         """Endpoint and models; enters fingerprints."""
-        guests = sorted((role, provider.identity) for role, provider in self.guests.items())
+        external = sorted((role, provider.identity) for role, provider in self.external.items())
         own = f"{self.provider.identity}|{sorted(self.identities.items())}|{self.seed}"
-        return f"{own}|{guests}" if guests else own
+        return f"{own}|{external}" if external else own
 
     def provider_of(self, role: str) -> Provider:
         """Who serves a role."""
-        return self.guests.get(role, self.provider)
+        return self.external.get(role, self.provider)
 
 
 async def ask(student: Student, task: Task, questions: Iterable[Question], *, stage: str) -> list[Evidence]:
@@ -147,7 +147,7 @@ def _by_provider(student: Student, questions: Iterable[Question]) -> Iterable[tu
     start = next(coming, None)
     if start is None:
         return ()
-    if not student.guests:
+    if not student.external:
         return ((start.role, itertools.chain((start,), coming)),)
     first: dict[int, str] = {}
     grouped: dict[str, list[Question]] = {}

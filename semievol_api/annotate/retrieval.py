@@ -38,7 +38,7 @@ class EmbeddingTool:
     engine: RequestEngine
     provider: Provider
     model: str
-    spread: Executor = field(default_factory=LocalExecutor)
+    executor: Executor = field(default_factory=LocalExecutor)
 
     @property
     def identity(self) -> str:
@@ -51,14 +51,14 @@ async def retrieve(
     embedder: EmbeddingTool | None, data: Prepared, folds: Folds, settings: RetrieveSettings, k: int
 ) -> Neighbours:
     """The `k` nearest examples of D_warm to every question, nearest first; what calibrates or gates is nobody's."""
-    here = embedder is None or isinstance(embedder.spread, LocalExecutor)
+    here = embedder is None or isinstance(embedder.executor, LocalExecutor)
     if here and chunked_examples(data.unlabeled).n_parts == 1:
         return await nearest_among(embedder, folds.warm, every_question(data, folds), settings, k)
     if embedder is None or settings.method == "bm25" or not folds.warm or k == 0:
-        return Neighbours(making=LocalExecutor().over(None, Retrieval(data, folds, settings, k)))
+        return Neighbours(making=LocalExecutor().run(None, Retrieval(data, folds, settings, k)))
     index = VectorIndex.of(await embedded(embedder, folds.warm, settings))
     work = Retrieval(data, folds, settings, k, index)
-    return Neighbours(making=embedder.spread.over(embedder, work), note=index.note)
+    return Neighbours(making=embedder.executor.run(embedder, work), note=index.note)
 
 
 def questions_in_parts(data: Prepared, folds: Folds) -> ChunkedTable[Example]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from semievol_api.data.examples import Note
 from semievol_api.data.hygiene import clean
 from semievol_api.data.schemas import EXAMPLE_SCHEMA, as_examples
-from semievol_api.data.table import spread
+from semievol_api.data.table import cut_in_parts
 from semievol_api.records import Example
 from semievol_api.store.artifacts import Prepared
 from semievol_api.store.fingerprints import stage
@@ -34,7 +34,7 @@ async def prepare(
     tables = (table.select(EXAMPLE_SCHEMA.names).cast(EXAMPLE_SCHEMA) for table in cleaned.unlabeled.tables())
     return Prepared(
         labeled=cleaned.labeled,
-        unlabeled=spread(tables, len(cleaned.unlabeled), EXAMPLE_SCHEMA, as_examples),
+        unlabeled=cut_in_parts(tables, len(cleaned.unlabeled), EXAMPLE_SCHEMA, as_examples),
         test=cleaned.test[: len(test)],
         report={**cleaned.report.as_json(), **({"notes": [note.as_json() for note in notes]} if notes else {})},
     )

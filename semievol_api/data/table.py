@@ -331,7 +331,7 @@ class Scratch:
             ) from None
 
 
-def spread(tables: Iterable[pa.Table], rows: int, schema: pa.Schema, as_rows: AsRows[RowT]) -> ChunkedTable[RowT]:
+def cut_in_parts(tables: Iterable[pa.Table], rows: int, schema: pa.Schema, as_rows: AsRows[RowT]) -> ChunkedTable[RowT]:
     """Rows as parts by the ids in their column `id`, in their order; more than one part lie in a scratch folder.
 
     `rows` is how many there are: it gives the number of parts.

@@ -46,7 +46,7 @@ async def evaluate(
 ) -> Answers:
     """The greedy answers of the model in the student's role `subject`; an abstention is wrong."""
     work = Examination(corpus, label, settings, part)
-    table = EvidenceTable(ChunkedTable.of(*[table async for table in student.over(work)]))
+    table = EvidenceTable(ChunkedTable.of(*[table async for table in student.run(work)]))
     gold = {e.id: e.answer for e in work.examples}
     correct = {
         row.example_id: row.answer is not None and corpus.task.equal(row.answer, gold[row.example_id] or "")

@@ -1,4 +1,4 @@
-"""Who walks the parts of a stage: this process, one part after the other, or a cluster (`scale/`).
+"""Work on the parts of a stage: in this process, one part after the other; `ray_executor.py` does it on a cluster.
 
 A stage's work is a value: called with its tool and a shard it gives that shard's table, whoever calls it and
 wherever. Knows nothing of what stages do.
@@ -6,14 +6,11 @@ wherever. Knows nothing of what stages do.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from semievol_api.config.settings import Config
 from semievol_api.data.table import ChunkedTable, shard_of
-from semievol_api.engine import RequestEngine
 from semievol_api.records import Example
 
 if TYPE_CHECKING:
@@ -68,7 +65,7 @@ class Work(Protocol[ToolT_contra]):
 class Executor(Protocol):
     """Walks the parts of a work."""
 
-    def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
+    def run(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
         """The table of every part, in the parts' order."""
         ...
 
@@ -77,28 +74,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """This process, one part after the other."""
 
-    async def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
+    async def run(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
         """See `Executor`."""
         for part in range(len(work.sizes)):
             yield await work(tool, Shard(part))
-
-
-@contextmanager
-def open_executor(config: Config, engine: RequestEngine) -> Generator[Executor]:
-    """This process, or the cluster of `[ray]` until the block ends.
-
-    Raises:
-        MissingExtraError: the config wants Ray, and it is not installed.
-        ConfigError: the config wants Ray and something that only one process can do.
-    """
-    if config.run.engine == "local":
-        yield LocalExecutor()
-        return
-    from semievol_api.scale.ray_executor import Connection, RayExecutor, refuse_what_is_local
-
-    refuse_what_is_local(config)
-    connection = Connection(config)
-    try:
-        yield RayExecutor(config, engine)
-    finally:
-        connection.close()

@@ -63,7 +63,7 @@ async def by_pool(
     taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
     counts = [int(np.count_nonzero(taken[at])) for at in places]
     count = sum(counts)
-    spread = _spread(corpus, pool, choice, settings)
+    simulated = _simulated(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
         *await drift_alerts(corpus, inputs.embedder, inputs.retrieve, seed),
@@ -77,8 +77,8 @@ async def by_pool(
         "annotators": {a.id: {"role": a.role, "read_by": a.reading} for a in crew.everybody},
         "labels_filled_in": pool.filled_in,
         **({"label_factors": _factors(pool)} if pool.factors else {}),
-        "false_share_range": None if spread is None or np.isnan(spread.low) else [spread.low, spread.high],
-        "messages": [*_messages(corpus, choice, spread, settings, count), *_message_of_factors(pool)],
+        "false_share_range": None if simulated is None or np.isnan(simulated.low) else [simulated.low, simulated.high],
+        "messages": [*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)],
         "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
     }
     return Selection(
@@ -192,7 +192,7 @@ def _message_of_factors(pool: PooledAnswers) -> list[str]:
     ]
 
 
-def _spread(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
+def _simulated(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
     """The simulated share of false labels of runs like this one; None where nothing is promised.
 
     Nor in later rounds: what is left of the pool is no sample of what calibrates.
@@ -203,7 +203,7 @@ def _spread(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: Selec
 
 
 def _messages(
-    corpus: Corpus, choice: Choice, spread: RealisedRange | None, settings: SelectSettings, kept: int
+    corpus: Corpus, choice: Choice, simulated: RealisedRange | None, settings: SelectSettings, kept: int
 ) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
     told = [*selected.messages, *too_few(kept, choice.asked.size)]
@@ -219,8 +219,8 @@ def _messages(
         told.append(_about_earlier_rounds(len(corpus.pseudo_labeled), choice))
     if selected.rule == "high-probability":
         told.append(feasibility(calibration.size, calibration.error, settings.alpha).message)
-    if spread is not None:
-        told.append(spread.message)
+    if simulated is not None:
+        told.append(simulated.message)
     if selected.threshold is not None:
         share = error_above_cut(selected, calibration)
         told.append(
