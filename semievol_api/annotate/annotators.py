@@ -202,12 +202,8 @@ def external_role(ref: ModelRef) -> str:
 def _listed(settings: AnnotatorSettings, conditions: Conditions) -> Annotator:
     if settings.model == "neighbour_vote":
         if not conditions.closed or not conditions.embeddings:
-            lacks = (
-                "a closed set of labels" if not conditions.closed else 'an embedder ([retrieve] method = "embedding")'
-            )
-            raise ConfigError(
-                f"[[annotators]] {settings.id!r}: a neighbour vote needs {lacks}, which is not conditions."
-            )
+            lacks = 'an embedder ([retrieve] method = "embedding")' if conditions.closed else "a closed set of labels"
+            raise ConfigError(f"[[annotators]] {settings.id!r}: a neighbour vote needs {lacks}, which is not here.")
         return Annotator(
             settings.id,
             NOBODY,

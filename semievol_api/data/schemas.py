@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -48,10 +49,8 @@ EVIDENCE_SCHEMA = pa.schema(
         ("dropped_shots", pa.int16()),
     ]
 )
-EVIDENCE_FIELDS = (
-    *(name for name in EVIDENCE_SCHEMA.names if name not in ("prompt_tokens", "completion_tokens", "cached_tokens")),
-    "p_true",
-)
+_USAGE = {"prompt_tokens": "usage.prompt", "completion_tokens": "usage.completion", "cached_tokens": "usage.cached"}
+EVIDENCE_FIELDS = (*(name for name in EVIDENCE_SCHEMA.names if name not in _USAGE), "p_true")
 MEASURES = (
     "example_id",
     "annotator_id",
@@ -64,7 +63,9 @@ MEASURES = (
     "failure",
     "p_true",
 )
-"""What selection reads of an evidence row."""
+"""What estimators read of an evidence row."""
+ANSWER_COLUMNS = ("example_id", "annotator_id", "answer", "finish", "mean_nll")
+"""What the paper's selection reads of it."""
 CHECKED_SCHEMA = EVIDENCE_SCHEMA.append(pa.field("p_true", pa.float32()))
 """Where an annotator was asked about its own answers."""
 
@@ -134,26 +135,11 @@ def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
     ordered = sorted(rows, key=lambda row: (row.example_id, row.annotator_id))
     checked = any(row.p_true is not None for row in ordered)
     schema = CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA
-    columns: dict[str, list[object]] = {
-        "example_id": [row.example_id for row in ordered],
-        "annotator_id": [row.annotator_id for row in ordered],
-        "prompt_hash": [row.prompt_hash for row in ordered],
-        "text": [row.text for row in ordered],
-        "answer": [row.answer for row in ordered],
-        "finish": [row.finish for row in ordered],
-        "permutation": [row.permutation for row in ordered],
-        "option_probs": [row.option_probs for row in ordered],
-        "answer_logprob": [row.answer_logprob for row in ordered],
-        "mean_nll": [row.mean_nll for row in ordered],
-        "verbal": [row.verbal for row in ordered],
-        "prompt_tokens": [row.usage.prompt for row in ordered],
-        "completion_tokens": [row.usage.completion for row in ordered],
-        "cached_tokens": [row.usage.cached for row in ordered],
-        "failure": [row.failure for row in ordered],
-        "dropped_shots": [row.dropped_shots for row in ordered],
-        "p_true": [row.p_true for row in ordered],
-    }
-    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    columns = [
+        pa.array(map(attrgetter(_USAGE.get(field.name, field.name)), ordered), field.type, size=len(ordered))
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def joined_evidence(tables: Sequence[pa.Table]) -> pa.Table:
@@ -170,7 +156,7 @@ def as_evidence(table: pa.Table) -> Iterator[Evidence]:
     missing: dict[str, Any] = {name: "" for name in ("prompt_hash", "text") if name not in wanted}
     usage: Iterable[Usage] = itertools.repeat(Usage(), len(table))
     if "prompt_tokens" in table.column_names:
-        counts = (table[name].to_pylist() for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
+        counts = (table[name].to_pylist() for name in _USAGE)
         usage = itertools.starmap(Usage, zip(*counts, strict=True))
     for row, used in zip(zip(*columns, strict=True), usage, strict=True):
         yield Evidence(usage=used, **missing, **dict(zip(wanted, row, strict=True)))

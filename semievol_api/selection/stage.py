@@ -107,7 +107,7 @@ def by_mean_nll(corpus: Corpus, inputs: SelectionInputs, settings: SelectSetting
 
 
 def _candidates(task: Task, inputs: SelectionInputs, examples: Sequence[Example], place: int) -> list[Candidate]:
-    annotated, final = inputs.annotations.measures(place), inputs.final.measures(place)
+    annotated, final = inputs.annotations.answers(place), inputs.final.answers(place)
     return [_candidate(task, e, annotated.get(e.id, []), final.get(e.id, []), inputs.justify) for e in examples]
 
 

@@ -38,7 +38,7 @@ def official(
 ) -> Selection:
     """Unanimous answers, and justified ones strictly below the percentile of the justified."""
     rounds = [
-        _both_rounds(corpus.task, crew, corpus.unlabeled.part(part), (annotations.measures(part), final.measures(part)))
+        _both_rounds(corpus.task, crew, corpus.unlabeled.part(part), (annotations.answers(part), final.answers(part)))
         for part in range(corpus.unlabeled.n_parts)
     ]
     answers = np.concatenate([found.answers for found in rounds])

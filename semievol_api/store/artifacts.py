@@ -18,7 +18,7 @@ import pyarrow as pa
 from msgspec import convert
 
 from semievol_api.data.schemas import (
-    MEASURES,
+    ANSWER_COLUMNS,
     as_evidence,
     as_examples,
     as_labels,
@@ -192,16 +192,15 @@ class EvidenceTable:
 
     def rows(self) -> Iterator[Evidence]:
         """The rows as values, in the table's order."""
-        for table in self.parts.tables():
-            yield from as_evidence(table)
+        return iter(self.parts)
 
-    def by_example(self, part: int | None = None) -> dict[str, list[Evidence]]:
-        """The rows of each example, annotators in sorted order: of all parts, or of one."""
-        return grouped(self.rows() if part is None else as_evidence(self.parts.read(part)))
+    def by_example(self, part: int) -> dict[str, list[Evidence]]:
+        """The rows of each example of a part, annotators in sorted order."""
+        return grouped(as_evidence(self.parts.read(part)))
 
-    def measures(self, part: int) -> dict[str, list[Evidence]]:
-        """The rows of each example of a part with what selection reads of them, and no more."""
-        return grouped(as_evidence(self.parts.read(part, MEASURES)))
+    def answers(self, part: int) -> dict[str, list[Evidence]]:
+        """The rows of each example of a part, with their answers and `mean_nll` and no more."""
+        return grouped(as_evidence(self.parts.read(part, ANSWER_COLUMNS)))
 
     def pack(self) -> Packed:
         """One Parquet table."""

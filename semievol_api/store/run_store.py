@@ -212,7 +212,7 @@ class RunStore:
             return value
         if isinstance(value, bytes):
             return {"bytes": hashlib.blake2b(value, digest_size=20).hexdigest()}
-        if isinstance(value, ChunkedTable) and not value.content:
+        if isinstance(value, ChunkedTable) and not value.identity:
             return [self._canonical(v) for v in value]
         if isinstance(value, Identified):
             return {"tool": value.identity}

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import errno
 import gc
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ import pytest
 from semievol_api.config.settings import DataSettings
 from semievol_api.data import RawData, examples, read_data, read_files, table
 from semievol_api.data.prepare import prepare
-from semievol_api.data.schemas import examples_table, kept_table
+from semievol_api.data.schemas import as_examples, examples_table, kept_table
 from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import DataError, RunFolderError
 from semievol_api.records import Example
@@ -197,6 +198,21 @@ def test_fingerprints_of_read_data_are_those_of_0_1(
             store.fingerprint("prepare", one.labeled, one.unlabeled, one.test, one.notes) for one in (raw, reviewed)
         )
     assert found == expected
+
+
+def test_several_stored_parts_stand_in_fingerprints_by_their_files_and_one_part_by_its_rows(tmp_path: Path) -> None:
+    few = tuple(Example(id=name, question=f"{name}?") for name in "abcd")
+    paths = [tmp_path / f"part-{place}.parquet" for place in range(2)]
+    for path, some in zip(paths, (few[:2], few[2:]), strict=True):
+        pq.write_table(examples_table(some), path)
+    both = ChunkedTable.stored(paths).typed(as_examples)
+    hashed = hashlib.blake2b(b"".join(path.read_bytes() for path in paths), digest_size=20).hexdigest()
+    with RunStore.open(tmp_path / "run", "k") as store:
+        assert both.identity == hashed
+        assert store.fingerprint(ChunkedTable.stored(paths[:1]).typed(as_examples)) == store.fingerprint(few[:2])
+        assert store.fingerprint(both.where(np.array([True, False, True, True]))) == store.fingerprint(
+            (few[0], *few[2:])
+        )
 
 
 def test_the_scratch_folder_goes_with_its_pool(settings: DataSettings, cut: Callable[[], None]) -> None:
