@@ -118,7 +118,8 @@ def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawD
 
 def _without(examples: Sequence[Example], ids: Collection[str]) -> ChunkedTable[Example]:
     """The examples but for some."""
-    return chunked_examples(examples).where(np.array([e.id not in ids for e in examples], dtype=np.bool_))
+    table = chunked_examples(examples)
+    return table.where(np.array([name not in ids for name in table.values("id")], dtype=np.bool_))
 
 
 ResultT = TypeVar("ResultT")

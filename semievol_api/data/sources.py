@@ -318,18 +318,12 @@ def _read(role: DataRole, source: Path, settings: DataSettings, task: Task) -> R
 def _thinned(unlabeled: ChunkedTable[Example], size: int | None, seed: int) -> ChunkedTable[Example]:
     """At most `size` examples, those that come first by their ids' order; few of a large file come into memory."""
     if size is not None and size < len(unlabeled):
-        order = (int.from_bytes(order_of(seed, name)[:8], "big") for name in _ids(unlabeled))
+        order = (int.from_bytes(order_of(seed, name)[:8], "big") for name in unlabeled.values("id"))
         chosen = np.argsort(np.fromiter(order, np.uint64, len(unlabeled)), kind="stable")[:size]
         mask = np.zeros(len(unlabeled), dtype=np.bool_)
         mask[chosen] = True
         unlabeled = unlabeled.where(mask)
     return unlabeled.in_memory() if unlabeled.content and len(unlabeled) <= tables.PART_ROWS else unlabeled
-
-
-def _ids(examples: ChunkedTable[Example]) -> Iterator[str]:
-    """Their ids; nothing else is read."""
-    for table in examples.tables(["id"]):
-        yield from table["id"].to_pylist()
 
 
 def _refuse_same_file(settings: DataSettings) -> None:
@@ -360,7 +354,7 @@ def _apart(development: Sequence[Example], others: RawData) -> tuple[Example, ..
     wanted = {e.id for e in development}
     taken = {e.id for e in (*others.labeled, *others.test)}
     if wanted:
-        taken.update(name for name in _ids(chunked_examples(others.unlabeled)) if name in wanted)
+        taken.update(name for name in chunked_examples(others.unlabeled).values("id") if name in wanted)
     return tuple(replace(e, id=f"{e.id}@dev") if e.id in taken else e for e in development)
 
 
@@ -383,7 +377,7 @@ def _distinct_ids(
     of_labeled = moved("labeled", enumerate(labeled))
     known = tuple(replace(e, id=of_labeled.get(place, e.id)) for place, e in enumerate(labeled))
     taken.update({e.id: (e.question, e.options) for e in known})
-    same = np.fromiter((name in taken for name in _ids(unlabeled)), np.bool_, len(unlabeled))
+    same = np.fromiter((name in taken for name in unlabeled.values("id")), np.bool_, len(unlabeled))
     of_unlabeled = moved("unlabeled", zip(np.flatnonzero(same).tolist(), unlabeled.where(same), strict=True))
     changed = (("labeled", of_labeled), ("unlabeled", of_unlabeled))
     told = (Note(part, SAME_ID, tuple(names.values())) for part, names in changed if names)

@@ -125,8 +125,9 @@ class ChunkedTable(Sequence[RowT_co], Generic[RowT_co]):
         return cast("ChunkedTable[RowT]", replace(self, as_rows=as_rows))  # type: ignore[arg-type]
 
     def values(self, column: str) -> ChunkedTable[Any]:
-        """One column as a sequence."""
-        return self.typed(partial(_values_of, column))
+        """One column as a sequence; nothing else is read."""
+        sources = tuple(partial(self.read, place, (column,)) for place in range(self.n_parts))
+        return ChunkedTable(self.sizes, sources, partial(_values_of, column))
 
     def names(self, place: int) -> list[str]:
         """The names of a part's columns."""
