@@ -16,7 +16,7 @@ from semievol_api.annotate.retrieval import retrieve
 from semievol_api.config.settings import Config
 from semievol_api.data import RawData
 from semievol_api.data.prepare import prepare
-from semievol_api.evaluation.answers import examine
+from semievol_api.evaluation.answers import evaluate_models
 from semievol_api.evaluation.verdict import compare
 from semievol_api.selection.columns import SelectionInputs
 from semievol_api.selection.holdout import split_labels
@@ -75,5 +75,6 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
     models |= dict.fromkeys(in_context, clients.base)
 
     # Proof: every model answers the same test questions, and those of the gate where labels were held out for it.
-    answers = await examine(store, clients.after(abilities).student, corpus, models, in_context, config.evaluate)
-    return await once("verdict", Verdict, compare, corpus, answers, models, selection, clients.gold, config.evaluate)
+    subjects = clients.after(abilities).student
+    evaluated = await evaluate_models(store, subjects, corpus, models, in_context, config.evaluate)
+    return await once("verdict", Verdict, compare, corpus, evaluated, models, selection, clients.gold, config.evaluate)

@@ -153,7 +153,7 @@ async def answer(
     path = task.journal(shard)
     paced = limits.rpm is not None or limits.tpm is not None
     own = limits.model_copy(update={"rpm": None, "tpm": None})
-    main = task.config.run.journal or task.config.run.folder / "journal.sqlite"
+    main = task.config.run.journal_path
     others = [p for p in (main, *journals_of(task.config.run.folder)) if p != path and _may_know(p.stem, path.stem)]
     leases = ShardLeases(quotas, path.stem, paced=paced)
     fleet = Fleet(journals=others, leases=leases)

@@ -1,6 +1,6 @@
-"""Pools what several annotators say into one probability per label.
+"""Pool several annotators' probabilities into one per label.
 
-A log-opinion pool: the mean of the annotators' log-probabilities, so that a mixed crew pools as long as every
+A log-opinion pool: the mean of the annotators' log-probabilities, so that different annotators pool as long as every
 annotator gives label probabilities. Knows nothing of how an annotator came to its probabilities.
 """
 
@@ -101,15 +101,15 @@ def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answ
     probabilities = _softmax(total)
     score = probabilities[np.arange(m), label]
     margin = score - _second_best(probabilities, label)
-    silent = (n_annotators == 0) | (eligible[np.arange(m), label] == -np.inf)
-    probabilities[silent], score[silent], margin[silent], label[silent] = np.nan, np.nan, np.nan, -1
+    abstained = (n_annotators == 0) | (eligible[np.arange(m), label] == -np.inf)
+    probabilities[abstained], score[abstained], margin[abstained], label[abstained] = np.nan, np.nan, np.nan, -1
     return Pooled(
         probs=probabilities, label=label, score=score, margin=margin, n_annotators=n_annotators, agreed=agreed
     )
 
 
 def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> tuple[FloatArray, IntArray, BoolArray]:
-    """Mean over annotators of log q (m, options), how many spoke (m,), whether their first choices agree (m,)."""
+    """Mean over annotators of log q (m, options), how many answered (m,), whether their first choices agree (m,)."""
     m, annotators, width = probs.shape
     total = np.zeros((m, width))
     n_annotators = np.zeros(m, dtype=np.int64)
@@ -121,17 +121,17 @@ def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> 
         q = probs[:, annotator, :]
         if some_beyond:
             q = np.where(beyond, 0.0, q)
-        spoke = ~np.isnan(q).any(axis=1)
-        choice = np.where(spoke, q.argmax(axis=1), -1)
+        answered = ~np.isnan(q).any(axis=1)
+        choice = np.where(answered, q.argmax(axis=1), -1)
         q = np.maximum(q, FLOOR, order="C")
         np.log(q, out=q)
         q *= weights[annotator] * _GRID
         np.rint(q, out=q)
-        if not spoke.all():
-            q[~spoke] = 0.0
+        if not answered.all():
+            q[~answered] = 0.0
         total += q
-        n_annotators += spoke
-        weight += weights[annotator] * spoke
+        n_annotators += answered
+        weight += weights[annotator] * answered
         agreed &= (choice == first) | (first < 0) | (choice < 0)
         first = np.where(first < 0, choice, first)
     total /= np.where(weight > 0, weight, 1.0)[:, None] * _GRID

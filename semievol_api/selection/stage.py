@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from msgspec import structs
 
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import factors_of_crew
@@ -28,6 +29,7 @@ from semievol_api.selection.stage_pooled import by_pool
 from semievol_api.selection.values import BoolArray, FloatArray, Selected
 from semievol_api.store.artifacts import Selection
 from semievol_api.store.fingerprints import stage
+from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task
 
 MAX_MISSING_SHARE = 0.05
@@ -55,7 +57,7 @@ async def select(corpus: Corpus, crew: Crew, inputs: SelectionInputs, settings: 
     shortened = 0
     for part in inputs.annotations.parts.tables(["dropped_shots"]):
         shortened += int(np.count_nonzero(part["dropped_shots"].to_numpy()))
-    return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
+    return replace(chosen, summary=structs.replace(chosen.summary, shortened_prompts=shortened))
 
 
 async def _chosen(
@@ -93,15 +95,15 @@ def by_mean_nll(corpus: Corpus, inputs: SelectionInputs, settings: SelectSetting
         chosen = _rule(scores, pool, settings)
     masks = [chosen.kept[rows] for _, rows in found.places()]
     kept = [_kept(table, mask) for table, mask in zip(tables, masks, strict=True)]
-    summary = {
-        "rule": settings.rule,
-        "share": settings.share,
-        "threshold_mean_nll": chosen.threshold,
-        "unlabeled": len(found),
-        "answered": len(found) - found["answer"].null_count,
-        "kept": sum(map(len, kept)),
-        "messages": list(chosen.messages),
-    }
+    summary = PaperSummary(
+        rule=settings.rule,
+        share=settings.share,
+        threshold_mean_nll=chosen.threshold,
+        unlabeled=len(found),
+        answered=len(found) - found["answer"].null_count,
+        kept=sum(map(len, kept)),
+        messages=chosen.messages,
+    )
     marked = [_marked(table, mask) for table, mask in zip(tables, masks, strict=True)]
     return Selection(kept=ChunkedTable.of(*kept).typed(as_labels), scores=ChunkedTable.of(*marked), summary=summary)
 

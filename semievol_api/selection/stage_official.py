@@ -22,12 +22,12 @@ from semievol_api.selection.columns import labels_table
 from semievol_api.selection.rule_percentile import official_2025
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.store.artifacts import EvidenceTable, Selection
+from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task
 
-Rows: TypeAlias = Mapping[str, Sequence[Evidence]]
-"""Evidence rows by example id."""
+_EvidenceByExample: TypeAlias = Mapping[str, Sequence[Evidence]]
 
-BANNER = (
+_BANNER = (
     "Mode official-2025 repeats the code released with the paper, for comparison only: unanimous answers are kept "
     "without any threshold, and nothing is promised about the labels. Use the mode calibrated for real work."
 )
@@ -47,16 +47,16 @@ def official(
     ends = np.cumsum([len(one.ids) for one in rounds])[:-1]
     masks = list(zip(rounds, np.split(found.kept, ends), strict=True))
     kept = [_kept(one, mask) for one, mask in masks]
-    summary = {
-        "rule": settings.rule,
-        "share": settings.share,
-        "threshold_mean_nll": found.threshold,
-        "unlabeled": len(nll),
-        "answered": sum(answer is not None for one in rounds for answer in one.chosen),
-        "unanimous": int((answers == 0).all(axis=1).sum()),
-        "kept": sum(map(len, kept)),
-        "messages": [BANNER, *found.messages],
-    }
+    summary = PaperSummary(
+        rule=settings.rule,
+        share=settings.share,
+        threshold_mean_nll=found.threshold,
+        unlabeled=len(nll),
+        answered=sum(answer is not None for one in rounds for answer in one.chosen),
+        unanimous=int((answers == 0).all(axis=1).sum()),
+        kept=sum(map(len, kept)),
+        messages=(_BANNER, *found.messages),
+    )
     scores = ChunkedTable.of(*(_scores(one, mask) for one, mask in masks))
     return Selection(kept=ChunkedTable.of(*kept).typed(as_labels), scores=scores, summary=summary)
 
@@ -74,7 +74,9 @@ class _Rounds:
     chosen: list[str | None]
 
 
-def _both_rounds(task: Task, crew: Crew, examples: Sequence[Example], evidence: tuple[Rows, Rows]) -> _Rounds:
+def _both_rounds(
+    task: Task, crew: Crew, examples: Sequence[Example], evidence: tuple[_EvidenceByExample, _EvidenceByExample]
+) -> _Rounds:
     rows, justified = evidence
     answers = np.full((len(examples), len(crew.annotators)), -1, dtype=np.int64)
     nll = np.full(len(examples), np.nan)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from msgspec import UNSET
 
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
@@ -26,6 +28,7 @@ from semievol_api.selection.rules import too_few
 from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
 from semievol_api.selection.warnings import drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
+from semievol_api.store.verdict import AnnotatorUse, PooledSummary
 
 SIMULATED_RUNS = 500
 PERSON = 1.0
@@ -68,19 +71,19 @@ async def by_pool(
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
         *await drift_alerts(corpus, inputs.embedder, inputs.retrieve, seed),
     ]
-    summary = {
-        "rule": settings.rule,
-        "score": settings.score,
+    summary = PooledSummary(
+        rule=settings.rule,
+        score=settings.score,
         **_figures(pool, choice, settings),
-        "kept": count,
-        "enough": count >= ENOUGH_KEPT,
-        "annotators": {a.id: {"role": a.role, "read_by": a.reading} for a in crew.everybody},
-        "labels_filled_in": pool.filled_in,
-        **({"label_factors": _factors(pool)} if pool.factors else {}),
-        "false_share_range": None if simulated is None or np.isnan(simulated.low) else [simulated.low, simulated.high],
-        "messages": [*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)],
-        "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
-    }
+        kept=count,
+        enough=count >= ENOUGH_KEPT,
+        annotators={a.id: AnnotatorUse(role=a.role, read_by=a.reading) for a in crew.everybody},
+        labels_filled_in=pool.filled_in,
+        label_factors=_factors(pool) or UNSET,
+        false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
+        messages=(*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)),
+        warnings=tuple(alerts),
+    )
     return Selection(
         kept=ChunkedTable.made(counts, kept).typed(as_labels),
         scores=ChunkedTable.made(pool.table.sizes, scored),
@@ -154,7 +157,7 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     return labels_table([ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
 
 
-def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> dict[str, object]:
+def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> dict[str, Any]:
     """The numbers of the summary; None for what cannot be known."""
     selected, calibration = choice.selected, choice.calibration
     return {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import pyarrow as pa
-from msgspec import convert
+from msgspec import convert, to_builtins
 
 from semievol_api.data.schemas import (
     ANSWER_COLUMNS,
@@ -32,6 +32,8 @@ from semievol_api.data.table import ChunkedTable, Tabular, file_chunks
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.store.run_store import Packed
+from semievol_api.store.verdict import PaperSummary, PooledSummary, summary_of
+from semievol_api.store.verdict import Verdict as Verdict
 
 Ability: TypeAlias = Literal["options", "alternatives", "logprobs", "text"]
 """What a server gives beside an answer's text: the probability of every label in one read, alternatives at each
@@ -223,14 +225,14 @@ class Selection:
 
     kept: Sequence[PseudoLabel]
     scores: ChunkedTable[Mapping[str, Any]]
-    summary: Mapping[str, object]
+    summary: PaperSummary | PooledSummary
     calibration: pa.Table | None = None
     queue: bytes = b""
 
     @property
     def enough(self) -> bool:
-        """Whether there is enough to train on; rules that do not say so always train."""
-        return bool(self.summary.get("enough", True))
+        """Whether there is enough to train on."""
+        return self.summary.enough_to_train
 
     def pack(self) -> Packed:
         """The kept labels, all scores, and the summary."""
@@ -238,7 +240,7 @@ class Selection:
         if self.calibration is not None:
             tables["calibration"] = ChunkedTable.of(self.calibration)
         files = {REVIEW_QUEUE: self.queue} if self.queue else {}
-        return Packed(tables=tables, documents={"summary": self.summary}, files=files)
+        return Packed(tables=tables, documents={"summary": to_builtins(self.summary)}, files=files)
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
@@ -246,7 +248,7 @@ class Selection:
         return cls(
             kept=packed.parts("kept").typed(as_labels),
             scores=packed.parts("scores"),
-            summary=cast("Mapping[str, object]", packed.documents["summary"]),
+            summary=summary_of(cast("Mapping[str, object]", packed.documents["summary"])),
             calibration=packed.table("calibration") if "calibration" in packed.tables else None,
             queue=packed.content(REVIEW_QUEUE),
         )
@@ -353,19 +355,3 @@ class Answers:
             evidence=EvidenceTable.unpack(packed),
             correct=cast("Mapping[str, bool]", document["correct"]),
         )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The comparison of all models as JSON values; what the table and the report show."""
-
-    document: Mapping[str, object]
-
-    def pack(self) -> Packed:
-        """One document."""
-        return Packed(documents={"verdict": self.document})
-
-    @classmethod
-    def unpack(cls, packed: Packed) -> Self:
-        """See `pack`."""
-        return cls(cast("Mapping[str, object]", packed.documents["verdict"]))

@@ -24,9 +24,10 @@ from semievol_api.data.schemas import as_examples, examples_table, kept_table
 from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import DataError, RunFolderError
 from semievol_api.records import Example
-from semievol_api.session import with_reviewed
+from semievol_api.session import _with_reviewed
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.store.run_store import RunStore
+from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task, TaskDefinition
 
 COLUMNS = {"options": "options", "category": "kind"}
@@ -192,7 +193,7 @@ def test_fingerprints_of_read_data_are_those_of_0_1(
     if large:
         cut()
     raw = read_data(settings.model_copy(update={"max_unlabeled": most}), TASK, seed=5)
-    reviewed = with_reviewed(replace(raw, reviewed=dict.fromkeys([e.id for e in raw.unlabeled][3:9], "A")))
+    reviewed = _with_reviewed(replace(raw, reviewed=dict.fromkeys([e.id for e in raw.unlabeled][3:9], "A")))
     with RunStore.open(tmp_path / "run", "k") as store:
         found = tuple(
             store.fingerprint("prepare", one.labeled, one.unlabeled, one.test, one.notes) for one in (raw, reviewed)
@@ -289,7 +290,14 @@ def test_a_full_disk_is_told_in_a_paragraph(
 
 def test_a_small_table_is_stored_as_one_part_of_the_type_that_a_large_one_has() -> None:
     few = (Example(id="a", question="One?", answer="1"), Example(id="b", question="Two?"))
-    nothing = Selection(kept=(), scores=ChunkedTable.of(kept_table(())), summary={}, calibration=kept_table(()))
+    nothing = Selection(
+        kept=(),
+        scores=ChunkedTable.of(kept_table(())),
+        summary=PaperSummary(
+            rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
+        ),
+        calibration=kept_table(()),
+    )
     packed = (
         Prepared(few, few, few, {}).pack(),
         Folds(few, few, few, tunable=True, note="").pack(),

@@ -27,18 +27,6 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "semievol_api/planning/catalogue.py": ("said",),
     "semievol_api/planning/estimating.py": ("said",),
     "semievol_api/planning/limits.py": ("said",),
-    "semievol_api/report/labels.py": (
-        "said",
-        "voices",
-    ),
-    "semievol_api/report/page.py": ("voices",),
-    "semievol_api/report/prediction.py": ("said",),
-    "semievol_api/report/read_run.py": ("said",),
-    "semievol_api/report/report_data.py": ("voices",),
-    "semievol_api/report/review_server.py": (
-        "said",
-        "voices",
-    ),
     "semievol_api/tasks/replies.py": ("said",),
     "semievol_api/training/fine_tuning.py": ("said",),
     "providers/semievol_providers/litellm/calls.py": ("said",),
