@@ -1,4 +1,4 @@
-"""What does each model's server give beside an answer's text? One cheap call per model, and the crew is settled.
+"""What each model's server gives beside an answer's text, by one cheap call, and how annotators are read by it.
 
 A server that ignores a field (HTTP 200 without it) and one that refuses it (400) are the same to the rest of the
 run: the next estimator takes over. Knows nothing of what estimators compute.
@@ -42,11 +42,11 @@ def resolve_estimators(crew: Crew, abilities: Abilities, task: Task) -> Crew:
     Raises:
         MissingAbilityError: an annotator's own estimator needs what its server does not give.
     """
-    annotators = tuple(_settled(annotator, abilities, task) for annotator in crew.annotators)
-    return Crew(annotators, _settled(crew.judge, abilities, task))
+    annotators = tuple(_resolved(annotator, abilities, task) for annotator in crew.annotators)
+    return Crew(annotators, _resolved(crew.judge, abilities, task))
 
 
-def _settled(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:
+def _resolved(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:
     wanted = annotator.reading
     if not is_probed(wanted):
         return annotator

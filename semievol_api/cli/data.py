@@ -105,10 +105,11 @@ def _stale(plan: Plan, today: datetime.date | None) -> list[str]:
 
 
 def _left_out(config: Config, raw: RawData) -> Iterator[str]:
-    """What the run's cleaning will drop; a pool in parts is cleaned by the run alone."""
-    from semievol_api.data import Pool, clean
+    """What the run's cleaning will drop; a large file is cleaned by the run alone."""
+    from semievol_api.data import clean
+    from semievol_api.data.schemas import chunked_examples
 
-    if isinstance(raw.unlabeled, Pool):
+    if chunked_examples(raw.unlabeled).content:
         return
     held_out = (*raw.test, *raw.development)
     report = clean(raw.labeled, raw.unlabeled, held_out, near=config.data.near_duplicates).report

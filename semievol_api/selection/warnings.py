@@ -88,7 +88,7 @@ async def drift_alerts(
     """An alert where the unlabelled questions are unlike the labelled ones; none without an embedder."""
     if embedder is None:
         return ()
-    labeled, unlabeled = _sample(corpus.data.labeled, seed), _sample(corpus.data.unlabeled, seed)
+    labeled, unlabeled = _sample(corpus.data.labeled, seed), _sample(corpus.unlabeled, seed)
     rows = await embedded(embedder, (*labeled, *unlabeled), settings)
     return alerts_of_drift(drift_test(rows[: len(labeled)], rows[len(labeled) :]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -73,6 +74,31 @@ def test_a_rule_made_by_the_page_chooses_in_a_run(project: Project, tmp_path: Pa
     scores = pq.read_table(project.folder / "out" / "select" / "scores.parquet").to_pylist()
     assert 0 < summary["kept"] < summary["unlabeled"]
     assert all(row["kept"] == (row["score"] is not None and row["score"] >= 0.6) for row in scores)
+
+
+def test_an_estimator_made_by_the_page_scores_labels_in_a_run(
+    project: Project, tmp_path: Path, child_env: dict[str, str]
+) -> None:
+    checkout = copy_of_the_package(tmp_path)
+    (module,) = blocks("estimator.md", "python")
+    (config,) = blocks("estimator.md", "toml")
+    (checkout / "semievol_api/annotate/estimator_sequence_prob.py").write_text(module)
+    table, method = checkout / "semievol_api/annotate/estimators.py", checkout / "semievol_api/config/method.py"
+    for file, change in zip((table, table, method), blocks("estimator.md", "diff"), strict=True):
+        apply(file, change)
+    project.change(('mode = "paper"', 'mode = "calibrated"'))
+    project.change(('state = "server"', 'state = "server"\ncan_read_options = false'))
+    project.config.write_text(f'{project.config.read_text()}\n[justify]\non = "never"\n\n{config}')
+    done = run_in(checkout, project, child_env)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((project.folder / "out" / "select" / "summary.json").read_text())
+    assert summary["annotators"]["warm"]["read_by"] == "sequence_prob"
+    rows = pq.read_table(project.folder / "out" / "collaborate" / "evidence.parquet").to_pylist()
+    sure = {row["example_id"]: math.exp(-row["mean_nll"]) for row in rows if row["answer"] is not None}
+    scores = pq.read_table(project.folder / "out" / "select" / "scores.parquet").to_pylist()
+    scored = {row["example_id"]: row["score"] for row in scores if row["score"] is not None}
+    likeliest = {name: max(p, (1 - p) / 3) for name, p in sure.items()}  # one of four options
+    assert scored and scored == pytest.approx({name: likeliest[name] for name in scored}, abs=1e-5)
 
 
 def test_a_task_kind_made_by_the_page_is_read_in_a_run(
