@@ -116,9 +116,6 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
     with held_folder(settings, recover) as message:
         sys.stdout.write(message)
         listener = _bind(settings)
-        port = listener.getsockname()[1]
-        shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{shown_host}:{port}/v1"
 
         class Announcing(uvicorn.Server):
             @contextmanager
@@ -131,7 +128,7 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if self.started:
-                    _announce(settings.name, url, ready_file)
+                    _announce(settings, listener.getsockname()[1], ready_file)
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
                 if self.started:
@@ -183,12 +180,14 @@ def _bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def _announce(name: str, url: str, ready_file: Path | None) -> None:
-    sys.stdout.write(f"Serving {name} on {url}\n")
+def _announce(settings: ServerSettings, port: int, ready_file: Path | None) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}/v1"
+    sys.stdout.write(f"Serving {settings.name} on {url}\n")
     sys.stdout.flush()
     if ready_file is not None:
         partial = ready_file.with_name(ready_file.name + ".partial")
-        partial.write_text(json.dumps({"url": url, "pid": os.getpid(), "model": name}), encoding="utf-8")
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid(), "model": settings.name}), encoding="utf-8")
         partial.replace(ready_file)
 
 
