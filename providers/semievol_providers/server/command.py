@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from semievol_api.errors import ConfigError, UserError
+
 if TYPE_CHECKING:
     import socket
 
@@ -49,7 +51,6 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     recover: Annotated[bool, typer.Option(help="Rebuild a lost database from the state folder's jobs.")] = False,
 ) -> None:
     """Serve a model with the OpenAI API, fine-tuning included."""
-    from semievol_api.errors import ConfigError
     from semievol_providers.local.model_folder import read_facts
     from semievol_providers.local.packaged_models import folder_for
     from semievol_providers.local.training_job import read_train_defaults
@@ -81,8 +82,6 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
 
 
 def _read_keys(variable: str | None) -> tuple[str, ...]:
-    from semievol_api.errors import ConfigError
-
     if variable is None:
         return ()
     keys = tuple(key.strip() for key in os.environ.get(variable, "").split(",") if key.strip())
@@ -95,8 +94,6 @@ def _read_keys(variable: str | None) -> tuple[str, ...]:
 
 
 def _read_aliases(pairs: list[str]) -> dict[str, str]:
-    from semievol_api.errors import ConfigError
-
     aliases: dict[str, str] = {}
     for pair in pairs:
         alias, equals, target = pair.partition("=")
@@ -163,8 +160,6 @@ def _stop_at_end_of_input(server: uvicorn.Server) -> None:
 def _bind(settings: ServerSettings) -> socket.socket:
     import socket
 
-    from semievol_api.errors import ConfigError
-
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is named; without it small answers wait 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -193,8 +188,6 @@ def _announce(settings: ServerSettings, port: int, ready_file: Path | None) -> N
 
 def main() -> None:
     """Run the command by itself: `python -m semievol_providers.server.command MODEL_FOLDER`."""
-    from semievol_api.errors import UserError
-
     try:
         typer.run(serve)
     except UserError as error:
