@@ -12,6 +12,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -312,11 +313,17 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Co
     Raises:
         ConfigError: the file is missing, is no TOML, or a key or value is wrong.
     """
-    tree = read_toml(path)
+    return parse_config(read_toml(path), path.resolve().parent, overrides, where=path.name)
+
+
+def parse_config(
+    tree: Mapping[str, Any], folder: Path, overrides: Mapping[str, object] | None = None, *, where: str
+) -> Config:
+    """A config from its tables; relative paths in it start at `folder`. See `load_config`."""
+    changed = deepcopy(dict(tree))
     for dotted, value in (overrides or {}).items():
-        _set(tree, dotted, value)
-    config = parse_settings(Config, tree, where=path.name)
-    return _resolve(config, path.resolve().parent)
+        _set(changed, dotted, value)
+    return _resolve(parse_settings(Config, changed, where=where), folder)
 
 
 def _set(tree: dict[str, Any], dotted: str, value: object) -> None:

@@ -213,7 +213,7 @@ def connect(
     return with_limits(provider, known_catalogue(None if catalogue is None else Path(catalogue)))
 
 
-def ask(  # noqa: PLR0913 - the two caps and the journal are what a caller names
+def ask(
     provider: Provider,
     prompts: Iterable[PromptLike],
     model: str,
@@ -285,7 +285,7 @@ def ask(  # noqa: PLR0913 - the two caps and the journal are what a caller names
     return run_blocking(closing())
 
 
-async def aask(  # noqa: PLR0913 - see `ask`
+async def aask(
     provider: Provider,
     prompts: Iterable[PromptLike],
     model: str,
@@ -353,11 +353,16 @@ def _requests(prompts: Iterable[PromptLike], model: str, sampling: Sampling) -> 
         raise DataError("`prompts` is one text; pass a list of them: ask(provider, [text], model).")
     chosen = sampling.model_dump(exclude={"system", "answer_tokens"})
     for number, prompt in enumerate(prompts):
-        made = _prompt(prompt, sampling.system, number)
+        made = as_prompt(prompt, sampling.system, number)
         yield ChatRequest(model=model, prompt=made, max_tokens=sampling.answer_tokens, **chosen)
 
 
-def _prompt(given: PromptLike, system: str | None, number: int) -> Prompt:
+def as_prompt(given: PromptLike, system: str | None, number: int) -> Prompt:
+    """A prompt from what a caller may pass; `number` names it in a message.
+
+    Raises:
+        DataError: it is none.
+    """
     if isinstance(given, Prompt):
         return given
     turns = (Message("system", system),) if system else ()
