@@ -3,8 +3,8 @@
     import semievol_api
     result = semievol_api.run("semievol.toml")
 
-Whole runs: `run`, `check`, `plan`, `predict`, `evaluate`, `report`. Pieces of them: `select`, `nearest`, `connect`, `ask`,
-`tune`, `cassette`. Importing this imports nothing else; a name is imported when it is first used.
+Whole runs: `run`, `check`, `plan`, `predict`, `evaluate`, `report`. Pieces of them: `select`, `nearest`, `connect`,
+`ask`, `tune`, `cassette`. Importing this imports nothing else; a name is imported when it is first used.
 """
 
 from __future__ import annotations

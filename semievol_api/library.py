@@ -317,6 +317,8 @@ def configured(config: ConfigLike, run_dir: str | Path | None = None, **data: Da
             changes[f"data.{part}"] = write_frame(found, kept)
         elif kept.is_file() and isinstance(parts, Mapping) and part not in parts:
             changes[f"data.{part}"] = kept
+        elif part in ("labeled", "unlabeled") and isinstance(parts, Mapping) and part not in parts:
+            raise ConfigError(f"{where} names no {part} data. Pass {part}=..., or set {part} in [data].")
     return parse_config(tree, base, changes, where=where)
 
 
@@ -340,7 +342,5 @@ def _watching(watcher: Watcher | None, caption: str) -> Iterator[Watcher]:
         yield watcher or Silent()
         return
     bars = CellProgress(show, caption)
-    try:
-        yield bars
-    finally:
-        bars.finish()
+    yield bars
+    bars.finish()

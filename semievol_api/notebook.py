@@ -61,8 +61,15 @@ def cell_display() -> Callable[[str], None] | None:
 
     if type(get_ipython()).__name__ != NOTEBOOK_SHELL:
         return None
-    handle = display(HTML(""), display_id=True)
-    return lambda html: handle.update(HTML(html))
+    handles: list[Any] = []
+
+    def show(html: str) -> None:
+        if handles:
+            handles[0].update(HTML(html))
+        else:
+            handles.append(display(HTML(html), display_id=True))
+
+    return show
 
 
 class RowEvent(Protocol):
@@ -116,8 +123,10 @@ class CellProgress:
         self._draw()
 
     def finish(self) -> None:
-        """Draw what came last."""
-        self._draw(at_once=True)
+        """Draw what came last; stages that nobody said are over are `done`."""
+        self._states = {name: "done" if state == "started" else state for name, state in self._states.items()}
+        if self._states:
+            self._draw(at_once=True)
 
     def _draw(self, *, at_once: bool = False) -> None:
         now_s = time.monotonic()

@@ -10,9 +10,10 @@ Journal, pacing, retries and budget are the request engine's. Knows nothing of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, overload
 
 import numpy as np
@@ -165,7 +166,6 @@ class Replies(Sequence[Answer[Reply]]):
 def connect(
     kind: str,
     *,
-    name: str | None = None,
     cassette: Cassette | None = None,
     catalogue: str | Path | None = None,
     **options: object,
@@ -177,8 +177,6 @@ def connect(
     kind : str
         `openai` (any server that speaks its protocol), `litellm`, `local`, `vllm`, `scripted`, or one that another
         package installed.
-    name : str, optional
-        What messages call it; default: its kind.
     cassette : Cassette, optional
         A cassette that takes the network's place, from `cassette(...)`; no key is needed to replay.
     catalogue : path, optional
@@ -209,7 +207,7 @@ def connect(
     table = ProviderTable.model_validate({"kind": kind, **options})
     wire = None if cassette is None else cassette.send
     replays = cassette is not None and cassette.mode == "replay"
-    provider = connect_table(name or kind, table, base_folder=str(Path.cwd()), wire=wire, planning=replays)
+    provider = connect_table(kind, table, base_folder=str(Path.cwd()), wire=wire, planning=replays)
     return with_limits(provider, known_catalogue(None if catalogue is None else Path(catalogue)))
 
 
@@ -220,7 +218,7 @@ def ask(
     *,
     max_usd: float | None = None,
     max_tokens: int | None = None,
-    journal: str | Path = "journal.sqlite",
+    journal: str | Path | None = "journal.sqlite",
     **options: Unpack[AskOptions],
 ) -> Replies:
     """Ask many prompts and return their answers in order; what the journal holds is not asked again.
@@ -239,8 +237,8 @@ def ask(
     max_usd, max_tokens : float or int, optional
         Caps in USD and in prompt and completion tokens on all that `ask` ever paid into this journal, not on this call
         alone; kept under any concurrency. `max_usd` needs a known price.
-    journal : path, default "journal.sqlite"
-        The SQLite file of paid answers; made if it is missing.
+    journal : path or None, default "journal.sqlite"
+        The SQLite file of paid answers; made if it is missing. None: nothing is kept, as a test over a cassette wants.
     **options
         `system`: a system turn before every text. `answer_tokens` (default 512): the longest completion, in tokens.
         `temperature` (default 0), `top_p`, `seed`, `stop`, `n` completions a prompt. `logprobs`, `top_logprobs` (1 to
@@ -292,7 +290,7 @@ async def aask(
     *,
     max_usd: float | None = None,
     max_tokens: int | None = None,
-    journal: str | Path = "journal.sqlite",
+    journal: str | Path | None = "journal.sqlite",
     **options: Unpack[AskOptions],
 ) -> Replies:
     """As `ask`, to be awaited; connections stay open until `await provider.aclose()`.
@@ -327,16 +325,14 @@ async def aask(
     show = cell_display()
     bars = None if show is None else CellProgress(show, f"Asking {model}")
     found: dict[int, Answer[Reply]] = {}
-    path = Path(journal)
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {str(path.parent)!r} for the journal {path.name!r}. Make it first.")
     on_progress = None if bars is None else bars.on_row
-    async with RequestEngine.open(path, limits, run=RUN, on_progress=on_progress) as engine:
-        asks = (Ask(str(number), request) for number, request in enumerate(requests))
-        async with aclosing(engine.chat(provider, asks, stage=RUN)) as answers:
-            async for answer in answers:
-                found[int(answer.id)] = answer
-        bill = engine.ledger.stages[RUN]
+    with _journal(journal) as path:
+        async with RequestEngine.open(path, limits, run=RUN, on_progress=on_progress) as engine:
+            asks = (Ask(str(number), request) for number, request in enumerate(requests))
+            async with aclosing(engine.chat(provider, asks, stage=RUN)) as answers:
+                async for answer in answers:
+                    found[int(answer.id)] = answer
+            bill = engine.ledger.stages[RUN]
     if bars is not None:
         bars.finish()
     return Replies(
@@ -346,6 +342,19 @@ async def aask(
         tokens=bill.usage.prompt + bill.usage.completion,
         priced=not bill.unpriced,
     )
+
+
+@contextmanager
+def _journal(named: str | Path | None) -> Iterator[Path]:
+    """The journal's path; without a name one that goes with the block."""
+    if named is None:
+        with TemporaryDirectory(prefix="semievol-") as folder:
+            yield Path(folder) / "journal.sqlite"
+        return
+    path = Path(named)
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {str(path.parent)!r} for the journal {path.name!r}. Make it first.")
+    yield path
 
 
 def _requests(prompts: Iterable[PromptLike], model: str, sampling: Sampling) -> Iterator[ChatRequest]:
