@@ -15,12 +15,12 @@ DEMO, BASE = Path(semievol_api.__file__).parent / "demo", "demo-llama"
 TASK = semievol_api.load_task(DEMO / "task.toml")
 
 
-def main(folder: Path, unlabeled_rows: int = 600, test_rows: int = 480, epochs: int = 10) -> dict[str, float]:
+def main(folder: Path, unlabeled_rows: int = 600, test_rows: int = 480, provider=None) -> dict[str, float]:
     """Accuracy on the test questions, in [0, 1], of the base model, after the warm-up, and in the end."""
     rows = {"labeled": 100, "unlabeled": unlabeled_rows, "test": test_rows}
     data = [read_examples(read_table(DEMO / f"data/{part}.csv"), TASK, part).examples[:n] for part, n in rows.items()]
     labeled, unlabeled, test = data
-    provider = semievol_api.connect("local", model=str(DEMO / "model"), name=BASE, state=str(folder.resolve() / "jobs"))
+    provider = provider or semievol_api.connect("local", model=f"{DEMO}/model", name=BASE, state=f"{folder}/jobs")
     ask = partial(semievol_api.ask, provider, journal=folder / "journal.sqlite", answer_tokens=8)
 
     def tune(examples, answers, n_epochs):
@@ -32,7 +32,7 @@ def main(folder: Path, unlabeled_rows: int = 600, test_rows: int = 480, epochs: 
 
     # Section 3.2. In-weight propagation: a first training on the labels. In-context: each question's nearest labels.
     gold = [e.answer for e in labeled]
-    warm = tune(labeled, gold, epochs)
+    warm = tune(labeled, gold, 10)
     near = semievol_api.nearest([e.question for e in unlabeled], [e.question for e in labeled], k=3).indices
     shots = [[labeled[i] for i in row if i >= 0] for row in near]
 
@@ -48,7 +48,7 @@ def main(folder: Path, unlabeled_rows: int = 600, test_rows: int = 480, epochs: 
     # Section 3.4. Adaptive selection: the half that the model is least unsure of; then the final training on all.
     scores = np.where([label is None for label in labels], np.nan, -justified.mean_nll)
     kept = np.flatnonzero(semievol_api.select(scores, rule="percentile").kept)
-    evolved = tune([*labeled, *(unlabeled[i] for i in kept)], [*gold, *(labels[i] for i in kept)], max(1, epochs // 2))
+    evolved = tune([*labeled, *(unlabeled[i] for i in kept)], [*gold, *(labels[i] for i in kept)], 4)
     asked = {"base": BASE, "warm": warm, "evolved": evolved}
     found = {name: read(ask([TASK.prompt(e) for e in test], model).texts, test) for name, model in asked.items()}
     return {name: float(np.mean(np.equal(given, [e.answer for e in test]))) for name, given in found.items()}

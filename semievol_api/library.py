@@ -66,12 +66,9 @@ def run(
         Rows in place of the files of `[data]`: pandas, polars or pyarrow tables. They are kept in the run's folder.
     run_dir : path, optional
         The run's folder, in place of `[run] folder`.
-    watcher : Watcher, optional
-        Hears of stages, rows and jobs.
-    accept_change : bool, default False
-        Go on in a folder that another config made.
-    accept_lost_journal : bool, default False
-        Pay again for answers whose journal is gone.
+    **options
+        `watcher`: a `Watcher` that hears of stages, rows and jobs. `accept_change` (default False): go on in a folder
+        that another config made. `accept_lost_journal` (default False): pay again for answers whose journal is gone.
 
     Returns
     -------

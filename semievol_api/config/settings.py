@@ -246,7 +246,30 @@ class CassetteTable(Settings):
     outside=("limits", "ray", "catalogue", "log", "cassette"),
 )
 class Config(Settings):
-    """The whole file."""
+    """A run's settings, frozen: one attribute for each section of the file (`docs/method.md`, `docs/hosted.md`).
+
+    Attributes
+    ----------
+    run, data, providers, roles : RunSettings, DataSettings, Mapping, Roles
+        Where results go, which rows, who answers and trains; these have no default.
+    split, retrieve, annotate, annotators, justify, select, train, evolve, evaluate
+        The method's steps; what is left out comes from `run.mode`.
+    limits : Limits
+        Quotas a minute, concurrency, `timeout_s` in seconds, and caps in USD and tokens.
+    ray, catalogue, log, cassette
+        A cluster, prices of your own, metric logs, a recording.
+
+    Raises
+    ------
+    ConfigError
+        By `load_config` and `run`: a key is unknown, missing or of the wrong type.
+
+    Examples
+    --------
+    >>> config = semievol_api.load_config("semievol.toml")
+    >>> config.run.mode, config.select.alpha
+    ('calibrated', 0.1)
+    """
 
     run: RunSettings
     data: DataSettings
@@ -305,14 +328,32 @@ def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
+def load_config(path: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
     """Read a config; relative paths in it are resolved against its own folder.
 
-    `overrides` maps dotted key paths such as `"run.seed"` to values.
+    Parameters
+    ----------
+    path : path
+        The TOML file.
+    overrides : Mapping, optional
+        Dotted key paths such as `"run.seed"` and their values, in place of the file's.
 
-    Raises:
-        ConfigError: the file is missing, is no TOML, or a key or value is wrong.
+    Returns
+    -------
+    Config
+        The settings, every path absolute.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no TOML, or a key or value is wrong.
+
+    Examples
+    --------
+    >>> semievol_api.load_config("semievol.toml", {"select.alpha": 0.2}).select.alpha
+    0.2
     """
+    path = Path(path)
     return parse_config(read_toml(path), path.resolve().parent, overrides, where=path.name)
 
 

@@ -99,9 +99,9 @@ class Replies(Sequence[Answer[Reply]]):
     Examples
     --------
     >>> provider = semievol_api.connect("scripted")
-    >>> replies = semievol_api.ask(provider, ["Which colour? cue: red"], "tiny")
+    >>> replies = semievol_api.ask(provider, ["Item 7 has cue: red"], "tiny", journal=None)
     >>> replies
-    Replies(1 answer; 1 request, 6 prompt and completion tokens, 0.0000 USD)
+    Replies(1 answer; 1 request, 8 prompt and completion tokens, no price known)
     >>> replies.texts
     ['Answer: red']
     """
