@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,11 +40,14 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[An
     for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    # A crash report holds its process's environment: the browser gets none of our keys, and its profile goes.
+    env = {name: value for name, value in os.environ.items() if not name.endswith(("_KEY", "_TOKEN"))}
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER, env=env))
     try:
         yield driver
     finally:
         driver.quit()
+        shutil.rmtree(profile, ignore_errors=True)
 
 
 def console_errors(driver: Any) -> list[str]:

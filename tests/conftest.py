@@ -14,8 +14,8 @@ from tests.planted_keys import (  # noqa: F401  # hooks: the session's output is
     pytest_configure,
     pytest_runtest_logreport,
     pytest_sessionfinish,
-    pytest_terminal_summary,
     pytest_testnodedown,
+    pytest_unconfigure,
 )
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import gzip
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,12 @@ def pytest_testnodedown(node: Any, error: object) -> None:
         told_by_workers[f"popen-{node.gateway.id}"] = node.workeroutput["leaks"]
 
 
-@pytest.hookimpl
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say where."""
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say where, as the session's last words: a session without a failed test would end in 1 without a reason."""
     leaks = config.stash.get(LEAKS, [])
-    if leaks:
-        terminalreporter.section("planted keys were found")
-        for leak in leaks[:50]:
-            terminalreporter.line(leak)
+    if leaks and not hasattr(config, "workeroutput"):
+        sys.stderr.write("\n".join(["planted keys were found in:", *leaks[:50], ""]))
 
 
 LEAKS = pytest.StashKey[list[str]]()

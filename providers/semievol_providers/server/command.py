@@ -28,7 +28,9 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(  # noqa: PLR0913 - a command line has as many options as it has
-    model_folder: Annotated[Path, typer.Argument(help="Folder of a Hugging Face model in safetensors.")],
+    model: Annotated[
+        str, typer.Argument(help="A model's folder, a GGUF file, or a name that `semievol models` lists.")
+    ],
     name: Annotated[str | None, typer.Option(help="Model name for clients; the folder's name if not given.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
@@ -49,9 +51,11 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     """Serve a model with the OpenAI API, fine-tuning included."""
     from semievol_api.errors import ConfigError
     from semievol_providers.local.model_folder import read_facts
+    from semievol_providers.local.packaged_models import folder_for
     from semievol_providers.local.training_job import read_train_defaults
     from semievol_providers.server.settings import ServerSettings, read_limits
 
+    model_folder = folder_for(model)
     facts = read_facts(model_folder)
     keys = _read_keys(api_key_env)
     if host not in _LOOPBACK and not keys:
