@@ -8,7 +8,7 @@ later calls need the config alone. Knows nothing of how a run is walked, estimat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
@@ -319,7 +319,7 @@ def configured(config: ConfigLike, run_dir: str | Path | None = None, **data: Da
     return parse_config(tree, base, changes, where=where)
 
 
-def _tables(config: ConfigLike) -> tuple[Mapping[str, Any], Path, str]:
+def _tables(config: object) -> tuple[Mapping[str, Any], Path, str]:
     """A config's tables, the folder that its relative paths start at, and what messages call it."""
     if isinstance(config, Config):
         return config.model_dump(exclude_unset=True), Path.cwd(), "config"
@@ -332,7 +332,7 @@ def _tables(config: ConfigLike) -> tuple[Mapping[str, Any], Path, str]:
 
 
 @contextmanager
-def _watching(watcher: Watcher | None, caption: str) -> Iterator[Watcher]:
+def _watching(watcher: Watcher | None, caption: str) -> Generator[Watcher]:
     """The caller's watcher, or a notebook's cell, or nobody."""
     show = cell_display() if watcher is None else None
     if show is None:

@@ -77,7 +77,7 @@ def write_frame(frame: Frame, path: Path) -> Path:
     return path
 
 
-def rows_of(frame: Frame, name: str) -> Iterator[dict[str, object]]:
+def rows_of(frame: object, name: str) -> Iterator[dict[str, object]]:
     """The rows with plain JSON values; missing ones are None, integers that pandas made floats are integers again.
 
     Raises:

@@ -9,7 +9,7 @@ Journal, pacing, retries and budget are the request engine's. Knows nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,7 +345,7 @@ async def aask(
 
 
 @contextmanager
-def _journal(named: str | Path | None) -> Iterator[Path]:
+def _journal(named: str | Path | None) -> Generator[Path]:
     """The journal's path; without a name one that goes with the block."""
     if named is None:
         with TemporaryDirectory(prefix="semievol-") as folder:
