@@ -129,6 +129,7 @@ def test_a_frame_of_any_kind_gives_the_same_file(number: int, tmp_path: Path) ->
     first, second = (json.loads(line) for line in path.read_text("utf-8").splitlines())
     assert first == {"question": "a", "answer": 1, "options": ["x", "y"]}
     assert (second["answer"], second["options"]) == (None, ["z"])
+    assert '"answer": 1,' in path.read_text("utf-8"), "a column with gaps keeps its integers"
     assert path.parent.stat().st_mode & 0o077 == 0
     before = path.stat()
     write_frame(frames()[number], path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,7 @@ def test_a_training_is_bought_once_and_another_one_lies_beside_it(tmp_path: Path
     assert sorted(p.name for p in (tmp_path / "tuned/jobs").glob("*-ticket")) == tickets
     other = semievol_api.tune(provider, pairs[:15], "tiny", folder=tmp_path / "tuned", poll_s=0.01)
     assert other.model != first.model
+    assert len(list((tmp_path / "tuned/jobs").glob("*-ticket"))) == 2
     with pytest.raises(semievol_api.ConfigError, match="n_epoch"):
         semievol_api.tune(provider, pairs, "tiny", folder=tmp_path / "tuned", n_epoch=3)
 
@@ -207,3 +209,13 @@ def test_a_provider_serves_several_event_loops(tmp_path: Path) -> None:
 
     assert asyncio.run(both()) == ["Answer: red", "Answer: blue"]
     assert semievol_api.ask(provider, ["cue: red"], "tiny", journal=None).texts == ["Answer: red"]
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="a model of this machine needs torch")
+def test_a_model_of_this_machine_is_asked_again_after_it_was_unloaded() -> None:
+    model = Path(semievol_api.__file__).parent / "demo/model"
+    provider = semievol_api.connect("local", model=str(model), name="demo-llama")
+    first = semievol_api.ask(provider, ["What is gravity?"], "demo-llama", journal=None, answer_tokens=4)
+    again = semievol_api.ask(provider, ["What is gravity?"], "demo-llama", journal=None, answer_tokens=4)
+    assert first.texts == again.texts
+    asyncio.run(provider.aclose())
