@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.session import run_async, run_blocking
 from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.store.run_store import load_artifact
+from semievol_api.store.verdict import PooledSummary
 from semievol_api.tasks import load_task
 from semievol_api.tasks.definition import LETTERS
 
@@ -153,7 +153,7 @@ def judged_run(task: Mapping[str, object], folder: Path, url: str, unlabeled: in
 
 
 def _judged(said: EvidenceTable, chosen: Selection, gold: Mapping[str, str]) -> Judged:
-    factors = cast("Mapping[str, Mapping[str, Sequence[float]]]", chosen.summary.get("label_factors", {}))
+    factors = (isinstance(chosen.summary, PooledSummary) and chosen.summary.label_factors) or {}
     rows: dict[str, list[Evidence]] = {}
     for row in said.rows():
         if row.answer is not None and row.option_probs and row.mean_nll is not None and row.example_id in gold:

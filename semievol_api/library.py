@@ -18,12 +18,12 @@ from semievol_api.data.frames import Frame, write_frame, write_task
 from semievol_api.errors import ConfigError
 from semievol_api.notebook import CellProgress, cell_display, run_blocking
 from semievol_api.run_result import RunResult
-from semievol_api.session import Silent, Watcher, refuse_lost_journal, run_async
+from semievol_api.session import NullWatcher, Watcher, refuse_lost_journal, run_async
 
 if TYPE_CHECKING:
     from semievol_api.planning.checking import CheckedConfig
     from semievol_api.planning.estimating import Estimate
-    from semievol_api.report.comparison import Contest
+    from semievol_api.report.comparison import PairComparison
     from semievol_api.report.prediction import Predictions
 
 ConfigLike: TypeAlias = str | Path | Mapping[str, Any] | Config
@@ -239,7 +239,7 @@ def evaluate(
     *,
     config: ConfigLike | None = None,
     run_dir: str | Path | None = None,
-) -> Contest:
+) -> PairComparison:
     """Compare two models on the same test questions, with a paired interval and test.
 
     Parameters
@@ -254,7 +254,7 @@ def evaluate(
 
     Returns
     -------
-    Contest
+    PairComparison
         Both accuracies and `gain` in [0, 1] with 95 % intervals, McNemar's test, and `sentence`.
 
     Raises
@@ -271,21 +271,21 @@ def evaluate(
     Examples
     --------
     >>> result = semievol_api.run("semievol.toml")
-    >>> contest = semievol_api.evaluate(f"{result.folder}:semievol", f"{result.folder}:base")
-    >>> contest.gain.n
+    >>> comparison = semievol_api.evaluate(f"{result.folder}:semievol", f"{result.folder}:base")
+    >>> comparison.gain.n
     40
     """
     from semievol_api.report.comparison import ask_sides, compare_pairs, compare_sides
 
     names = [str(side.folder) if isinstance(side, RunResult) else str(side) for side in (ours, theirs)]
     if config is None:
-        (contest,) = compare_pairs([(names[0], names[1])])
-        return contest
+        (comparison,) = compare_pairs([(names[0], names[1])])
+        return comparison
     settings = configured(config, run_dir)
     with _watching(None, "Comparing") as seen:
         first, second = run_blocking(ask_sides(settings, names, seen))
-    (contest,) = compare_sides([(first, second)])
-    return contest
+    (comparison,) = compare_sides([(first, second)])
+    return comparison
 
 
 def configured(config: ConfigLike, run_dir: str | Path | None = None, **data: Data | None) -> Config:
@@ -336,7 +336,7 @@ def _watching(watcher: Watcher | None, caption: str) -> Generator[Watcher]:
     """The caller's watcher, or a notebook's cell, or nobody."""
     show = cell_display() if watcher is None else None
     if show is None:
-        yield watcher or Silent()
+        yield watcher or NullWatcher()
         return
     bars = CellProgress(show, caption)
     yield bars

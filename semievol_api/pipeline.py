@@ -16,7 +16,7 @@ from semievol_api.annotate.retrieval import retrieve
 from semievol_api.config.settings import Config
 from semievol_api.data import RawData
 from semievol_api.data.prepare import prepare
-from semievol_api.evaluation.answers import examine
+from semievol_api.evaluation.answers import evaluate_models
 from semievol_api.evaluation.verdict import compare
 from semievol_api.selection.holdout import split_labels
 from semievol_api.selection.stage import SelectionInputs, select
@@ -73,5 +73,5 @@ async def semievol(tools: Clients, store: RunStore, task: Task, raw: RawData, co
     models |= dict.fromkeys(views, tools.base)
 
     # Proof: every model answers the same test questions, and those of the gate where labels were held out for it.
-    trial = await examine(store, tools.after(abilities).student, corpus, models, views, config.evaluate)
-    return await once("verdict", Verdict, compare, corpus, trial, models, chosen, tools.gold, config.evaluate)
+    evaluated = await evaluate_models(store, tools.after(abilities).student, corpus, models, views, config.evaluate)
+    return await once("verdict", Verdict, compare, corpus, evaluated, models, chosen, tools.gold, config.evaluate)

@@ -166,6 +166,20 @@ class Metrics:
         return float(np.mean(self.correct)) if self.correct else float("nan")
 
 
+AlertKind: TypeAlias = Literal[
+    "one-class", "missing-class", "drift", "uninformative", "ambiguous", "vanished-class", "shifted-classes"
+]
+"""What is wrong: with the labels, the pool, the answers, the task itself, or the selection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One finding about labels, pool or selection: what was seen, in which numbers, and what to try."""
+
+    kind: AlertKind
+    message: str
+
+
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 """Anything that JSON can say."""
 StringMap: TypeAlias = Mapping[str, str]

@@ -8,10 +8,10 @@ Reads the folder when it is asked. Knows nothing of how a run is walked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from semievol_api.errors import RunFolderError
 from semievol_api.notebook import html_table
 from semievol_api.selection.values import Calibration, FloatArray, as_scores
 from semievol_api.selection.warnings import slow_stage
-from semievol_api.store.artifacts import Selection, Verdict
+from semievol_api.store.artifacts import Selection
 from semievol_api.store.frames import evidence_frame, labels_frame, models_frame
 from semievol_api.store.run_store import load_artifact
+from semievol_api.store.verdict import Verdict
 from semievol_api.tasks import Task
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class RunResult:
     @property
     def report(self) -> pd.DataFrame:
         """A row a model: accuracy, interval, tokens."""
-        return models_frame(self.verdict.document)
+        return models_frame(self.verdict)
 
     @property
     def evidence(self) -> pd.DataFrame:
@@ -122,25 +123,16 @@ class RunResult:
         return found
 
     def __repr__(self) -> str:
-        document = self.verdict.document
-        models = cast("Sequence[Mapping[str, object]]", document["models"])
-        shown = ", ".join(f"{model['label']} {model['accuracy']:.1%}" for model in models)
-        tested = f"{shown} of {document['n_test']} test questions" if models else "not tested"
-        selection = cast("Mapping[str, object]", document["selection"])
-        kept = f"{selection['kept']} of {selection['unlabeled']} pseudo-labels kept"
-        return f"RunResult({str(self.folder)!r}: {tested}; {kept})"
+        verdict = self.verdict
+        shown = ", ".join(f"{model.label} {model.accuracy:.1%}" for model in verdict.models)
+        tested = f"{shown} of {verdict.n_test} test questions" if shown else "not tested"
+        chosen = verdict.selection
+        kept = "" if chosen is None else f"; {chosen.kept} of {chosen.unlabeled} pseudo-labels kept"
+        return f"RunResult({str(self.folder)!r}: {tested}{kept})"
 
     def _repr_html_(self) -> str:
         """The verdict as a notebook shows it."""
-        document = self.verdict.document
-        rows = [
-            (m["label"], f"{m['accuracy']:.1%}", " to ".join(f"{end:.1%}" for end in m["interval"]))
-            for m in cast("Sequence[Mapping[str, Any]]", document["models"])
-        ]
-        notes = [
-            *cast("Sequence[str]", document["notes"]),
-            str(document["sentence"]),
-            f"Everything is in {self.folder}",
-        ]
-        caption = f"{document['n_test']} test questions"
-        return html_table(caption, ("model", "accuracy", "95 % interval"), rows, notes)
+        verdict = self.verdict
+        rows = [(m.label, f"{m.accuracy:.1%}", f"{m.low:.1%} to {m.high:.1%}") for m in verdict.models]
+        notes = [*verdict.notes, verdict.sentence, f"Everything is in {self.folder}"]
+        return html_table(f"{verdict.n_test} test questions", ("model", "accuracy", "95 % interval"), rows, notes)

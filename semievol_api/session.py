@@ -1,9 +1,9 @@
-"""One run, from a config to its verdict: reads the files, connects the roles, holds the folder, walks the pipeline.
+"""One run, from a config to its verdict: reads the files, connects the roles, holds the folder, runs the pipeline.
 
     from semievol_api import run
     result = run("semievol.toml")          # works in a script and inside a notebook's running loop
 
-Knows nothing of the stages' insides; prints nothing (a `Watcher` is told what happens).
+Knows nothing of the stages' insides; prints nothing (a `Watcher` is called instead).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from semievol_api.annotate.annotators import guest_role
 from semievol_api.annotate.clients import Clients, ExternalAnnotator
@@ -59,31 +59,30 @@ async def all_rounds(tools: Clients, store: RunStore, task: Task, raw: RawData, 
     model of its own: the verdict before it stands.
     """
     if config.select.rule != "human-budget":
-        raw = with_reviewed(raw)
-    verdict, room = await semievol(tools, store, task, raw, config), store
+        raw = _with_reviewed(raw)
+    verdict, nested = await semievol(tools, store, task, raw, config), store
     for turn in range(2, config.run.rounds + 1):
-        chosen = room.load("select", Selection)
+        chosen = nested.load("select", Selection)
         if not chosen.enough or not chosen.kept or len(chosen.kept) == len(chosen.scores):
             break
-        raw = after(raw, room.load("prepare", Prepared), room.load("split", Folds), chosen)
-        room = store.room(f"round-{turn}")
+        raw = data_of_next_round(raw, nested.load("prepare", Prepared), nested.load("split", Folds), chosen)
+        nested = store.nested(f"round-{turn}")
         fresh = config.run.model_copy(update={"seed": config.run.seed + turn - 1})
-        found = await semievol(tools, room, task, raw, config.model_copy(update={"run": fresh}))
-        added = room.load("select", Selection)
+        found = await semievol(tools, nested, task, raw, config.model_copy(update={"run": fresh}))
+        added = nested.load("select", Selection)
         if not added.enough:
-            return _standing(verdict, turn, len(added.kept))
+            return _with_note_on_round(verdict, turn, len(added.kept))
         verdict = found
     return verdict
 
 
-def _standing(verdict: Verdict, turn: int, kept: int) -> Verdict:
+def _with_note_on_round(verdict: Verdict, turn: int, kept: int) -> Verdict:
     """The verdict of the round before one that kept too little, and that this is so."""
-    said = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
-    notes = cast("Sequence[str]", verdict.document["notes"])
-    return Verdict({**verdict.document, "notes": [*notes, said]})
+    note = f"Round {turn} kept {kept} pseudo-labels more, too few to train on: this is the verdict of round {turn - 1}."
+    return replace(verdict, notes=(*verdict.notes, note))
 
 
-def with_reviewed(raw: RawData) -> RawData:
+def _with_reviewed(raw: RawData) -> RawData:
     """The data in which what a person reviewed is labelled and no longer asked about."""
     if not raw.reviewed:
         return raw
@@ -97,8 +96,8 @@ def with_reviewed(raw: RawData) -> RawData:
     return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=rest)
 
 
-def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
-    """The data of the next round: kept pseudo-labels join the labelled data, what gates stays held out."""
+def data_of_next_round(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
+    """The data of the next round: kept pseudo-labels join the labelled data, the development set stays held out."""
     answers = {p.example_id: p.answer for p in chosen.kept}
     gate = {e.id for e in folds.development}
     return replace(
@@ -114,15 +113,15 @@ def after(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawD
     )
 
 
-Walk: TypeAlias = Callable[[Clients, RunStore, Task, RawData, Config], Awaitable[Verdict]]
+Pipeline: TypeAlias = Callable[[Clients, RunStore, Task, RawData, Config], Awaitable[Verdict]]
 """What is done between the open tools and the verdict: the pipeline, or an experiment's baseline."""
 Purpose: TypeAlias = Literal["run", "ask", "look"]
-BATCH_STAGES = 2
+_BATCH_STAGES = 2
 """Annotations and justifications: each may take a vendor's batch a day before the last training is started."""
 
 
 class Watcher(Protocol):
-    """Hears what a run does; the command line draws bars from it."""
+    """Is called as a run proceeds; the command line draws progress bars from it."""
 
     def on_stage(self, name: str, state: str) -> None:
         """A stage is `started`, `loaded` (nothing to do) or `made`."""
@@ -133,13 +132,13 @@ class Watcher(Protocol):
         ...
 
     def on_job(self, name: str, event: JobEvent) -> None:
-        """A training job reported something."""
+        """A training job reported an event."""
         ...
 
 
 @dataclass(frozen=True)
-class Silent:
-    """A watcher that looks away."""
+class NullWatcher:
+    """A watcher that does nothing."""
 
     def on_stage(self, name: str, state: str) -> None:
         """Nothing."""
@@ -171,7 +170,7 @@ class Plan:
     @property
     def guests(self) -> tuple[ModelRef, ...]:
         """Other providers' models among the annotators."""
-        return guests_of(self.config)
+        return _guests_of(self.config)
 
     @property
     def trainer_ref(self) -> ModelRef:
@@ -181,7 +180,7 @@ class Plan:
     @property
     def to_train(self) -> tuple[tuple[Provider, str], ...]:
         """Provider and model of the trainings that are still to be bought; empty where there are none."""
-        if not (self.buys and trains(self.config)) or last_job_bought(self.config):
+        if not (self.buys and trains(self.config)) or _last_job_bought(self.config):
             return ()
         return ((self.provider(self.trainer_ref), self.trainer_ref.model),)
 
@@ -199,7 +198,7 @@ def run(
     accept_change: bool = False,
     accept_lost_journal: bool = False,
 ) -> RunResult:
-    """Run a config to its end and return the verdict; the one synchronous door.
+    """Run a config to its end and return the verdict; the only synchronous entry point.
 
     Raises:
         UserError: something in the config or the data needs mending.
@@ -219,7 +218,7 @@ def refuse_lost_journal(config: Config) -> None:
         RunFolderError: the journal is missing or has no bytes.
         JournalError: it is no journal, or damaged.
     """
-    path = config.run.journal or config.run.folder / "journal.sqlite"
+    path = config.run.journal_path
     done = stages_done(config.run.folder)
     if not done or any(_size(journal) for journal in (path, *journals_of(config.run.folder))):
         return
@@ -242,22 +241,22 @@ async def run_async(
     *,
     watcher: Watcher | None = None,
     accept_change: bool = False,
-    walk: Walk = all_rounds,
+    pipeline: Pipeline = all_rounds,
     now: datetime.datetime | None = None,
 ) -> RunResult:
-    """See `run`; `walk` stands in for the pipeline, `now` for the clock that the models' ends are held against."""
+    """See `run`; `pipeline` is what runs, `now` the time that the models' end dates are compared with."""
     async with _cassette(config) as cassette:
-        return await _run(config, watcher or Silent(), accept_change, cassette, (walk, utc_day(now)))
+        return await _run(config, watcher or NullWatcher(), accept_change, cassette, pipeline, utc_day(now))
 
 
 async def _run(
     config: Config,
-    seen: Watcher,
+    watcher: Watcher,
     accept_change: bool,
     cassette: Cassette | None,
-    how: tuple[Walk, datetime.date],
+    pipeline: Pipeline,
+    today: datetime.date,
 ) -> RunResult:
-    walk, today = how
     plan = check(config, wire=None if cassette is None else cassette.send, today=today)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
@@ -266,7 +265,7 @@ async def _run(
         RunStore.open(config.run.folder, config_key(config), accept_change=accept_change) as store,
         open_logs(config) as logs,
     ):
-        store.on_stage = seen.on_stage
+        store.on_stage = watcher.on_stage
         if raw.gold:
             store.note("oracle/gold.json", json.dumps(raw.gold, ensure_ascii=False))
 
@@ -276,15 +275,15 @@ async def _run(
                     stored_job(name), event.id, json.dumps({**asdict(event), "metrics": dict(event.metrics)})
                 )
             logs.job(name, event)
-            seen.on_job(name, event)
+            watcher.on_job(name, event)
 
         clock = RealClock() if cassette is None else cassette.clock
-        async with open_tools(plan, raw, seen, on_job, clock) as tools:
-            if not is_done(config):
+        async with open_tools(plan, raw, watcher, on_job, clock) as tools:
+            if not _is_done(config):
                 await refuse_ended_models(plan.catalogue, plan.role_models, today, to_train=plan.to_train)
-            verdict = await walk(tools, store, plan.task, raw, config)
+            verdict = await pipeline(tools, store, plan.task, raw, config)
             ledger = tools.engine.ledger
-        logs.verdict(verdict.document)
+        logs.verdict(verdict)
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
         return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds, plan.task)
 
@@ -302,7 +301,7 @@ def _cassette(config: Config) -> AbstractAsyncContextManager[Cassette | None]:
     from semievol_api.cassettes.scrub import secret_values
 
     if table.mode in ("record", "replay"):
-        known = [config.run.journal or config.run.folder / "journal.sqlite", config.run.folder / "stamps.json"]
+        known = [config.run.journal_path, config.run.folder / "stamps.json"]
         for path in known:
             if path.exists():
                 raise RunFolderError(
@@ -338,7 +337,7 @@ def check(
     """
     task = load_task(config.data.task)
     roles = config.roles
-    guests = guests_of(config)
+    guests = _guests_of(config)
     names = [ref.provider for ref in (roles.student, roles.trainer, roles.embedder, *guests) if ref is not None]
     for name in names:
         if name not in config.providers:
@@ -353,9 +352,9 @@ def check(
         for name in dict.fromkeys(names)
     }
     plan = Plan(config, task, providers, catalogue)
-    lenient = planning or replays or purpose == "look" or (purpose == "run" and is_done(config))
+    lenient = planning or replays or purpose == "look" or (purpose == "run" and _is_done(config))
     plan = replace(plan, buys=purpose == "run")
-    notices = check_ends(plan, today or utc_day(), refuse=not lenient)
+    notices = _check_ends(plan, today or utc_day(), refuse=not lenient)
     plan = replace(plan, notices=notices)
     check_logs(config.log.to)
     _check_abilities(plan)
@@ -385,7 +384,7 @@ def _check_abilities(plan: Plan) -> None:
         require(embedder.embedder, "embeddings", embedder)
 
 
-def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, ...]:
+def _check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, ...]:
     """What a day means for the models of the roles, as sentences.
 
     Raises:
@@ -409,12 +408,12 @@ def check_ends(plan: Plan, today: datetime.date, *, refuse: bool) -> tuple[str, 
     return tuple(line for line in lines if not any(other != line and other.startswith(line) for other in lines))
 
 
-def is_done(config: Config) -> bool:
+def _is_done(config: Config) -> bool:
     """Whether the run has its verdict: what it needs lies on disk, and no end forbids reading it."""
     return "verdict" in stages_done(config.run.folder)
 
 
-def last_job_bought(config: Config) -> bool:
+def _last_job_bought(config: Config) -> bool:
     """Whether the final training of every round has been bought: nothing but answers is still to be had."""
     tickets = list(config.run.folder.rglob("jobs/semievol-ticket/ticket.json"))
     return config.evolve.kind == "fine-tune" and len(tickets) >= config.run.rounds
@@ -422,10 +421,10 @@ def last_job_bought(config: Config) -> bool:
 
 def _days_of_batches(config: Config) -> int:
     """Days that may pass before the last training is started, where annotations and justifications go by batch."""
-    return BATCH_STAGES if config.limits.mode == "batch" and config.evolve.kind == "fine-tune" else 0
+    return _BATCH_STAGES if config.limits.mode == "batch" and config.evolve.kind == "fine-tune" else 0
 
 
-def guests_of(config: Config) -> tuple[ModelRef, ...]:
+def _guests_of(config: Config) -> tuple[ModelRef, ...]:
     """Other providers' models among the annotators."""
     return tuple(a.model for a in config.annotators if isinstance(a.model, ModelRef))
 
@@ -466,10 +465,9 @@ async def open_tools(
     async with AsyncExitStack() as stack:
         for provider in plan.providers.values():
             stack.push_async_callback(provider.aclose)
-        journal = config.run.journal or config.run.folder / "journal.sqlite"
         engine = await stack.enter_async_context(
             RequestEngine.open(
-                journal,
+                config.run.journal_path,
                 config.limits,
                 clock=clock,
                 run=str(config.run.folder),

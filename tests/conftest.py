@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
 import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from pytest_socket import enable_socket, socket_allow_hosts
 
+from semievol_providers.local.children import PRELOADED, start_fork_server
 from tests.planted_keys import (  # noqa: F401  # hooks: the session's output is searched for planted keys
     pytest_configure,
     pytest_runtest_logreport,
@@ -28,6 +37,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no process is left alone with a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_process_forks_engines_and_trainers() -> Iterator[None]:
+    """torch and transformers are imported once for all children of this session, when the first is asked for."""
+    if sys.platform != "linux":
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="semievol-")  # a socket's path is short
+    control, enough = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), threading.Event()
+    control.bind(f"{folder}/forks")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_when_asked() -> None:
+        while not enough.is_set():
+            if select.select([control], [], [], 0.1)[0]:
+                started.append(start_fork_server(control))
+                return
+
+    waiting = threading.Thread(target=start_when_asked)
+    waiting.start()
+    os.environ[PRELOADED] = f"{folder}/forks"
+    yield
+    del os.environ[PRELOADED]
+    enough.set()
+    waiting.join()
+    control.close()
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

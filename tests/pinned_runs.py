@@ -174,14 +174,14 @@ def _make_killed(name: str) -> None:
 
 def _run_until(config: Path, stop: str) -> None:
     from semievol_api.engine import Progress
-    from semievol_api.session import Silent
+    from semievol_api.session import NullWatcher
     from semievol_api.session import run as run_watched
 
     stage, _, rows = stop.partition("+")
 
     seen: list[str] = []
 
-    class Killer(Silent):
+    class Killer(NullWatcher):
         def on_stage(self, name: str, state: str) -> None:
             if name == stop and state == "made":
                 os._exit(9)

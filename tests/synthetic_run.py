@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from msgspec import to_builtins
 
 from semievol_api.data.parts import Parts
 from semievol_api.data.tables import EVIDENCE_SCHEMA
@@ -21,6 +22,7 @@ from semievol_api.records import Example, PseudoLabel
 from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
+from semievol_api.store.verdict import PaperSummary
 
 WORDS = tuple(
     w
@@ -169,15 +171,15 @@ def _evidence(data: Prepared) -> tuple[EvidenceTable, EvidenceTable, Selection]:
         for i, a, s, keep in zip(ids, answers, scores, kept, strict=True)
         if keep
     )
-    summary = {
-        "rule": "percentile",
-        "share": 0.5,
-        "threshold_mean_nll": threshold,
-        "unlabeled": size,
-        "answered": int((~np.isnan(scores)).sum()),
-        "kept": len(labels),
-        "messages": [],
-    }
+    summary = PaperSummary(
+        rule="percentile",
+        share=0.5,
+        threshold_mean_nll=threshold,
+        unlabeled=size,
+        answered=int((~np.isnan(scores)).sum()),
+        kept=len(labels),
+        messages=(),
+    )
     said = EvidenceTable(Parts.of(pa.concat_tables([_table(ids, *column) for column in columns])))
     return (
         said,
@@ -254,11 +256,11 @@ def _verdict(answers: dict[str, Answers], data: Prepared, chosen: Selection) -> 
         "n_test": n,
         "models": models,
         "differences": differences,
-        "selection": dict(chosen.summary),
+        "selection": to_builtins(chosen.summary),
         "oracle": None,
         "notes": [f"Selection kept {len(chosen.kept)} of {len(data.unlabeled)} unlabelled examples."],
         "sentence": f"SemiEvol helped: {gain['points']:+.1f} points over SFT, 95 % interval "
         f"{gain['interval'][0]:+.1f} to {gain['interval'][1]:+.1f}.",
         "unknown_to_the_report": {"anything": 1},
     }
-    return Verdict(document)
+    return Verdict.of(document)

@@ -21,8 +21,8 @@ from semievol_api.demo.embedded_server import serving
 from semievol_api.errors import MissingExtraError
 from semievol_api.experiments.grid import DEMO, Cell, Experiment, load_experiment
 from semievol_api.experiments.results import Results, write_results
-from semievol_api.experiments.runner import DoneCell, Ground, run_experiment, tree_cpu_s
-from semievol_api.session import RunResult, Silent, Watcher, run_async, run_blocking
+from semievol_api.experiments.runner import DoneCell, ExperimentContext, run_experiment, tree_cpu_s
+from semievol_api.session import NullWatcher, RunResult, Watcher, run_async, run_blocking
 
 HERE = Path(__file__).parents[1] / "demo"
 QUICK: dict[str, object] = {"data.max_unlabeled": 60, "data.max_test": 60, "train.n_epochs": 3, "train.final_epochs": 2}
@@ -104,20 +104,20 @@ def run_grid(
             spent = {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(tree_cpu_s() - cpu, 1)}
             mine.write_text(json.dumps({**spent, "served": _served(ground)}) + "\n", "utf-8")
 
-        done = run_blocking(run_experiment(experiment, ground, CellLines(say, note, Silent())))
+        done = run_blocking(run_experiment(experiment, ground, CellLines(say, note, NullWatcher())))
     return write_results(experiment, done, load_config(ground.base).data.task)
 
 
 @contextmanager
-def _ground(experiment: Experiment, threads: int) -> Generator[Ground]:
+def _ground(experiment: Experiment, threads: int) -> Generator[ExperimentContext]:
     """The base config; for the demo's with a server of its own, whose state lies with the experiment."""
     head = experiment.experiment
     if head.base != DEMO:
-        yield Ground(Path(head.base))
+        yield ExperimentContext(Path(head.base))
         return
     need_local_packages()
     with serving(HERE / "model", "demo-llama", head.folder / "server", _threaded(head.folder, threads)) as url:
-        yield Ground(HERE / "demo.toml", {"providers.server.base_url": url})
+        yield ExperimentContext(HERE / "demo.toml", {"providers.server.base_url": url})
 
 
 def _threaded(folder: Path, threads: int) -> list[str]:
@@ -130,7 +130,7 @@ def _threaded(folder: Path, threads: int) -> list[str]:
     return ["--threads", str(threads), "--train-config", str(settings)]
 
 
-def _served(ground: Ground) -> dict[str, int]:
+def _served(ground: ExperimentContext) -> dict[str, int]:
     """What the demo's server says that it answered since it started, by route; nothing for another's server."""
     url = ground.changes.get("providers.server.base_url")
     if not isinstance(url, str):

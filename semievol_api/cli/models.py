@@ -21,7 +21,7 @@ from semievol_api.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from semievol_api.evaluation import Interval
-    from semievol_api.report.comparison import Contest, SideScore
+    from semievol_api.report.comparison import PairComparison, SideScore
     from semievol_api.report.prediction import Predictions
 
 
@@ -65,7 +65,7 @@ def predict(
         show_predictions(out(), found, path)
 
 
-def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[Contest, ...]:
+def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[PairComparison, ...]:
     """The pairs compared: by what runs answered, or with a config, by asking its models."""
     from semievol_api.config.settings import load_config
     from semievol_api.report.comparison import ask_sides, compare_pairs, compare_sides
@@ -80,7 +80,7 @@ def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tu
     return compare_sides([(sides[ours], sides[theirs]) for ours, theirs in pairs])
 
 
-def show_contests(console: Console, contests: Sequence[Contest]) -> None:
+def show_contests(console: Console, contests: Sequence[PairComparison]) -> None:
     """Every pair in one table; categories where there is one pair."""
     columns = ["model", "accuracy %", "95 % interval", "ECE", "Brier"]
     for contest in contests:
@@ -94,7 +94,7 @@ def show_contests(console: Console, contests: Sequence[Contest]) -> None:
         console.print(contest.sentence, markup=False, soft_wrap=True)
 
 
-def contests_as_json(contests: Sequence[Contest]) -> list[dict[str, object]]:
+def contests_as_json(contests: Sequence[PairComparison]) -> list[dict[str, object]]:
     """Everything, for a program."""
     return [{**asdict(contest), "sentence": contest.sentence} for contest in contests]
 
@@ -109,7 +109,7 @@ def _side(side: SideScore) -> list[str]:
     ]
 
 
-def _pair(contest: Contest) -> list[str]:
+def _pair(contest: PairComparison) -> list[str]:
     return [
         f"{contest.ours.name} - {contest.theirs.name}",
         f"{100 * contest.gain.estimate:+.1f}",
@@ -120,7 +120,7 @@ def _pair(contest: Contest) -> list[str]:
     ]
 
 
-def _categories(contest: Contest) -> object:
+def _categories(contest: PairComparison) -> object:
     rows = [
         [
             c.name,

@@ -1,4 +1,4 @@
-"""`semievol report`, `semievol review` and `semievol export`: thin commands; heavy imports stand inside them.
+"""`semievol report`, `semievol review` and `semievol export`: thin commands; heavy imports are inside them.
 
 Knows nothing of what they do.
 """
@@ -18,7 +18,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write it; default: report.html in the run folder.")] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write one HTML file with the proof, every label, the cost and the config."""
+    """Write a run's report as one HTML file: results, every label, cost and config."""
     from semievol_api.report.page import write_report
 
     path = write_report(run_folder, out)
@@ -32,7 +32,7 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Accept, correct or skip the most valuable labels by keyboard, in a page of this machine."""
+    """Review labels in a local web page: accept, correct or skip them by keyboard, the least certain first."""
     from semievol_api.report.labels import read_decisions
     from semievol_api.report.review_server import serve_review
 
@@ -53,7 +53,7 @@ def export(
         typer.Option(help="openai: chat JSONL for fine-tuning; hf: a folder for datasets.load_from_disk."),
     ] = "openai",
 ) -> None:
-    """Write the selected labels, reviewed ones over them, for other tools; or a model card."""
+    """Export the selected labels, with reviewed answers taking precedence, or a model card."""
     from semievol_api.report.export import export_labels
 
     count = export_labels(run_folder, out, format)

@@ -1,16 +1,14 @@
-"""`semievol run`, `status`, `experiment` and `demo`, and a run's verdict as a table and one honest sentence.
+"""`semievol run`, `status`, `experiment` and `demo`, and a run's verdict as a table.
 
-Heavy imports stand inside the functions. Knows nothing of how the numbers were made.
+Heavy imports are inside the functions. Knows nothing of how the numbers were made.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -33,13 +31,14 @@ if TYPE_CHECKING:
     from semievol_api.experiments.results import Results
     from semievol_api.planning.bill import Spent
     from semievol_api.session import RunResult
+    from semievol_api.store.verdict import Difference, Verdict
 
 
 def run(  # noqa: PLR0913 - a command line has as many options as it has
     config: ConfigPath,
     as_json: AsJson = False,
     accept_config_change: AcceptChange = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Start whatever the plan says it costs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the cost confirmation.")] = False,
     cassette: Annotated[
         Path | None, typer.Option(help="Record the run into this folder, or play it from there.", show_default=False)
     ] = None,
@@ -48,7 +47,7 @@ def run(  # noqa: PLR0913 - a command line has as many options as it has
     ] = None,
     accept_lost_journal: AcceptLost = False,
 ) -> None:
-    """Run a config to its verdict; run it again to go on where it stopped."""
+    """Run a config; run it again to resume where it stopped."""
     from semievol_api.config.settings import load_config
     from semievol_api.planning.bill import spent_by
     from semievol_api.session import refuse_lost_journal, run_async, run_blocking
@@ -69,7 +68,7 @@ def run(  # noqa: PLR0913 - a command line has as many options as it has
 
 
 def _agree_on_price(settings: Config) -> None:
-    """Stop a run that is too dear before its first paid call; what is done already is not asked about again."""
+    """Stop a run that costs more than allowed before its first paid call; a finished run is not planned again."""
     from semievol_api.planning.estimating import estimate, refuse_too_dear, worth_planning
     from semievol_api.session import run_blocking
     from semievol_api.store.run_store import stages_done
@@ -102,7 +101,7 @@ def experiment(
     as_json: AsJson = False,
     accept_lost_journal: AcceptLost = False,
 ) -> None:
-    """Run a grid of arms and seeds over one pipeline; run it again to go on where it stopped."""
+    """Run an experiment: a grid of arms and seeds; run it again to resume where it stopped."""
     from semievol_api.cli.demo import run_grid
 
     lines = err()
@@ -125,7 +124,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A sixth of the data: quicker, and less to see.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole method for real on this machine: own model, own server, no key, no GPU."""
+    """Run the whole method on this machine with a small model and its server: no key, no GPU."""
     from semievol_api.cli.demo import run_demo
 
     run_demo(folder, quick=quick, as_json=as_json)
@@ -138,7 +137,7 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
     """
     from semievol_api.training.jobs import jobs_under
 
-    document: dict[str, Any] = dict(result.verdict.document)
+    verdict = result.verdict
     bills = result.ledger.stages.values()
     asked = {
         "requests": sum(bill.requests for bill in bills),
@@ -147,15 +146,14 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
     }
     trained = {job.name: job.model for job in jobs_under(result.folder) if job.model}
     if as_json:
-        document |= {"trained": trained, "folder": str(result.folder), "seconds": dict(result.seconds)}
-        document |= {"this_process": asked}
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+        process = {"trained": trained, "folder": str(result.folder), "seconds": dict(result.seconds)}
+        print_json({**verdict.document, **process, "this_process": asked})
         return
     console = out()
-    if document["n_test"]:
-        console.print(_models(document, result.seconds))
-        console.print(_differences(document["differences"]))
-    for line in (*document["notes"], *_beware(document), *filter(None, [result.advice]), document["sentence"]):
+    if verdict.n_test:
+        console.print(_models(verdict, result.seconds))
+        console.print(_differences(verdict.differences))
+    for line in (*verdict.notes, *_beware(verdict.differences), *filter(None, [result.advice]), verdict.sentence):
         console.print(line, markup=False)
     for name, model in trained.items():
         console.print(f"Trained ({name}): {model}", markup=False, soft_wrap=True)
@@ -171,28 +169,28 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
     console.print(f"To read it, with every label: semievol report {result.folder}", markup=False, soft_wrap=True)
 
 
-def _beware(document: Mapping[str, Any]) -> list[str]:
-    """Whether the trained model says more than the most frequent answer."""
+def _beware(differences: Sequence[Difference]) -> list[str]:
+    """A warning for a model that is not shown to be better than the most frequent answer."""
     from semievol_api.report.report_data import no_better_than_majority
 
-    against = [d for d in document.get("differences", []) if d["against"] == "majority" and d["interval"][0] <= 0]
-    return [f"Beware: {no_better_than_majority(d['of_label'], *d['interval'])}" for d in against]
+    against = [d for d in differences if d.against == "majority" and d.low <= 0]
+    return [f"Beware: {no_better_than_majority(d.of_label, d.low, d.high)}" for d in against]
 
 
-def _models(document: Mapping[str, Any], seconds: Mapping[str, float]) -> object:
+def _models(verdict: Verdict, seconds: Mapping[str, float]) -> object:
     rows = [
         [
-            model["label"],
-            f"{100 * model['accuracy']:.1f}",
-            f"[{100 * model['interval'][0]:.1f}, {100 * model['interval'][1]:.1f}]".replace("[", r"\["),
-            str(model["trained_tokens"] or "-"),
-            str(model["tokens"] or "-"),
-            _seconds(seconds, model["name"]),
+            model.label,
+            f"{100 * model.accuracy:.1f}",
+            rf"\[{100 * model.low:.1f}, {100 * model.high:.1f}]",
+            str(model.trained_tokens or "-"),
+            str(model.tokens or "-"),
+            _seconds(seconds, model.name),
         ]
-        for model in document["models"]
+        for model in verdict.models
     ]
     columns = ["model", "accuracy %", "95 % interval", "training tokens", "answer tokens", "seconds"]
-    return table(f"n = {document['n_test']} test questions", columns, rows)
+    return table(f"n = {verdict.n_test} test questions", columns, rows)
 
 
 def _seconds(seconds: Mapping[str, float], name: str) -> str:
@@ -204,14 +202,14 @@ def _seconds(seconds: Mapping[str, float], name: str) -> str:
     return f"{sum(spent):.1f}" if sum(spent) else "-"
 
 
-def _differences(differences: Sequence[Mapping[str, Any]]) -> object:
+def _differences(differences: Sequence[Difference]) -> object:
     rows = [
         [
-            f"{d['of_label']} - {d['against_label']}",
-            f"{d['points']:+.1f}",
-            rf"\[{d['interval'][0]:+.1f}, {d['interval'][1]:+.1f}]",
-            f"{d['mcnemar_p']:.3g}",
-            f"{d['smallest_detectable']:.1f}",
+            f"{d.of_label} - {d.against_label}",
+            f"{d.points:+.1f}",
+            rf"\[{d.low:+.1f}, {d.high:+.1f}]",
+            f"{d.mcnemar_p:.3g}",
+            f"{d.smallest_detectable:.1f}",
         ]
         for d in differences
     ]

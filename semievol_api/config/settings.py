@@ -88,6 +88,11 @@ class RunSettings(Settings):
     engine: Literal["local", "ray"] = "local"
     """Who walks the parts of the stages that ask: this process, or the workers of `[ray]`. The results are the same."""
 
+    @property
+    def journal_path(self) -> Path:
+        """The journal's file."""
+        return self.journal or self.folder / "journal.sqlite"
+
 
 @fingerprinted(
     "task",

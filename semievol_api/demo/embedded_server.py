@@ -20,9 +20,9 @@ from pathlib import Path
 from semievol_api.errors import SemievolError
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
-LOOK_EVERY_S = 0.2
-MAX_RESTARTS = 5
+_STOP_TIMEOUT_S = 20.0
+_LOOK_EVERY_S = 0.2
+_MAX_RESTARTS = 5
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def serving(model: Path, name: str, state: Path, options: Sequence[str] = ()) ->
     Raises:
         SemievolError: it ended before it was ready; the message holds its last words.
     """
-    server = EmbeddedServer(model, name, state, options)
+    server = _EmbeddedServer(model, name, state, options)
     url = server.start()
     stop = threading.Event()
     watcher = threading.Thread(target=server.watch, args=(stop,), name="semievol-server-watch", daemon=True)
@@ -45,7 +45,7 @@ def serving(model: Path, name: str, state: Path, options: Sequence[str] = ()) ->
         server.stop()
 
 
-class EmbeddedServer:
+class _EmbeddedServer:
     """One server process after another, all on one port and one state folder."""
 
     def __init__(self, model: Path, name: str, state: Path, options: Sequence[str] = ()) -> None:
@@ -72,7 +72,7 @@ class EmbeddedServer:
     def watch(self, stop: threading.Event) -> None:
         """Start the server again when it dies, a few times."""
         restarts = 0
-        while not stop.wait(LOOK_EVERY_S) and restarts < MAX_RESTARTS:
+        while not stop.wait(_LOOK_EVERY_S) and restarts < _MAX_RESTARTS:
             if self._process is not None and self._process.poll() is not None:
                 restarts += 1
                 with contextlib.suppress(SemievolError):
@@ -85,7 +85,7 @@ class EmbeddedServer:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

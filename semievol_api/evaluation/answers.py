@@ -28,13 +28,13 @@ from semievol_api.tasks import Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Part: TypeAlias = Literal["test", "development"]
+_Part: TypeAlias = Literal["test", "development"]
 
 
 @fingerprinted("tests", "gate")
 @dataclass(frozen=True)
-class Trial:
-    """What every model answered: to the test questions, and to those of the gate."""
+class EvaluatedModels:
+    """Every model's answers to the test questions, and some models' to those of the gate."""
 
     tests: Sequence[Answers]
     gate: Sequence[Answers]
@@ -42,10 +42,10 @@ class Trial:
 
 @stage("evaluate")
 async def evaluate(
-    student: Student, corpus: Corpus, label: str, settings: EvaluateSettings, part: Part = "test"
+    student: Student, corpus: Corpus, label: str, settings: EvaluateSettings, part: _Part = "test"
 ) -> Answers:
     """The greedy answers of the model in the student's role `subject`; an abstention is wrong."""
-    work = Examination(corpus, label, settings, part)
+    work = _EvaluationWork(corpus, label, settings, part)
     table = EvidenceTable(Parts.of(*[table async for table in student.over(work)]))
     gold = {e.id: e.answer for e in work.examples}
     correct = {
@@ -56,18 +56,18 @@ async def evaluate(
 
 
 @dataclass(frozen=True)
-class Examination:
+class _EvaluationWork:
     """Asks one model about a shard of the test questions, or of those of the gate."""
 
     corpus: Corpus
     label: str
     settings: EvaluateSettings
-    part: Part
+    part: _Part
     stage: str = "evaluate"
 
     @property
     def examples(self) -> tuple[Example, ...]:
-        """Who is asked about."""
+        """The questions of the part."""
         return self.corpus.data.test if self.part == "test" else self.corpus.folds.development
 
     @property
@@ -82,10 +82,10 @@ class Examination:
     async def __call__(self, student: Student, shard: Shard) -> pa.Table:
         """The shard's answers."""
         shots = self.settings.shots
-        questions = (self._put(student, e, shots) for e in self.examples if shard.has(e.id, 1))
+        questions = (self._question(student, e, shots) for e in self.examples if shard.has(e.id, 1))
         return evidence_table(await ask(student, self.corpus.task, questions, stage=self.stage))
 
-    def _put(self, student: Student, example: Example, shots: int) -> Question:
+    def _question(self, student: Student, example: Example, shots: int) -> Question:
         settings, label = self.settings, self.label
         prompt = self.corpus.prompt(example, shots)
         request = ChatRequest(
@@ -96,45 +96,45 @@ class Examination:
             seed=request_seed(student.seed, label, example.id) if settings.temperature else None,
             logprobs=student.provider.scored is not None,
         )
-        fewer = partial(self._put, student, example, shots - 1) if shots else None
+        fewer = partial(self._question, student, example, shots - 1) if shots else None
         dropped = settings.shots - shots
         return Question(example, label, prompt, request, "subject", fewer=fewer, dropped_shots=dropped, measure=True)
 
 
-async def examine(
+async def evaluate_models(
     store: RunStore,
     student: Callable[[Mapping[str, TunedModel]], Student],
     corpus: Corpus,
     models: Mapping[str, TunedModel],
-    views: Mapping[str, Corpus],
+    in_context: Mapping[str, Corpus],
     settings: EvaluateSettings,
-) -> Trial:
+) -> EvaluatedModels:
     """Every model that is a result answers the test questions; the evolved and its baseline the gate's too.
 
-    `views` are the corpora of models that are shown demonstrations. A warm model that knows only a part of the
-    labels is no result.
+    `in_context` are the corpora of models that are shown demonstrations. A warm model that was trained on a part of
+    the labels only is no result.
     """
     tests = [await store.once("evaluate/majority", Answers, majority, corpus.task, corpus.data)]
     gate: list[Answers] = []
     for name in [n for n in models if n != "warm" or "sft" not in models]:
-        subject, view = student({"subject": models[name]}), views.get(name, corpus)
-        asked = (subject, view, name, _as_shown(settings, views.get(name)))
+        subject, own = student({"subject": models[name]}), in_context.get(name, corpus)
+        asked = (subject, own, name, _with_shots(settings, in_context.get(name)))
         tests.append(await store.once(f"evaluate/{name}", Answers, evaluate, *asked))
         if corpus.folds.development and name in ("sft", "warm", "semievol"):
             gate.append(await store.once(f"gate/{name}", Answers, evaluate, *asked, "development"))
-    return Trial(tests, gate)
+    return EvaluatedModels(tests, gate)
 
 
-def _as_shown(settings: EvaluateSettings, view: Corpus | None) -> EvaluateSettings:
-    """With as many demonstrations as a view holds for each question."""
-    if view is None:
+def _with_shots(settings: EvaluateSettings, in_context: Corpus | None) -> EvaluateSettings:
+    """With as many demonstrations as the corpus holds for each question."""
+    if in_context is None:
         return settings
-    return settings.model_copy(update={"shots": max(map(len, view.neighbours.ids.values()), default=0)})
+    return settings.model_copy(update={"shots": max(map(len, in_context.neighbours.ids.values()), default=0)})
 
 
 @stage("majority")
 async def majority(task: Task, data: Prepared) -> Answers:
-    """The floor: the labelled data's most frequent answer, given to every test question."""
+    """The floor: the labelled data's most frequent answer to every test question."""
     counts = Counter(e.answer for e in data.labeled if e.answer is not None)
     answer = min(counts, key=lambda a: (-counts[a], a)) if counts else None
     rows = [

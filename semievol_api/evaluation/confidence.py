@@ -1,32 +1,48 @@
 """How well a confidence ranks and how honest it is: AUROC, precision and coverage, calibration.
 
-A confidence is a score in which higher is better; NaN stands for an abstention. Knows nothing of how scores are
+A confidence is a score in which higher is better; NaN stands for an abstention, and every function says what it does
+with one. Knows nothing of how scores are
 made or used.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.errors import DataError
-from semievol_api.evaluation.statistics import BoolArray, BootstrapSettings, FloatArray, Interval
+from semievol_api.evaluation.statistics import BootstrapSettings, Interval, wilson
+from semievol_api.selection.values import BoolArray, FloatArray
+
+Abstentions: TypeAlias = Literal["lowest", "left-out"]
+"""What an item without a score counts as: the least sure of all, or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reliability:
-    """Equal-mass bins in ascending confidence: float64 arrays of shape (bins,), `weight` sums to 1."""
+    """Equal-mass bins in ascending confidence: float64 arrays of shape (bins,).
+
+    `confidence` is the mean of a bin, `low` and `high` are Wilson's 95 % interval of its `accuracy`, `count` its items.
+    """
 
     confidence: FloatArray
     accuracy: FloatArray
-    weight: FloatArray
+    low: FloatArray
+    high: FloatArray
+    count: FloatArray
+
+    @property
+    def weight(self) -> FloatArray:
+        """The share of all items that each bin holds; sums to 1."""
+        return np.asarray(self.count / max(self.count.sum(), 1.0), dtype=np.float64)
 
     @property
     def expected_error(self) -> float:
         """The expected calibration error: mean absolute gap, weighted. NaN without bins."""
-        if not self.weight.size:
+        if not self.count.size:
             return float("nan")
         return float(np.sum(self.weight * np.abs(self.accuracy - self.confidence)))
 
@@ -42,12 +58,30 @@ class PrecisionCoverage:
     coverage: FloatArray
     precision: FloatArray
 
+    def thinned(self, points: int) -> PrecisionCoverage:
+        """At most so many of the thresholds, evenly spaced, the first and the last among them."""
+        size = self.threshold.size
+        at = np.unique(np.linspace(0, max(size - 1, 0), min(points, size)).astype(np.int64))
+        return PrecisionCoverage(threshold=self.threshold[at], coverage=self.coverage[at], precision=self.precision[at])
 
-def auroc(scores: FloatArray, correct: BoolArray) -> float:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreHistogram:
+    """Counts of right and wrong items per confidence bin; `edges` has one entry more."""
+
+    edges: FloatArray
+    right: FloatArray
+    wrong: FloatArray
+
+
+def auroc(scores: FloatArray, correct: BoolArray, abstentions: Abstentions = "lowest") -> float:
     """The chance that a right item scores above a wrong one, ties counting half (Hanley and McNeil 1982).
 
-    float64 and bool, shape (n,); abstentions rank below everything. NaN when only one class is there.
+    float64 and bool, shape (n,). NaN when only one class is there.
     """
+    if abstentions == "left-out":
+        answered = ~np.isnan(scores)
+        scores, correct = scores[answered], correct[answered]
     groups, good, bad = _tie_groups(scores, correct)
     return float(_auroc_of_counts(good[None, :], bad[None, :])[0]) if groups.size else float("nan")
 
@@ -75,15 +109,12 @@ def auroc_difference(
     rng = np.random.default_rng(settings.seed)
     n = correct.size
     sides = [np.unique(_filled(side), return_inverse=True)[1] for side in (ours, theirs)]
+    names, about = np.unique(np.arange(n) if questions is None else questions, return_inverse=True)
     differences: list[FloatArray] = []
     chunk = max(1, 1_000_000 // n)
-    about, asked = (None, n) if questions is None else _numbered(questions)
     for start in range(0, settings.resamples, chunk):
-        drawn = rng.integers(asked, size=(min(chunk, settings.resamples - start), asked))
-        if about is None:
-            values = [_auroc_of_draws(groups, correct, drawn) for groups in sides]
-        else:
-            values = [_auroc_of_questions(groups, correct, about, drawn) for groups in sides]
+        drawn = rng.integers(names.size, size=(min(chunk, settings.resamples - start), names.size))
+        values = [_auroc_of_draws(groups, correct, about, drawn) for groups in sides]
         differences.append(values[0] - values[1])
     found = np.concatenate(differences)
     tail = (1.0 - settings.level) / 2.0
@@ -92,17 +123,18 @@ def auroc_difference(
     return Interval(estimate=estimate, low=low, high=high, n=n, level=settings.level)
 
 
-def precision_coverage(scores: FloatArray, correct: BoolArray) -> PrecisionCoverage:
+def precision_coverage(scores: FloatArray, correct: BoolArray, total: int | None = None) -> PrecisionCoverage:
     """The precision-coverage curve over all cuts `score >= threshold` (El-Yaniv and Wiener 2010).
 
-    float64 and bool, shape (n,); NaN scores are never covered.
+    float64 and bool, shape (n,); NaN scores are never covered. `total` is the size of the pool where these are only
+    the items whose truth is known; default: n.
     """
     answered = ~np.isnan(scores)
     groups, good, bad = _tie_groups(scores[answered], correct[answered])
     right, reached = np.cumsum(good[::-1]), np.cumsum((good + bad)[::-1])
     return PrecisionCoverage(
         threshold=groups[::-1].copy(),
-        coverage=reached / max(scores.size, 1),
+        coverage=reached / max(scores.size if total is None else total, 1),
         precision=right / np.maximum(reached, 1),
     )
 
@@ -119,13 +151,27 @@ def reliability(confidence: FloatArray, correct: BoolArray, bins: int = 15) -> R
     mass = good + bad
     middle = np.cumsum(mass) - mass / 2.0
     place = np.minimum((bins * middle / max(values.size, 1)).astype(np.int64), bins - 1)
-    count = np.bincount(place, weights=mass, minlength=bins)
-    used = count > 0
+    filled = np.bincount(place, weights=mass, minlength=bins)
+    used = filled > 0
+    count = filled[used].astype(np.float64)
+    share = np.bincount(place, weights=good, minlength=bins)[used] / count
+    low, high = wilson(share, count)
     return Reliability(
-        confidence=np.bincount(place, weights=mass * groups, minlength=bins)[used] / count[used],
-        accuracy=np.bincount(place, weights=good, minlength=bins)[used] / count[used],
-        weight=count[used] / max(values.size, 1),
+        confidence=np.bincount(place, weights=mass * groups, minlength=bins)[used] / count,
+        accuracy=share,
+        low=low,
+        high=high,
+        count=count,
     )
+
+
+def score_histogram(confidence: FloatArray, correct: BoolArray, bins: int = 20) -> ScoreHistogram:
+    """Counts of right and wrong items over the range of confidences that occur; abstentions are left out."""
+    answered = ~np.isnan(confidence)
+    values, right = np.clip(confidence[answered], 0, 1), correct[answered]
+    edges = np.linspace(min(float(values.min(initial=0.98)), 0.98), 1.0, bins + 1)
+    counts = [np.histogram(some, edges)[0].astype(np.float64) for some in (values[right], values[~right])]
+    return ScoreHistogram(edges=edges, right=counts[0], wrong=counts[1])
 
 
 def expected_calibration_error(confidence: FloatArray, correct: BoolArray, bins: int = 15) -> float:
@@ -162,27 +208,10 @@ def _auroc_of_counts(good: FloatArray, bad: FloatArray) -> FloatArray:
     return areas
 
 
-def _auroc_of_draws(groups: NDArray[np.int64], correct: BoolArray, drawn: NDArray[np.int64]) -> FloatArray:
-    """The AUROC of each resample; `groups` int64 (n,) numbers tie groups, `drawn` int64 (resamples, n)."""
-    width = int(groups.max()) + 1
-    cells = (np.arange(drawn.shape[0])[:, None] * width + groups[drawn]).ravel()
-    right = correct[drawn].ravel()
-    shape = (drawn.shape[0], width)
-    good = np.bincount(cells[right], minlength=shape[0] * width).reshape(shape).astype(np.float64)
-    bad = np.bincount(cells[~right], minlength=shape[0] * width).reshape(shape).astype(np.float64)
-    return _auroc_of_counts(good, bad)
-
-
-def _numbered(questions: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """The questions from 0 on, and how many there are."""
-    names, about = np.unique(questions, return_inverse=True)
-    return about, names.size
-
-
-def _auroc_of_questions(
+def _auroc_of_draws(
     groups: NDArray[np.int64], correct: BoolArray, about: NDArray[np.int64], drawn: NDArray[np.int64]
 ) -> FloatArray:
-    """The same where whole questions are drawn: item i counts as often as its question `about[i]`."""
+    """One AUROC per row of drawn questions: item i counts as often as its question `about[i]` was drawn."""
     resamples, asked = drawn.shape
     row = np.arange(resamples)[:, None]
     times = np.bincount((row * asked + drawn).ravel(), minlength=resamples * asked).reshape(resamples, asked)

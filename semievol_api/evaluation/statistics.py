@@ -7,21 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, lgamma, log, sqrt
+from math import sqrt
 from statistics import NormalDist
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semievol_api.errors import ConfigError, DataError
-
-FloatArray: TypeAlias = NDArray[np.float64]
-"""float64 array; its shape stands in the docstring that names it."""
-IntArray: TypeAlias = NDArray[np.int64]
-"""int64 array of label indices, -1 = none."""
-BoolArray: TypeAlias = NDArray[np.bool_]
-"""Boolean array."""
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +41,21 @@ class BootstrapSettings:
     seed: int = 0
 
 
-def accuracy(correct: BoolArray, level: float = 0.95) -> Interval:
-    """The share of right answers with the score interval of Wilson (1927); `correct` is bool, shape (n,)."""
-    n = int(correct.size)
-    if n == 0:
-        nan = float("nan")
-        return Interval(estimate=nan, low=nan, high=nan, n=0, level=level)
-    share = float(np.mean(correct))
+def wilson(share: FloatArray, count: FloatArray, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    """The score interval of Wilson (1927) for each share of `count` > 0 items; float64 arrays of one shape."""
     z = NormalDist().inv_cdf((1.0 + level) / 2.0)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Interval(
-        estimate=share, low=0.0 if share == 0.0 else low, high=1.0 if share == 1.0 else high, n=n, level=level
-    )
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low, high = np.maximum(0.0, centre - half), np.minimum(1.0, centre + half)
+    return np.where(share == 0.0, 0.0, low), np.where(share == 1.0, 1.0, high)
+
+
+def accuracy(correct: BoolArray, level: float = 0.95) -> Interval:
+    """The share of right answers with Wilson's interval; `correct` is bool, shape (n,)."""
+    n = int(correct.size)
+    share = float(np.mean(correct)) if n else float("nan")
+    low, high = wilson(np.array(share), np.array(float(n)), level) if n else (share, share)
+    return Interval(estimate=share, low=float(low), high=float(high), n=n, level=level)
 
 
 def accuracy_by_category(correct: BoolArray, categories: Sequence[str], level: float = 0.95) -> Mapping[str, Interval]:
@@ -158,13 +151,16 @@ def mcnemar(ours: BoolArray, theirs: BoolArray) -> McNemar:
     Raises:
         DataError: the two sides have different numbers of items.
     """
+    from scipy.stats import binomtest
+
     if ours.shape != theirs.shape:
         raise DataError(
             f"McNemar's test needs the same items on both sides; got {ours.size} and {theirs.size}. Evaluate both "
             f"models on one test file."
         )
     gained, lost = int(np.count_nonzero(ours & ~theirs)), int(np.count_nonzero(~ours & theirs))
-    return McNemar(only_ours=gained, only_theirs=lost, p_value=_two_sided_coin(min(gained, lost), gained + lost))
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return McNemar(only_ours=gained, only_theirs=lost, p_value=p_value)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -210,14 +206,6 @@ def smallest_detectable_effect(
     return high
 
 
-def _two_sided_coin(fewer: int, flips: int) -> float:
-    """min(1, 2 P(X <= fewer)) for X ~ Binomial(flips, 1/2)."""
-    if 2 * fewer >= flips:
-        return 1.0
-    terms = [exp(lgamma(flips + 1) - lgamma(i + 1) - lgamma(flips - i + 1) - flips * log(2)) for i in range(fewer + 1)]
-    return min(1.0, 2.0 * sum(terms))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
     """Whether the evolved model replaces the fine-tuned one, with the gain in accuracy (evolved - SFT)."""
@@ -233,7 +221,7 @@ def promotion_gate(
     """Promote if the paired estimate of (evolved - SFT) on D_dev is above 0; bool arrays, shape (n,).
 
     "Promote unless significantly worse" would promote a model truly 5 points worse in 82 % of cases at 50
-    items; this rule in 13 %. Without a development set (None) there is no gate, which is said.
+    items; this rule in 13 %. Without a development set (None) there is no gate, and the message says so.
     """
     if evolved is None or sft is None or evolved.size == 0:
         return Promotion(
@@ -242,11 +230,11 @@ def promotion_gate(
             message="There is no development set, so nothing was compared: the evolved model is untested.",
         )
     gain = paired_bootstrap(evolved, sft, settings)
-    told = f"{points(gain)} on {gain.n:,} development items"
+    figures = f"{points(gain)} on {gain.n:,} development items"
     if gain.estimate > 0:
-        return Promotion(promoted=True, gain=gain, message=f"The evolved model is promoted: {told}.")
+        return Promotion(promoted=True, gain=gain, message=f"The evolved model is promoted: {figures}.")
     return Promotion(
-        promoted=False, gain=gain, message=f"The fine-tuned model is kept; the evolved one is no better: {told}."
+        promoted=False, gain=gain, message=f"The fine-tuned model is kept; the evolved one is no better: {figures}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The verdict: every model beside every other on the same questions, with paired intervals (method §6).
+"""The verdict: every model against every other on the same questions, with paired intervals (method §6).
 
 Knows nothing of how the models came to be; asks nothing.
 """
@@ -6,14 +6,15 @@ Knows nothing of how the models came to be; asks nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import replace
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.settings import EvaluateSettings
-from semievol_api.evaluation.answers import Trial
+from semievol_api.evaluation.answers import EvaluatedModels
 from semievol_api.evaluation.statistics import (
     BootstrapSettings,
     Promotion,
@@ -23,10 +24,11 @@ from semievol_api.evaluation.statistics import (
     promotion_gate,
     smallest_detectable_effect,
 )
-from semievol_api.store.artifacts import Answers, Selection, TunedModel, Verdict
+from semievol_api.store.artifacts import Answers, Selection, TunedModel
 from semievol_api.store.fingerprints import stage
+from semievol_api.store.verdict import Difference, Gate, ModelScore, Oracle, PaperSummary, PooledSummary, Verdict
 
-LABELS = {
+_LABELS = {
     "majority": "majority class",
     "base": "vanilla",
     "warm": "SFT",
@@ -34,8 +36,8 @@ LABELS = {
     "semievol": "SemiEvol",
     "ceiling": "gold-label ceiling",
 }
-SHOWN_LABELS = {"sft": "few-shot", "semievol": "SemiEvol, in context"}
-PAIRS = (
+_SHOWN_LABELS = {"sft": "few-shot", "semievol": "SemiEvol, in context"}
+_PAIRS = (
     ("semievol", "sft"),
     ("semievol", "warm"),
     ("semievol", "base"),
@@ -50,60 +52,62 @@ PAIRS = (
 @stage("compare")
 async def compare(
     corpus: Corpus,
-    trial: Trial,
+    evaluated: EvaluatedModels,
     models: Mapping[str, TunedModel],
     selection: Selection,
     gold: Mapping[str, str],
     settings: EvaluateSettings,
 ) -> Verdict:
-    """Accuracies with intervals, paired differences, what the pseudo-labels were worth, and one sentence."""
-    answers = trial.tests
+    """Accuracies with intervals, paired differences, the quality of the pseudo-labels, and one sentence."""
+    answers = evaluated.tests
     ids = [e.id for e in corpus.data.test]
     labels = _labels(models)
     correct = {a.label: np.array([a.correct[i] for i in ids], dtype=np.bool_) for a in answers}
-    differences = [
+    differences = tuple(
         _difference((of, against), correct, labels, settings)
-        for of, against in PAIRS
+        for of, against in _PAIRS
         if ids and {of, against} <= set(correct)
-    ]
-    document: dict[str, object] = {
-        "n_test": len(ids),
-        "models": [_model(a, labels[a.label], correct[a.label], models.get(a.label)) for a in answers] if ids else [],
-        "differences": differences,
-        "selection": dict(selection.summary),
-        "oracle": _oracle(corpus, selection, gold),
-        "hygiene": dict(corpus.data.report),
-    }
-    document["notes"] = _notes(corpus, document)
-    document["sentence"] = _sentence(differences)
-    if "enough" in selection.summary:
-        promotion = _promotion(corpus, trial, models, settings)
-        document |= _beyond_the_paper(corpus, promotion, models, selection)
-        document["sentence"] = f"{_skipped(selection) or document['sentence']} {promotion.message}"
-    return Verdict(document)
+    )
+    oracle = _oracle(corpus, selection, gold)
+    verdict = Verdict(
+        n_test=len(ids),
+        models=tuple(_scored(a, labels[a.label], models) for a in answers) if ids else (),
+        differences=differences,
+        selection=selection.summary,
+        oracle=oracle,
+        hygiene=dict(corpus.data.report),
+        notes=tuple(_notes(corpus, selection.summary, oracle)),
+        sentence=_sentence(differences),
+    )
+    if not isinstance(selection.summary, PooledSummary):
+        return verdict
+    promotion = _promotion(corpus, evaluated, models, settings)
+    gate = _gate(promotion, len(corpus.folds.development), "semievol" in models)
+    return replace(
+        verdict,
+        sentence=f"{_skipped(selection.summary) or verdict.sentence} {promotion.message}",
+        promoted=gate.promoted,
+        gate=gate,
+        warnings=selection.summary.warnings,
+    )
 
 
-def _beyond_the_paper(
-    corpus: Corpus, promotion: Promotion, models: Mapping[str, TunedModel], selection: Selection
-) -> dict[str, object]:
-    """The gate's decision and the warnings."""
-    promoted = promotion.promoted and "semievol" in models
-    return {
-        "promoted": promoted,
-        "gate": {
-            "promoted": promoted,
-            "items": len(corpus.folds.development),
-            "points": 100 * promotion.gain.estimate if promotion.gain else None,
-            "interval": [100 * promotion.gain.low, 100 * promotion.gain.high] if promotion.gain else None,
-            "message": promotion.message,
-        },
-        "warnings": list(cast("Sequence[object]", selection.summary["warnings"])),
-    }
+def _gate(promotion: Promotion, items: int, evolved: bool) -> Gate:
+    gain = promotion.gain
+    return Gate(
+        promoted=promotion.promoted and evolved,
+        items=items,
+        points=100 * gain.estimate if gain else None,
+        interval=(100 * gain.low, 100 * gain.high) if gain else None,
+        message=promotion.message,
+    )
 
 
-def _promotion(corpus: Corpus, trial: Trial, models: Mapping[str, TunedModel], settings: EvaluateSettings) -> Promotion:
+def _promotion(
+    corpus: Corpus, evaluated: EvaluatedModels, models: Mapping[str, TunedModel], settings: EvaluateSettings
+) -> Promotion:
     """The evolved model against its baseline on D_dev (method §3.9)."""
-    by_name = {a.label: a for a in trial.gate}
+    by_name = {a.label: a for a in evaluated.gate}
     evolved, baseline = by_name.get("semievol"), by_name.get("sft", by_name.get("warm"))
     if "semievol" not in models:
         return Promotion(promoted=False, gain=None, message="There is no evolved model to promote; use the SFT model.")
@@ -114,13 +118,12 @@ def _promotion(corpus: Corpus, trial: Trial, models: Mapping[str, TunedModel], s
     return promotion_gate(sides[0], sides[1], BootstrapSettings(resamples=settings.resamples))
 
 
-def _skipped(selection: Selection) -> str | None:
-    """What is said where too little was kept to train on."""
-    if selection.enough:
+def _skipped(summary: PooledSummary) -> str | None:
+    """The sentence where too little was kept to train on."""
+    if summary.enough:
         return None
-    summary = selection.summary
     return (
-        f"SemiEvol kept {summary['kept']} of {summary['unlabeled']} pseudo-labels, too few to train on: the final "
+        f"SemiEvol kept {summary.kept} of {summary.unlabeled} pseudo-labels, too few to train on: the final "
         f"stage was skipped and the result is the SFT model."
     )
 
@@ -128,21 +131,27 @@ def _skipped(selection: Selection) -> str | None:
 def _labels(models: Mapping[str, TunedModel]) -> dict[str, str]:
     """What each model is called; an untuned one that is shown examples is no fine-tune."""
     shown = {name for name in ("sft", "semievol") if name in models and models[name] == models["base"]}
-    return LABELS | {name: label for name, label in SHOWN_LABELS.items() if name in shown}
+    return _LABELS | {name: label for name, label in _SHOWN_LABELS.items() if name in shown}
 
 
-def _model(answers: Answers, label: str, correct: NDArray[np.bool_], model: TunedModel | None) -> dict[str, object]:
-    interval = accuracy(correct)
+def _scored(answers: Answers, label: str, models: Mapping[str, TunedModel]) -> ModelScore:
+    model = models.get(answers.label)
+    return model_score(answers, label, model.trained_tokens if model else None)
+
+
+def model_score(answers: Answers, label: str, trained_tokens: int | UnsetType | None = UNSET) -> ModelScore:
+    """One model's accuracy on the test questions, with what it abstained from and used."""
+    interval = accuracy(np.array(list(answers.correct.values()), dtype=np.bool_))
     rows = list(answers.evidence.rows())
-    return {
-        "name": answers.label,
-        "label": label,
-        "accuracy": answers.accuracy,
-        "interval": [interval.low, interval.high],
-        "abstained": sum(row.answer is None for row in rows),
-        "tokens": sum(row.usage.prompt + row.usage.completion for row in rows),
-        "trained_tokens": model.trained_tokens if model else None,
-    }
+    return ModelScore(
+        name=answers.label,
+        label=label,
+        accuracy=answers.accuracy,
+        interval=(interval.low, interval.high),
+        abstained=sum(row.answer is None for row in rows),
+        tokens=sum(row.usage.prompt + row.usage.completion for row in rows),
+        trained_tokens=trained_tokens,
+    )
 
 
 def _difference(
@@ -150,47 +159,48 @@ def _difference(
     correct: Mapping[str, NDArray[np.bool_]],
     labels: Mapping[str, str],
     settings: EvaluateSettings,
-) -> dict[str, object]:
+) -> Difference:
     of, against = pair
     a, b = correct[of], correct[against]
     estimate = paired_bootstrap(a, b, BootstrapSettings(resamples=settings.resamples))
-    return {
-        "of": of,
-        "against": against,
-        "of_label": labels[of],
-        "against_label": labels[against],
-        "points": 100 * estimate.estimate,
-        "interval": [100 * estimate.low, 100 * estimate.high],
-        "mcnemar_p": mcnemar(a, b).p_value,
-        "smallest_detectable": 100
-        * smallest_detectable_effect(len(a), discordant=max(1.0, float(np.sum(a != b))) / len(a)),
-    }
+    discordant = max(1.0, float(np.sum(a != b))) / len(a)
+    return Difference(
+        of=of,
+        against=against,
+        of_label=labels[of],
+        against_label=labels[against],
+        points=100 * estimate.estimate,
+        interval=(100 * estimate.low, 100 * estimate.high),
+        mcnemar_p=mcnemar(a, b).p_value,
+        smallest_detectable=100 * smallest_detectable_effect(len(a), discordant=discordant),
+    )
 
 
-def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> dict[str, object] | None:
+def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> Oracle | None:
     """What hidden gold says of the pseudo-labels; None where there is none."""
     if not gold:
         return None
-    verdicts = [corpus.task.equal(p.answer, gold[p.example_id]) for p in selection.kept if p.example_id in gold]
-    if not verdicts:
+    right = [corpus.task.equal(p.answer, gold[p.example_id]) for p in selection.kept if p.example_id in gold]
+    if not right:
         return None
-    return {"kept_with_gold": len(verdicts), "right": sum(verdicts), "false_share": 1 - sum(verdicts) / len(verdicts)}
+    return Oracle(kept_with_gold=len(right), right=sum(right), false_share=1 - sum(right) / len(right))
 
 
-def _notes(corpus: Corpus, document: Mapping[str, Any]) -> list[str]:
-    selection = document["selection"]
-    notes = [_selection_note(selection), *_method_notes(corpus, selection)]
+def _notes(corpus: Corpus, summary: PaperSummary | PooledSummary, oracle: Oracle | None) -> list[str]:
+    notes = [
+        f"Selection kept {summary.kept} of {summary.unlabeled} unlabelled examples.",
+        *_method_notes(corpus, summary),
+    ]
     if corpus.neighbours.note:
         notes.append(corpus.neighbours.note)
-    if selection["shortened_prompts"]:
+    if summary.shortened_prompts:
         notes.append(
-            f"{selection['shortened_prompts']} few-shot prompts did not fit the model's context; their farthest "
+            f"{summary.shortened_prompts} few-shot prompts did not fit the model's context; their farthest "
             f"examples were left out."
         )
-    oracle = document["oracle"]
-    if isinstance(oracle, dict):
+    if oracle is not None:
         notes.append(
-            f"Of the kept pseudo-labels {oracle['right']} of {oracle['kept_with_gold']} are right (hidden gold, never "
+            f"Of the kept pseudo-labels {oracle.right} of {oracle.kept_with_gold} are right (hidden gold, never "
             f"seen by the method)."
         )
     if not corpus.data.test:
@@ -198,35 +208,31 @@ def _notes(corpus: Corpus, document: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _selection_note(summary: Mapping[str, Any]) -> str:
-    return f"Selection kept {summary['kept']} of {summary['unlabeled']} unlabelled examples."
-
-
-def _method_notes(corpus: Corpus, summary: Mapping[str, Any]) -> list[str]:
-    """What the split, the reading of answers, the rule and the alerts have to say; nothing in paper mode."""
-    if "enough" not in summary:
-        return list(summary["messages"]) if summary["rule"] == "official-2025" else []
-    notes = [corpus.folds.note, *summary["messages"]]
-    voting = [name for name, how in summary["annotators"].items() if how["read_by"] == "votes"]
+def _method_notes(corpus: Corpus, summary: PaperSummary | PooledSummary) -> list[str]:
+    """Notes of the split, the estimators, the rule and the alerts; none in paper mode."""
+    if isinstance(summary, PaperSummary):
+        return list(summary.messages) if summary.rule == "official-2025" else []
+    notes = [corpus.folds.note, *summary.messages]
+    voting = [name for name, use in summary.annotators.items() if use.read_by == "votes"]
     if voting:
         notes.append(f"No log-probabilities came for {', '.join(voting)}: their confidence is by votes.")
-    for name, count in summary["labels_filled_in"].items():
+    for name, count in summary.labels_filled_in.items():
         notes.append(f"{name}: in {count} answers the server did not show every label; the rest was shared out.")
-    return [*notes, *(f"Warning: {alert['message']}" for alert in summary["warnings"])]
+    return [*notes, *(f"Warning: {alert.message}" for alert in summary.warnings)]
 
 
-def _sentence(differences: Sequence[Mapping[str, Any]]) -> str:
-    """One honest sentence, whatever the sign."""
-    chosen = next((d for d in differences if d["of"] == "semievol" and d["against"] in ("sft", "warm", "base")), None)
+def _sentence(differences: Sequence[Difference]) -> str:
+    """The result in one sentence, whatever its sign."""
+    chosen = next((d for d in differences if d.of == "semievol" and d.against in ("sft", "warm", "base")), None)
     if chosen is None:
         return "Nothing was measured: without a test split nobody can say whether SemiEvol helped."
-    low, high = chosen["interval"]
-    figures = f"{chosen['points']:+.1f} points over {chosen['against_label']}, 95 % interval {low:+.1f} to {high:+.1f}"
-    if low > 0:
+    interval = f"95 % interval {chosen.low:+.1f} to {chosen.high:+.1f}"
+    figures = f"{chosen.points:+.1f} points over {chosen.against_label}, {interval}"
+    if chosen.low > 0:
         return f"SemiEvol helped: {figures}."
-    if high < 0:
-        return f"SemiEvol hurt: {figures}. Keep the {chosen['against_label']} model."
+    if chosen.high < 0:
+        return f"SemiEvol hurt: {figures}. Keep the {chosen.against_label} model."
     return (
         f"No effect of SemiEvol could be shown: {figures}; the smallest effect that a test of this size shows is "
-        f"{chosen['smallest_detectable']:.1f} points."
+        f"{chosen.smallest_detectable:.1f} points."
     )

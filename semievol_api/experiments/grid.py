@@ -29,7 +29,7 @@ Recipe: TypeAlias = Literal["semievol", "prompt-only", "fine-tune", "gold"]
 """What an arm does: the whole pipeline; asks the base model; trains on the labels; trains on the labels and the gold
 answers of the whole pool."""
 Scalar: TypeAlias = str | int | float | bool
-Tree: TypeAlias = Mapping[str, Any]
+_Tree: TypeAlias = Mapping[str, Any]
 DEMO = "demo"
 
 
@@ -102,7 +102,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _arms_are_known(self) -> Experiment:
         names = [arm.name for arm in self.arms]
-        if len({slug(name) for name in names}) < len(names):
+        if len({_slug(name) for name in names}) < len(names):
             raise ValueError("two [[arms]] have the same name, or names that differ in signs only")
         for i, arm in enumerate(self.arms):
             if arm.steps_of is not None and arm.steps_of not in names[:i]:
@@ -135,8 +135,8 @@ class Cell:
 
 def cell_name(arm: str, value: Scalar | None, seed: int) -> str:
     """The folder of an arm's run."""
-    at = "" if value is None else f"-at-{slug(str(value))}"
-    return f"{slug(arm)}{at}-seed-{seed}"
+    at = "" if value is None else f"-at-{_slug(str(value))}"
+    return f"{_slug(arm)}{at}-seed-{seed}"
 
 
 def cells(experiment: Experiment) -> list[Cell]:
@@ -166,7 +166,7 @@ def load_experiment(path: Path, *, quick: bool = False, folder: Path | None = No
     return _quick(found) if quick else found
 
 
-def flat(tree: Tree, above: str = "") -> dict[str, object]:
+def flat(tree: _Tree, above: str = "") -> dict[str, object]:
     """Nested changes by dotted key, as `load_config` takes them."""
     changes: dict[str, object] = {}
     for name, value in tree.items():
@@ -177,7 +177,7 @@ def flat(tree: Tree, above: str = "") -> dict[str, object]:
     return changes
 
 
-def slug(name: str) -> str:
+def _slug(name: str) -> str:
     """A name as part of a folder's."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 

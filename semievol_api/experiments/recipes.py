@@ -1,4 +1,4 @@
-"""The baselines as walks over the pipeline's own stages: ask the base model, train on the labels, train on all gold.
+"""The baselines, made of the pipeline's own stages: ask the base model, train on the labels, train on all gold.
 
 They make the same artifacts in the same places as the pipeline, so what one has trained or asked the other finds.
 Knows nothing of grids, seeds or files.
@@ -17,12 +17,12 @@ from semievol_api.config.settings import Config
 from semievol_api.data import RawData
 from semievol_api.data.prepare import prepare
 from semievol_api.errors import DataError
-from semievol_api.evaluation import accuracy
-from semievol_api.evaluation.answers import Trial, examine
+from semievol_api.evaluation.answers import EvaluatedModels, evaluate_models
+from semievol_api.evaluation.verdict import model_score
 from semievol_api.experiments.grid import Recipe
 from semievol_api.selection.holdout import split_labels
-from semievol_api.session import Walk, all_rounds
-from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
+from semievol_api.session import Pipeline, all_rounds
+from semievol_api.store.artifacts import Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
@@ -38,34 +38,34 @@ RESULT_OF: Mapping[Recipe, tuple[str, ...]] = {
 """The model that an arm stands for; where the first is not there (too little was kept to train on), the next."""
 
 
-def walk_of(recipe: Recipe, copies: int = 1) -> Walk:
+def pipeline_of(recipe: Recipe, copies: int = 1) -> Pipeline:
     """What a recipe does between the open tools and the verdict; `fine-tune` with so many copies of every label."""
-    walks: Mapping[Recipe, Walk] = {
+    pipelines: Mapping[Recipe, Pipeline] = {
         "semievol": all_rounds,
-        "prompt-only": prompt_only,
-        "fine-tune": partial(fine_tuned, copies=copies),
-        "gold": trained_on_gold,
+        "prompt-only": _prompt_only,
+        "fine-tune": partial(_fine_tuned, copies=copies),
+        "gold": _trained_on_gold,
     }
-    return walks[recipe]
+    return pipelines[recipe]
 
 
-async def prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def _prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """No training: the base model after `[evaluate] shots` retrieved examples, none for vanilla."""
     corpus = await _corpus(tools, store, task, raw, config)
-    return await _told(tools, store, corpus, {"base": tools.base}, config)
+    return await _verdict(tools, store, corpus, {"base": tools.base}, config)
 
 
-async def fine_tuned(
+async def _fine_tuned(
     tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config, copies: int = 1
 ) -> Verdict:
     """Plain SFT: one training on every label, with `[train] n_epochs`; more epochs than a job may have, by copies."""
     corpus = await _corpus(tools, store, task, raw, config)
     file = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned * copies)
     model = await fine_tune(tools.trainer, store, "sft", file, config.train)
-    return await _told(tools, store, corpus, {"sft": model}, config)
+    return await _verdict(tools, store, corpus, {"sft": model}, config)
 
 
-async def trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+async def _trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """The ceiling: the final training with the gold answers of the whole pool.
 
     Raises:
@@ -80,7 +80,7 @@ async def trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: RawD
     answered = tuple(replace(e, answer=tools.gold[e.id]) for e in corpus.data.unlabeled if e.id in tools.gold)
     file = await store.once("ceiling", TrainingFile, warm_up_file, task, (*corpus.learned, *answered))
     model = await fine_tune(tools.trainer, store, "ceiling", file, config.train.final)
-    return await _told(tools, store, corpus, {"ceiling": model}, config)
+    return await _verdict(tools, store, corpus, {"ceiling": model}, config)
 
 
 async def _corpus(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Corpus:
@@ -94,41 +94,23 @@ async def _corpus(tools: Clients, store: RunStore, task: Task, raw: RawData, con
     return Corpus(task, data, folds, neighbours, raw.pseudo_labeled)
 
 
-async def _told(
+async def _verdict(
     tools: Clients, store: RunStore, corpus: Corpus, models: Mapping[str, TunedModel], config: Config
 ) -> Verdict:
-    trial = await examine(store, tools.student, corpus, models, {}, config.evaluate)
-    return await store.once("verdict", Verdict, tell, trial, list(models))
+    evaluated = await evaluate_models(store, tools.student, corpus, models, {}, config.evaluate)
+    return await store.once("verdict", Verdict, baseline_verdict, evaluated, list(models))
 
 
 @stage("tell")
-async def tell(trial: Trial, names: list[str]) -> Verdict:
+async def baseline_verdict(evaluated: EvaluatedModels, names: list[str]) -> Verdict:
     """The accuracies, with no comparison: that is the experiment's."""
-    models = [_model(answers) for answers in trial.tests]
-    mine = next(answers for answers in trial.tests if answers.label in names)
+    mine = next(answers for answers in evaluated.tests if answers.label in names)
     return Verdict(
-        {
-            "n_test": len(mine.correct),
-            "models": models,
-            "differences": [],
-            "selection": {},
-            "oracle": None,
-            "notes": [],
-            "sentence": f"{mine.label}: {100 * mine.accuracy:.1f} % of {len(mine.correct)} test questions are right.",
-        }
+        n_test=len(mine.correct),
+        models=tuple(model_score(answers, answers.label) for answers in evaluated.tests),
+        differences=(),
+        selection=None,
+        oracle=None,
+        notes=(),
+        sentence=f"{mine.label}: {100 * mine.accuracy:.1f} % of {len(mine.correct)} test questions are right.",
     )
-
-
-def _model(answers: Answers) -> dict[str, object]:
-    import numpy as np
-
-    interval = accuracy(np.array(list(answers.correct.values()), dtype=np.bool_))
-    rows = list(answers.evidence.rows())
-    return {
-        "name": answers.label,
-        "label": answers.label,
-        "accuracy": answers.accuracy,
-        "interval": [interval.low, interval.high],
-        "abstained": sum(row.answer is None for row in rows),
-        "tokens": sum(row.usage.prompt + row.usage.completion for row in rows),
-    }

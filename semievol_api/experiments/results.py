@@ -1,4 +1,4 @@
-"""What the cells say together: each arm's mean over seeds, and its gain over the baseline, both with intervals.
+"""Results of an experiment: each arm's mean over seeds, and its gain over the baseline, both with intervals.
 
 Paired: the same questions on both sides, resampled, and nested in it the seeds, each with both sides' trainings and
 draws. Knows nothing of files or tables.
@@ -106,8 +106,8 @@ def _cells(done: Sequence[DoneCell], arm: str, value: Scalar | None) -> list[Don
 def _right(cell: DoneCell, ids: Sequence[str]) -> NDArray[np.float64]:
     if set(cell.correct) != set(ids):
         raise DataError(
-            f"The arm {cell.row.arm!r} was measured on other questions than the arm beside it; an experiment compares "
-            f"on one test file."
+            f"The arm {cell.row.arm!r} was measured on other questions than the arm it is compared with; an "
+            f"experiment compares on one test file."
         )
     return np.array([cell.correct[i] for i in ids], dtype=np.float64)
 
@@ -184,21 +184,21 @@ def _journal(path: Path, runs: set[str]) -> _Counted:
     return _Counted(mine, sum(total.samples for total in chats) - int(stored))
 
 
-PUBLISHED = Path(__file__).parent / "published.toml"
+_PUBLISHED = Path(__file__).parent / "published.toml"
 NONE = "–"
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class ResultTable:
     """A table of text cells, the first column left, the others right."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
-def result_table(experiment: Experiment, summary: Sequence[ArmSummary], task: str) -> Grid:
+def result_table(experiment: Experiment, summary: Sequence[ArmSummary], task: str) -> ResultTable:
     """Arms by accuracy, gain, what was kept and how false it was."""
-    figures: dict[str, float] = read_toml(PUBLISHED).get(task, {})
+    figures: dict[str, float] = read_toml(_PUBLISHED).get(task, {})
     axis = (experiment.axis.label,) if experiment.axis is not None else ()
     published = ("paper %",) if figures else ()
     head = ("arm", *axis, "accuracy %", "95 % interval", f"gain over {experiment.experiment.baseline}", "95 % interval")
@@ -217,16 +217,16 @@ def result_table(experiment: Experiment, summary: Sequence[ArmSummary], task: st
         )
         for arm in summary
     ]
-    return Grid((*head, "detectable", "kept", "false %", *published), tuple(rows))
+    return ResultTable((*head, "detectable", "kept", "false %", *published), tuple(rows))
 
 
-def markdown(table: Grid) -> str:
+def markdown(table: ResultTable) -> str:
     """The table in Markdown."""
     lines = [f"| {' | '.join(table.head)} |", f"|---{'|---:' * (len(table.head) - 1)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in table.rows)])
 
 
-def latex(table: Grid, caption: str) -> str:
+def latex(table: ResultTable, caption: str) -> str:
     """The table in LaTeX, for `booktabs`."""
     lines = [
         r"\begin{table}",
@@ -261,7 +261,7 @@ def _escaped(text: str) -> str:
     return text.replace("−", "$-$").replace("–", "--").replace("α", r"$\alpha$")
 
 
-NOTE = (
+_NOTE = (
     "Means over {seeds} on {n} test questions. Intervals: paired bootstrap over questions with seeds nested in "
     "it; each seed has trainings{draws} of its own. `detectable`: the smallest gain that one run on a test of this "
     "size shows, in points. Many arms are compared here: about one interval in twenty misses the truth by chance."
@@ -280,7 +280,7 @@ class Results:
 
 
 def write_results(experiment: Experiment, done: Sequence[DoneCell], task: str) -> Results:
-    """Write all files into a folder of the experiment's name beside its runs; other experiments may share those.
+    """Write all files into a folder of the experiment's name, next to its runs; other experiments may share those.
 
     Raises:
         DataError: two arms were measured on different questions.
@@ -290,7 +290,7 @@ def write_results(experiment: Experiment, done: Sequence[DoneCell], task: str) -
     summary, counters = summarise(experiment, done), count(experiment, done)
     table = result_table(experiment, summary, task)
     title = experiment.experiment.title or experiment.experiment.name
-    note = NOTE.format(
+    note = _NOTE.format(
         seeds=_seeds(len(experiment.experiment.seeds)),
         n=done[0].row.n_test,
         draws=" and a draw of labelled and unlabelled rows" if experiment.draw is not None else "",

@@ -1,6 +1,6 @@
 """Run every cell of a grid that is not done yet, one after the other, over one journal.
 
-A cell is an ordinary run in a folder of its own: killed, it goes on where it was; a training that another cell
+A cell is an ordinary run in a folder of its own and resumes like one; a training that another cell
 bought is found by its key, a question that another cell asked is in the journal. Knows nothing of servers.
 """
 
@@ -23,14 +23,14 @@ from semievol_api.engine import Progress
 from semievol_api.engine.journal import Journal
 from semievol_api.errors import RunFolderError, StageError
 from semievol_api.experiments.grid import Cell, Experiment, Scalar, arm_named, cell_name, cells, draw, flat
-from semievol_api.experiments.recipes import RESULT_OF, walk_of
-from semievol_api.session import Silent, Watcher, check, config_key, refuse_lost_journal, run_async
+from semievol_api.experiments.recipes import RESULT_OF, pipeline_of
+from semievol_api.session import NullWatcher, Watcher, check, config_key, refuse_lost_journal, run_async
 from semievol_api.store.artifacts import Answers, EvidenceTable, TunedModel, Verdict
 from semievol_api.store.run_store import load_artifact, stages_done
 from semievol_api.tasks import load_task
 from semievol_api.training.jobs import file_artifact
 
-PROC = Path("/proc")
+_PROC = Path("/proc")
 _TICK_FIELDS = slice(11, 15)
 """utime, stime and those of children that have ended, in /proc/PID/stat after the command's name."""
 
@@ -48,7 +48,7 @@ def tree_cpu_s() -> float:
 def _stats() -> dict[int, tuple[int, int]]:
     """For every process its parent and its ticks."""
     found: dict[int, tuple[int, int]] = {}
-    for path in PROC.glob("[0-9]*/stat"):
+    for path in _PROC.glob("[0-9]*/stat"):
         try:
             fields = path.read_text("utf-8", "replace").rpartition(")")[2].split()
         except OSError:  # it has ended in the meantime
@@ -66,8 +66,8 @@ def _descendants(stats: dict[int, tuple[int, int]], root: int) -> set[int]:
     return found
 
 
-CELL = "cell.json"
-CPU = "cpu_seconds.json"
+_CELL = "cell.json"
+_CPU = "cpu_seconds.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +107,7 @@ class DoneCell:
     stage_cpu_seconds: Mapping[str, float]
 
 
-class _Kept(msgspec.Struct):
-    """A finished cell as it lies on disk, with the key of the settings that made it."""
-
-    key: str
-    row: CellRow
-    correct: dict[str, bool]
-    stage_seconds: dict[str, float]
-    stage_cpu_seconds: dict[str, float]
-
-
-def read_cell(cell: Cell, config: Config) -> DoneCell:
+def _read_cell(cell: Cell, config: Config) -> DoneCell:
     """The cell whose run has ended in its folder.
 
     Raises:
@@ -126,9 +116,8 @@ def read_cell(cell: Cell, config: Config) -> DoneCell:
     folder = config.run.folder
     found = _result(folder, cell)
     verdict = load_artifact(folder, "verdict", Verdict)
-    document: Mapping[str, Any] = {} if verdict is None else verdict.document
-    selection, oracle = document.get("selection") or {}, document.get("oracle") or {}
-    cpu: dict[str, float] = _json(folder / CPU)
+    selection, oracle = (verdict.selection, verdict.oracle) if verdict else (None, None)
+    cpu: dict[str, float] = _json(folder / _CPU)
     seconds = stages_done(folder)
     evidence = list(_evidence(folder))
     models = [TunedModel(**_json(path)) for path in sorted(folder.glob("jobs/*-model/model.json"))]
@@ -139,9 +128,9 @@ def read_cell(cell: Cell, config: Config) -> DoneCell:
         model=found.label,
         n_test=len(found.correct),
         accuracy=found.accuracy,
-        kept=selection.get("kept"),
-        unlabeled=selection.get("unlabeled"),
-        false_share=oracle.get("false_share"),
+        kept=selection.kept if selection else None,
+        unlabeled=selection.unlabeled if selection else None,
+        false_share=oracle.false_share if oracle else None,
         answers=sum(table.table.num_rows for table in evidence),
         prompt_tokens=sum(sum(table.table["prompt_tokens"].to_pylist()) for table in evidence),
         completion_tokens=sum(sum(table.table["completion_tokens"].to_pylist()) for table in evidence),
@@ -154,21 +143,21 @@ def read_cell(cell: Cell, config: Config) -> DoneCell:
     return DoneCell(row, dict(found.correct), seconds, cpu)
 
 
-def keep_cell(folder: Path, key: str, done: DoneCell) -> None:
-    """Write it beside its run, under the key of the settings that made it."""
+def _keep_cell(folder: Path, key: str, done: DoneCell) -> None:
+    """Write it to its run's folder, under the key of the settings that made it."""
     document = {"key": key, **asdict(done)}
-    draft = folder / f".{CELL}.draft"
+    draft = folder / f".{_CELL}.draft"
     draft.write_text(json.dumps(document), "utf-8")
-    draft.replace(folder / CELL)
+    draft.replace(folder / _CELL)
 
 
-def kept_cell(folder: Path, key: str) -> DoneCell | None:
+def _kept_cell(folder: Path, key: str) -> DoneCell | None:
     """The cell, where it was finished with the same settings."""
-    path = folder / CELL
+    path = folder / _CELL
     if not path.is_file():
         return None
-    kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
-    return DoneCell(kept.row, kept.correct, kept.stage_seconds, kept.stage_cpu_seconds) if kept.key == key else None
+    document = _json(path)
+    return msgspec.convert(document, DoneCell) if document["key"] == key else None
 
 
 def _result(folder: Path, cell: Cell) -> Answers:
@@ -194,7 +183,7 @@ def _evidence(folder: Path) -> Iterator[EvidenceTable]:
 
 def _paid(config: Config) -> int:
     """Requests that the journal holds under this run's name."""
-    path = config.run.journal or config.run.folder / "journal.sqlite"
+    path = config.run.journal_path
     journal = Journal.read_only(path)
     try:
         return sum(total.requests for total in journal.totals() if total.source.run == str(config.run.folder))
@@ -207,12 +196,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 JOURNAL = "journal.sqlite"
-MOST_EPOCHS = 50
+_MOST_EPOCHS = 50
 """The fine-tuning API's limit (its specification, `hyperparameters.n_epochs`)."""
 
 
 class CellWatcher(Protocol):
-    """Hears which cell is at work, and what it does."""
+    """Is called with the cell that runs, and watches the run within it."""
 
     def on_cell(self, cell: Cell, number: int, of: int, done: DoneCell | None) -> None:
         """A cell begins (`done` is None), or has ended, or was found done."""
@@ -225,18 +214,18 @@ class CellWatcher(Protocol):
 
 
 @dataclass(frozen=True)
-class SilentCells:
-    """A watcher that looks away."""
+class _NullCellWatcher:
+    """A watcher that does nothing."""
 
-    run: Watcher = field(default_factory=Silent)
+    run: Watcher = field(default_factory=NullWatcher)
 
     def on_cell(self, cell: Cell, number: int, of: int, done: DoneCell | None) -> None:
         """Nothing."""
 
 
 @dataclass(frozen=True)
-class Ground:
-    """Where an experiment stands: the config that its arms change, and what holds for all of them (an address)."""
+class ExperimentContext:
+    """The config that the arms change, and changes that hold for all of them, such as a server's address."""
 
     base: Path
     changes: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -244,47 +233,47 @@ class Ground:
 
 
 async def run_experiment(
-    experiment: Experiment, ground: Ground, watcher: CellWatcher | None = None
+    experiment: Experiment, context: ExperimentContext, watcher: CellWatcher | None = None
 ) -> tuple[DoneCell, ...]:
     """All cells in the grid's order; those that are done already are read.
 
     Raises:
         UserError: the experiment, an arm's config or the data needs mending.
     """
-    seen = watcher or SilentCells()
+    seen = watcher or _NullCellWatcher()
     grid = cells(experiment)
-    _check_all(experiment, grid, ground)
+    _check_all(experiment, grid, context)
     done: list[DoneCell] = []
     for number, cell in enumerate(grid, start=1):
-        config, copies = _with_steps(experiment, cell, _plain_config(experiment, cell, ground))
+        config, copies = _with_steps(experiment, cell, _plain_config(experiment, cell, context))
         key = _key(cell, config)
-        found = kept_cell(config.run.folder, key)
+        found = _kept_cell(config.run.folder, key)
         if found is None:
             seen.on_cell(cell, number, len(grid), None)
-            if not ground.accept_lost_journal:
+            if not context.accept_lost_journal:
                 refuse_lost_journal(config)
-            meter = CpuMeter(config.run.folder, seen.run)
-            await run_async(config, watcher=meter, accept_change=True, walk=walk_of(cell.arm.recipe, copies))
-            found = read_cell(cell, config)
-            keep_cell(config.run.folder, key, found)
+            meter = _CpuMeter(config.run.folder, seen.run)
+            await run_async(config, watcher=meter, accept_change=True, pipeline=pipeline_of(cell.arm.recipe, copies))
+            found = _read_cell(cell, config)
+            _keep_cell(config.run.folder, key, found)
         seen.on_cell(cell, number, len(grid), found)
         done.append(found)
     return tuple(done)
 
 
-def _check_all(experiment: Experiment, grid: Sequence[Cell], ground: Ground) -> None:
+def _check_all(experiment: Experiment, grid: Sequence[Cell], context: ExperimentContext) -> None:
     """Refuse a wrong arm before the first one runs."""
     for cell in grid:
         if cell.seed == experiment.experiment.seeds[0]:
-            check(_plain_config(experiment, cell, ground))
+            check(_plain_config(experiment, cell, context))
 
 
-def _plain_config(experiment: Experiment, cell: Cell, ground: Ground) -> Config:
+def _plain_config(experiment: Experiment, cell: Cell, context: ExperimentContext) -> Config:
     head = experiment.experiment
     changes: dict[str, object] = {
         "run.folder": str(head.folder / "runs" / cell.name),
         "run.seed": cell.seed,
-        **ground.changes,
+        **context.changes,
         **flat(experiment.overrides),
         **flat(cell.arm.overrides),
     }
@@ -293,12 +282,12 @@ def _plain_config(experiment: Experiment, cell: Cell, ground: Ground) -> Config:
     if experiment.axis is not None and cell.value is not None:
         changes[experiment.axis.setting] = cell.value
     if experiment.draw is not None:
-        plain = load_config(ground.base, changes)
-        settings = experiment.draw.model_copy(update={"pool": ground.base.parent / experiment.draw.pool})
+        plain = load_config(context.base, changes)
+        settings = experiment.draw.model_copy(update={"pool": context.base.parent / experiment.draw.pool})
         place = head.folder / "draws" / f"seed-{cell.seed}"
         drawn = draw(settings, load_task(plain.data.task), plain.data, cell.seed, place)
         changes |= {"data.labeled": str(drawn.labeled), "data.unlabeled": str(drawn.unlabeled)}
-    return load_config(ground.base, changes)
+    return load_config(context.base, changes)
 
 
 def _with_steps(experiment: Experiment, cell: Cell, config: Config) -> tuple[Config, int]:
@@ -321,7 +310,7 @@ def _with_steps(experiment: Experiment, cell: Cell, config: Config) -> tuple[Con
             f"{str(folder)!r}: it kept too little. Take the steps of another arm."
         )
     epochs = (config.train.final.n_epochs or 1) * trained[0] / trained[1]
-    copies = math.ceil(epochs / MOST_EPOCHS)
+    copies = math.ceil(epochs / _MOST_EPOCHS)
     train = config.train.model_copy(update={"n_epochs": max(1, round(epochs / copies))})
     return config.model_copy(update={"train": train}), copies
 
@@ -331,11 +320,11 @@ def _key(cell: Cell, config: Config) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class CpuMeter:
-    """A run's watcher that notes each stage's CPU seconds in the run's folder, and tells the next watcher."""
+class _CpuMeter:
+    """A watcher that notes each stage's CPU seconds in the run's folder and passes every call on to another."""
 
     def __init__(self, folder: Path, then: Watcher) -> None:
-        self._path = folder / CPU
+        self._path = folder / _CPU
         self._then = then
         self._since: dict[str, float] = {}
         self._spent: dict[str, float] = {}

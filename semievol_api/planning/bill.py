@@ -275,7 +275,7 @@ class Spent:
 
 def spent_by(config: Config) -> Spent | None:
     """The run's ledger; None where nothing was paid yet."""
-    path = config.run.journal or config.run.folder / "journal.sqlite"
+    path = config.run.journal_path
     if not path.is_file():
         return None
     journal = Journal.create(path)

@@ -37,7 +37,7 @@ from semievol_api.planning.bill import Demand, Shares, TrainingReport
 from semievol_api.planning.catalogue import Catalogue
 from semievol_api.planning.tokens import TokenCounter
 from semievol_api.records import Completion, Example, Message, Prompt, Usage
-from semievol_api.session import Plan, Silent, open_tools
+from semievol_api.session import NullWatcher, Plan, open_tools
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.training.fine_tuning import AUTO_EPOCHS
@@ -371,7 +371,7 @@ async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, r
         dry = replace(plan, config=config, providers=providers)
         with RunStore.open(Path(folder), "plan") as store:
             store.on_stage = on_stage
-            async with open_tools(dry, sample, Silent()) as tools:
+            async with open_tools(dry, sample, NullWatcher()) as tools:
                 await semievol(tools, store, plan.task, sample, config)
     return demand
 

@@ -1,8 +1,8 @@
-"""What a person sees of a run: the report with its label browser, the review page, the hand-over.
+"""What a person sees of a run: the report with its label browser, the review page, exports.
 
     page.write_report(run_folder)                     one self-contained HTML file
-    review_server.serve_review(run_folder, port)      decisions by keyboard; `decisions.read_decisions` reads them
-    export.export_labels(run_folder, out, "openai")   labels for other tools; `model_card.model_card` the card
+    review_server.serve_review(run_folder, port)      decisions by keyboard; `labels.read_decisions` reads them
+    export.export_labels(run_folder, out, "openai")   labels for other tools; `export.model_card` the card
 
 `semievol_api.report(run)` writes the report too: the function that the library offers has this package's name, so the
 package can be called. Reads run folders and changes nothing in them but `review.jsonl`. Knows nothing of providers.

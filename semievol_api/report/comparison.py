@@ -1,6 +1,6 @@
-"""Two models beside each other on the same questions, over one task or several, from what their runs answered.
+"""Compare two models on the same questions, over one task or several, from what their runs answered.
 
-    contests = compare_pairs([("runs/a", "runs/b")])
+    comparisons = compare_pairs([("runs/a", "runs/b")])
 
 A side is a run's folder, or `folder:model` (base, warm, sft, semievol, ceiling); or, asked through a run's config,
 any model of its provider. Knows nothing of how a run was made or of the command line.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semievol_api.config.settings import Config, nearest
 from semievol_api.data import read_data
@@ -32,14 +31,14 @@ from semievol_api.evaluation import (
 )
 from semievol_api.notebook import html_table
 from semievol_api.report.prediction import answers_of
+from semievol_api.report.report_data import categories_of
+from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.session import Watcher, check
 from semievol_api.store.artifacts import Answers, Prepared
 from semievol_api.store.run_store import load_artifact
 
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
-BEST_FIRST = ("semievol", "sft", "warm", "base")
-MAX_CATEGORIES = 60
+_BEST_FIRST = ("semievol", "sft", "warm", "base")
+_MAX_CATEGORIES = 60
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +73,7 @@ class CategoryGain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Contest:
+class PairComparison:
     """One pair on one task. `holm_p` is McNemar's p-value adjusted for all pairs that were asked together."""
 
     ours: SideScore
@@ -99,7 +98,7 @@ class Contest:
 
     def __repr__(self) -> str:
         ours, theirs = (f"{side.name} {side.accuracy.estimate:.1%}" for side in (self.ours, self.theirs))
-        return f"Contest({ours}, {theirs} of {self.gain.n} questions; {100 * self.gain.estimate:+.1f} points)"
+        return f"PairComparison({ours}, {theirs} of {self.gain.n} questions; {100 * self.gain.estimate:+.1f} points)"
 
     def _repr_html_(self) -> str:
         """Both sides as a notebook shows them."""
@@ -110,7 +109,9 @@ class Contest:
         return html_table(f"{self.gain.n} questions", ("model", "accuracy", "95 % interval"), rows, [self.sentence])
 
 
-def compare_pairs(pairs: Sequence[tuple[str, str]], settings: BootstrapSettings | None = None) -> tuple[Contest, ...]:
+def compare_pairs(
+    pairs: Sequence[tuple[str, str]], settings: BootstrapSettings | None = None
+) -> tuple[PairComparison, ...]:
     """Every pair's comparison, p-values adjusted over all pairs (Holm 1979).
 
     Raises:
@@ -131,12 +132,12 @@ async def ask_sides(config: Config, models: Sequence[str], watcher: Watcher | No
     if not data.test:
         raise DataError("Models are compared on test questions, and the config names none: set [data] test.")
     answered = await answers_of(plan, models, data.test, watcher)
-    named = any(e.category for e in data.test)
-    categories = {e.id: (e.category if named else e.answer) or "(none)" for e in data.test}
-    return [_side(answers, answers.label, categories) for answers in answered]
+    return [_side(answers, answers.label, categories_of(data.test)) for answers in answered]
 
 
-def compare_sides(sides: Sequence[tuple[Side, Side]], settings: BootstrapSettings | None = None) -> tuple[Contest, ...]:
+def compare_sides(
+    sides: Sequence[tuple[Side, Side]], settings: BootstrapSettings | None = None
+) -> tuple[PairComparison, ...]:
     """Every pair of sides, p-values adjusted over all pairs.
 
     Raises:
@@ -146,7 +147,7 @@ def compare_sides(sides: Sequence[tuple[Side, Side]], settings: BootstrapSetting
     tests = [mcnemar(ours.correct, theirs.correct) for ours, theirs in matched]
     adjusted = holm([test.p_value for test in tests])
     return tuple(
-        _contest(two, test, p, settings or BootstrapSettings())
+        _compared(two, test, p, settings or BootstrapSettings())
         for two, test, p in zip(matched, tests, adjusted, strict=True)
     )
 
@@ -167,11 +168,12 @@ def read_side(spec: str) -> Side:
         )
     if name == "sft" and name not in there and "warm" in there:
         name = "warm"  # trained on all labels, it is the SFT model of its run
-    chosen = name or next((n for n in BEST_FIRST if n in there), there[0])
+    chosen = name or next((n for n in _BEST_FIRST if n in there), there[0])
     answers = load_artifact(folder, f"evaluate/{chosen}", Answers)
     if answers is None:
         raise RunFolderError(f"The run {path!r} has no answers of {chosen!r}. {nearest(chosen, there)}")
-    return _side(answers, f"{folder.name}:{chosen}", _categories(folder))
+    data = load_artifact(folder, "prepare", Prepared)
+    return _side(answers, f"{folder.name}:{chosen}", categories_of(data.test if data else ()))
 
 
 def _side(answers: Answers, name: str, categories: Mapping[str, str]) -> Side:
@@ -202,11 +204,11 @@ def _only(side: Side, ids: Sequence[str]) -> Side:
     return Side(side.name, side.categories, tuple(ids), side.correct[rows], side.confidence[rows])
 
 
-def _contest(sides: tuple[Side, Side], test: McNemar, adjusted: float, settings: BootstrapSettings) -> Contest:
+def _compared(sides: tuple[Side, Side], test: McNemar, adjusted: float, settings: BootstrapSettings) -> PairComparison:
     ours, theirs = sides
     n = len(ours.ids)
     discordant = max(1, test.only_ours + test.only_theirs) / n
-    return Contest(
+    return PairComparison(
         ours=_score(ours),
         theirs=_score(theirs),
         gain=paired_bootstrap(ours.correct, theirs.correct, settings),
@@ -226,19 +228,10 @@ def _score(side: Side) -> SideScore:
     )
 
 
-def _categories(folder: Path) -> dict[str, str]:
-    """Each test question's category; its gold answer where the data names no categories."""
-    data = load_artifact(folder, "prepare", Prepared)
-    if data is None:
-        return {}
-    named = any(e.category for e in data.test)
-    return {e.id: (e.category if named else e.answer) or "(none)" for e in data.test}
-
-
 def _by_category(ours: Side, theirs: Side, settings: BootstrapSettings) -> tuple[CategoryGain, ...]:
     names = np.array([ours.categories.get(i, "(none)") for i in ours.ids])
     distinct = np.unique(names)
-    if not 2 <= distinct.size <= MAX_CATEGORIES:
+    if not 2 <= distinct.size <= _MAX_CATEGORIES:
         return ()
     return tuple(
         CategoryGain(

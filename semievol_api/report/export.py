@@ -8,22 +8,19 @@ how labels were made or of pages.
 
 from __future__ import annotations
 
-import ast
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from semievol_api.errors import RunFolderError, UserError
 from semievol_api.records import Example
 from semievol_api.report.labels import REVIEW_FILE, Decision, LabelTable, label_tables, read_decisions
-from semievol_api.report.page import percent, seconds, signed, thousands
-from semievol_api.report.read_run import read_report_data
+from semievol_api.report.page import templates
+from semievol_api.report.read_run import read_report_data, stored_settings
 from semievol_api.store.artifacts import TunedModel
 from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import Task, load_task
@@ -36,22 +33,14 @@ def model_card(run_folder: Path) -> str:
     Raises:
         RunFolderError: the folder is no run.
     """
-    made = Environment(
-        loader=PackageLoader("semievol_api.report"),
-        autoescape=False,  # Markdown, not HTML
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(percent=percent, signed=signed, seconds=seconds, thousands=thousands)
     model = load_artifact(run_folder, "jobs/semievol-model", TunedModel)
-    return made.get_template("model_card.md.j2").render(data=read_report_data(run_folder), model=model)
+    return templates(html=False).get_template("model_card.md.j2").render(data=read_report_data(run_folder), model=model)
 
 
 Format: TypeAlias = Literal["openai", "parquet", "hf", "model-card"]
 """`openai`: chat JSONL ready for a fine-tuning API; `hf`: a folder for `datasets.load_from_disk`."""
 
-ROWS_AT_ONCE = 100_000
+_ROWS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,7 @@ def export_labels(run_folder: Path, out: Path, format: Format) -> int:
             return 1
         labels = _Counted(selected_labels(run_folder))
         if format == "openai":
-            task = run_task(run_folder)
+            task = _run_task(run_folder)
             with out.open("wb") as file:
                 lines = (training_line(task, label.example, label.answer) for label in labels)
                 file.writelines(chat_jsonl(lines).chunks())
@@ -119,23 +108,21 @@ class _Counted:
             yield label
 
 
-def run_task(run_folder: Path) -> Task:
+def _run_task(run_folder: Path) -> Task:
     """The task of a run, from the settings that its folder remembers.
 
     Raises:
         RunFolderError: the folder remembers no task.
         ConfigError: its file is gone.
     """
-    path = run_folder / "config_key.json"
     try:
-        key = json.loads(path.read_text("utf-8"))["config_key"]["value"]
-        name = dict(ast.literal_eval(key))["data"]["task"]
-    except (OSError, KeyError, TypeError, ValueError, SyntaxError):
+        name = str(stored_settings(run_folder)["data"]["task"])
+    except (KeyError, TypeError):
         raise RunFolderError(
             f"The folder {str(run_folder)!r} does not say which task it solved, so prompts cannot be worded. Export "
             f"as parquet instead, or run the config again."
         ) from None
-    return load_task(str(name))
+    return load_task(name)
 
 
 def _label(table: LabelTable, place: int, decisions: Mapping[str, Decision]) -> Label | None:
@@ -163,10 +150,10 @@ def _columns(labels: Sequence[Label]) -> dict[str, list[object]]:
 def _tables(labels: Iterable[Label]) -> Iterator[pa.Table]:
     """The labels as tables of many rows, at least one."""
     coming = iter(labels)
-    some = list(itertools.islice(coming, ROWS_AT_ONCE))
+    some = list(itertools.islice(coming, _ROWS_AT_ONCE))
     while True:
         yield pa.table(_columns(some), schema=_schema())
-        some = list(itertools.islice(coming, ROWS_AT_ONCE))
+        some = list(itertools.islice(coming, _ROWS_AT_ONCE))
         if not some:
             return
 
@@ -187,7 +174,6 @@ def _write_dataset(labels: Iterable[Label], out: Path) -> None:
 
 
 def _schema() -> pa.Schema:
-
     return pa.schema(
         [
             ("id", pa.string()),

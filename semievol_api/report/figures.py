@@ -17,35 +17,35 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from semievol_api.report.report_data import Confidences, JobCurve, ReportData
+from semievol_api.report.report_data import Confidences, JobCurve, ReportData, percent, signed
 
-INK, MUTED, LINE, FIRST, SECOND, PAPER = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FIRST: "first", SECOND: "second", PAPER: "paper"}
+_INK, _MUTED, _LINE, _FIRST, _SECOND, _PAPER = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", _FIRST: "first", _SECOND: "second", _PAPER: "paper"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "semievol",
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
+    "text.color": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": LINE,
+    "grid.color": _LINE,
     "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
     "legend.frameon": False,
     "hatch.linewidth": 1.0,
-    "hatch.color": PAPER,
+    "hatch.color": _PAPER,
 }
-MAX_TABLE_ROWS = 40
+_MAX_TABLE_ROWS = 40
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Figure:
     rows: Sequence[Sequence[str]]
 
 
-def figures(data: ReportData) -> dict[str, Figure]:
+def draw_figures(data: ReportData) -> dict[str, Figure]:
     """Every figure that the run has numbers for, by id."""
     with mpl.rc_context():
         mpl.rcParams.update(_STYLE)
@@ -76,25 +76,18 @@ def _accuracy(data: ReportData) -> Figure | None:
     if not models:
         return None
     canvas, axes = _axes(6.4, 0.9 + 0.42 * len(models))
-    places = range(len(models))
-    for place, m in zip(places, models, strict=True):
-        axes.plot([100 * m.low, 100 * m.high], [place, place], color=FIRST, linewidth=2, solid_capstyle="butt")
-        axes.plot([100 * m.accuracy], [place], "o", color=FIRST, markersize=7)
-        axes.annotate(
-            f"{100 * m.accuracy:.1f} %", (100 * m.accuracy, place), (0, 8), textcoords="offset points", ha="center"
-        )
-    axes.set_yticks(list(places), [m.label for m in models])
-    axes.set_ylim(len(models) - 0.5, -0.7)
+    bars = [_Bar(m.label, 100 * m.accuracy, 100 * m.low, 100 * m.high, percent(m.accuracy)) for m in models]
+    _intervals(axes, bars, _FIRST, "o")
     axes.set_xlabel(f"accuracy on {data.n_test:,} test questions, % (bar: 95 % interval)")
-    axes.grid(visible=False, axis="y")
     best = max(models, key=lambda m: m.accuracy)
     return Figure(
         "accuracy",
         "Accuracy of every model",
-        f"Accuracy with 95 % intervals of {len(models)} models; the highest is {best.label} at {_pct(best.accuracy)}.",
+        f"Accuracy with 95 % intervals of {len(models)} models; "
+        f"the highest is {best.label} at {percent(best.accuracy)}.",
         _svg(canvas, "accuracy"),
         ("model", "accuracy", "95 % interval"),
-        [(m.label, _pct(m.accuracy), f"{_pct(m.low)} to {_pct(m.high)}") for m in models],
+        [(m.label, percent(m.accuracy), f"{percent(m.low)} to {percent(m.high)}") for m in models],
     )
 
 
@@ -103,15 +96,11 @@ def _gains(data: ReportData) -> Figure | None:
     if not gains:
         return None
     canvas, axes = _axes(6.4, 0.9 + 0.42 * len(gains))
-    axes.axvline(0, color=INK, linewidth=1)
-    for place, d in enumerate(gains):
-        axes.plot([d.low, d.high], [place, place], color=SECOND, linewidth=2, solid_capstyle="butt")
-        axes.plot([d.points], [place], "D", color=SECOND, markersize=6)
-        axes.annotate(f"{d.points:+.1f}", (d.points, place), (0, 8), textcoords="offset points", ha="center")
-    axes.set_yticks(range(len(gains)), [f"{d.of_label} − {d.against_label}" for d in gains])
-    axes.set_ylim(len(gains) - 0.5, -0.7)
+    axes.axvline(0, color=_INK, linewidth=1)
+    names = [f"{d.of_label} − {d.against_label}" for d in gains]
+    bars = [_Bar(name, d.points, d.low, d.high, signed(d.points)) for name, d in zip(names, gains, strict=True)]
+    _intervals(axes, bars, _SECOND, "D")
     axes.set_xlabel("difference, percentage points (bar: paired 95 % interval)")
-    axes.grid(visible=False, axis="y")
     sure = sum(d.low > 0 or d.high < 0 for d in gains)
     return Figure(
         "gains",
@@ -121,15 +110,37 @@ def _gains(data: ReportData) -> Figure | None:
         ("difference", "points", "95 % interval", "McNemar p", "smallest detectable"),
         [
             (
-                f"{d.of_label} − {d.against_label}",
-                f"{d.points:+.1f}",
-                f"{d.low:+.1f} to {d.high:+.1f}",
-                "" if d.p_value is None else f"{d.p_value:.3g}",
-                "" if d.smallest_detectable is None else f"{d.smallest_detectable:.1f}",
+                name,
+                signed(d.points),
+                f"{signed(d.low)} to {signed(d.high)}",
+                f"{d.mcnemar_p:.3g}",
+                f"{d.smallest_detectable:.1f}",
             )
-            for d in gains
+            for name, d in zip(names, gains, strict=True)
         ],
     )
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """An estimate with its interval, and the figure that stands above it."""
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+    figure: str
+
+
+def _intervals(axes: Axes, bars: Sequence[_Bar], color: str, marker: str) -> None:
+    """A row for each estimate, the first on top."""
+    for place, bar in enumerate(bars):
+        axes.plot([bar.low, bar.high], [place, place], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot([bar.estimate], [place], marker, color=color, markersize=7)
+        axes.annotate(bar.figure, (bar.estimate, place), (0, 8), textcoords="offset points", ha="center")
+    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    axes.set_ylim(len(bars) - 0.5, -0.7)
+    axes.grid(visible=False, axis="y")
 
 
 def _precision_coverage(data: ReportData) -> Figure | None:
@@ -137,26 +148,28 @@ def _precision_coverage(data: ReportData) -> Figure | None:
     if curve is None or not curve.coverage.size:
         return None
     canvas, axes = _axes(6.4, 3.6)
-    axes.plot(100 * curve.coverage, 100 * curve.precision, color=FIRST, linewidth=2, label="precision at this coverage")
+    axes.plot(
+        100 * curve.coverage, 100 * curve.precision, color=_FIRST, linewidth=2, label="precision at this coverage"
+    )
     cut = ""
-    if curve.chosen is not None:
-        coverage, precision = curve.chosen
-        axes.axvline(100 * coverage, color=SECOND, linestyle="--", linewidth=1.5, label="chosen cut")
-        axes.plot([100 * coverage], [100 * precision], "D", color=SECOND, markersize=7)
-        cut = f" The chosen cut keeps {_pct(coverage)} with a precision of {_pct(precision)}."
-    axes.set_xlabel(f"coverage: share of {curve.pool:,} unlabelled rows that is kept, %")
+    if data.chosen_cut is not None:
+        coverage, precision = data.chosen_cut
+        axes.axvline(100 * coverage, color=_SECOND, linestyle="--", linewidth=1.5, label="chosen cut")
+        axes.plot([100 * coverage], [100 * precision], "D", color=_SECOND, markersize=7)
+        cut = f" The chosen cut keeps {percent(coverage)} with a precision of {percent(precision)}."
+    axes.set_xlabel(f"coverage: share of {len(data.labels):,} unlabelled rows that is kept, %")
     axes.set_ylabel("right labels among the kept, %")
     axes.set_xlim(0, 100)
     axes.legend()
     thin = slice(None, None, max(1, curve.coverage.size // 20))
-    rows = zip(curve.coverage[thin], curve.precision[thin], curve.confidence[thin], strict=True)
+    rows = zip(curve.coverage[thin], curve.precision[thin], curve.threshold[thin], strict=True)
     return Figure(
         "precision-coverage",
         "Precision against coverage",
         f"Precision of the pseudo-labels as more of them are kept, most confident first.{cut}",
         _svg(canvas, "pc"),
         ("coverage", "precision", "confidence at the cut"),
-        [(_pct(c), _pct(p), f"{s:.3f}") for c, p, s in rows],
+        [(percent(c), percent(p), f"{s:.3f}") for c, p, s in rows],
     )
 
 
@@ -164,15 +177,15 @@ def _histogram(confidences: Confidences, place: int) -> Figure:
     h = confidences.histogram
     canvas, axes = _axes(5.2, 3.2)
     width = float(h.edges[1] - h.edges[0])
-    axes.bar(h.edges[:-1], h.right, width, align="edge", color=FIRST, edgecolor=PAPER, label="right")
+    axes.bar(h.edges[:-1], h.right, width, align="edge", color=_FIRST, edgecolor=_PAPER, label="right")
     axes.bar(
         h.edges[:-1],
         h.wrong,
         width,
         bottom=h.right,
         align="edge",
-        color=SECOND,
-        edgecolor=PAPER,
+        color=_SECOND,
+        edgecolor=_PAPER,
         hatch="///",
         label="wrong",
     )
@@ -198,10 +211,10 @@ def _reliability(confidences: Confidences, place: int) -> Figure:
     r = confidences.reliability
     canvas, axes = _axes(5.2, 3.2)
     low = float(min(r.confidence.min(), r.low.min(), 0.98)) if r.count.size else 0.0
-    axes.plot([100 * low, 100], [100 * low, 100], color=MUTED, linestyle=":", label="perfectly calibrated")
+    axes.plot([100 * low, 100], [100 * low, 100], color=_MUTED, linestyle=":", label="perfectly calibrated")
     errors = [100 * (r.accuracy - r.low), 100 * (r.high - r.accuracy)]
     axes.errorbar(
-        100 * r.confidence, 100 * r.accuracy, errors, color=FIRST, fmt="o-", linewidth=1.5, markersize=5, label="bins"
+        100 * r.confidence, 100 * r.accuracy, errors, color=_FIRST, fmt="o-", linewidth=1.5, markersize=5, label="bins"
     )
     axes.set_xlabel("mean confidence of the bin, %")
     axes.set_ylabel("accuracy of the bin, %")
@@ -210,11 +223,11 @@ def _reliability(confidences: Confidences, place: int) -> Figure:
         f"reliability-{place}",
         f"Reliability: {confidences.subject}",
         f"Accuracy against confidence in bins of equal size; the expected calibration error is "
-        f"{_pct(r.expected_error)}. Below the dotted line the model is over-confident.",
+        f"{percent(r.expected_error)}. Below the dotted line the model is over-confident.",
         _svg(canvas, f"r{place}"),
         ("mean confidence", "accuracy", "95 % interval", "answers"),
         [
-            (_pct(c), _pct(a), f"{_pct(lo)} to {_pct(hi)}", f"{int(n):,}")
+            (percent(c), percent(a), f"{percent(lo)} to {percent(hi)}", f"{int(n):,}")
             for c, a, lo, hi, n in zip(r.confidence, r.accuracy, r.low, r.high, r.count, strict=True)
         ],
     )
@@ -227,10 +240,10 @@ def _categories(data: ReportData) -> Figure | None:
     before, after = data.before_after
     canvas, axes = _axes(6.4, 1.2 + 0.34 * len(found))
     for place, c in enumerate(found):
-        axes.plot([100 * c.before, 100 * c.after], [place, place], color=MUTED, linewidth=1.5)
+        axes.plot([100 * c.before, 100 * c.after], [place, place], color=_MUTED, linewidth=1.5)
     places = range(len(found))
-    axes.plot([100 * c.before for c in found], places, "o", color=FIRST, markerfacecolor=PAPER, label=before)
-    axes.plot([100 * c.after for c in found], places, "D", color=SECOND, label=after)
+    axes.plot([100 * c.before for c in found], places, "o", color=_FIRST, markerfacecolor=_PAPER, label=before)
+    axes.plot([100 * c.after for c in found], places, "D", color=_SECOND, label=after)
     axes.set_yticks(places, [f"{_short(c.name)} (n = {c.n:,})" for c in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlabel("accuracy, %")
@@ -244,7 +257,7 @@ def _categories(data: ReportData) -> Figure | None:
         f"categories got worse.",
         _svg(canvas, "cat"),
         ("category", "n", before, after, "change, points"),
-        [(c.name, f"{c.n:,}", _pct(c.before), _pct(c.after), f"{100 * (c.after - c.before):+.1f}") for c in found],
+        [(c.name, f"{c.n:,}", percent(c.before), percent(c.after), signed(100 * (c.after - c.before))) for c in found],
     )
 
 
@@ -253,7 +266,7 @@ def _learning(data: ReportData, metric: str) -> Figure | None:
     canvas, axes = _axes(5.2, 3.0)
     dashes = ("-", "--", ":", "-.")
     for place, c in enumerate(curves):
-        color = (FIRST, SECOND, INK)[place % 3]
+        color = (_FIRST, _SECOND, _INK)[place % 3]
         axes.plot(c.steps, c.values, color=color, linestyle=dashes[place % 4], linewidth=1.8, label=c.job)
     axes.set_xlabel("training step")
     axes.set_ylabel(metric.replace("_", " "))
@@ -268,7 +281,7 @@ def _learning(data: ReportData, metric: str) -> Figure | None:
             (c.job, f"{s:g}", f"{v:.4g}")
             for c in curves
             for s, v in list(zip(c.steps, c.values, strict=True))[:: max(1, len(c.steps) // 20)]
-        ][:MAX_TABLE_ROWS],
+        ][:_MAX_TABLE_ROWS],
     )
 
 
@@ -295,10 +308,6 @@ def _svg(canvas: Canvas, prefix: str) -> str:
     for color, name in _VARIABLES.items():
         text = text.replace(color, f"var(--{name})")
     return re.sub(r"\n\s*", "\n", text)
-
-
-def _pct(share: float) -> str:
-    return "–" if share != share else f"{100 * share:.1f} %"
 
 
 def _short(text: str) -> str:

@@ -1,8 +1,8 @@
-"""Every unlabelled row with all that was said about it: what the label browser, review and the export read.
+"""Every unlabelled row with every annotator's answer: what the label browser, review and the export read.
 
 Joins the artifacts of a run folder column by column, so that 100,000 rows take seconds; of more than fit a part it
 shows a sample. Knows nothing of HTML,
-of files other than a run's artifacts, or of how a label was made.
+or of how a label was made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -26,24 +26,23 @@ from numpy.typing import NDArray
 from semievol_api.data.parts import Parts, Rows
 from semievol_api.errors import RunFolderError
 from semievol_api.records import Example
+from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.store.artifacts import EvidenceTable, Prepared, Selection
 from semievol_api.store.run_store import load_artifact
+from semievol_api.store.verdict import PooledSummary
 
-FloatArray: TypeAlias = NDArray[np.float64]
-BoolArray: TypeAlias = NDArray[np.bool_]
-
-GOLD_FILE = "oracle/gold.json"
+_GOLD_FILE = "oracle/gold.json"
 """Optional, in the run folder: {example id: hidden gold answer} of unlabelled rows, for this report alone."""
 
 SHOWN = 100_000
 """Rows that a page shows at most of a pool in parts."""
-_SAID = {"above the threshold": "less sure than the cut"}
+_REASONS_HERE = {"above the threshold": "less sure than the cut"}
 """Reasons of the selection on the scale of this table, where higher is better."""
 
 
 @dataclass(frozen=True, eq=False)
-class Voice:
-    """What one annotator (or the justification) said of every row, in the table's order.
+class AnnotatorAnswers:
+    """What one annotator (or the justification) answered to every row, in the table's order.
 
     `confidences` is float64, shape (rows,), exp(-mean_nll); NaN where there is none. An answer of None is an
     abstention; `texts` is "" where it was not asked.
@@ -69,13 +68,18 @@ class LabelTable:
     confidences: FloatArray
     kept: BoolArray
     reasons: Sequence[str]
-    voices: Sequence[Voice]
-    justification: Voice | None
+    annotators: Sequence[AnnotatorAnswers]
+    justification: AnnotatorAnswers | None
     gold: Mapping[str, str]
     threshold: float | None
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def answered_by(self) -> list[AnnotatorAnswers]:
+        """The annotators, behind them the justification where there is one."""
+        return [*self.annotators, *([self.justification] if self.justification else [])]
 
     def correct(self) -> tuple[NDArray[np.int64], BoolArray]:
         """The places of rows with an answer and known gold, and whether the answer is right."""
@@ -85,12 +89,12 @@ class LabelTable:
 
     def agreement(self) -> FloatArray:
         """float64, shape (rows,): the share of annotators that gave the row's answer; NaN without annotators."""
-        if not self.voices:
+        if not self.annotators:
             return np.full(len(self), np.nan)
         votes = np.zeros(len(self))
-        for voice in self.voices:
-            votes += [a is not None and a == b for a, b in zip(voice.answers, self.answers, strict=True)]
-        return votes / len(self.voices)
+        for annotator in self.annotators:
+            votes += [a is not None and a == b for a, b in zip(annotator.answers, self.answers, strict=True)]
+        return votes / len(self.annotators)
 
 
 def same_answer(answer: str | None, gold: str) -> bool:
@@ -113,20 +117,20 @@ def read_label_table(run_folder: Path, data: Prepared | None = None) -> LabelTab
         RunFolderError: the folder holds no prepared data.
     """
     data = data or load_prepared(run_folder)
-    return _label_table(run_folder, shown_of(data), None)
+    return _Stages.read(run_folder).about(_shown_of(data), None)
 
 
 def label_tables(run_folder: Path) -> Iterator[LabelTable]:
     """All rows, one part after the other; see `read_label_table`."""
-    unlabeled = load_prepared(run_folder).unlabeled
+    unlabeled, stages = load_prepared(run_folder).unlabeled, _Stages.read(run_folder)
     if not isinstance(unlabeled, Rows):
-        yield read_label_table(run_folder)
+        yield stages.about(unlabeled, None)
         return
     for part in range(unlabeled.parts.count):
-        yield _label_table(run_folder, unlabeled.part(part), part)
+        yield stages.about(unlabeled.part(part), part)
 
 
-def shown_of(data: Prepared) -> Sequence[Example]:
+def _shown_of(data: Prepared) -> Sequence[Example]:
     """The unlabelled examples that a person is shown: all, or about `SHOWN` evenly spread ones."""
     unlabeled = data.unlabeled
     if not isinstance(unlabeled, Rows):
@@ -140,35 +144,53 @@ def shown_of(data: Prepared) -> Sequence[Example]:
     return shown
 
 
-def _label_table(run_folder: Path, examples: Sequence[Example], part: int | None) -> LabelTable:
-    """What was said of some examples, which lie in one part or anywhere."""
-    place = {e.id: i for i, e in enumerate(examples)}
-    said = load_artifact(run_folder, "collaborate", EvidenceTable)
-    final = load_artifact(run_folder, "justify", EvidenceTable)
-    chosen = load_artifact(run_folder, "select", Selection)
-    answers: Sequence[str | None] = [None] * len(examples)
-    confidences, kept = np.full(len(examples), np.nan), np.zeros(len(examples), dtype=np.bool_)
-    reasons: Sequence[str] = ["not selected yet"] * len(examples)
-    if chosen is not None:
-        scores = _about(chosen.scores, place, part)
-        order = _order(scores, place)
-        answers = _spread(scores["answer"].to_pylist(), order, len(examples))
-        confidences[order[order >= 0]] = _scores(scores)[order >= 0]
-        kept[order[order >= 0]] = np.array(scores["kept"].to_pylist(), dtype=np.bool_)[order >= 0]
-        reasons = [_SAID.get(r or "", r or "") for r in _spread(scores["reason"].to_pylist(), order, len(examples))]
-    voices = _voices(None if said is None else _about(said.parts, place, part), place)
-    justified = _voices(None if final is None else _about(final.parts, place, part), place)
-    return LabelTable(
-        examples=examples,
-        answers=answers,
-        confidences=confidences,
-        kept=kept,
-        reasons=reasons,
-        voices=voices,
-        justification=justified[0] if justified else None,
-        gold=_read_gold(run_folder),
-        threshold=_threshold(chosen),
-    )
+@dataclass(frozen=True)
+class _Stages:
+    """What the stages left about the unlabelled examples, as far as they have come, and the hidden gold."""
+
+    annotations: EvidenceTable | None
+    final: EvidenceTable | None
+    chosen: Selection | None
+    gold: Mapping[str, str]
+
+    @classmethod
+    def read(cls, run_folder: Path) -> Self:
+        """The artifacts, their tables unread."""
+        gold = run_folder / _GOLD_FILE
+        return cls(
+            annotations=load_artifact(run_folder, "collaborate", EvidenceTable),
+            final=load_artifact(run_folder, "justify", EvidenceTable),
+            chosen=load_artifact(run_folder, "select", Selection),
+            gold=json.loads(gold.read_text("utf-8")) if gold.is_file() else {},
+        )
+
+    def about(self, examples: Sequence[Example], part: int | None) -> LabelTable:
+        """The rows of some examples, which lie in one part or anywhere."""
+        ids, size = [e.id for e in examples], len(examples)
+        justified = _answers_by_annotator(self.final, ids, part)
+        table = LabelTable(
+            examples=examples,
+            answers=[None] * size,
+            confidences=np.full(size, np.nan),
+            kept=np.zeros(size, dtype=np.bool_),
+            reasons=["not selected yet"] * size,
+            annotators=_answers_by_annotator(self.annotations, ids, part),
+            justification=justified[0] if justified else None,
+            gold=self.gold,
+            threshold=None,
+        )
+        if self.chosen is None:
+            return table
+        scores = _aligned(_about(self.chosen.scores, ids, part), ids)
+        reasons = (reason or "" for reason in scores["reason"].to_pylist())
+        return replace(
+            table,
+            answers=scores["answer"].to_pylist(),
+            confidences=_scores(scores),
+            kept=scores["kept"].fill_null(False).to_numpy(),
+            reasons=[_REASONS_HERE.get(reason, reason) for reason in reasons],
+            threshold=_threshold(self.chosen),
+        )
 
 
 def load_prepared(run_folder: Path) -> Prepared:
@@ -186,76 +208,59 @@ def load_prepared(run_folder: Path) -> Prepared:
     return data
 
 
-def _about(parts: Parts, place: Mapping[str, int], part: int | None) -> pa.Table:
+def _about(parts: Parts, ids: Sequence[str], part: int | None) -> pa.Table:
     """The rows about some examples, which lie in one part or anywhere; all of a table in one part."""
     if parts.count == 1 or part is not None:
         return parts.read(part or 0)
+    wanted = set(ids)
     found: list[pa.Table] = []
     for table in parts.tables():
-        wanted = [name in place for name in table["example_id"].to_pylist()]
-        found.append(table.filter(pa.array(wanted, pa.bool_())))
+        found.append(table.filter(pa.array([name in wanted for name in table["example_id"].to_pylist()], pa.bool_())))
     return pa.concat_tables(found, promote_options="default")
 
 
-def _voices(table: pa.Table | None, place: Mapping[str, int]) -> list[Voice]:
-    if table is None:
+def _aligned(table: pa.Table, ids: Sequence[str]) -> pa.Table:
+    """One row for each id, in their order; all null where the table has none."""
+    place = {name: row for row, name in enumerate(table["example_id"].to_pylist())}
+    return table.take(pa.array([place.get(name) for name in ids], pa.int64()))
+
+
+def _answers_by_annotator(
+    evidence: EvidenceTable | None, ids: Sequence[str], part: int | None
+) -> list[AnnotatorAnswers]:
+    if evidence is None:
         return []
-    order = _order(table, place)
+    table = _about(evidence.parts, ids, part)
+    found: list[AnnotatorAnswers] = []
     names = np.array(table["annotator_id"].to_pylist(), dtype=np.str_)
-    answers = np.array(table["answer"].to_pylist(), dtype=object)
-    texts = np.array(table["text"].to_pylist(), dtype=object)
-    confidences = np.exp(-_floats(table["mean_nll"]))
-    voices: list[Voice] = []
-    for name in np.unique(names):
-        own = (names == name) & (order >= 0)
-        spread = np.full(len(place), np.nan)
-        spread[order[own]] = confidences[own]
-        voices.append(
-            Voice(
-                id=str(name),
-                answers=_spread(list(answers[own]), order[own], len(place)),
-                confidences=spread,
-                texts=[t or "" for t in _spread(list(texts[own]), order[own], len(place))],
+    for name in np.unique(names).tolist():
+        own = _aligned(table.filter(pa.array(names == name)), ids)
+        found.append(
+            AnnotatorAnswers(
+                id=name,
+                answers=own["answer"].to_pylist(),
+                confidences=np.exp(-_floats(own["mean_nll"])),
+                texts=own["text"].fill_null("").to_pylist(),
             )
         )
-    return voices
-
-
-def _order(table: pa.Table, place: Mapping[str, int]) -> NDArray[np.int64]:
-    """The place of each row's example; -1 for one that is not in the pool."""
-    return np.array([place.get(i, -1) for i in table["example_id"].to_pylist()], dtype=np.int64)
-
-
-def _spread(values: Sequence[str | None], order: NDArray[np.int64], size: int) -> list[str | None]:
-    spread: list[str | None] = [None] * size
-    for value, where in zip(values, order.tolist(), strict=True):
-        if where >= 0:
-            spread[where] = value
-    return spread
+    return found
 
 
 def _scores(table: pa.Table) -> FloatArray:
     if "mean_nll" in table.column_names:
         return np.asarray(np.exp(-_floats(table["mean_nll"])), dtype=np.float64)
-    return _floats(table["score"]) if "score" in table.column_names else np.full(len(table), np.nan)
+    return _floats(table["score"])
 
 
 def _floats(column: pa.ChunkedArray) -> FloatArray:
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _threshold(chosen: Selection | None) -> float | None:
-    if chosen is None:
-        return None
-    nll, share = chosen.summary.get("threshold_mean_nll"), chosen.summary.get("threshold")
-    if isinstance(nll, int | float):
-        return float(np.exp(-nll))
-    return float(share) if isinstance(share, int | float) else None
-
-
-def _read_gold(run_folder: Path) -> Mapping[str, str]:
-    path = run_folder / GOLD_FILE
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+def _threshold(chosen: Selection) -> float | None:
+    if isinstance(chosen.summary, PooledSummary):
+        return chosen.summary.threshold
+    nll = chosen.summary.threshold_mean_nll
+    return None if nll is None else float(np.exp(-nll))
 
 
 REVIEW_FILE = "review.jsonl"
@@ -264,7 +269,7 @@ Action: TypeAlias = Literal["accept", "correct", "skip", "undo"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a person said of one row.
+    """A person's decision on one row.
 
     `answer` is the label that now holds (None for skip and undo), `proposed` what the method had put forward.
     `audit` marks a row that was drawn uniformly rather than for its doubt: only these keep a calibration

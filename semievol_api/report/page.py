@@ -14,21 +14,18 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from semievol_api.errors import MissingExtraError, RunFolderError
-from semievol_api.report.labels import FloatArray, LabelTable, Voice, same_answer
+from semievol_api.report.labels import AnnotatorAnswers, LabelTable, same_answer
 from semievol_api.report.read_run import read_report_data
-from semievol_api.report.report_data import ReportData
+from semievol_api.report.report_data import ReportData, percent, seconds, signed, thousands
 from semievol_api.run_result import RunResult
-
-IntArray: TypeAlias = NDArray[np.int64]
+from semievol_api.selection.values import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,8 @@ def _even_sample(labels: LabelTable, count: int) -> IntArray:
 def _columns(labels: LabelTable, places: IntArray, plan: _Plan) -> dict[str, object]:
     rows = [int(i) for i in places]
     examples = [labels.examples[i] for i in rows]
-    voices = [*labels.voices, *([labels.justification] if labels.justification else [])]
-    answers = sorted({a for column in (labels.answers, *(v.answers for v in voices)) for a in column if a is not None})
+    columns = (labels.answers, *(annotator.answers for annotator in labels.answered_by))
+    answers = sorted({answer for column in columns for answer in column if answer is not None})
     code = {a: i for i, a in enumerate(answers)}
     reasons, categories = sorted(set(labels.reasons)), sorted({e.category or "" for e in examples})
     reason_place = {name: i for i, name in enumerate(reasons)}
@@ -139,19 +136,19 @@ def _columns(labels: LabelTable, places: IntArray, plan: _Plan) -> dict[str, obj
         "categoryNames": categories if len(categories) > 1 else [],
         "categories": _digits([place_of[e.category or ""] for e in examples]),
         "gold": _gold(labels, rows) if labels.gold else None,
-        "voices": [_voice(v, rows, places, code, v is labels.justification) for v in voices],
+        "annotators": [_annotator(a, rows, places, code, a is labels.justification) for a in labels.answered_by],
         "threshold": labels.threshold,
     }
 
 
-def _voice(
-    voice: Voice, rows: Sequence[int], places: IntArray, code: dict[str, int], justifies: bool
+def _annotator(
+    annotator: AnnotatorAnswers, rows: Sequence[int], places: IntArray, code: dict[str, int], justifies: bool
 ) -> dict[str, object]:
     return {
-        "id": voice.id,
+        "id": annotator.id,
         "justifies": justifies,
-        "answers": _codes([voice.answers[i] for i in rows], code),
-        "confidences": _rounded(voice.confidences[places], 100),
+        "answers": _codes([annotator.answers[i] for i in rows], code),
+        "confidences": _rounded(annotator.confidences[places], 100),
     }
 
 
@@ -168,14 +165,13 @@ def _gold(labels: LabelTable, rows: Sequence[int]) -> dict[str, object]:
 
 def _details(labels: LabelTable, places: IntArray) -> dict[str, object]:
     rows = [int(i) for i in places]
-    voices = [*labels.voices, *([labels.justification] if labels.justification else [])]
     options = [list(labels.examples[i].options) for i in rows]
     return {
         "places": rows,
         "ids": [labels.examples[i].id for i in rows],
         "questions": [labels.examples[i].question for i in rows],
         "options": options if any(options) else [],
-        "texts": [[v.texts[i] for i in rows] for v in voices],
+        "texts": [[v.texts[i] for i in rows] for v in labels.answered_by],
     }
 
 
@@ -205,7 +201,7 @@ def _cut(text: str, limit: int | None, mark: str) -> str:
     return text if limit is None or len(text) <= limit else text[:limit] + mark
 
 
-MAX_BYTES = 3_950_000
+_MAX_BYTES = 3_950_000
 """The page's size; mail and chat clients carry files up to 4 MB almost everywhere."""
 
 
@@ -262,23 +258,23 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
     return path
 
 
-def render_report(data: ReportData, max_bytes: int = MAX_BYTES) -> str:
+def render_report(data: ReportData, max_bytes: int = _MAX_BYTES) -> str:
     """The page's text, at most `max_bytes` long in UTF-8."""
     try:
-        from semievol_api.report.figures import figures
+        from semievol_api.report.figures import draw_figures
     except ModuleNotFoundError:
         raise MissingExtraError("matplotlib", "report", "The report") from None
-    drawn = figures(data)
+    drawn = draw_figures(data)
     shell = _render(data, drawn, Payload("", 0, 0, 0, None))
     labels = pack_labels(data.labels, max_bytes - len(shell.encode()) - 2_000)
     return _render(data, drawn, labels)
 
 
-def templates() -> Environment:
-    """The report's templates: values are escaped, missing ones are an error."""
+def templates(*, html: bool = True) -> Environment:
+    """The report's templates: values are escaped in HTML, missing ones are an error."""
     made = Environment(
         loader=PackageLoader("semievol_api.report"),
-        autoescape=True,
+        autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -295,29 +291,6 @@ def source(name: str) -> Markup:
 def script_hash(script: str) -> str:
     """What a content policy names to allow exactly this script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def percent(share: float | None) -> str:
-    """A share as text, such as `12.3 %`."""
-    return "–" if share is None or share != share else f"{100 * share:.1f} %"
-
-
-def signed(points: float) -> str:
-    """Percentage points with a sign, such as `+1.2`."""
-    return f"{points:+.1f}"
-
-
-def seconds(value: float) -> str:
-    """A duration that a person can read."""
-    if value < 90:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def thousands(value: float | None) -> str:
-    """A count with separators; a dash for none."""
-    return "–" if value is None else f"{value:,.0f}"
 
 
 def _render(data: ReportData, drawn: object, labels: Payload) -> str:

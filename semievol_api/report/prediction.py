@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semievol_api.annotate.clients import Clients
 from semievol_api.annotate.requests import Corpus
@@ -28,8 +27,8 @@ from semievol_api.evaluation.answers import evaluate
 from semievol_api.notebook import html_table
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import Calibration, RuleSettings, select
-from semievol_api.selection.values import ENOUGH_CALIBRATION
-from semievol_api.session import Plan, Silent, Watcher, check, open_tools
+from semievol_api.selection.values import ENOUGH_CALIBRATION, BoolArray
+from semievol_api.session import NullWatcher, Plan, Watcher, check, open_tools
 from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TunedModel
 from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import Columns, Task
@@ -37,9 +36,6 @@ from semievol_api.training.jobs import job_artifact, model_trained_by
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FloatArray = NDArray[np.float64]
-"""The job that made a model, where it has another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +103,22 @@ async def predict(
     examples = tuple(read_examples(table, plan.task, "unlabeled", columns).examples)
     tolerated = config.select.alpha if alpha is None else alpha
     (answered,) = await answers_of(plan, [model], examples, watcher)
-    said = {row.example_id: row for row in answered.evidence.rows()}
-    ordered = [said[e.id] for e in examples]
-    return _accepted(plan.task, examples, ordered, (table, model, tolerated, held_out(config, model)))
+    by_id = {row.example_id: row for row in answered.evidence.rows()}
+    annotations = [by_id[e.id] for e in examples]
+    calibration = held_out(config, model)
+    cut = _place_cut(annotations, calibration, tolerated, model)
+    rows = tuple(
+        Prediction(
+            example_id=row.example_id,
+            answer=row.answer,
+            text=_words(plan.task, example, row.answer),
+            confidence=None if np.isnan(row.confidence) else row.confidence,
+            accepted=bool(accepted),
+        )
+        for example, row, accepted in zip(examples, annotations, cut.accepted, strict=True)
+    )
+    known = 0 if calibration is None else calibration.size
+    return Predictions(rows, table, model, tolerated, cut.threshold, known, (cut.message,))
 
 
 async def answers_of(
@@ -121,8 +130,8 @@ async def answers_of(
         RunFolderError: the run has no such model.
     """
     config = plan.config
-    found = {name: model_of(config, name) for name in models}
-    async with open_tools(plan, RawData((), examples, ()), watcher or Silent()) as tools:
+    found = {name: _model_of(config, name) for name in models}
+    async with open_tools(plan, RawData((), examples, ()), watcher or NullWatcher()) as tools:
         corpus = await _corpus(tools, plan.task, examples, config)
         return [
             await evaluate(tools.student({"subject": tuned}), corpus, name, config.evaluate)
@@ -142,7 +151,7 @@ def _name_in(config: Config, name: str) -> str:
     return "warm" if name == "sft" and not there["sft"] and there["warm"] else name
 
 
-def model_of(config: Config, name: str) -> TunedModel:
+def _model_of(config: Config, name: str) -> TunedModel:
     """A model by its name in the run, or as its provider calls it.
 
     Raises:
@@ -188,38 +197,28 @@ def as_rows(found: Predictions) -> Iterator[Mapping[str, object]]:
         }
 
 
-def _accepted(
-    task: Task,
-    examples: tuple[Example, ...],
-    said: list[Evidence],
-    asked: tuple[Table, str, float, Calibration | None],
-) -> Predictions:
-    """Place the cut, or accept every answer and say that nothing is promised."""
-    table, model, alpha, calibration = asked
-    scores = np.array([row.confidence for row in said], dtype=np.float64)
-    known = 0 if calibration is None else calibration.size
-    cut: float | None = None
-    if calibration is None or known < ENOUGH_CALIBRATION:
-        kept = ~np.isnan(scores)
-        messages: tuple[str, ...] = (
-            f"No cut: the run holds {known} held-out answers of {model!r}, and {ENOUGH_CALIBRATION} are needed. Every "
-            f"answer is accepted and nothing is promised; name a test file in [data] test and run again.",
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """Which rows count, bool (m,), the confidence at the cut (None: none, or no row passes), and what holds for it."""
+
+    accepted: BoolArray
+    threshold: float | None
+    message: str
+
+
+def _place_cut(annotations: Sequence[Evidence], calibration: Calibration | None, alpha: float, model: str) -> _Cut:
+    """The cut of the `fdr` rule; with too few held-out answers every answer is accepted, without a guarantee."""
+    scores = np.array([row.confidence for row in annotations], dtype=np.float64)
+    if calibration is None or calibration.size < ENOUGH_CALIBRATION:
+        message = (
+            f"No cut: the run holds {calibration.size if calibration else 0} held-out answers of {model!r}, and "
+            f"{ENOUGH_CALIBRATION} are needed. Every answer is accepted and nothing is promised; name a test file in "
+            f"[data] test and run again."
         )
-    else:
-        chosen = select(scores, [e.id for e in examples], calibration, RuleSettings(rule="fdr", alpha=alpha))
-        kept, cut = chosen.kept, chosen.threshold
-        messages = (_promise(chosen.count, scores.size, alpha, calibration),)
-    rows = tuple(
-        Prediction(
-            example_id=example.id,
-            answer=row.answer,
-            text=_words(task, example, row.answer),
-            confidence=None if np.isnan(score) else float(score),
-            accepted=bool(keep),
-        )
-        for example, row, score, keep in zip(examples, said, scores, kept, strict=True)
-    )
-    return Predictions(rows, table, model, alpha, cut, known, messages)
+        return _Cut(~np.isnan(scores), None, message)
+    ids = [row.example_id for row in annotations]
+    chosen = select(scores, ids, calibration, RuleSettings(rule="fdr", alpha=alpha))
+    return _Cut(chosen.kept, chosen.threshold, _promise(chosen.count, scores.size, alpha, calibration))
 
 
 def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -> str:
@@ -237,7 +236,7 @@ def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -
 
 
 async def _corpus(tools: Clients, task: Task, examples: tuple[Example, ...], config: Config) -> Corpus:
-    """The new rows in the place of test questions, beside the run's labels where demonstrations are shown."""
+    """The new rows as test questions, with the run's labels where demonstrations are shown."""
     folds = load_artifact(config.run.folder, "split", Folds) or Folds((), (), (), tunable=True, note="")
     neighbours = await nearest_among(tools.embedder, folds.warm, examples, config.retrieve, config.evaluate.shots)
     data = Prepared(labeled=folds.warm, unlabeled=(), test=examples, report={})

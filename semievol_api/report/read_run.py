@@ -11,20 +11,20 @@ from __future__ import annotations
 import ast
 import json
 import platform
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from semievol_api.data.parts import Parts
-from semievol_api.report.curves import (
-    BoolArray,
-    FloatArray,
+from semievol_api.evaluation import (
     PrecisionCoverage,
+    accuracy_by_category,
     auroc,
+    confusion,
     precision_coverage,
     reliability,
     score_histogram,
@@ -35,61 +35,34 @@ from semievol_api.report.report_data import (
     CategoryChange,
     Confidences,
     Confusion,
-    Difference,
     FalseShare,
     JobCurve,
-    ModelScore,
     ReportData,
     StageCost,
+    categories_of,
     warnings_of,
 )
-from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, Verdict
+from semievol_api.selection.values import BoolArray, FloatArray
+from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared
 from semievol_api.store.run_store import load_artifact, read_document, stages_done
+from semievol_api.store.verdict import PooledSummary, Verdict
 from semievol_api.training.jobs import model_trained_by
 
-MAX_CONFUSION_LABELS = 12
-MAX_LISTED_DROPS = 200
-STAGE_ORDER = ("prepare", "warm_up", "retrieve", "collaborate", "justify", "select", "evolve", "ceiling", "jobs")
-PACKAGES = ("semievol-api", "numpy", "pyarrow", "openai", "torch", "transformers", "peft", "vllm", "faiss-cpu")
-
-
-class _Model(msgspec.Struct):
-    name: str
-    label: str = ""
-    accuracy: float = float("nan")
-    interval: tuple[float, float] | None = None
-    abstained: int | None = None
-    tokens: int | None = None
-    trained_tokens: int | None = None
-
-
-class _Difference(msgspec.Struct):
-    of: str
-    against: str
-    points: float
-    interval: tuple[float, float]
-    of_label: str = ""
-    against_label: str = ""
-    mcnemar_p: float | None = None
-    smallest_detectable: float | None = None
-
-
-class _Gate(msgspec.Struct):
-    items: int = 0
-
-
-class _Verdict(msgspec.Struct):
-    """The verdict's document as this report reads it; unknown keys are left alone, missing ones are empty."""
-
-    n_test: int = 0
-    models: list[_Model] = []
-    differences: list[_Difference] = []
-    selection: dict[str, object] = {}
-    oracle: dict[str, object] | None = None
-    notes: list[str] = []
-    sentence: str = "This run has no verdict yet."
-    promoted: bool | None = None
-    gate: _Gate | None = None
+_MAX_CONFUSION_LABELS = 12
+_MAX_CATEGORIES = 60
+_MAX_LISTED_DROPS = 200
+_CURVE_POINTS = 400
+_STAGES = ("prepare", "warm_up", "retrieve", "collaborate", "justify", "select", "evolve", "ceiling", "jobs")
+_PACKAGES = ("semievol-api", "numpy", "pyarrow", "openai", "torch", "transformers", "peft", "vllm", "faiss-cpu")
+_NO_VERDICT = Verdict(
+    n_test=0,
+    models=(),
+    differences=(),
+    selection=None,
+    oracle=None,
+    notes=(),
+    sentence="This run has no verdict yet.",
+)
 
 
 class _Dropped(msgspec.Struct):
@@ -118,11 +91,10 @@ def read_report_data(run_folder: Path) -> ReportData:
     """
     data = load_prepared(run_folder)
     labels = read_label_table(run_folder, data)
-    found = load_artifact(run_folder, "verdict", Verdict)
-    verdict = msgspec.convert(found.document if found else {}, _Verdict)
+    verdict = load_artifact(run_folder, "verdict", Verdict) or _NO_VERDICT
     names = [m.name for m in verdict.models] or _evaluated(run_folder)
     answers = {n: a for n in names if (a := load_artifact(run_folder, f"evaluate/{n}", Answers)) is not None}
-    labelled = {m.name: m.label or m.name for m in verdict.models}
+    labelled = {m.name: m.label for m in verdict.models}
     pair = _before_after(answers)
     final = pair[1] if pair else None
     hygiene = msgspec.convert(dict(data.report), _Hygiene)
@@ -130,14 +102,15 @@ def read_report_data(run_folder: Path) -> ReportData:
         title="/".join(run_folder.resolve().parts[-2:]),
         sentence=verdict.sentence,
         promoted=verdict.promoted,
-        gate_items=verdict.gate.items if verdict.gate is not None else 0,
+        gate_items=verdict.gate.items if verdict.gate else 0,
         n_test=verdict.n_test or len(data.test),
         counts={"labelled": len(data.labeled), "unlabelled": len(data.unlabeled), "test": len(data.test)},
-        models=[_model(m) for m in verdict.models],
-        differences=[_difference(d) for d in verdict.differences],
-        selection=verdict.selection,
+        models=verdict.models,
+        differences=verdict.differences,
+        selection=verdict.document["selection"],
         false_share=_false_share(verdict, labels),
         precision_coverage=_precision_coverage(labels),
+        chosen_cut=_chosen_cut(labels),
         confidences=_confidences(labels, answers, labelled),
         before_after=(labelled.get(pair[0], pair[0]), labelled.get(pair[1], pair[1])) if pair else None,
         categories=_categories(data, answers[pair[0]], answers[pair[1]]) if pair else [],
@@ -147,12 +120,12 @@ def read_report_data(run_folder: Path) -> ReportData:
         hygiene=_hygiene(hygiene),
         dropped=[
             (d.example_id, d.part, d.reason + (" (near duplicate)" if d.near else ""))
-            for d in hygiene.dropped[:MAX_LISTED_DROPS]
+            for d in hygiene.dropped[:_MAX_LISTED_DROPS]
         ],
         warnings=[
             *_sampled(data, labels),
             *verdict.notes,
-            *warnings_of(data, labels, [_difference(d) for d in verdict.differences]),
+            *warnings_of(data, labels, verdict.differences),
         ],
         config_text=_config_text(run_folder),
         versions=_versions(run_folder),
@@ -175,66 +148,36 @@ def _evaluated(run_folder: Path) -> list[str]:
     return sorted(p.name for p in place.iterdir() if p.is_dir() and p.name[0] != ".") if place.is_dir() else []
 
 
-def _model(model: _Model) -> ModelScore:
-    low, high = model.interval or (float("nan"), float("nan"))
-    return ModelScore(
-        name=model.name,
-        label=model.label or model.name,
-        accuracy=model.accuracy,
-        low=low,
-        high=high,
-        abstained=model.abstained,
-        answer_tokens=model.tokens,
-        trained_tokens=model.trained_tokens,
-    )
-
-
-def _difference(found: _Difference) -> Difference:
-    return Difference(
-        of=found.of,
-        against=found.against,
-        of_label=found.of_label or found.of,
-        against_label=found.against_label or found.against,
-        points=found.points,
-        low=found.interval[0],
-        high=found.interval[1],
-        p_value=found.mcnemar_p,
-        smallest_detectable=found.smallest_detectable,
-    )
-
-
-def _false_share(verdict: _Verdict, labels: LabelTable) -> FalseShare | None:
+def _false_share(verdict: Verdict, labels: LabelTable) -> FalseShare | None:
     """The rule's own estimate first; else what hidden gold says of the kept rows."""
-    estimate = verdict.selection.get("estimated_false_share", verdict.selection.get("estimate"))
-    if isinstance(estimate, int | float):
-        low, high = _pair(verdict.selection.get("false_share_range"))
-        return FalseShare(float(estimate), low, high, "estimated by the selection rule on calibration labels")
+    summary = verdict.selection
+    if isinstance(summary, PooledSummary) and summary.estimated_false_share is not None:
+        low, high = summary.false_share_range or (None, None)
+        return FalseShare(
+            summary.estimated_false_share, low, high, "estimated by the selection rule on calibration labels"
+        )
+    source = "measured with hidden gold the method never saw"
     places, right = labels.correct()
     kept = labels.kept[places]
     if kept.any():
-        count = np.array([float(kept.sum())])
-        share = np.array([float(np.mean(~right[kept]))])
-        low_bound, high_bound = wilson(share, count)
-        return FalseShare(
-            float(share[0]), float(low_bound[0]), float(high_bound[0]), "measured with hidden gold the method never saw"
-        )
-    oracle = (verdict.oracle or {}).get("false_share")
-    if isinstance(oracle, int | float):
-        return FalseShare(float(oracle), None, None, "measured with hidden gold the method never saw")
-    return None
-
-
-def _pair(value: object) -> tuple[float | None, float | None]:
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
-        return float(value[0]), float(value[1])
-    return None, None
+        share = float(np.mean(~right[kept]))
+        bounds = wilson(np.array(share), np.array(float(kept.sum())))
+        return FalseShare(share, float(bounds[0]), float(bounds[1]), source)
+    return FalseShare(verdict.oracle.false_share, None, None, source) if verdict.oracle else None
 
 
 def _precision_coverage(labels: LabelTable) -> PrecisionCoverage | None:
     places, right = labels.correct()
     if not places.size:
         return None
-    return precision_coverage(labels.confidences[places], right, labels.kept[places], len(labels))
+    return precision_coverage(labels.confidences[places], right, len(labels)).thinned(_CURVE_POINTS)
+
+
+def _chosen_cut(labels: LabelTable) -> tuple[float, float] | None:
+    """Coverage and precision of what the rule kept, of rows with known gold."""
+    places, right = labels.correct()
+    kept = labels.kept[places]
+    return (int(kept.sum()) / len(labels), float(right[kept].mean())) if kept.any() else None
 
 
 def _confidences(labels: LabelTable, answers: Mapping[str, Answers], names: Mapping[str, str]) -> list[Confidences]:
@@ -254,7 +197,8 @@ def _confidences(labels: LabelTable, answers: Mapping[str, Answers], names: Mapp
 
 
 def _confidence(subject: str, values: FloatArray, right: BoolArray) -> Confidences:
-    return Confidences(subject, score_histogram(values, right), reliability(values, right), auroc(values, right))
+    area = auroc(values, right, abstentions="left-out")
+    return Confidences(subject, score_histogram(values, right), reliability(values, right), area)
 
 
 def _before_after(answers: Mapping[str, Answers]) -> tuple[str, str] | None:
@@ -265,32 +209,28 @@ def _before_after(answers: Mapping[str, Answers]) -> tuple[str, str] | None:
 
 def _categories(data: Prepared, before: Answers, after: Answers) -> list[CategoryChange]:
     """By category; by gold answer where the data has no categories and few answers."""
-    groups: dict[str, list[str]] = {}
-    by_category = any(e.category for e in data.test)
-    for example in data.test:
-        key = example.category if by_category else example.answer
-        groups.setdefault(key or "(none)", []).append(example.id)
-    if not 2 <= len(groups) <= 60:
+    categories = categories_of(data.test)
+    if not 2 <= len(set(categories.values())) <= _MAX_CATEGORIES:
         return []
-    return [
-        CategoryChange(name, len(ids), _share(before, ids), _share(after, ids)) for name, ids in sorted(groups.items())
-    ]
-
-
-def _share(answers: Answers, ids: Sequence[str]) -> float:
-    return sum(answers.correct.get(i, False) for i in ids) / len(ids)
+    first, last = (
+        accuracy_by_category(np.array([side.correct.get(i, False) for i in categories]), list(categories.values()))
+        for side in (before, after)
+    )
+    return [CategoryChange(name, found.n, found.estimate, last[name].estimate) for name, found in first.items()]
 
 
 def _confusion(data: Prepared, answers: Answers) -> Confusion | None:
     gold = {e.id: e.answer for e in data.test if e.answer is not None}
     labels = sorted(set(gold.values()))
-    if not 2 <= len(labels) <= MAX_CONFUSION_LABELS or not gold:
+    if not 2 <= len(labels) <= _MAX_CONFUSION_LABELS:
         return None
-    table = answers.evidence.table
-    said = dict(zip(table["example_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
-    counted = Counter((g, said.get(i)) for i, g in gold.items())
-    rows = [[counted[g, a] for a in labels] + [counted[g, None]] for g in labels]
-    return Confusion(labels, rows) if sum(map(sum, rows)) else None
+    table, place = answers.evidence.table, {label: i for i, label in enumerate(labels)}
+    answered = dict(zip(table["example_id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+    known = [(g, answered.get(i)) for i, g in gold.items() if answered.get(i) is None or answered[i] in place]
+    right = np.array([place[g] for g, _ in known], dtype=np.int64)
+    predicted = np.array([-1 if answer is None else place[answer] for _, answer in known], dtype=np.int64)
+    counts = confusion(right, predicted, len(labels))
+    return Confusion(labels, counts.tolist()) if counts.any() else None
 
 
 def _job_curves(run_folder: Path) -> Iterator[JobCurve]:
@@ -344,7 +284,7 @@ def _training_usd(run_folder: Path, name: str) -> object:
 
 def _rank(name: str) -> int:
     first = name.split("/")[0]
-    return STAGE_ORDER.index(first) if first in STAGE_ORDER else len(STAGE_ORDER)
+    return _STAGES.index(first) if first in _STAGES else len(_STAGES)
 
 
 def _hygiene(report: _Hygiene) -> list[tuple[str, str]]:
@@ -361,14 +301,17 @@ def _config_text(run_folder: Path) -> str:
     written = run_folder / "config.toml"
     if written.is_file():
         return written.read_text("utf-8")
+    settings = stored_settings(run_folder)
+    return json.dumps(settings, ensure_ascii=False, indent=2) if settings else ""
+
+
+def stored_settings(run_folder: Path) -> dict[str, Any]:
+    """The settings that shaped a run's results, as its folder remembers them; empty where it does not."""
     key = read_document(run_folder / "config_key.json").get("config_key")
-    if not isinstance(key, dict):
-        return ""
     try:
-        settings = dict(ast.literal_eval(str(key.get("value"))))
-    except (ValueError, SyntaxError, TypeError):
-        return str(key.get("value"))
-    return json.dumps(settings, ensure_ascii=False, indent=2)
+        return dict(ast.literal_eval(key["value"])) if isinstance(key, dict) else {}
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return {}
 
 
 def _versions(run_folder: Path) -> dict[str, str]:
@@ -376,7 +319,7 @@ def _versions(run_folder: Path) -> dict[str, str]:
     if kept:
         return {name: str(value) for name, value in kept.items()}
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,6 +1,7 @@
 """What the report shows, as frozen values: verdict, models, curves, costs, findings.
 
-Knows nothing of where the values come from or of how they are drawn.
+Also what a reader is warned of, and how figures are written. Knows nothing of where the values come from or of how they
+are drawn.
 """
 
 from __future__ import annotations
@@ -12,38 +13,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from semievol_api.report.curves import PrecisionCoverage, Reliability, ScoreHistogram
+from semievol_api.evaluation import PrecisionCoverage, Reliability, ScoreHistogram
+from semievol_api.records import Example
 from semievol_api.report.labels import LabelTable
 from semievol_api.store.artifacts import Prepared
-
-
-@dataclass(frozen=True)
-class ModelScore:
-    """One model on the test questions; accuracies are shares in [0, 1], the interval is the 95 % one."""
-
-    name: str
-    label: str
-    accuracy: float
-    low: float
-    high: float
-    abstained: int | None
-    answer_tokens: int | None
-    trained_tokens: int | None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference in percentage points, with its 95 % interval."""
-
-    of: str
-    against: str
-    of_label: str
-    against_label: str
-    points: float
-    low: float
-    high: float
-    p_value: float | None
-    smallest_detectable: float | None
+from semievol_api.store.verdict import Difference, ModelScore
 
 
 @dataclass(frozen=True)
@@ -64,6 +38,12 @@ class CategoryChange:
     n: int
     before: float
     after: float
+
+
+def categories_of(test: Sequence[Example]) -> dict[str, str]:
+    """Each test question's category; its gold answer where the data names no categories."""
+    named = any(e.category for e in test)
+    return {e.id: (e.category if named else e.answer) or "(none)" for e in test}
 
 
 @dataclass(frozen=True)
@@ -130,6 +110,8 @@ class ReportData:
     selection: Mapping[str, object]
     false_share: FalseShare | None
     precision_coverage: PrecisionCoverage | None
+    chosen_cut: tuple[float, float] | None
+    """(coverage, precision) of what the selection rule kept."""
     confidences: Sequence[Confidences]
     before_after: tuple[str, str] | None
     categories: Sequence[CategoryChange]
@@ -161,12 +143,12 @@ class ReportData:
         return sum((s.prompt_tokens or 0) + (s.completion_tokens or 0) for s in self.stages)
 
 
-FEW_LABELS = 60
+_FEW_LABELS = 60
 """Fewer labels than this leave no calibration slice (method §3)."""
-SMALL_TEST = 200
-LOW_AGREEMENT = 0.6
-DOMINANT_SHARE = 0.8
-MOST_IDS_NAMED = 5
+_SMALL_TEST = 200
+_LOW_AGREEMENT = 0.6
+_DOMINANT_SHARE = 0.8
+_MOST_IDS_NAMED = 5
 
 
 class _Note(msgspec.Struct):
@@ -198,18 +180,18 @@ def no_better_than_majority(label: str, low: float, high: float) -> str:
 def _reading_notes(data: Prepared) -> Iterator[str]:
     """What was put right while the files were read, with the first rows that it concerns."""
     for note in msgspec.convert(data.report.get("notes", []), list[_Note]):
-        ids = ", ".join(note.example_ids[:MOST_IDS_NAMED])
-        more = "" if len(note.example_ids) <= MOST_IDS_NAMED else " ..."
+        ids = ", ".join(note.example_ids[:_MOST_IDS_NAMED])
+        more = "" if len(note.example_ids) <= _MOST_IDS_NAMED else " ..."
         yield f"{note.source}{', ' if note.rows else ''}{note.rows}: {note.what} (examples {ids}{more})."
 
 
 def _size_warnings(data: Prepared) -> Iterator[str]:
-    if len(data.labeled) < FEW_LABELS:
+    if len(data.labeled) < _FEW_LABELS:
         yield (
-            f"There are {len(data.labeled)} labelled examples; below {FEW_LABELS} no calibration slice can be set "
+            f"There are {len(data.labeled)} labelled examples; below {_FEW_LABELS} no calibration slice can be set "
             f"aside, so the share of false labels is not guaranteed."
         )
-    if 0 < len(data.test) < SMALL_TEST:
+    if 0 < len(data.test) < _SMALL_TEST:
         yield f"The test has {len(data.test)} questions; small gains cannot be told from chance with so few."
 
 
@@ -227,17 +209,40 @@ def _measurement_warnings(differences: Sequence[Difference]) -> Iterator[str]:
 def _label_warnings(data: Prepared, labels: LabelTable) -> Iterator[str]:
     agreement = labels.agreement()
     answered = np.array([a is not None for a in labels.answers], dtype=np.bool_)
-    if answered.any() and labels.voices:
+    if answered.any() and labels.annotators:
         mean = float(np.nanmean(agreement[answered]))
-        if mean < LOW_AGREEMENT:
+        if mean < _LOW_AGREEMENT:
             yield (
                 f"On average only {100 * mean:.0f} % of the annotators gave the answer that was put forward: the "
                 f"task is ambiguous for them, and their errors may be shared."
             )
-    if answered.size and answered.mean() < 0.95 and labels.voices:
+    if answered.size and answered.mean() < 0.95 and labels.annotators:
         yield f"{int((~answered).sum()):,} of {len(labels):,} unlabelled rows got no answer; none of them is kept."
     counts = Counter(a for a, keep in zip(labels.answers, labels.kept, strict=True) if keep)
     if counts and len({e.answer for e in data.labeled}) > 1:
         answer, count = counts.most_common(1)[0]
-        if count > DOMINANT_SHARE * counts.total():
+        if count > _DOMINANT_SHARE * counts.total():
             yield f"{100 * count / counts.total():.0f} % of the kept labels are {answer!r}; is that the data or a bias?"
+
+
+def percent(share: float | None) -> str:
+    """A share as text, such as `12.3 %`."""
+    return "–" if share is None or share != share else f"{100 * share:.1f} %"
+
+
+def signed(points: float) -> str:
+    """Percentage points with a sign, such as `+1.2`."""
+    return f"{points:+.1f}"
+
+
+def seconds(value: float) -> str:
+    """A duration that a person can read."""
+    if value < 90:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def thousands(value: float | None) -> str:
+    """A count with separators; a dash for none."""
+    return "–" if value is None else f"{value:,.0f}"

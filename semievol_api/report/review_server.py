@@ -35,20 +35,19 @@ from semievol_api.report.labels import (
     DecisionLog,
     LabelTable,
     QueueRow,
-    Voice,
     load_prepared,
     read_label_table,
     review_queue,
 )
 from semievol_api.report.page import script_hash, source, templates
 
-MAX_ROWS = 2000
+_MAX_ROWS = 2000
 """More rows than a person reviews in a sitting; the next start goes on after the decided ones."""
-MAX_CHOICES = 20
-MAX_BODY_BYTES = 1_000_000
+_MAX_CHOICES = 20
+_MAX_BODY_BYTES = 1_000_000
 
 
-class Wanted(msgspec.Struct):
+class PostedDecision(msgspec.Struct):
     """What the page posts: a decision on one row."""
 
     example_id: str
@@ -69,12 +68,12 @@ class ReviewSession:
 
     @classmethod
     @contextmanager
-    def open(cls, run_folder: Path, limit: int = MAX_ROWS) -> Generator[ReviewSession]:
+    def open(cls, run_folder: Path, limit: int = _MAX_ROWS) -> Generator[ReviewSession]:
         """The undecided rows of a run, best first; its `review.jsonl` is held until the block ends."""
         data = load_prepared(run_folder)
         labels = read_label_table(run_folder, data)
         answers = {e.answer for e in data.labeled if e.answer is not None}
-        closed = tuple(sorted(answers)) if len(answers) <= MAX_CHOICES else ()
+        closed = tuple(sorted(answers)) if len(answers) <= _MAX_CHOICES else ()
         with DecisionLog.open(run_folder / REVIEW_FILE) as log:
             decided = log.decisions
             queue = [r for r in review_queue(labels) if labels.examples[r.place].id not in decided][:limit]
@@ -88,24 +87,24 @@ class ReviewSession:
             decided = {k: {"action": d.action, "answer": d.answer} for k, d in self.log.decisions.items()}
         return {"rows": list(self.rows.values()), "labels": self.labels, "decided": decided}
 
-    def decide(self, wanted: Wanted) -> dict[str, object]:
+    def decide(self, posted: PostedDecision) -> dict[str, object]:
         """Write a decision; returns what now holds once it is on disk.
 
         Raises:
             ValueError: the row or the action is unknown, or an answer is missing.
         """
-        row = self.rows.get(wanted.example_id)
-        answer = (wanted.answer or "").strip() or None
-        if row is None or wanted.action not in ("accept", "correct", "skip"):
+        row = self.rows.get(posted.example_id)
+        answer = (posted.answer or "").strip() or None
+        if row is None or posted.action not in ("accept", "correct", "skip"):
             raise ValueError("no such row or action")
-        if (wanted.action == "skip") != (answer is None):
+        if (posted.action == "skip") != (answer is None):
             raise ValueError("accept and correct need an answer, skip has none")
         proposed = row["answer"]
         action: Action = "skip" if answer is None else "accept" if answer == proposed else "correct"
         with self.lock:
             made = self.log.append(
                 Decision(
-                    example_id=wanted.example_id,
+                    example_id=posted.example_id,
                     action=action,
                     answer=answer,
                     proposed=str(proposed) if proposed is not None else None,
@@ -121,7 +120,7 @@ class ReviewSession:
         return {"undone": undone.example_id if undone else None}
 
 
-class ReviewPage:
+class _ReviewPage:
     """Answers the page's four requests; anything without the token is not found."""
 
     def __init__(self, session: ReviewSession) -> None:
@@ -164,7 +163,7 @@ class ReviewPage:
     async def _decide(self, request: Request) -> Response:
         self._admit(request)
         body = await _body(request)
-        return await self._written(lambda: self._session.decide(msgspec.json.decode(body, type=Wanted)))
+        return await self._written(lambda: self._session.decide(msgspec.json.decode(body, type=PostedDecision)))
 
     async def _undo(self, request: Request) -> Response:
         self._admit(request)
@@ -204,20 +203,20 @@ class ReviewPage:
 
 async def _body(request: Request) -> bytes:
     """The whole body, if it is no longer than a decision can be."""
-    said = request.headers.get("content-length", "0")
-    if not said.isdecimal():
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal():
         raise HTTPException(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
-    if int(said) > MAX_BODY_BYTES:
-        raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {MAX_BODY_BYTES} bytes")
+    if int(length) > _MAX_BODY_BYTES:
+        raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {_MAX_BODY_BYTES} bytes")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {MAX_BODY_BYTES} bytes")
+        if len(body) > _MAX_BODY_BYTES:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {_MAX_BODY_BYTES} bytes")
     return bytes(body)
 
 
-class ReviewServer(uvicorn.Server):
+class _ReviewServer(uvicorn.Server):
     """Serves the page on a socket that already listens; `serve_forever` until `stop` or Ctrl-C."""
 
     def __init__(self, app: Starlette, listening: socket.socket) -> None:
@@ -234,7 +233,7 @@ class ReviewServer(uvicorn.Server):
 
 
 @contextmanager
-def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[ReviewServer, str]]:
+def open_review_server(run_folder: Path, port: int = 0) -> Generator[tuple[_ReviewServer, str]]:
     """A listening server and its address; `serve_forever` is the caller's.
 
     Raises:
@@ -249,7 +248,7 @@ def review_server(run_folder: Path, port: int = 0) -> Generator[tuple[ReviewServ
             ) from None
         with listening:
             address = f"http://127.0.0.1:{listening.getsockname()[1]}/{session.token}/"
-            yield ReviewServer(ReviewPage(session).app(), listening), address
+            yield _ReviewServer(_ReviewPage(session).app(), listening), address
 
 
 def serve_review(run_folder: Path, port: int = 0, *, on_ready: Callable[[str], None] = lambda _address: None) -> Path:
@@ -258,7 +257,7 @@ def serve_review(run_folder: Path, port: int = 0, *, on_ready: Callable[[str], N
     Raises:
         RunFolderError: the folder is no run, another review holds it, or the port is taken.
     """
-    with review_server(run_folder, port) as (server, address):
+    with open_review_server(run_folder, port) as (server, address):
         on_ready(address)
         with suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -279,14 +278,13 @@ def _row(labels: LabelTable, row: QueueRow) -> dict[str, object]:
         "kept": bool(labels.kept[place]),
         "reason": labels.reasons[place],
         "audit": row.audit,
-        "said": [
-            {"by": name, "answer": v.answers[place], "text": v.texts[place]}
-            for name, v in _named_voices(labels)
-            if v.answers[place] is not None or v.texts[place]
+        "annotations": [
+            {
+                "by": "justification" if annotator is labels.justification else annotator.id,
+                "answer": annotator.answers[place],
+                "text": annotator.texts[place],
+            }
+            for annotator in labels.answered_by
+            if annotator.answers[place] is not None or annotator.texts[place]
         ],
     }
-
-
-def _named_voices(labels: LabelTable) -> list[tuple[str, Voice]]:
-    named = [(voice.id, voice) for voice in labels.voices]
-    return named if labels.justification is None else [*named, ("justification", labels.justification)]

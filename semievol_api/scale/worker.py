@@ -151,7 +151,7 @@ async def answer(order: StageTask, shard: Shard, providers: Mapping[str, Provide
     path = order.journal(shard)
     paced = limits.rpm is not None or limits.tpm is not None
     own = limits.model_copy(update={"rpm": None, "tpm": None})
-    main = order.config.run.journal or order.config.run.folder / "journal.sqlite"
+    main = order.config.run.journal_path
     others = [p for p in (main, *journals_of(order.config.run.folder)) if p != path and _may_know(p.stem, path.stem)]
     leases = ShardLeases(line, path.stem, paced=paced)
     fleet = Fleet(journals=others, leases=leases)

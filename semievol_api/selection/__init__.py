@@ -1,13 +1,13 @@
-"""Confidence and selection rules: from what annotators said to the pseudo-labels worth learning from.
+"""Confidence and selection rules: from annotations to the pseudo-labels worth training on.
 
-    probs = np.stack([estimator.estimate(readings) for readings in crew], axis=1)   # (items, annotators, options)
+    probs = np.stack([estimator.estimate(readings) for readings in annotators], axis=1)   # (items, annotators, options)
     pooled = pool(probs, n_options)
     selected = select(pooled.score, ids, Calibration(scores=..., wrong=...), RuleSettings())
 
 Pure numpy on arrays with documented shapes. Knows nothing of models, prompts, providers or files.
 """
 
-from semievol_api.selection.alerts import Alert as Alert
+from semievol_api.records import Alert as Alert
 from semievol_api.selection.alerts import Ambiguity as Ambiguity
 from semievol_api.selection.alerts import ClassCoverage as ClassCoverage
 from semievol_api.selection.alerts import DriftSettings as DriftSettings

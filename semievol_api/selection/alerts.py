@@ -1,7 +1,7 @@
-"""Is disagreement the task's or the annotators' fault?
+"""Alerts about labels, pool, selection and task: missing classes, drift, ambiguous questions, uninformative answers.
 
-Inherently high entropy is not bad quality: where two answers are equally valid, the crew splits between two labels
-of which one is the gold; where answers are poor, they do not go with the gold at all. Knows nothing of models.
+Inherently high entropy is not bad quality: where two answers are equally valid, the annotators split between two labels
+of which one is the gold; where answers are poor, they are unrelated to the gold. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -14,21 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semievol_api.errors import DataError
+from semievol_api.records import Alert
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray, LabelArray
-
-AlertKind: TypeAlias = Literal[
-    "one-class", "missing-class", "drift", "uninformative", "ambiguous", "vanished-class", "shifted-classes"
-]
-"""What is wrong: with the labels, the pool, the answers, the task itself, or the selection."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
-    """One finding: what was seen, in which numbers, and what to try."""
-
-    kind: AlertKind
-    message: str
-
 
 _CHANCE = 0.005
 """An absence that luck explains more often than this is not reported."""
@@ -148,19 +135,19 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-Verdict: TypeAlias = Literal["clear", "ambiguous", "uninformative", "undecided"]
+_Outcome: TypeAlias = Literal["clear", "ambiguous", "uninformative", "undecided"]
 
 _FEWEST = 20
 _SIGNIFICANCE = 0.01
 _RIVAL = 1.0 / 3.0 - 1e-9
 """A label is a rival when it has a third of the leader's mass or more: one of four votes against three."""
 _MOSTLY = 0.75
-"""Four annotators that flip a coin each split on 7 of 8 items; crews that err now and then, on far fewer."""
+"""Four annotators that flip a coin each split on 7 of 8 items; annotators that err now and then, on far fewer."""
 _COIN = 0.65
 """A leader that is right this often or less, among items whose gold is the leader or the second, is a coin flip."""
 _PAIRED = 0.6
 """Two labels take nearly all that is valid when they hold the gold by this part of the way from chance to always;
-crews that know little leave the gold to a third label more often."""
+annotators that know little leave the gold to a third label more often."""
 _PERMUTATIONS = 999
 
 
@@ -175,7 +162,7 @@ class Ambiguity:
     count.
     """
 
-    verdict: Verdict
+    verdict: _Outcome
     contested: float
     pair_rate: float
     pair_chance: float
@@ -186,9 +173,9 @@ class Ambiguity:
 def ambiguity(probs: FloatArray, gold: IntArray, n_options: IntArray, seed: int = 0) -> Ambiguity:
     """Tell an ambiguous task from poor answers, on items whose gold is known.
 
-    What the crew says is compared with permuted gold (999 permutations among items with as many options), as
-    chance-corrected agreement is (Cohen 1960): a crew that says the frequent labels knows nothing of the items. Two
-    options alone cannot show a rival pair: there an uninformative crew is "undecided".
+    The annotators' answers are compared with permuted gold (999 permutations among items with as many options), as
+    chance-corrected agreement is (Cohen 1960): annotators that only give frequent labels are not informative. Two
+    options alone cannot show a rival pair: there uninformative annotators are "undecided".
 
     Args:
         probs: float64, shape (n, annotators, options), NaN = abstain.
@@ -205,21 +192,21 @@ def ambiguity(probs: FloatArray, gold: IntArray, n_options: IntArray, seed: int 
     if np.count_nonzero(known) < _FEWEST:
         return found
     leader, rival, gold, n_options = (column[known] for column in (leader, rival, gold, n_options))
-    fought = contested[known] & (n_options > 2)
+    contested_items = contested[known] & (n_options > 2)
     truth = np.concatenate([gold[None], _permuted(gold, n_options, seed)])
     given = np.sum(mass[known][np.arange(gold.size), truth], axis=1)
-    pairs = np.count_nonzero(((truth == leader) | (truth == rival)) & fought, axis=1)
-    fights = int(np.count_nonzero(fought))
+    pairs = np.count_nonzero(((truth == leader) | (truth == rival)) & contested_items, axis=1)
+    n_contested = int(np.count_nonzero(contested_items))
     in_pair = (gold == leader) | (gold == rival)
     found = replace(
         found,
         contested=float(np.mean(contested[known])),
-        pair_rate=int(pairs[0]) / fights if fights else nan,
-        pair_chance=float(np.mean(pairs[1:])) / fights if fights else nan,
+        pair_rate=int(pairs[0]) / n_contested if n_contested else nan,
+        pair_chance=float(np.mean(pairs[1:])) / n_contested if n_contested else nan,
         leader_rate=float(np.mean(gold[in_pair] == leader[in_pair])) if in_pair.any() else nan,
         p_informative=_p_value(given),
     )
-    finds_pairs = fights >= _FEWEST and _p_value(pairs) <= _SIGNIFICANCE
+    finds_pairs = n_contested >= _FEWEST and _p_value(pairs) <= _SIGNIFICANCE
     return replace(found, verdict=_verdict(found, finds_pairs, bool(np.all(n_options <= 2))))
 
 
@@ -247,7 +234,7 @@ def alerts_of_ambiguity(found: Ambiguity) -> tuple[Alert, ...]:
     return ()
 
 
-def _verdict(found: Ambiguity, finds_pairs: bool, two_options: bool) -> Verdict:
+def _verdict(found: Ambiguity, finds_pairs: bool, two_options: bool) -> _Outcome:
     apart = found.pair_rate - found.pair_chance >= _PAIRED * (1.0 - found.pair_chance)
     if finds_pairs and apart and found.contested >= _MOSTLY and found.leader_rate <= _COIN:
         return "ambiguous"
@@ -263,14 +250,14 @@ def _leader_and_rival(probs: FloatArray, n_options: IntArray) -> tuple[FloatArra
     """
     n, _, width = probs.shape
     real: BoolArray = np.less(np.arange(width), n_options[:, None])
-    spoke: BoolArray = ~np.any(np.isnan(np.where(real[:, None, :], probs, 0.0)), axis=2)
-    total = np.sum(np.where(spoke[:, :, None] & real[:, None, :], probs, 0.0), axis=1)
+    answered: BoolArray = ~np.any(np.isnan(np.where(real[:, None, :], probs, 0.0)), axis=2)
+    total = np.sum(np.where(answered[:, :, None] & real[:, None, :], probs, 0.0), axis=1)
     mass = total - np.where(n_options > 2, np.min(np.where(real, total, np.inf), axis=1, initial=np.inf), 0.0)[:, None]
     mass[~real] = -1.0
     order = np.argsort(-mass, axis=1, kind="stable")
-    silent = ~np.any(spoke, axis=1)
-    leader = np.where(silent, -1, order[:, 0])
-    rival = np.where(silent | (n_options < 2), -1, order[:, min(1, width - 1)])
+    abstained = ~np.any(answered, axis=1)
+    leader = np.where(abstained, -1, order[:, 0])
+    rival = np.where(abstained | (n_options < 2), -1, order[:, min(1, width - 1)])
     rows = np.arange(n)
     contested = (rival >= 0) & (mass[rows, rival] >= _RIVAL * mass[rows, leader]) & (mass[rows, leader] > 0)
     return total, leader.astype(np.int64), rival.astype(np.int64), np.asarray(contested, dtype=np.bool_)

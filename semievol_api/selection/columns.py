@@ -172,7 +172,7 @@ def _table(found: AnnotatorProbs) -> pa.Table:
             "label": pa.array(pooled.label.astype(np.int16)),
             "score": pa.array(pooled.score, pa.float64(), from_pandas=True),
             "margin": pa.array(pooled.margin, pa.float64(), from_pandas=True),
-            "voices": pa.array(pooled.voices.astype(np.int16)),
+            "voices": pa.array(pooled.n_annotators.astype(np.int16)),
             "agreed": pa.array(pooled.agreed, pa.bool_()),
         }
     )

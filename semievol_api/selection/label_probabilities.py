@@ -108,14 +108,14 @@ def label_factors(counts: IntArray, mean: FloatArray) -> FloatArray:
     neutral = np.ones(options)
     if options < 2 or labelled == 0 or not _clearly_uneven(counts):
         return neutral
-    said = np.maximum(mean, FLOOR)
-    said /= said.sum()
-    gap = 4.0 * float(np.sum((np.sqrt(counts) - np.sqrt(labelled * said)) ** 2))
+    given = np.maximum(mean, FLOOR)
+    given /= given.sum()
+    gap = 4.0 * float(np.sum((np.sqrt(counts) - np.sqrt(labelled * given)) ** 2))
     real = 1.0 - (options - 1) / gap if gap > options - 1 else 0.0
     if real == 0.0:
         return neutral
     shares = (counts + 0.5) / (labelled + 0.5 * options)
-    return np.asarray((shares / said) ** real, dtype=np.float64)
+    return np.asarray((shares / given) ** real, dtype=np.float64)
 
 
 def at_label_shares(probs: FloatArray, factors: FloatArray) -> FloatArray:

@@ -1,6 +1,6 @@
-"""Pools what several annotators say into one probability per label.
+"""Pool several annotators' probabilities into one per label.
 
-A log-opinion pool: the mean of the annotators' log-probabilities, so that a mixed crew pools as long as every
+A log-opinion pool: the mean of the annotators' log-probabilities, so that different annotators pool as long as every
 annotator gives label probabilities. Knows nothing of how an annotator came to its probabilities.
 """
 
@@ -24,7 +24,7 @@ class Pooled:
 
     `probs` float64 (m, options), 0 beyond an item's own options and NaN where nobody answered; `label` int64
     (m,), -1 = abstain; `score` float64 (m,), the probability of the label, NaN = abstain; `margin` float64
-    (m,), that less the second best; `voices` int64 (m,), annotators that answered; `agreed` bool (m,), whether
+    (m,), that less the second best; `n_annotators` int64 (m,), annotators that answered; `agreed` bool (m,), whether
     all of them had the same first choice.
     """
 
@@ -32,7 +32,7 @@ class Pooled:
     label: IntArray
     score: FloatArray
     margin: FloatArray
-    voices: IntArray
+    n_annotators: IntArray
     agreed: BoolArray
 
 
@@ -67,14 +67,18 @@ def pool(
         label=np.empty(m, dtype=np.int64),
         score=np.empty(m),
         margin=np.empty(m),
-        voices=np.empty(m, dtype=np.int64),
+        n_annotators=np.empty(m, dtype=np.int64),
         agreed=np.empty(m, dtype=np.bool_),
     )
     for start in range(0, m, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         block = _pool(probs[rows], n_options[rows], shares, open_answers)
         pooled.probs[rows], pooled.label[rows], pooled.score[rows] = block.probs, block.label, block.score
-        pooled.margin[rows], pooled.voices[rows], pooled.agreed[rows] = block.margin, block.voices, block.agreed
+        pooled.margin[rows], pooled.n_annotators[rows], pooled.agreed[rows] = (
+            block.margin,
+            block.n_annotators,
+            block.agreed,
+        )
     return pooled
 
 
@@ -87,7 +91,7 @@ def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answ
     """One block of rows."""
     m, _, width = probs.shape
     beyond = np.arange(width) >= n_options[:, None]
-    total, voices, agreed = _mean_of_logs(probs, beyond, weights)
+    total, n_annotators, agreed = _mean_of_logs(probs, beyond, weights)
     total[beyond] = -np.inf
     eligible = total
     if open_answers:
@@ -97,16 +101,18 @@ def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answ
     probabilities = _softmax(total)
     score = probabilities[np.arange(m), label]
     margin = score - _second_best(probabilities, label)
-    silent = (voices == 0) | (eligible[np.arange(m), label] == -np.inf)
-    probabilities[silent], score[silent], margin[silent], label[silent] = np.nan, np.nan, np.nan, -1
-    return Pooled(probs=probabilities, label=label, score=score, margin=margin, voices=voices, agreed=agreed)
+    abstained = (n_annotators == 0) | (eligible[np.arange(m), label] == -np.inf)
+    probabilities[abstained], score[abstained], margin[abstained], label[abstained] = np.nan, np.nan, np.nan, -1
+    return Pooled(
+        probs=probabilities, label=label, score=score, margin=margin, n_annotators=n_annotators, agreed=agreed
+    )
 
 
 def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> tuple[FloatArray, IntArray, BoolArray]:
-    """Mean over annotators of log q (m, options), how many spoke (m,), whether their first choices agree (m,)."""
+    """Mean over annotators of log q (m, options), how many answered (m,), whether their first choices agree (m,)."""
     m, annotators, width = probs.shape
     total = np.zeros((m, width))
-    voices = np.zeros(m, dtype=np.int64)
+    n_annotators = np.zeros(m, dtype=np.int64)
     weight = np.zeros(m)
     first = np.full(m, -1, dtype=np.int64)
     agreed = np.ones(m, dtype=np.bool_)
@@ -115,21 +121,21 @@ def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> 
         q = probs[:, annotator, :]
         if some_beyond:
             q = np.where(beyond, 0.0, q)
-        spoke = ~np.isnan(q).any(axis=1)
-        choice = np.where(spoke, q.argmax(axis=1), -1)
+        answered = ~np.isnan(q).any(axis=1)
+        choice = np.where(answered, q.argmax(axis=1), -1)
         q = np.maximum(q, FLOOR, order="C")
         np.log(q, out=q)
         q *= weights[annotator] * _GRID
         np.rint(q, out=q)
-        if not spoke.all():
-            q[~spoke] = 0.0
+        if not answered.all():
+            q[~answered] = 0.0
         total += q
-        voices += spoke
-        weight += weights[annotator] * spoke
+        n_annotators += answered
+        weight += weights[annotator] * answered
         agreed &= (choice == first) | (first < 0) | (choice < 0)
         first = np.where(first < 0, choice, first)
     total /= np.where(weight > 0, weight, 1.0)[:, None] * _GRID
-    return total, voices, agreed
+    return total, n_annotators, agreed
 
 
 def _softmax(logs: FloatArray) -> FloatArray:
@@ -169,14 +175,14 @@ def dawid_skene(answers: IntArray, n_classes: int, iterations: int = 50) -> Floa
         float64, shape (m, K); NaN rows where nobody answered.
     """
     m, annotators = answers.shape
-    said = [_one_hot(answers[:, annotator], n_classes) for annotator in range(annotators)]
-    belief = np.sum(said, axis=0) if said else np.zeros((m, n_classes))
+    votes = [_one_hot(answers[:, annotator], n_classes) for annotator in range(annotators)]
+    belief = np.sum(votes, axis=0) if votes else np.zeros((m, n_classes))
     answered = belief.sum(axis=1) > 0
     belief += _PRIOR
     belief /= belief.sum(axis=1, keepdims=True)
     for _ in range(iterations):
         log_belief = np.tile(np.log(belief[answered].sum(axis=0) + _PRIOR), (m, 1))
-        for one_hot in said:
+        for one_hot in votes:
             confusion = belief.T @ one_hot + _PRIOR
             confusion /= confusion.sum(axis=1, keepdims=True)
             log_belief += one_hot @ np.log(confusion).T

@@ -1,4 +1,4 @@
-"""What a false-label budget can promise with the labels at hand, said before and after selecting.
+"""What a false-label budget can promise with the labels at hand, before and after selecting.
 
 Feasibility by arithmetic, and the spread of the realised share by simulation with the run's own sizes and scores.
 Knows nothing of models, prompts or files.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, exp, lgamma, log, log1p
+from math import ceil
 
 import numpy as np
 
 from semievol_api.selection.rule_fdr import exact_alpha, fdr
 from semievol_api.selection.values import ENOUGH_CALIBRATION, Calibration, FloatArray, Selected
 
-_CONVERGED = 1e-15
-_TINY = 1e-300
+_LARGEST_POOL = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,73 +27,23 @@ class Share:
     high: float
 
 
-def incomplete_beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b) for 0 <= x <= 1 and positive a, b."""
-    if x <= 0.0:
-        return 0.0
-    if x >= 1.0:
-        return 1.0
-    if x > (a + 1.0) / (a + b + 2.0):
-        return 1.0 - incomplete_beta(1.0 - x, b, a)
-    front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log1p(-x))
-    return front * _continued_fraction(x, a, b) / a
-
-
 def binomial_tail(count: int, trials: int, share: float) -> float:
-    """P(X <= count) for X ~ Binomial(trials, share)."""
-    if count < 0:
-        return 0.0
-    if count >= trials:
-        return 1.0
-    return incomplete_beta(1.0 - share, trials - count, count + 1.0)
+    """P(X <= count) for X ~ Binomial(trials, share), with 0 <= count <= trials."""
+    from scipy.special import bdtr
+
+    return float(bdtr(count, trials, share))
 
 
 def clopper_pearson(count: int, trials: int, level: float = 0.95) -> Share:
     """The exact interval of Clopper and Pearson (1934) for `count` of `trials`."""
+    from scipy.special import betaincinv
+
     if trials == 0:
         return Share(estimate=float("nan"), low=float("nan"), high=float("nan"))
     tail = (1.0 - level) / 2.0
-    low = 0.0 if count == 0 else _quantile(tail, count, trials - count + 1)
-    high = 1.0 if count == trials else _quantile(1.0 - tail, count + 1, trials - count)
+    low = 0.0 if count == 0 else float(betaincinv(count, trials - count + 1, tail))
+    high = 1.0 if count == trials else float(betaincinv(count + 1, trials - count, 1.0 - tail))
     return Share(estimate=count / trials, low=low, high=high)
-
-
-def _quantile(probability: float, a: float, b: float) -> float:
-    """The x with I_x(a, b) = probability, by bisection down to neighbouring floats near 1e-16."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2.0
-        if incomplete_beta(middle, a, b) < probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2.0
-
-
-def _continued_fraction(x: float, a: float, b: float) -> float:
-    """Lentz's evaluation of the continued fraction of the incomplete beta function."""
-    c, d = 1.0, 1.0 / _away_from_zero(1.0 - (a + b) * x / (a + 1.0))
-    result = d
-    for step in range(1, 10_000):
-        even = step * (b - step) * x / ((a + 2 * step - 1.0) * (a + 2 * step))
-        d = 1.0 / _away_from_zero(1.0 + even * d)
-        c = _away_from_zero(1.0 + even / c)
-        result *= d * c
-        odd = -(a + step) * (a + b + step) * x / ((a + 2 * step) * (a + 2 * step + 1.0))
-        d = 1.0 / _away_from_zero(1.0 + odd * d)
-        c = _away_from_zero(1.0 + odd / c)
-        result *= d * c
-        if abs(d * c - 1.0) < _CONVERGED:
-            break
-    return result
-
-
-def _away_from_zero(value: float) -> float:
-    return value if abs(value) > _TINY else _TINY
-
-
-_LARGEST_POOL = 2_000
-_ROWS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,13 +148,12 @@ def realised_range(
         seed: of the simulation.
     """
     rng = np.random.default_rng(seed)
-    wrong_rate = _wrong_rate(scores, calibration)
     bound = exact_alpha(alpha)
     m = min(scores.size, _LARGEST_POOL)
     shares = np.full(runs, np.nan)
     for run in range(runs if scores.size else 0):
         rows = rng.integers(scores.size, size=calibration.size + m)
-        wrong = rng.random(rows.size) < wrong_rate[rows]
+        wrong = rng.random(rows.size) < _wrong_rate(scores[rows], calibration)
         n = calibration.size
         drawn = Calibration(scores=scores[rows[:n]], wrong=wrong[:n])
         kept = fdr(scores[rows[n:]], drawn, bound).kept
@@ -217,19 +165,14 @@ def realised_range(
 def isotonic_decreasing(x: FloatArray, y: FloatArray, at: FloatArray) -> FloatArray:
     """The non-increasing least-squares step function of y on x, read at `at`; all float64, one-dimensional.
 
-    Pool-adjacent-violators (Ayer et al. 1955). Between two observed x the step of the lower one holds.
+    Tied x share one weighted mean. Between two observed x the step of the lower one holds.
     """
+    from scipy.optimize import isotonic_regression
+
     levels, inverse = np.unique(x, return_inverse=True)
     weights = np.bincount(inverse).astype(np.float64)
     means = np.bincount(inverse, weights=y) / weights
-    blocks: list[tuple[float, float, int]] = []
-    for mean, weight in zip(means.tolist(), weights.tolist(), strict=True):
-        blocks.append((mean, weight, 1))
-        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
-            (right, right_weight, right_size), (left, left_weight, left_size) = blocks.pop(), blocks.pop()
-            total = left_weight + right_weight
-            blocks.append(((left * left_weight + right * right_weight) / total, total, left_size + right_size))
-    fitted = np.repeat([block[0] for block in blocks], [block[2] for block in blocks])
+    fitted = isotonic_regression(means, weights=weights, increasing=False).x
     where = np.clip(np.searchsorted(levels, at, side="right") - 1, 0, levels.size - 1)
     return np.asarray(fitted[where], dtype=np.float64)
 
@@ -241,12 +184,8 @@ def _wrong_rate(scores: FloatArray, calibration: Calibration) -> FloatArray:
         return np.ones(scores.shape)
     observed = calibration.scores[valid]
     wrong = np.append(calibration.wrong[valid], True).astype(np.float64)
-    rates = np.ones(scores.shape)
-    for start in range(0, scores.size, _ROWS_AT_ONCE):
-        some = scores[start : start + _ROWS_AT_ONCE]
-        fitted = isotonic_decreasing(np.append(observed, observed.max()), wrong, some)
-        np.copyto(rates[start : start + _ROWS_AT_ONCE], fitted, where=~np.isnan(some))
-    return rates
+    fitted = isotonic_decreasing(np.append(observed, observed.max()), wrong, scores)
+    return np.where(np.isnan(scores), 1.0, fitted)
 
 
 def _summary(shares: FloatArray, n: int, alpha: float) -> RealisedRange:

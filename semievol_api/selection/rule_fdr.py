@@ -40,7 +40,7 @@ def fdr(scores: FloatArray, calibration: Calibration, alpha: float | Fraction = 
     ordered.sort()
     levels = _candidates(ordered, calibration)
     reached: IntArray = ordered.size - np.searchsorted(ordered, levels, side="left").astype(np.int64)
-    wrong = wrong_at_least(levels, calibration)
+    wrong = _wrong_at_least(levels, calibration)
     passing = np.flatnonzero(_passes(wrong, reached, m, calibration.size, bound))
     abstained = int(scores.size - ordered.size)
     if not passing.size:
@@ -66,7 +66,7 @@ def exact_alpha(alpha: float | Fraction) -> Fraction:
     return exact
 
 
-def wrong_at_least(levels: FloatArray, calibration: Calibration) -> IntArray:
+def _wrong_at_least(levels: FloatArray, calibration: Calibration) -> IntArray:
     """W(t) for each t of `levels` (shape (l,)): wrong calibration items with a score of at least t."""
     wrong = np.sort(calibration.scores[calibration.wrong & ~np.isnan(calibration.scores)])
     return (wrong.size - np.searchsorted(wrong, levels, side="left")).astype(np.int64)

@@ -21,17 +21,17 @@ _RECOMMENDED_CALIBRATION = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Walk:
-    """One fixed sequence of tests: it starts at a coverage and spends a share of delta."""
+class _TestSequence:
+    """A fixed sequence of tests: it starts at a coverage and spends a share of delta."""
 
     start: Fraction
     share: Fraction
 
 
-WALKS = (
-    Walk(start=Fraction(1, 2), share=Fraction(1, 2)),
-    Walk(start=Fraction(3, 10), share=Fraction(1, 4)),
-    Walk(start=Fraction(3, 20), share=Fraction(1, 4)),
+_SEQUENCES = (
+    _TestSequence(start=Fraction(1, 2), share=Fraction(1, 2)),
+    _TestSequence(start=Fraction(3, 10), share=Fraction(1, 4)),
+    _TestSequence(start=Fraction(3, 20), share=Fraction(1, 4)),
 )
 """Starting mid-coverage, where enough calibration items lie above the cut to certify anything."""
 
@@ -61,7 +61,7 @@ def high_probability(
 ) -> Selected:
     """Keep `s >= t` for the loosest certified cut t.
 
-    Learn-then-Test (Angelopoulos et al. 2021, arXiv 2110.01052) with fixed-sequence testing: each walk starts
+    Learn-then-Test (Angelopoulos et al. 2021, arXiv 2110.01052) with fixed-sequence testing: each sequence starts
     at its coverage and goes to looser cuts in steps of 0.05 while P(Bin(N, alpha) <= W) is at most its share
     of delta; N and W count calibration items and wrong ones above the cut. Cuts are quantiles of the
     unlabelled scores, abstentions included at the bottom; tie groups stay whole.
@@ -86,7 +86,7 @@ def high_probability(
         calibration=np.sort(calibration.scores[answered]),
         wrong=np.sort(calibration.scores[answered & calibration.wrong]),
     )
-    found = [_loosest(walk, ranked, float(bound), delta * float(walk.share)) for walk in WALKS]
+    found = [_loosest(sequence, ranked, float(bound), delta * float(sequence.share)) for sequence in _SEQUENCES]
     cuts = [cut for cut in found if cut is not None]
     kept: BoolArray = np.zeros_like(valid)
     if cuts:
@@ -102,10 +102,10 @@ def high_probability(
     )
 
 
-def _loosest(walk: Walk, ranked: _Ranked, alpha: float, level: float) -> float | None:
+def _loosest(sequence: _TestSequence, ranked: _Ranked, alpha: float, level: float) -> float | None:
     """The last certified cut before the first one that fails."""
     certified: float | None = None
-    coverage = walk.start
+    coverage = sequence.start
     while coverage <= 1:
         cut = ranked.cut(coverage)
         if cut is None:

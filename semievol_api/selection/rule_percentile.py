@@ -109,7 +109,7 @@ def official_2025(answers: IntArray, justified_nll: FloatArray, share: float = 0
     """Keep unanimous rows, and justified rows with a mean_nll strictly below the percentile of justified rows.
 
     The released code of arXiv 2410.14745, less its crashes. The strict comparison keeps nothing of tied
-    values; that fault is reproduced, and said.
+    values; that fault is reproduced, with a message.
 
     Args:
         answers: int64, shape (m, annotators), the first round's answers, -1 = abstain.

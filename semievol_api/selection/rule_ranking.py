@@ -118,7 +118,7 @@ def with_class_quota(
     added = int(np.count_nonzero(kept)) - selected.count
     if not added:
         return selected
-    return replace(selected, kept=kept, estimate=None).saying(
+    return replace(selected, kept=kept, estimate=None).with_messages(
         f"The class quota added {added:,} items below the cut of the rule {selected.rule!r}; the promise of that "
         f"rule does not cover them."
     )

@@ -1,4 +1,4 @@
-"""One door to all rules: applies the chosen one, falls back where it can promise nothing, and says so.
+"""Apply the chosen selection rule, or a fallback where it could guarantee nothing, with a message about it.
 
 Knows nothing of how scores are made, of models, prompts or files.
 """
@@ -59,7 +59,7 @@ class Abstentions:
 
 
 def select(scores: FloatArray, ids: Sequence[str], calibration: Calibration | None, settings: RuleSettings) -> Selected:
-    """The items that the chosen rule keeps, with everything that a user has to be told.
+    """The items that the chosen rule keeps, with messages for the user.
 
     With fewer than 30 calibration labels no guarantee is given: the percentile rule on the score takes over.
 
@@ -79,7 +79,7 @@ def select(scores: FloatArray, ids: Sequence[str], calibration: Calibration | No
 
 
 def too_few(kept: int, of: int) -> tuple[str, ...]:
-    """What is said where fewer than 20 pseudo-labels are left in the end; nothing where there are enough."""
+    """A message where fewer than 20 pseudo-labels are left in the end; none where there are enough."""
     if kept >= ENOUGH_KEPT:
         return ()
     return (
@@ -149,12 +149,12 @@ def _with_budget(
 ) -> Selected:
     """A rule that promises something, or the percentile rule where there are too few labels to promise it with."""
     if calibration is None or calibration.size < ENOUGH_CALIBRATION:
-        return percentile_of_score(scores, settings.share).saying(_no_guarantee(calibration, settings))
+        return percentile_of_score(scores, settings.share).with_messages(_no_guarantee(calibration, settings))
     alpha = budget_per_round(settings)
     if settings.rule == "high-probability":
         return high_probability(scores, calibration, alpha, settings.delta)
     selected = fdr(scores, calibration, alpha, gone=settings.gone)
-    return selected.saying(feasibility(calibration.size, calibration.error, alpha).message)
+    return selected.with_messages(feasibility(calibration.size, calibration.error, alpha).message)
 
 
 def _no_guarantee(calibration: Calibration | None, settings: RuleSettings) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+from msgspec import structs
 
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import factors_of_crew
@@ -29,6 +30,7 @@ from semievol_api.selection.stage_pooled import PooledSelectionContext, by_pool
 from semievol_api.selection.values import BoolArray, FloatArray, Selected
 from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.store.fingerprints import fingerprinted, stage
+from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task
 from semievol_api.tasks.task import target
 
@@ -73,7 +75,7 @@ async def select(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: S
     shortened = 0
     for part in heard.said.parts.tables(["dropped_shots"]):
         shortened += int(np.count_nonzero(part["dropped_shots"].to_numpy()))
-    return replace(chosen, summary={**chosen.summary, "shortened_prompts": shortened})
+    return replace(chosen, summary=structs.replace(chosen.summary, shortened_prompts=shortened))
 
 
 async def _chosen(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
@@ -108,15 +110,15 @@ def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings
             pool = _floats(_columns(_candidates(corpus.task, heard, corpus.data.labeled, parts - 1))["mean_nll"])
         chosen = _rule(scores, pool, settings)
     kept = [_kept(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
-    summary = {
-        "rule": settings.rule,
-        "share": settings.share,
-        "threshold_mean_nll": chosen.threshold,
-        "unlabeled": len(found),
-        "answered": len(found) - found["answer"].null_count,
-        "kept": sum(map(len, kept)),
-        "messages": list(chosen.messages),
-    }
+    summary = PaperSummary(
+        rule=settings.rule,
+        share=settings.share,
+        threshold_mean_nll=chosen.threshold,
+        unlabeled=len(found),
+        answered=len(found) - found["answer"].null_count,
+        kept=sum(map(len, kept)),
+        messages=chosen.messages,
+    )
     marked = [_marked(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
     return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*marked), summary=summary)
 

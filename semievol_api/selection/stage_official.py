@@ -22,25 +22,26 @@ from semievol_api.selection.columns import unlabeled_of
 from semievol_api.selection.rule_percentile import official_2025
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.store.artifacts import EvidenceTable, Selection
+from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task
 from semievol_api.tasks.task import target
 
-Said: TypeAlias = Mapping[str, Sequence[Evidence]]
+_EvidenceByExample: TypeAlias = Mapping[str, Sequence[Evidence]]
 
-BANNER = (
+_BANNER = (
     "Mode official-2025 repeats the code released with the paper, for comparison only: unanimous answers are kept "
     "without any threshold, and nothing is promised about the labels. Use the mode calibrated for real work."
 )
 
 
 def official(
-    corpus: Corpus, crew: Crew, said: EvidenceTable, final: EvidenceTable, settings: SelectSettings
+    corpus: Corpus, crew: Crew, annotations: EvidenceTable, final: EvidenceTable, settings: SelectSettings
 ) -> Selection:
     """Unanimous answers, and justified ones strictly below the percentile of the justified."""
     task, rounds = corpus.task, list[_Rounds]()
     for part in range(len(corpus.sizes("unlabeled"))):
-        heard = (said.measures(part), final.measures(part))
-        rounds.append(_both_rounds(task, crew, unlabeled_of(corpus, part), heard))
+        evidence = (annotations.measures(part), final.measures(part))
+        rounds.append(_both_rounds(task, crew, unlabeled_of(corpus, part), evidence))
     answers = np.concatenate([found.answers for found in rounds])
     nll = np.concatenate([found.nll for found in rounds])
     found = official_2025(answers, nll, settings.share)
@@ -53,16 +54,16 @@ def official(
         if one.chosen or not tables:
             tables.append(_scores(one, found.kept[here]))
             kept.append(_kept(one, found.kept[here]))
-    summary = {
-        "rule": settings.rule,
-        "share": settings.share,
-        "threshold_mean_nll": found.threshold,
-        "unlabeled": len(nll),
-        "answered": sum(answer is not None for one in rounds for answer in one.chosen),
-        "unanimous": int((answers == 0).all(axis=1).sum()),
-        "kept": sum(map(len, kept)),
-        "messages": [BANNER, *found.messages],
-    }
+    summary = PaperSummary(
+        rule=settings.rule,
+        share=settings.share,
+        threshold_mean_nll=found.threshold,
+        unlabeled=len(nll),
+        answered=sum(answer is not None for one in rounds for answer in one.chosen),
+        unanimous=int((answers == 0).all(axis=1).sum()),
+        kept=sum(map(len, kept)),
+        messages=(_BANNER, *found.messages),
+    )
     return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*tables), summary=summary)
 
 
@@ -79,8 +80,10 @@ class _Rounds:
     chosen: list[str | None]
 
 
-def _both_rounds(task: Task, crew: Crew, examples: Sequence[Example], heard: tuple[Said, Said]) -> _Rounds:
-    rows, justified = heard
+def _both_rounds(
+    task: Task, crew: Crew, examples: Sequence[Example], evidence: tuple[_EvidenceByExample, _EvidenceByExample]
+) -> _Rounds:
+    rows, justified = evidence
     answers = np.full((len(examples), len(crew.annotators)), -1, dtype=np.int64)
     nll = np.full(len(examples), np.nan)
     chosen: list[str | None] = []

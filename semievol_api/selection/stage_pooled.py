@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from msgspec import UNSET
 
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
@@ -28,6 +30,7 @@ from semievol_api.selection.rules import too_few
 from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
 from semievol_api.selection.warnings import drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
+from semievol_api.store.verdict import AnnotatorUse, PooledSummary
 from semievol_api.tasks.task import target
 
 SIMULATED_RUNS = 500
@@ -79,21 +82,21 @@ async def by_pool(
     spread = _spread(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
-        *await drift_alerts(corpus, beside),
+        *await drift_alerts(corpus, beside.embedder, beside.retrieve, beside.seed),
     ]
-    summary = {
-        "rule": settings.rule,
-        "score": settings.score,
+    summary = PooledSummary(
+        rule=settings.rule,
+        score=settings.score,
         **_figures(pool, choice, settings),
-        "kept": count,
-        "enough": count >= ENOUGH_KEPT,
-        "annotators": {a.id: {"role": a.role, "read_by": a.reading} for a in crew.everybody},
-        "labels_filled_in": pool.filled_in,
-        **({"label_factors": _factors(pool)} if pool.factors else {}),
-        "false_share_range": None if spread is None or np.isnan(spread.low) else [spread.low, spread.high],
-        "messages": [*_messages(corpus, choice, spread, settings, count), *_message_of_factors(pool)],
-        "warnings": [{"kind": alert.kind, "message": alert.message} for alert in alerts],
-    }
+        kept=count,
+        enough=count >= ENOUGH_KEPT,
+        annotators={a.id: AnnotatorUse(role=a.role, read_by=a.reading) for a in crew.everybody},
+        labels_filled_in=pool.filled_in,
+        label_factors=_factors(pool) or UNSET,
+        false_share_range=None if spread is None or np.isnan(spread.low) else (spread.low, spread.high),
+        messages=(*_messages(corpus, choice, spread, settings, count), *_message_of_factors(pool)),
+        warnings=tuple(alerts),
+    )
     return Selection(
         kept=Rows(Parts(counts, make=kept), as_labels),
         scores=Parts(tuple(map(len, pool.parts)), make=scored),
@@ -172,7 +175,7 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     )
 
 
-def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dict[str, object]:
+def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dict[str, Any]:
     """The numbers of the summary; None for what cannot be known."""
     selected, calibration = choice.selected, choice.calibration
     return {

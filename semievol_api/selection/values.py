@@ -63,8 +63,8 @@ class Selected:
         """Whether there is enough to train on: at least `ENOUGH_KEPT` items."""
         return self.count >= ENOUGH_KEPT
 
-    def saying(self, *messages: str) -> Selected:
-        """The same selection with more to tell."""
+    def with_messages(self, *messages: str) -> Selected:
+        """The same selection with further messages."""
         return replace(self, messages=self.messages + messages)
 
 

@@ -1,4 +1,4 @@
-"""What should worry a user about labels, pool, answers and selection (method §6): arrays for `selection`'s alerts.
+"""The alerts of a run about labels, pool, answers and selection (method §6), and advice about its slowest stage.
 
 Knows nothing of how the alerts are decided.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -17,9 +16,8 @@ from semievol_api.annotate.pooled import AnnotatorProbs
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, embedded
 from semievol_api.config.settings import RetrieveSettings
-from semievol_api.records import Example
+from semievol_api.records import Alert, Example
 from semievol_api.selection.alerts import (
-    Alert,
     alerts_of_ambiguity,
     alerts_of_drift,
     alerts_of_labels,
@@ -30,11 +28,11 @@ from semievol_api.selection.alerts import (
 )
 from semievol_api.selection.values import BoolArray, LabelArray
 
-DRIFT_ROWS = 500
+_DRIFT_ROWS = 500
 """Questions of each side that the drift test looks at."""
 
 
-LEAST_SECONDS = 60.0
+_LEAST_SECONDS = 60.0
 """Shorter runs are not worth advice about time."""
 SETTING_TO_LOWER = {
     "prepare": "[data] near_duplicates or max_unlabeled",
@@ -55,7 +53,7 @@ def slow_stage(seconds: Mapping[str, float]) -> str | None:
         spent[stage] = spent.get(stage, 0.0) + value
     total = sum(spent.values())
     slowest = max(spent, key=lambda stage: spent[stage], default="")
-    if total < LEAST_SECONDS or spent[slowest] <= total / 2 or slowest not in SETTING_TO_LOWER:
+    if total < _LEAST_SECONDS or spent[slowest] <= total / 2 or slowest not in SETTING_TO_LOWER:
         return None
     return (
         f"The stage {slowest!r} took {spent[slowest] / total:.0%} of the {total:.0f} s that this run needed; to make "
@@ -63,21 +61,8 @@ def slow_stage(seconds: Mapping[str, float]) -> str | None:
     )
 
 
-class Vectors(Protocol):
-    """Who embeds, if anybody, and what is embedded."""
-
-    @property
-    def embedder(self) -> EmbeddingTool | None: ...
-
-    @property
-    def retrieve(self) -> RetrieveSettings: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
 def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorProbs, kept: BoolArray) -> list[Alert]:
-    """Findings about classes and about the crew's disagreement; none where the labels are open.
+    """Alerts about classes and about the annotators' disagreement; none for open answers.
 
     `predicted` integers (m,) and `kept` bool (m,) are about the unlabelled examples. Classes are looked at only where
     all questions have the same ones.
@@ -85,7 +70,7 @@ def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorPr
     if corpus.task.kind not in ("multiple_choice", "labels"):
         return []
     alerts: list[Alert] = []
-    names = class_names(corpus)
+    names = _class_names(corpus)
     if names:
         letters = corpus.task.labels(corpus.data.unlabeled[0]) or ()
         gold = np.array([letters.index(e.answer) for e in corpus.data.labeled if e.answer in letters], dtype=np.int64)
@@ -97,17 +82,18 @@ def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorPr
     return [*alerts, *alerts_of_ambiguity(ambiguity(calibrating.probs, gold, calibrating.n_options))]
 
 
-async def drift_alerts(corpus: Corpus, vectors: Vectors) -> tuple[Alert, ...]:
-    """A finding where the unlabelled questions are unlike the labelled ones; none without vectors."""
-    if vectors.embedder is None:
+async def drift_alerts(
+    corpus: Corpus, embedder: EmbeddingTool | None, settings: RetrieveSettings, seed: int
+) -> tuple[Alert, ...]:
+    """An alert where the unlabelled questions are unlike the labelled ones; none without an embedder."""
+    if embedder is None:
         return ()
-    labeled = _sample(corpus.data.labeled, vectors.seed)
-    unlabeled = _sample(corpus.data.unlabeled, vectors.seed)
-    rows = await embedded(vectors.embedder, (*labeled, *unlabeled), vectors.retrieve)
+    labeled, unlabeled = _sample(corpus.data.labeled, seed), _sample(corpus.data.unlabeled, seed)
+    rows = await embedded(embedder, (*labeled, *unlabeled), settings)
     return alerts_of_drift(drift_test(rows[: len(labeled)], rows[len(labeled) :]))
 
 
-def class_names(corpus: Corpus) -> tuple[str, ...]:
+def _class_names(corpus: Corpus) -> tuple[str, ...]:
     """The words of the classes where every question has the same ones; empty otherwise."""
     first = next(itertools.chain(corpus.data.unlabeled, corpus.data.labeled))
     if corpus.task.kind == "labels":
@@ -120,8 +106,8 @@ def _index(labels: Sequence[str], example: Example) -> int:
 
 
 def _sample(examples: Sequence[Example], seed: int) -> Sequence[Example]:
-    if len(examples) <= DRIFT_ROWS:
+    if len(examples) <= _DRIFT_ROWS:
         return examples
-    places = random.Random(seed).sample(range(len(examples)), DRIFT_ROWS)
+    places = random.Random(seed).sample(range(len(examples)), _DRIFT_ROWS)
     found = {place: examples[place] for place in sorted(places)}  # parts are read one after the other
     return [found[place] for place in places]

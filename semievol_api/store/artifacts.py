@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Self, TypeAlias, TypeVar, cast
 
 import pyarrow as pa
-from msgspec import convert
+from msgspec import convert, to_builtins
 
 from semievol_api.data.parts import ByPart, Parts, Rows, Tabular, file_chunks, part_of, parts_for
 from semievol_api.data.tables import (
@@ -33,6 +33,8 @@ from semievol_api.data.tables import (
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.store.run_store import Packed
+from semievol_api.store.verdict import PaperSummary, PooledSummary, summary_of
+from semievol_api.store.verdict import Verdict as Verdict
 
 Ability: TypeAlias = Literal["options", "alternatives", "logprobs", "text"]
 """What a server gives beside an answer's text: the probability of every label in one read, alternatives at each
@@ -230,14 +232,14 @@ class Selection:
 
     kept: Sequence[PseudoLabel]
     scores: Parts
-    summary: Mapping[str, object]
+    summary: PaperSummary | PooledSummary
     calibration: pa.Table | None = None
     queue: bytes = b""
 
     @property
     def enough(self) -> bool:
-        """Whether there is enough to train on; rules that do not say so always train."""
-        return bool(self.summary.get("enough", True))
+        """Whether there is enough to train on."""
+        return self.summary.enough_to_train
 
     def pack(self) -> Packed:
         """The kept labels, all scores, and the summary."""
@@ -246,7 +248,7 @@ class Selection:
         if self.calibration is not None:
             tables["calibration"] = Parts.of(self.calibration)
         files = {REVIEW_QUEUE: self.queue} if self.queue else {}
-        return Packed(tables=tables, documents={"summary": self.summary}, files=files)
+        return Packed(tables=tables, documents={"summary": to_builtins(self.summary)}, files=files)
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
@@ -254,7 +256,7 @@ class Selection:
         return cls(
             kept=_rows(packed.parts("kept"), as_labels),
             scores=packed.parts("scores"),
-            summary=cast("Mapping[str, object]", packed.documents["summary"]),
+            summary=summary_of(cast("Mapping[str, object]", packed.documents["summary"])),
             calibration=packed.table("calibration") if "calibration" in packed.tables else None,
             queue=packed.content(REVIEW_QUEUE),
         )
@@ -363,26 +365,10 @@ class Answers:
         )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The comparison of all models as JSON values; what the table and the report show."""
-
-    document: Mapping[str, object]
-
-    def pack(self) -> Packed:
-        """One document."""
-        return Packed(documents={"verdict": self.document})
-
-    @classmethod
-    def unpack(cls, packed: Packed) -> Self:
-        """See `pack`."""
-        return cls(cast("Mapping[str, object]", packed.documents["verdict"]))
+_RowT = TypeVar("_RowT")
 
 
-RowT = TypeVar("RowT")
-
-
-def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[RowT]]) -> Sequence[RowT]:
+def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[_RowT]]) -> Sequence[_RowT]:
     """The rows of one part in memory, those of more of them one part at a time."""
     return tuple(make(parts.read(0))) if parts.count == 1 else Rows(parts, make)
 

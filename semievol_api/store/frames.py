@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
+
+from msgspec import to_builtins
 
 from semievol_api.store.artifacts import Answers, EvidenceTable, Selection
 from semievol_api.store.run_store import load_artifact
+from semievol_api.store.verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def models_frame(verdict: Mapping[str, object]) -> pd.DataFrame:
+def models_frame(verdict: Verdict) -> pd.DataFrame:
     """A row a model: accuracy with its interval in [0, 1], what it abstained from, tokens."""
     import pandas as pd
 
-    models = cast("Sequence[Mapping[str, Any]]", verdict.get("models") or [])
-    rows = [
-        {**{k: v for k, v in m.items() if k != "interval"}, "low": m["interval"][0], "high": m["interval"][1]}
-        for m in models
-    ]
-    return pd.DataFrame(rows)
+    rows = [{**to_builtins(m), "low": m.low, "high": m.high} for m in verdict.models]
+    return pd.DataFrame(rows).drop(columns="interval", errors="ignore")
 
 
 def evidence_frame(folder: Path) -> pd.DataFrame:
-    """A row an answer: the stage that asked, the example, the annotator, what was said and how sure it was."""
+    """A row an answer: the stage that asked, the example, the annotator, its answer and how sure it was."""
     import pandas as pd
 
     frames: list[pd.DataFrame] = []

@@ -1,4 +1,4 @@
-"""A run's numbers for TensorBoard, W&B and MLflow: training metrics step by step, the verdict's figures at the end.
+"""A run's numbers for _TensorBoard, W&B and MLflow: training metrics step by step, the verdict's figures at the end.
 
     with open_logs(config) as log:
         log.job("warm", event)
@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
+
+from msgspec import to_builtins
 
 from semievol_api.capabilities import JobEvent
 from semievol_api.config.settings import Config, LogTarget
 from semievol_api.errors import MissingExtraError
+from semievol_api.store.verdict import Verdict
 
 
-class Sink(Protocol):
+class _Sink(Protocol):
     """Where numbers go."""
 
     def write(self, values: Mapping[str, float], step: int) -> None:
@@ -34,7 +37,7 @@ class Sink(Protocol):
 class Logs:
     """All sinks of a run; none where nothing was asked for."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
+    def __init__(self, sinks: Sequence[_Sink]) -> None:
         self._sinks = sinks
 
     def job(self, name: str, event: JobEvent) -> None:
@@ -43,14 +46,12 @@ class Logs:
         if values:
             self._write(values, round(event.metrics.get("step", 0)))
 
-    def verdict(self, document: Mapping[str, object]) -> None:
+    def verdict(self, verdict: Verdict) -> None:
         """Accuracies, gains and what was kept."""
-        models = cast("Sequence[Mapping[str, Any]]", document.get("models") or [])
-        gains = cast("Sequence[Mapping[str, Any]]", document.get("differences") or [])
-        selection = cast("Mapping[str, object]", document.get("selection") or {})
-        values = {f"accuracy/{model['name']}": float(model["accuracy"]) for model in models}
-        values |= {f"gain_points/{gain['of']}-{gain['against']}": float(gain["points"]) for gain in gains}
-        values |= {f"selection/{name}": float(n) for name, n in selection.items() if _is_number(n)}  # type: ignore[arg-type]
+        values = {f"accuracy/{model.name}": model.accuracy for model in verdict.models}
+        values |= {f"gain_points/{gain.of}-{gain.against}": gain.points for gain in verdict.differences}
+        numbers = to_builtins(verdict.selection).items() if verdict.selection else ()
+        values |= {f"selection/{name}": float(n) for name, n in numbers if type(n) in (int, float)}
         self._write(values, 0)
 
     def _write(self, values: Mapping[str, float], step: int) -> None:
@@ -73,13 +74,13 @@ def check_logs(targets: Sequence[LogTarget]) -> None:
 def open_logs(config: Config) -> Generator[Logs]:
     """The sinks that `[log]` names, closed when the block ends."""
     check_logs(config.log.to)
-    makers: Mapping[LogTarget, Callable[[Config], Sink]] = {
-        "tensorboard": TensorBoard,
-        "wandb": WeightsAndBiases,
-        "mlflow": MlFlow,
+    makers: Mapping[LogTarget, Callable[[Config], _Sink]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _WeightsAndBiases,
+        "mlflow": _MlFlow,
     }
     with ExitStack() as stack:
-        sinks: list[Sink] = []
+        sinks: list[_Sink] = []
         for target in config.log.to:
             sink = makers[target](config)
             stack.callback(sink.close)
@@ -87,7 +88,7 @@ def open_logs(config: Config) -> Generator[Logs]:
         yield Logs(sinks)
 
 
-class TensorBoard:
+class _TensorBoard:
     """Event files in `tensorboard/` of the run's folder; needs neither torch nor TensorFlow."""
 
     def __init__(self, config: Config) -> None:
@@ -96,7 +97,7 @@ class TensorBoard:
         self._writer = EventFileWriter(str(config.run.folder / "tensorboard"))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
         events: Any = event_pb2  # their classes are made when they are imported, which no type checker sees
@@ -106,11 +107,11 @@ class TensorBoard:
         self._writer.add_event(event)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         self._writer.close()
 
 
-class WeightsAndBiases:
+class _WeightsAndBiases:
     """A W&B run named after the run's folder; `WANDB_MODE=offline` keeps it on this machine.
 
     Trainings follow each other, each counting its steps from one, so every job's steps are an axis of their own.
@@ -127,7 +128,7 @@ class WeightsAndBiases:
         self._jobs: set[str] = set()
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         group = next(iter(values), "").partition("/")[0]
         if group not in self._jobs:
             self._jobs.add(group)
@@ -136,11 +137,11 @@ class WeightsAndBiases:
         self._run.log({**values, f"{group}/step": step})
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         self._run.finish()
 
 
-class MlFlow:
+class _MlFlow:
     """An MLflow run named after the run's folder, where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, config: Config) -> None:
@@ -155,14 +156,10 @@ class MlFlow:
         self._client.log_param(self._id, "student", config.roles.student.model)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         for name, value in values.items():
             self._client.log_metric(self._id, name, value, step=step)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `_Sink`."""
         self._client.set_terminated(self._id)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -4,7 +4,7 @@
         neighbours = await store.once("retrieve", Neighbours, retrieve, embedder, data, settings)
 
 `once` computes a stage's artifact, or loads it where the fingerprint of everything that went in is unchanged.
-An artifact is written beside its place and renamed, so a killed run leaves whole artifacts or none. Artifacts
+An artifact is written to a draft and renamed, so a killed run leaves whole artifacts or none. Artifacts
 hold no clock, host, job or model id; those stand in `stamps.json`. Knows nothing of what the stages do.
 """
 
@@ -84,8 +84,8 @@ class Identified(Protocol):
         ...
 
 
-ArtifactT = TypeVar("ArtifactT", bound=Artifact)
-ParamsT = ParamSpec("ParamsT")
+_ArtifactT = TypeVar("_ArtifactT", bound=Artifact)
+_ParamsT = ParamSpec("_ParamsT")
 
 
 class RunStore:
@@ -100,7 +100,7 @@ class RunStore:
         self.computed: list[str] = []
         """Names of the artifacts that this process computed rather than loaded."""
         self.on_stage: Callable[[str, str], None] = lambda _name, _state: None
-        """Told when an artifact's stage is `started`, `made` or `loaded`."""
+        """Called when an artifact's stage is `started`, `made` or `loaded`."""
 
     @classmethod
     @contextmanager
@@ -122,11 +122,11 @@ class RunStore:
     async def once(
         self,
         name: str,
-        kind: type[ArtifactT],
-        make: Stage[ParamsT, ArtifactT],
-        *inputs: ParamsT.args,
-        **named: ParamsT.kwargs,
-    ) -> ArtifactT:
+        kind: type[_ArtifactT],
+        make: Stage[_ParamsT, _ArtifactT],
+        *inputs: _ParamsT.args,
+        **named: _ParamsT.kwargs,
+    ) -> _ArtifactT:
         """The artifact `name`: loaded where nothing that shapes it changed, else made by `make(*inputs)`.
 
         A stage whose meaning changes gets a new name in `@stage`, or a version among its inputs.
@@ -161,7 +161,7 @@ class RunStore:
         path.write_text(text, "utf-8")
 
     def log_event(self, name: str, event_id: str, line: str) -> None:
-        """Append a job's event, once; a run that waits again is told of old events again."""
+        """Append a job's event, once; a run that waits again gets old events again."""
         path = self.folder / "jobs" / f"{name}-events.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if path not in self._events:
@@ -173,21 +173,21 @@ class RunStore:
             file.write(f"{line}\n")
         self._events[path].add(event_id)
 
-    def load(self, name: str, kind: type[ArtifactT]) -> ArtifactT:
+    def load(self, name: str, kind: type[_ArtifactT]) -> _ArtifactT:
         """A finished artifact of this store."""
         return kind.unpack(_read(self.folder / name))
 
-    def room(self, name: str) -> RunStore:
+    def nested(self, name: str) -> RunStore:
         """A store in a folder of its own within this one, under the same lock; what it makes is counted here."""
         (self.folder / name).mkdir(exist_ok=True)
         inner = RunStore(self.folder / name)
 
-        def tell(stage: str, state: str) -> None:
+        def report(stage: str, state: str) -> None:
             if state == "made":
                 self.computed.append(f"{name}/{stage}")
             self.on_stage(f"{name}/{stage}", state)
 
-        inner.on_stage = tell
+        inner.on_stage = report
         return inner
 
     def forget(self, name: str) -> None:
@@ -230,7 +230,7 @@ def stages_done(folder: Path) -> dict[str, float]:
     return {name: float(stamp["seconds"]) for name, stamp in _read_stamps(folder).items()}
 
 
-def load_artifact(folder: Path, name: str, kind: type[ArtifactT]) -> ArtifactT | None:
+def load_artifact(folder: Path, name: str, kind: type[_ArtifactT]) -> _ArtifactT | None:
     """A finished artifact, read without holding the folder; None where it is not made yet."""
     place = folder / name
     return kind.unpack(_read(place)) if place.is_dir() else None
@@ -279,7 +279,7 @@ def _read(place: Path) -> Packed:
 
 
 async def _write(place: Path, packed: Packed) -> str:
-    """Write beside the place, rename, and return a hash of the content."""
+    """Write a draft, rename it, and return a hash of the content."""
     draft = place.with_name(f".{place.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -25,6 +25,7 @@ from semievol_api.errors import DataError, RunFolderError
 from semievol_api.records import Example
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.store.run_store import RunStore
+from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task, TaskDefinition
 
 COLUMNS = {"options": "options", "category": "kind"}
@@ -243,7 +244,14 @@ def test_a_full_disk_is_told_in_a_paragraph(
 
 def test_a_small_table_is_stored_as_one_part_of_the_type_that_a_large_one_has() -> None:
     few = (Example(id="a", question="One?", answer="1"), Example(id="b", question="Two?"))
-    nothing = Selection(kept=(), scores=Parts.of(kept_table(())), summary={}, calibration=kept_table(()))
+    nothing = Selection(
+        kept=(),
+        scores=Parts.of(kept_table(())),
+        summary=PaperSummary(
+            rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
+        ),
+        calibration=kept_table(()),
+    )
     packed = (
         Prepared(few, few, few, {}).pack(),
         Folds(few, few, few, tunable=True, note="").pack(),

@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(
     path for folder in ("semievol_api", "providers/semievol_providers") for path in (ROOT / folder).rglob("*.py")
 )
-HEAVY = ("torch", "openai", "litellm", "datasets", "transformers", "vllm", "peft", "faiss", "pandas", "pyarrow")
+HEAVY = (
+    *("torch", "openai", "litellm", "datasets", "transformers", "vllm", "peft"),
+    *("faiss", "pandas", "pyarrow", "scipy"),
+)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

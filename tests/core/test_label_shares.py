@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.estimators import Reading
@@ -196,8 +197,8 @@ def test_the_selection_uses_them_says_so_and_leaves_them_where_told() -> None:
     here, who = corpus(WARM), crew(biased="option_prob")
     said = EvidenceTable.of(evidence(here, biased=BIASED))
     raw, moved = selected(here, who, said, "as-read"), selected(here, who, said, "labeled")
-    assert "label_factors" not in raw.summary
-    assert list(moved.summary["label_factors"]) == ["biased"]  # type: ignore[call-overload]
-    assert "label_shares" in str(moved.summary["messages"]) and "label_shares" not in str(raw.summary["messages"])
+    assert raw.summary.label_factors is UNSET
+    assert list(moved.summary.label_factors) == ["biased"]
+    assert "label_shares" in str(moved.summary.messages) and "label_shares" not in str(raw.summary.messages)
     assert set(raw.scores["answer"].to_pylist()) == {"B", "C"}
     assert set(moved.scores["answer"].to_pylist()) == {"B"}, "C was ahead by a hair in half of the rows"

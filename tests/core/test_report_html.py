@@ -76,7 +76,7 @@ def test_every_part_that_the_run_has_is_there(page: str) -> None:
         "Scores by correctness: Pseudo-labels",
         "Reliability: SemiEvol on the test",
         "Learning curve: train loss",
-        "What it took, stage by stage",
+        "Time, tokens and cost by stage",
         "Dropped: unlabeled: in test",
         "percentile",
         "3.11" if "3.11" in page else "python",
@@ -98,11 +98,12 @@ def test_the_false_label_share_is_what_hidden_gold_says_of_the_kept(run: Path) -
 
 
 def test_the_curve_passes_through_the_chosen_cut(run: Path) -> None:
-    curve = read_report_data(run).precision_coverage
-    assert curve is not None
-    assert curve.chosen is not None
-    nearest = int(np.argmin(np.abs(curve.coverage - curve.chosen[0])))
-    assert curve.precision[nearest] == pytest.approx(curve.chosen[1])
+    data = read_report_data(run)
+    curve = data.precision_coverage
+    assert curve is not None and data.chosen_cut is not None
+    coverage, precision = data.chosen_cut
+    nearest = int(np.argmin(np.abs(curve.coverage - coverage)))
+    assert curve.precision[nearest] == pytest.approx(precision)
 
 
 def test_the_rows_in_the_page_are_the_runs_rows(page: str, run: Path) -> None:

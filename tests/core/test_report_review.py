@@ -15,7 +15,7 @@ import pytest
 
 from semievol_api.errors import RunFolderError
 from semievol_api.report.labels import AUDIT_EVERY, read_decisions, read_label_table, review_queue
-from semievol_api.report.review_server import ReviewSession, Wanted, review_server
+from semievol_api.report.review_server import PostedDecision, ReviewSession, open_review_server
 from tests.synthetic_run import synthetic_run
 
 
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def address(run: Path) -> Iterator[str]:
     (run / "review.jsonl").unlink(missing_ok=True)
-    with review_server(run) as (server, url):
+    with open_review_server(run) as (server, url):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield url
@@ -77,7 +77,7 @@ def test_decided_rows_do_not_come_again_in_the_next_sitting(run: Path) -> None:
     (run / "review.jsonl").unlink(missing_ok=True)
     with ReviewSession.open(run) as session:
         first = next(iter(session.rows))
-        session.decide(Wanted(example_id=first, action="skip"))
+        session.decide(PostedDecision(example_id=first, action="skip"))
     with ReviewSession.open(run) as session:
         assert first not in session.rows
         assert len(session.rows) == 59
@@ -146,7 +146,7 @@ def _first_row(address: str) -> str:
 
 def test_a_taken_port_and_a_folder_that_is_no_run_are_said_calmly(run: Path, address: str, tmp_path: Path) -> None:
     other = synthetic_run(tmp_path / "other", rows=4, labelled=4, tests=2)
-    with pytest.raises(RunFolderError, match="Port"), review_server(other, urlsplit(address).port or 0):
+    with pytest.raises(RunFolderError, match="Port"), open_review_server(other, urlsplit(address).port or 0):
         pass
-    with pytest.raises(RunFolderError, match="is no run"), review_server(tmp_path):
+    with pytest.raises(RunFolderError, match="is no run"), open_review_server(tmp_path):
         pass

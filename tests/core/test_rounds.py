@@ -7,8 +7,9 @@ import pyarrow as pa
 from semievol_api.data import RawData
 from semievol_api.data.parts import Parts
 from semievol_api.records import Example, PseudoLabel
-from semievol_api.session import after
+from semievol_api.session import data_of_next_round
 from semievol_api.store.artifacts import Folds, Prepared, Selection
+from semievol_api.store.verdict import PaperSummary
 
 
 def _labelled(*names: str) -> tuple[Example, ...]:
@@ -22,12 +23,14 @@ def _next_round() -> RawData:
     chosen = Selection(
         kept=tuple(PseudoLabel(example_id=name, answer="B", text="Answer: B", score=0.9) for name in ("u1", "u3")),
         scores=Parts.of(pa.table({"example_id": [f"u{i}" for i in range(4)]})),
-        summary={},
+        summary=PaperSummary(
+            rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
+        ),
     )
     folds = Folds(warm=labeled[:2], calibration=(), development=labeled[2:], tunable=True, note="")
     data = Prepared(labeled=labeled, unlabeled=unlabeled, test=test, report={})
     raw = RawData(labeled=labeled, unlabeled=unlabeled, test=test, pseudo_labeled=_labelled("earlier"))
-    return after(raw, data, folds, chosen)
+    return data_of_next_round(raw, data, folds, chosen)
 
 
 def test_labels_that_gate_are_no_labelled_data_of_the_next_round() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from semievol_api.errors import RunFolderError
-from semievol_api.store.artifacts import TrainingFile, Verdict
+from semievol_api.store.artifacts import Abilities, TrainingFile
 from semievol_api.store.fingerprints import Stage
 from semievol_api.store.fingerprints import stage as known_as
 from semievol_api.store.run_store import RunStore
@@ -30,20 +30,20 @@ class Counted:
         self.calls = 0
 
     @property
-    def make(self) -> Stage[..., Verdict]:
+    def make(self) -> Stage[..., Abilities]:
         return Stage("make", self._make)
 
-    async def _make(self, *inputs: object) -> Verdict:
+    async def _make(self, *inputs: object) -> Abilities:
         self.calls += 1
-        return Verdict({"inputs": len(inputs)})
+        return Abilities({"inputs": str(len(inputs))})
 
 
 async def test_an_artifact_is_made_once_for_the_same_inputs(tmp_path: Path) -> None:
     stage = Counted()
     for _ in range(2):
         with RunStore.open(tmp_path / "run", "key") as store:
-            verdict = await store.once("verdict", Verdict, stage.make, Tool("a"), 1)
-    assert verdict.document == {"inputs": 2}
+            found = await store.once("probe", Abilities, stage.make, Tool("a"), 1)
+    assert found.of == {"inputs": "2"}
     assert stage.calls == 1
 
 
@@ -51,8 +51,8 @@ async def test_an_artifact_is_made_once_for_the_same_inputs(tmp_path: Path) -> N
 async def test_a_changed_input_makes_it_anew(tmp_path: Path, changed: tuple[object, ...]) -> None:
     stage = Counted()
     with RunStore.open(tmp_path / "run", "key") as store:
-        await store.once("verdict", Verdict, stage.make, Tool("a"), 1)
-        await store.once("verdict", Verdict, stage.make, *changed)
+        await store.once("probe", Abilities, stage.make, Tool("a"), 1)
+        await store.once("probe", Abilities, stage.make, *changed)
     assert stage.calls == 2
 
 
@@ -66,20 +66,20 @@ async def test_an_artifact_enters_a_fingerprint_by_its_content(tmp_path: Path) -
         for content in (b"one", b"one", b"two"):
             store.forget("file")
             made = await store.once("file", TrainingFile, file, content)
-            await store.once("verdict", Verdict, stage.make, made)
+            await store.once("probe", Abilities, stage.make, made)
     assert stage.calls == 2
 
 
 async def test_a_crash_while_making_leaves_no_artifact(tmp_path: Path) -> None:
     @known_as("crash")
-    async def crash() -> Verdict:
+    async def crash() -> Abilities:
         raise RuntimeError
 
     stage = Counted()
     with RunStore.open(tmp_path / "run", "key") as store:
         with pytest.raises(RuntimeError):
-            await store.once("verdict", Verdict, crash)
-        await store.once("verdict", Verdict, stage.make)
+            await store.once("probe", Abilities, crash)
+        await store.once("probe", Abilities, stage.make)
     assert stage.calls == 1
 
 

@@ -309,7 +309,7 @@ def test_partial_evidence_pools_what_there_is_and_silence_abstains() -> None:
     assert pooled.label.tolist() == [1, -1]
     assert pooled.score[0] == pytest.approx(0.9)
     assert np.isnan(pooled.score[1])
-    assert pooled.voices.tolist() == [1, 0]
+    assert pooled.n_annotators.tolist() == [1, 0]
     assert worth_justifying(pooled).tolist() == [False, False]
 
 

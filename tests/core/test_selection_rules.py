@@ -223,15 +223,15 @@ def test_an_empty_pool_or_slice_has_no_range_but_a_message() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=25))
-def test_isotonic_regression_agrees_with_scipy(pairs: list[tuple[int, bool]]) -> None:
-    from scipy.optimize import isotonic_regression
-
+def test_isotonic_regression_is_the_smallest_of_the_largest_means(pairs: list[tuple[int, bool]]) -> None:
+    """The min-max formula of Robertson, Wright and Dykstra (1988, theorem 1.4.4), over all observations."""
     x = np.array([level for level, _ in pairs], dtype=np.float64)
     y = np.array([value for _, value in pairs], dtype=np.float64)
     levels = np.unique(x)
-    means = np.array([y[x == level].mean() for level in levels])
-    weights = np.array([(x == level).sum() for level in levels])
-    expected = isotonic_regression(means, weights=weights, increasing=False).x
+    expected = [
+        min(max(y[(x >= low) & (x <= high)].mean() for high in levels if high >= at) for low in levels if low <= at)
+        for at in levels
+    ]
     assert isotonic_decreasing(x, y, levels) == pytest.approx(expected, abs=1e-12)
 
 

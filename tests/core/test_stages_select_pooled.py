@@ -82,17 +82,17 @@ def test_only_the_audited_answers_calibrate_and_they_leave_the_pool(person: str)
     reviewed = {e.id: person for e, yes in zip(here.data.unlabeled, asked.asked, strict=True) if yes}
     second = selected(evidence(here), settings, reviewed)
     found = second.summary
-    assert found["answered_by_a_person"] == 40 and second.queue == b""
-    assert found["calibration"] == CALIBRATING + 8, "the other 32 were chosen for their doubt"
-    assert found["calibration_error"] == pytest.approx((12 + (8 if person == "C" else 0)) / (CALIBRATING + 8))
-    threshold = found["threshold"]
+    assert found.answered_by_a_person == 40 and second.queue == b""
+    assert found.calibration == CALIBRATING + 8, "the other 32 were chosen for their doubt"
+    assert found.calibration_error == pytest.approx((12 + (8 if person == "C" else 0)) / (CALIBRATING + 8))
+    threshold = found.threshold
     assert isinstance(threshold, float)
     cal = np.array([row.option_probs[1] for row in evidence(here)[UNLABELED:] if row.option_probs])
     wrong = np.array([e.answer == "A" for e in here.folds.calibration])
     above = int(np.sum(wrong & (cal >= threshold - 1e-9)))
     above += int(np.sum(scores[asked.audit] >= threshold - 1e-9)) if person == "C" else 0
     reached = int(np.sum(scores[~asked.audit] >= threshold - 1e-9))
-    assert found["estimated_false_share"] == pytest.approx(
+    assert found.estimated_false_share == pytest.approx(
         (UNLABELED - 8) * (1 + above) / ((CALIBRATING + 8 + 1) * reached)
     )
     answers = {label.example_id: label.answer for label in second.kept}
@@ -108,21 +108,21 @@ def test_what_earlier_rounds_kept_counts_in_the_pool_of_fdr() -> None:
     )
     assert len(first.kept) > len(later.kept) > 0
     scores = np.array(later.scores["score"].to_pylist())
-    threshold = later.summary["threshold"]
+    threshold = later.summary.threshold
     assert isinstance(threshold, float)
     cal = np.array([row.option_probs[1] for row in evidence(corpus())[UNLABELED:] if row.option_probs])
     wrong = np.array([e.answer == "A" for e in corpus().folds.calibration])
     above, reached = int(np.sum(wrong & (cal >= threshold - 1e-9))), int(np.sum(scores >= threshold - 1e-9))
-    assert later.summary["estimated_false_share"] == pytest.approx(
+    assert later.summary.estimated_false_share == pytest.approx(
         (UNLABELED + 120) * (1 + above) / ((CALIBRATING + 1) * reached)
     )
-    assert later.summary["false_share_range"] is None and first.summary["false_share_range"] is not None
+    assert later.summary.false_share_range is None and first.summary.false_share_range is not None
 
 
 def test_more_than_five_percent_of_answers_without_probabilities_fail_the_run() -> None:
     settings, rows = SelectSettings(rule="fdr", score="pooled"), evidence(corpus())
     few = [replace(row, option_probs=None) if i % 20 == 0 else row for i, row in enumerate(rows)]
-    assert selected(few, settings).summary["answered"] == UNLABELED - UNLABELED // 20
+    assert selected(few, settings).summary.answered == UNLABELED - UNLABELED // 20
     many = [replace(row, option_probs=None) if i % 18 == 0 else row for i, row in enumerate(rows)]
     with pytest.raises(StageError, match="without log-probabilities"):
         selected(many, settings)
@@ -132,21 +132,21 @@ def test_a_class_that_vanishes_and_answers_without_relation_to_the_gold_are_in_t
     rows = evidence(corpus())
     doubtful = {f"u{i:03}" for i in range(0, UNLABELED, 3)}
     swapped = [replace(r, option_probs=(0.36, 0.33, 0.31)) if r.example_id in doubtful else r for r in rows]
-    found = selected(swapped, SelectSettings(rule="top-n", n=60, score="pooled")).summary["warnings"]
-    assert "vanished-class" in {warning["kind"] for warning in found}  # type: ignore[attr-defined]
+    found = selected(swapped, SelectSettings(rule="top-n", n=60, score="pooled")).summary.warnings
+    assert "vanished-class" in {warning.kind for warning in found}
     torn = [
         replace(r, option_probs=((0.49, 0.47, 0.04), (0.47, 0.49, 0.04))[i // 5 % 2])
         if r.example_id.startswith("c")
         else r
         for i, r in enumerate(rows)
     ]
-    said = selected(torn, SelectSettings(rule="top-n", n=60, score="pooled")).summary["warnings"]
-    assert "uninformative" in {warning["kind"] for warning in said}  # type: ignore[attr-defined]
+    said = selected(torn, SelectSettings(rule="top-n", n=60, score="pooled")).summary.warnings
+    assert "uninformative" in {warning.kind for warning in said}
 
 
 def test_answers_with_labels_that_the_server_did_not_show_are_counted() -> None:
     rows = [replace(row, failure=f"{UNSEEN}: C") if i < 7 else row for i, row in enumerate(evidence(corpus()))]
-    assert selected(rows, SelectSettings(rule="fdr", score="pooled")).summary["labels_filled_in"] == {"a": 7}
+    assert selected(rows, SelectSettings(rule="fdr", score="pooled")).summary.labels_filled_in == {"a": 7}
 
 
 def test_every_question_and_every_annotator_has_an_order_of_its_own() -> None:

@@ -14,7 +14,7 @@ from semievol_api.engine import Progress
 from semievol_api.errors import ConfigError, DataError
 from semievol_api.experiments.grid import Experiment, cells, load_experiment
 from semievol_api.experiments.results import Results, write_results
-from semievol_api.experiments.runner import Ground, run_experiment
+from semievol_api.experiments.runner import ExperimentContext, run_experiment
 from semievol_api.session import run_blocking
 from tests.e2e.conftest import CONFIG, TASK, Project, Semievol, write_rows
 
@@ -116,7 +116,7 @@ def ids(path: Path) -> set[str]:
 
 def go(path: Path, watcher: Stopping | None = None, *, quick: bool = False) -> tuple[Experiment, Results]:
     experiment = load_experiment(path, quick=quick)
-    ground = Ground(Path(experiment.experiment.base))
+    ground = ExperimentContext(Path(experiment.experiment.base))
     done = run_blocking(run_experiment(experiment, ground, watcher))
     return experiment, write_results(experiment, done, "colours")
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from semievol_providers.local.children import PRELOADED
 from semievol_providers.server.app import build_app
 from semievol_providers.server.disk import Disk
 from semievol_providers.server.settings import Limits, ServerSettings
@@ -113,6 +114,7 @@ def server_here(
     given: dict[str, Any] = {"name": "tiny", "state": folder / "state"} | settings
     server = ServerSettings(model_folder=str(folder), api_keys=KEYS, limits=Limits(**limits), **given)
     with monkeypatch.context() as scripted:
+        scripted.setenv(PRELOADED, "off")
         scripted.setattr(sys, "executable", str(children))
         with TestClient(build_app(server, disk), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
             yield client

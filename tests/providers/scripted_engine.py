@@ -10,8 +10,17 @@ from pathlib import Path
 
 import msgspec
 
-from semievol_providers.server.engine_pulse import SharedPipe, start_beating
-from semievol_providers.server.engine_wire import Ask, ChatAsk, Choice, ChoicesTell, ReadyTell, frame, read_ask
+from semievol_providers.server.engine_wire import (
+    Ask,
+    ChatAsk,
+    Choice,
+    ChoicesTell,
+    ReadyTell,
+    SharedPipe,
+    frame,
+    read_ask,
+    start_beating,
+)
 
 
 def main() -> None:

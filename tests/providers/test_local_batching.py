@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.serve_company import Guest, Sample, answers, company_of, compare, make_batcher, pool_of
+from benchmarks.serve_mixes import Sample, ScheduledSample, answers, compare, make_batcher, pool_of, random_mix
 from semievol_providers.local.batcher import Batcher
+from semievol_providers.local.decoding import KVCacheBuckets
 from semievol_providers.local.engine import Engine
-from semievol_providers.local.lanes import KVCacheBuckets
 from semievol_providers.local.model_folder import ModelFolderError, load_model
 from semievol_providers.local.packed import BlockSizes, PackedModel, RowLinear, Tokens, cache_width, use_row_linears
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest, ReadRequest
@@ -92,11 +92,11 @@ def test_the_check_above_sees_a_product_whose_bits_depend_on_the_number_of_rows(
 def test_every_slot_of_a_full_step_gives_the_same_bits(tiny_model: Path) -> None:
     batcher = make_batcher(str(tiny_model), 1)
     request = GenerateRequest(prompt_ids=(7, 9, 11), max_tokens=4, seed=3, top_logprobs=5)
-    alone = answers(batcher, [Guest(Sample(request, 0))])[0]
+    alone = answers(batcher, [ScheduledSample(Sample(request, 0))])[0]
     others = [dataclasses.replace(request, prompt_ids=(i, 1 + i % 5), seed=i) for i in range(64)]
     for place in range(0, 64, 3):
-        guests = [Guest(Sample(request if i == place else other, 0)) for i, other in enumerate(others)]
-        assert answers(batcher, guests)[place] == alone
+        entries = [ScheduledSample(Sample(request if i == place else other, 0)) for i, other in enumerate(others)]
+        assert answers(batcher, entries)[place] == alone
 
 
 def test_vectors_and_looks_have_the_same_bits_alone_and_in_any_company(engine: Engine) -> None:
@@ -211,12 +211,12 @@ def test_little_memory_for_caches_changes_no_answer(tiny_model: Path) -> None:
         rows.append(len(self.samples))
         return advance(self, packed, model)  # type: ignore[arg-type]
 
-    guests = [Guest(sample) for sample in pool]
+    entries = [ScheduledSample(sample) for sample in pool]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KVCacheBuckets, "advance", counted)
-        found = answers(short, guests)
+        found = answers(short, entries)
     assert max(rows) < len(pool)
-    assert found == answers(ample, guests)
+    assert found == answers(ample, entries)
 
 
 def test_a_request_that_comes_later_joins_the_step_of_those_under_way(tiny_model: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_request_that_comes_later_joins_the_step_of_those_under_way(tiny_model
     second = dataclasses.replace(first, prompt_ids=(8,), max_tokens=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KVCacheBuckets, "advance", counted)
-        assert all(answers(batcher, [Guest(Sample(first, 0)), Guest(Sample(second, 0), arrival=5)]))
+        assert all(answers(batcher, [ScheduledSample(Sample(first, 0)), ScheduledSample(Sample(second, 0), arrival=5)]))
     assert set(rows) == {1, 2}
     assert rows.count(2) == 4
 
@@ -249,15 +249,15 @@ def test_samples_of_one_request_share_the_reading_of_their_prompt(tiny_model: Pa
     request = GenerateRequest(prompt_ids=tuple(range(50)), max_tokens=3, seed=1, n=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PackedModel, "logits", counted)
-        answers(batcher, [Guest(Sample(request, number)) for number in range(4)])
+        answers(batcher, [ScheduledSample(Sample(request, number)) for number in range(4)])
     assert tokens == [50, 4, 4]
 
 
 def test_nothing_is_kept_when_everybody_left(tiny_model: Path) -> None:
     batcher: Batcher = make_batcher(str(tiny_model), 1)
     pool = pool_of(20, VOCABULARY, random.Random(4))
-    guests = [dataclasses.replace(guest, patience=2) for guest in company_of(pool, random.Random(1))]
-    answers(batcher, guests)
+    entries = [dataclasses.replace(entry, patience=2) for entry in random_mix(pool, random.Random(1))]
+    answers(batcher, entries)
     assert not batcher.busy
     assert batcher.allocated_bytes > 0
     batcher.free()
@@ -271,7 +271,7 @@ def test_layers_with_sliding_attention_see_what_they_see_in_a_plain_pass(
 ) -> None:
     folder = _random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
     request = GenerateRequest(prompt_ids=tuple(range(3, 70)), max_tokens=40, seed=2, top_logprobs=0)
-    sample = answers(make_batcher(str(folder), 1), [Guest(Sample(request, 0))])[0]
+    sample = answers(make_batcher(str(folder), 1), [ScheduledSample(Sample(request, 0))])[0]
     assert sample is not None and sample.logprobs is not None and len(sample.logprobs) > 5
     model = load_model(str(folder), "cpu")
     ids = [*request.prompt_ids, *sample.token_ids]

@@ -12,9 +12,9 @@ import torch
 
 import semievol_api.demo
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.engine import ContextLengthError, Engine
+from semievol_providers.local.engine import Engine
 from semievol_providers.local.model_folder import ModelFolderError, load_model, load_tokenizer, read_facts
-from semievol_providers.local.requests import Delta, EmbedRequest, EngineSettings, GenerateRequest
+from semievol_providers.local.requests import ContextLengthError, Delta, EmbedRequest, EngineSettings, GenerateRequest
 
 DEMO_MODEL = Path(semievol_api.demo.__file__).parent / "model"
 pytest_plugins = ("local_fixtures",)

@@ -33,6 +33,7 @@ from semievol_api.planning.catalogue import load_catalogue
 from semievol_api.planning.limits import with_limits
 from semievol_api.records import Message, Prompt
 from semievol_providers.local.chat_tokens import label_token_ids
+from semievol_providers.local.children import PRELOADED
 from semievol_providers.local.provider import connect
 
 pytest_plugins = ("local_fixtures",)
@@ -253,6 +254,7 @@ async def test_a_trainer_that_dies_again_and_again_ends_the_job_with_its_last_wo
     fake.write_text("#!/bin/sh\necho 'no space left on device' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
+    monkeypatch.setenv(PRELOADED, "off")
     tuner = open_provider().finetuner
     assert tuner is not None
     ticket = await tuner.submit(_training("key-three"))

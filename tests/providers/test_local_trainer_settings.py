@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from semievol_api.capabilities import FineTuneRequest, Provider, ProviderSettings, TrainSpec
 from semievol_api.errors import ConfigError, UserError
 from semievol_api.training.fine_tuning import check_spec
+from semievol_providers.local.children import PRELOADED
 from semievol_providers.local.provider import connect
 from semievol_providers.local.training_data import TokenExample, hold_out
 from semievol_providers.local.training_job import (
@@ -178,8 +179,8 @@ START = StartingPoint(base="/m/tiny", adapter="/a", device="cuda:1")
 @pytest.mark.parametrize("name", TrainSpec.model_fields)
 def test_every_field_of_a_spec_reaches_the_trainer(name: str) -> None:
     asked, defaults = ASKED.said[name], TrainDefaults(learning_rate=1e-3)
-    settled = defaults.settle(TrainSpec(**{name: asked}), 100)
-    told = msgspec.structs.asdict(training_job(settled, defaults, START, Path("/j"), validates=False))
+    resolved = defaults.resolve(TrainSpec(**{name: asked}), 100)
+    told = msgspec.structs.asdict(training_job(resolved, defaults, START, Path("/j"), validates=False))
     if name == "learning_rate_multiplier":
         assert told["learning_rate"] == 0.5e-3
     else:
@@ -188,7 +189,7 @@ def test_every_field_of_a_spec_reaches_the_trainer(name: str) -> None:
 
 def test_what_a_spec_leaves_open_is_the_models_own() -> None:
     defaults = TrainDefaults(rank=8, learning_rate=1e-3, target_steps=50, threads=2)
-    job = training_job(defaults.settle(TrainSpec(alpha=4), 40), defaults, START, Path("/j"), validates=True)
+    job = training_job(defaults.resolve(TrainSpec(alpha=4), 40), defaults, START, Path("/j"), validates=True)
     assert (job.rank, job.alpha, job.learning_rate, job.threads, job.seed) == (8, 4, 1e-3, 2, 0)
     assert (job.batch_size, job.n_epochs) == (10, 12), "a quarter of the file at a time, and 50 steps"
     assert (job.base, job.adapter, job.device) == ("/m/tiny", "/a", "cuda:1")
@@ -252,6 +253,7 @@ async def test_a_run_on_a_full_disk_ends_in_one_paragraph_and_the_next_goes_on(
     assert tuner is not None
     with monkeypatch.context() as small:
         small.setattr(sys, "executable", str(cramped))
+        small.setenv(PRELOADED, "off")
         ticket = await tuner.submit(request)
         state = await ended(tuner, ticket)
     assert (state.status, state.raw_status) == ("failed", "disk_full")

@@ -12,7 +12,7 @@ import openai
 import pytest
 from server_running import RunningServer
 
-from semievol_providers.server.batch_wire import answered_line
+from semievol_providers.server.batches import answered_line
 
 pytest_plugins = ("server_fixtures",)
 Conforms = Callable[[object, str], None]

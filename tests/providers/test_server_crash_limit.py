@@ -9,6 +9,8 @@ from pathlib import Path
 from local_samples import training_lines
 from server_running import ROOT, RunningServer
 
+from semievol_providers.local.children import PRELOADED
+
 pytest_plugins = ("server_fixtures",)
 DEADLY = """
 import os, sys
@@ -23,7 +25,8 @@ def test_a_job_whose_trainer_dies_three_times_fails_and_is_not_started_again(tin
     (tmp_path / "sitecustomize.py").write_text(DEADLY)
     starts = tmp_path / "starts"
     path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "providers")))
-    with RunningServer(tiny_model, tmp_path / "s", env={"PYTHONPATH": path, "TRAINER_STARTS": str(starts)}) as server:
+    env = {"PYTHONPATH": path, "TRAINER_STARTS": str(starts), PRELOADED: "off"}
+    with RunningServer(tiny_model, tmp_path / "s", env=env) as server:
         client = server.client()
         file = client.files.create(file=("t.jsonl", training_lines(12).encode()), purpose="fine-tune")
         for turn in (1, 2):

@@ -20,16 +20,16 @@ from local_samples import training_lines
 from starlette.testclient import TestClient
 
 from semievol_api.errors import ConfigError
+from semievol_providers.local.children import ChildProcesses
 from semievol_providers.local.disk import append_whole, write_whole
 from semievol_providers.local.training_job import EventLog, TrainDefaults, TrainingEvent, TrainingJob, read_events
+from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.disk import Disk
+from semievol_providers.server.gate import KeyRing
 from semievol_providers.server.job_events import JobBody, new_job, spec_of, with_hyperparameters, with_spec
 from semievol_providers.server.job_runner import JobRunner
-from semievol_providers.server.loops import Loops
-from semievol_providers.server.models import ModelTable
-from semievol_providers.server.services import KeyRing
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import State
+from semievol_providers.server.state import ModelTable, State
 
 Fault = Callable[[str], None]
 TUNED = "ft:tiny:local::base"
@@ -441,7 +441,7 @@ def _spec(folder: Path, train: TrainDefaults) -> TrainingJob:
     state = State(folder, Disk())
     record = new_job(JobBody(model="tiny", training_file="file-1", seed=1))
     state.add_job(record, "", None)
-    runner = JobRunner(settings, state, ModelTable(settings, state), Loops(1.0))
-    spec = runner.training_job(with_spec(record, train.settle(spec_of(record), 100)), folder)
+    runner = JobRunner(settings, state, ModelTable(settings, state), BackgroundTasks(1.0), ChildProcesses(forks=False))
+    spec = runner.training_job(with_spec(record, train.resolve(spec_of(record), 100)), folder)
     state.close()
     return spec

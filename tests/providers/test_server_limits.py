@@ -17,7 +17,7 @@ from local_samples import training_lines
 from server_running import RunningServer, wait_for_job
 
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.rate_limits import RateLimits
+from semievol_providers.server.gate import RateLimits
 from semievol_providers.server.settings import Limits
 
 pytest_plugins = ("server_fixtures",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from semievol_providers.server.metrics import Meter
+from semievol_providers.server.gate import Meter
 
 
 def read(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.rate_limits import RateLimits
+from semievol_providers.server.gate import RateLimits
 from semievol_providers.server.settings import Limits
 
 PER_MINUTE = 60

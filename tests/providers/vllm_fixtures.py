@@ -16,7 +16,7 @@ from tests.contract.subjects import Subject
 async def vllm_subject() -> AsyncIterator[Subject]:
     """Provider `vllm` on the demo model, in float32 on the CPU. However many adapters come: one engine start."""
     from semievol_providers.vllm import connect
-    from semievol_providers.vllm.chat import VllmChat
+    from semievol_providers.vllm.provider import VllmChat
 
     with tempfile.TemporaryDirectory() as folder:
         options = {"model": str(DEMO_MODEL), "name": "demo-llama", "device": "cpu"}

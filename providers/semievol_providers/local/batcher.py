@@ -1,8 +1,8 @@
-"""Decides what runs next: prompts are read in turns of their owners, and samples under way grow by a token in turn.
+"""Decides what runs next: which prompts are prefilled, and for which adapter's samples a token is decoded.
 
-Samples of one adapter share their steps, whenever they came. Owners take turns in reading and in growing, and share the
-places of a step: where one holds more than its share and another waits, the shortest of its samples are set aside
-with their keys and values and go on later, bit for bit. Knows nothing of threads, futures, HTTP or how a model works.
+Samples of one adapter share their steps, whenever they came. Owners take turns in prefill and in decoding, and share
+the places of a step: where one holds more than its share and another waits, the shortest of its samples are preempted;
+their keys and values are kept, and they go on later, bit for bit. Knows nothing of threads, futures, HTTP or models.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from semievol_api.errors import UserError
+from semievol_providers.local.decoding import DecodingSequence, KVCacheBuckets, NextTokens, Row
 from semievol_providers.local.fairness import Places, Turns
-from semievol_providers.local.lanes import DecodingSequence, KVCacheBuckets, NextTokens, Row
-from semievol_providers.local.model_folder import AdapterShelf
-from semievol_providers.local.packed import PASS_TOKENS, Layers, PackedModel, cache_width, read_prompts
+from semievol_providers.local.packed import PASS_TOKENS, AdapterShelf, Layers, PackedModel, cache_width, read_prompts
 from semievol_providers.local.requests import EngineSettings
 
 FAILURES = (RuntimeError, ValueError, OSError, MemoryError, UserError)
-"""What ends the requests of a pass, and not the engine."""
+"""Errors that fail the requests of a pass; the engine goes on."""
 
 
 _NEWCOMERS_SHARE = 8
@@ -48,8 +47,8 @@ _Queue = tuple[str | None, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Aside:
-    """A sample that gave its place to another owner's, and what its cache held."""
+class _Preempted:
+    """A sample that was preempted for another owner, and what its cache held."""
 
     sample: DecodingSequence
     layers: Layers
@@ -72,26 +71,26 @@ class Batcher:
         self._plan = plan
         self._settings = settings
         self._waiting: dict[_Queue, deque[tuple[int, Row]]] = {}
-        self._aside: dict[_Queue, deque[_Aside]] = {}
-        self._lanes: dict[str | None, KVCacheBuckets] = {}
-        self._reading = Turns()
-        self._growing = Turns()
+        self._preempted: dict[_Queue, deque[_Preempted]] = {}
+        self._buckets: dict[str | None, KVCacheBuckets] = {}
+        self._prefilling = Turns()
+        self._decoding = Turns()
         self._arrivals = 0
 
     @property
     def busy(self) -> bool:
         """Whether anything waits or is under way."""
-        return bool(self._waiting or self._aside) or any(lanes.samples for lanes in self._lanes.values())
+        return bool(self._waiting or self._preempted) or any(buckets.samples for buckets in self._buckets.values())
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory of all keys and values in lanes."""
-        return sum(lanes.allocated_bytes for lanes in self._lanes.values())
+        """Memory of all keys and values in buckets."""
+        return sum(buckets.allocated_bytes for buckets in self._buckets.values())
 
     @property
-    def set_aside(self) -> int:
-        """How many samples have given their place to others and wait to go on."""
-        return sum(len(queue) for queue in self._aside.values())
+    def preempted(self) -> int:
+        """How many samples were preempted and wait to go on."""
+        return sum(len(queue) for queue in self._preempted.values())
 
     def add(self, row: Row) -> None:
         """Queue one sample."""
@@ -101,89 +100,96 @@ class Batcher:
 
     def uses(self, adapter: str) -> bool:
         """Whether something waits or runs that needs this adapter."""
-        lanes = self._lanes.get(adapter)
-        waits = any(name == adapter for name, _ in (*self._waiting, *self._aside))
-        return waits or (lanes is not None and bool(lanes.samples))
+        buckets = self._buckets.get(adapter)
+        waits = any(name == adapter for name, _ in (*self._waiting, *self._preempted))
+        return waits or (buckets is not None and bool(buckets.samples))
 
     def free(self) -> None:
         """Give back the caches in which nothing is under way."""
-        for lanes in self._lanes.values():
-            lanes.settle()
-            lanes.free()
-        self._lanes = {adapter: lanes for adapter, lanes in self._lanes.items() if lanes.samples}
+        for buckets in self._buckets.values():
+            buckets.compact()
+            buckets.free()
+        self._buckets = {adapter: buckets for adapter, buckets in self._buckets.items() if buckets.samples}
 
     def step(self) -> None:
         """Read some of the prompts that wait, then choose one more token for every sample of one adapter."""
-        self._let_go()
-        self._take_back()
-        growing = sum(bool(lanes.samples) for lanes in self._lanes.values())
-        deadline_s = time.monotonic() + self._settings.prefill_s / max(1, growing)
+        self._drop_abandoned()
+        self._resume()
+        decoding = sum(bool(buckets.samples) for buckets in self._buckets.values())
+        deadline_s = time.monotonic() + self._settings.prefill_s / max(1, decoding)
         while time.monotonic() < deadline_s and (rows := self._next_rows()):
             self._read(rows)
-        self._grow()
+        self._decode()
 
-    def _let_go(self) -> None:
-        """Forget those for whom nobody waits any more."""
-        for lanes in self._lanes.values():
-            lanes.settle()
+    def _drop_abandoned(self) -> None:
+        """Drop samples that ended and requests that were cancelled."""
+        for buckets in self._buckets.values():
+            buckets.compact()
         for waiting in self._waiting.values():
             while waiting and waiting[0][1].listener.dropped:
                 waiting.popleft()
         self._waiting = {queue: waiting for queue, waiting in self._waiting.items() if waiting}
-        kept = {queue: deque(one for one in aside if not one.sample.over) for queue, aside in self._aside.items()}
-        self._aside = {queue: aside for queue, aside in kept.items() if aside}
+        kept = {
+            queue: deque(one for one in preempted if not one.sample.over)
+            for queue, preempted in self._preempted.items()
+        }
+        self._preempted = {queue: preempted for queue, preempted in kept.items() if preempted}
 
     # --------------------------------------------------------------------------------------------- places
     def _places(self, adapter: str | None) -> Places:
         """Who holds and who wants a place in this adapter's steps."""
-        lanes = self._lanes.get(adapter)
-        running = Counter(sample.request.owner for sample in lanes.samples if not sample.over) if lanes else Counter()
+        buckets = self._buckets.get(adapter)
+        running = (
+            Counter(sample.request.owner for sample in buckets.samples if not sample.over) if buckets else Counter()
+        )
         wanted: Counter[str] = Counter()
-        for queues in (self._waiting, self._aside):
+        for queues in (self._waiting, self._preempted):
             for (name, owner), queue in queues.items():
                 if name == adapter:
                     wanted[owner] += len(queue)
         return Places(self._settings.decode_rows, running, wanted)
 
-    def _make_places(self, adapter: str | None, owner: str, count: int) -> None:
-        """Set samples of those who hold most aside until so many of this owner's have a place."""
-        lanes = self._lanes.setdefault(adapter, KVCacheBuckets())
-        lanes.settle()
+    def _preempt_for(self, adapter: str | None, owner: str, count: int) -> None:
+        """Preempt samples of the owners that hold most until so many of this owner's have a place."""
+        buckets = self._buckets.setdefault(adapter, KVCacheBuckets())
+        buckets.compact()
         places = self._places(adapter)
         running = Counter(places.running)
         for _ in range(sum(running.values()) + count - self._settings.decode_rows):
             other = Places(places.count, running, {}).largest(besides=owner)
             if other is None:
                 return
-            shortest = min((s for s in lanes.samples if s.request.owner == other), key=lambda s: s.position)
-            self._aside.setdefault((adapter, other), deque()).append(_Aside(shortest, lanes.take_out(shortest)))
+            shortest = min((s for s in buckets.samples if s.request.owner == other), key=lambda s: s.position)
+            self._preempted.setdefault((adapter, other), deque()).append(
+                _Preempted(shortest, buckets.take_out(shortest))
+            )
             running[other] -= 1
 
-    def _take_back(self) -> None:
-        """Let samples that were set aside go on where there is room for them."""
-        for owner in self._growing.order(owner for _, owner in self._aside):
-            for queue in [queue for queue in self._aside if queue[1] == owner]:
-                adapter, aside = queue[0], self._aside[queue]
-                for _ in range(min(len(aside), self._places(adapter).room(owner))):
-                    one = aside.popleft()
+    def _resume(self) -> None:
+        """Let preempted samples go on where there is room for them."""
+        for owner in self._decoding.order(owner for _, owner in self._preempted):
+            for queue in [queue for queue in self._preempted if queue[1] == owner]:
+                adapter, preempted = queue[0], self._preempted[queue]
+                for _ in range(min(len(preempted), self._places(adapter).room(owner))):
+                    one = preempted.popleft()
                     try:
-                        self._make_places(adapter, owner, 1)
-                        self._lanes[adapter].put(one.sample, one.layers)
+                        self._preempt_for(adapter, owner, 1)
+                        self._buckets[adapter].put(one.sample, one.layers)
                     except FAILURES as error:
                         _fail([one.sample], error)
-                if not aside:
-                    del self._aside[queue]
+                if not preempted:
+                    del self._preempted[queue]
 
     # -------------------------------------------------------------------------------------------- prompts
     def _under_way(self) -> Iterator[DecodingSequence]:
-        for lanes in self._lanes.values():
-            yield from (sample for sample in lanes.samples if not sample.over)
-        for aside in self._aside.values():
-            yield from (one.sample for one in aside)
+        for buckets in self._buckets.values():
+            yield from (sample for sample in buckets.samples if not sample.over)
+        for preempted in self._preempted.values():
+            yield from (one.sample for one in preempted)
 
     def _next_rows(self) -> list[Row]:
         """Rows of the owner whose turn it is, those first that have waited longest, if they fit."""
-        for owner in self._reading.order(owner for _, owner in self._waiting):
+        for owner in self._prefilling.order(owner for _, owner in self._waiting):
             queues = [queue for queue in self._waiting if queue[1] == owner]
             for queue in sorted(queues, key=lambda queue: self._waiting[queue][0][0]):
                 rows = self._taken(queue)
@@ -193,7 +199,7 @@ class Batcher:
 
     def _taken(self, queue: _Queue) -> list[Row]:
         waiting, (adapter, owner) = self._waiting[queue], queue
-        room = 0 if queue in self._aside else self._places(adapter).room(owner)
+        room = 0 if queue in self._preempted else self._places(adapter).room(owner)
         under_way = list(self._under_way())
         known = any(sample.request.owner == owner for sample in under_way)
         bytes_left = self._plan.limit_bytes - self._plan.needed_bytes(under_way)
@@ -221,7 +227,7 @@ class Batcher:
         """Read these prompts and choose their first tokens."""
         adapter, owner = rows[0].request.adapter, rows[0].request.owner
         prompts = list(dict.fromkeys(row.request.prompt_ids for row in rows))
-        self._reading.charge(owner, sum(len(prompt) for prompt in prompts))
+        self._prefilling.charge(owner, sum(len(prompt) for prompt in prompts))
         try:
             read = read_prompts(self._packed, self._shelf.model_for(adapter), prompts, keep=True)
             source = {prompt: i for i, prompt in enumerate(prompts)}
@@ -229,36 +235,36 @@ class Batcher:
             self._next_tokens.take(read.logits[[source[row.request.prompt_ids] for row in rows]], started)
             self._make_room()
             samples = [sample for sample in started if not sample.over]
-            self._make_places(adapter, owner, len(samples))
+            self._preempt_for(adapter, owner, len(samples))
             for sample in samples:
-                self._lanes[adapter].put(sample, read.layers_of(source[sample.request.prompt_ids]))
+                self._buckets[adapter].put(sample, read.layers_of(source[sample.request.prompt_ids]))
         except FAILURES as error:
             _fail(rows, error)
 
     def _make_room(self) -> None:
-        """Give back empty lanes' slots where all slots together are more than half of what they may be."""
+        """Give back empty buckets' slots where all slots together are more than half of what they may be."""
         if 2 * self.allocated_bytes > self._plan.limit_bytes:
             self.free()
 
     # ---------------------------------------------------------------------------------------------- steps
-    def _grow(self) -> None:
+    def _decode(self) -> None:
         """A step of the owner whose turn it is, with the adapter of its that has waited longest."""
-        owners = {adapter: {s.request.owner for s in lanes.samples} for adapter, lanes in self._lanes.items()}
-        order = self._growing.order(owner for found in owners.values() for owner in sorted(found))
+        owners = {adapter: {s.request.owner for s in buckets.samples} for adapter, buckets in self._buckets.items()}
+        order = self._decoding.order(owner for found in owners.values() for owner in sorted(found))
         if not order:
             return
         adapter = next(adapter for adapter, found in owners.items() if order[0] in found)
-        lanes = self._lanes[adapter] = self._lanes.pop(adapter)  # to the end of the line
+        buckets = self._buckets[adapter] = self._buckets.pop(adapter)  # to the end of the line
         since_s = time.monotonic()
-        lanes.settle()
-        if lanes.samples:
-            self._advance(adapter, lanes)
-        self._growing.charge(order[0], time.monotonic() - since_s)
+        buckets.compact()
+        if buckets.samples:
+            self._advance(adapter, buckets)
+        self._decoding.charge(order[0], time.monotonic() - since_s)
 
-    def _advance(self, adapter: str | None, lanes: KVCacheBuckets) -> None:
-        samples = lanes.samples
+    def _advance(self, adapter: str | None, buckets: KVCacheBuckets) -> None:
+        samples = buckets.samples
         try:
-            self._next_tokens.take(lanes.advance(self._packed, self._shelf.model_for(adapter)), samples)
+            self._next_tokens.take(buckets.advance(self._packed, self._shelf.model_for(adapter)), samples)
         except FAILURES as error:
             _fail(samples, error)
 

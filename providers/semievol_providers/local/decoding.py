@@ -1,20 +1,29 @@
-"""Choose the next token of every row of a batch, each row by its own settings and random stream.
+"""Samples of one adapter that are decoded together: their caches, how a token is chosen, and the text that comes of it.
 
-Every operation works row by row, so a row's token never depends on its neighbours. Knows nothing of models,
-text or scheduling.
+Samples whose caches are padded to one width share a bucket, which holds keys and values in slots without gaps. All
+buckets run in one pass; attention is computed bucket by bucket, so its shape for a sample follows from the sample's own
+length. Every sample draws from a random stream of its own, so it never depends on its neighbours. Knows nothing of
+prompts, queues or who waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.requests import Delta, FinishReason, SampleOutput, TokenChoice
+from semievol_providers.local.packed import Layers, Look, PackedModel, Tokens, attention, cache_width
+from semievol_providers.local.requests import Delta, FinishReason, GenerateRequest, SampleOutput, TokenChoice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 _BLOCK = 128
 
@@ -189,3 +198,290 @@ def _whole_characters(data: bytearray, end: int) -> int:
         if byte < 0x80:
             return end
     return end
+
+
+_MAX_TOP = 20
+
+
+class _Listener(Protocol):
+    """Where the samples of one request go; called on the engine's thread."""
+
+    @property
+    def dropped(self) -> bool:
+        """True when the request was cancelled."""
+        ...
+
+    def progress(self, transcript: Transcript, output: SampleOutput | None) -> None:
+        """A sample grew by a token; `output` is set when it ended."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """The request cannot be answered."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample of one request, and who waits for it."""
+
+    request: GenerateRequest
+    sample: int
+    listener: _Listener
+
+
+class DecodingSequence:
+    """A sample under way. `token` was chosen last and is the next to be fed, at index `position` of its cache."""
+
+    def __init__(self, row: Row, tokens: ChatTokens) -> None:
+        request = row.request
+        self.request = request
+        self.listener = row.listener
+        self.position = len(request.prompt_ids)
+        self.token = 0
+        self.sampling = RowSampling(
+            request.temperature, request.top_p, request.presence_penalty, request.frequency_penalty
+        )
+        self.transcript = Transcript(row.sample, request.max_tokens, request.stop, tokens)
+        self.counts: Tensor | None = None
+        self._stream = random_stream(request.seed, row.sample) if request.temperature > 0 else None
+
+    @property
+    def over(self) -> bool:
+        """True when it has ended or nobody waits for it."""
+        return self.transcript.finish is not None or self.listener.dropped
+
+    def draw(self) -> float:
+        """The next number of its random stream, in [0, 1); 0 where it is greedy."""
+        return 0.0 if self._stream is None else float(self._stream.random())
+
+
+class NextTokens:
+    """`take` chooses and records one token for each sample of a pass."""
+
+    def __init__(self, tokens: ChatTokens, end_ids: frozenset[int]) -> None:
+        self._tokens = tokens
+        self._end_ids = end_ids
+
+    def start(self, row: Row) -> DecodingSequence:
+        """A sample whose prompt has been read."""
+        return DecodingSequence(row, self._tokens)
+
+    def take(self, logits: Tensor, samples: Sequence[DecodingSequence]) -> None:
+        """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`."""
+        draws = torch.tensor([sample.draw() for sample in samples], dtype=torch.float64)
+        for sample in samples:
+            if sample.counts is None and sample.sampling.penalises:
+                sample.counts = logits.new_zeros(logits.shape[1])
+        chosen = choose(logits, [sample.sampling for sample in samples], draws, [sample.counts for sample in samples])
+        ids: list[int] = chosen.tolist()
+        scored = [i for i, sample in enumerate(samples) if sample.request.top_logprobs is not None]
+        scores = _Scores(logits, chosen, scored, any(sample.request.top_logprobs for sample in samples))
+        for i, sample in enumerate(samples):
+            token = sample.token = ids[i]
+            if sample.counts is not None:
+                sample.counts[token] += 1
+            score, top = scores.of(i, sample.request.top_logprobs)
+            transcript = sample.transcript
+            transcript.add(token, token in self._end_ids, score, top)
+            output = None
+            if transcript.finish is not None:
+                wanted = sample.request.top_logprobs
+                output = transcript.output(scored=wanted is not None, alternatives=bool(wanted))
+            sample.listener.progress(transcript, output)
+
+
+class _Scores:
+    """Log-probabilities of the rows that asked for them, computed for all of them at once."""
+
+    def __init__(self, logits: Tensor, chosen: Tensor, rows: Sequence[int], alternatives: bool) -> None:
+        self._place = {row: place for place, row in enumerate(rows)}
+        self._chosen: list[float] = []
+        self._values: list[list[float]] = []
+        self._ids: list[list[int]] = []
+        if not rows:
+            return
+        index = torch.tensor(rows, device=logits.device)
+        whole = len(rows) == len(logits)
+        scores = (logits if whole else logits[index]).log_softmax(-1)
+        self._chosen = scores.gather(1, (chosen if whole else chosen[index])[:, None])[:, 0].tolist()
+        if alternatives:
+            best = scores.topk(min(_MAX_TOP, scores.shape[1]), dim=-1)
+            self._values, self._ids = best.values.tolist(), best.indices.tolist()
+
+    def of(self, row: int, wanted: int | None) -> tuple[float | None, tuple[TokenChoice, ...] | None]:
+        """The chosen token's log-probability, and the likeliest tokens; None where not wanted."""
+        if wanted is None:
+            return None, None
+        place = self._place[row]
+        if not wanted:
+            return self._chosen[place], None
+        pairs = zip(self._ids[place][:wanted], self._values[place][:wanted], strict=True)
+        return self._chosen[place], tuple([TokenChoice(token, value) for token, value in pairs])
+
+
+_FIRST_SLOTS = 4
+
+
+class KVCacheBucket:
+    """Slots of `width` tokens; sample i lies in slot i."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.samples: list[DecodingSequence] = []
+        self.stores: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory of keys and values."""
+        return sum(store.numel() * store.element_size() for pair in self.stores for store in pair)
+
+    def join(self, sample: DecodingSequence, layers: Layers) -> None:
+        """Let a sample in with what its cache holds so far."""
+        slot = len(self.samples)
+        if not self.stores or slot == len(self.stores[0][0]):
+            self._grow(layers)
+        self.samples.append(sample)
+        for pair, news in zip(self.stores, layers, strict=True):
+            for store, new in zip(pair, news, strict=True):
+                store[slot, :, : new.shape[1]] = new
+
+    def leave(self, slot: int) -> DecodingSequence:
+        """Take a sample out; the last one moves to its slot."""
+        left, last = self.samples[slot], len(self.samples) - 1
+        if slot != last:
+            self.samples[slot] = self.samples[last]
+            for pair in self.stores:
+                for store in pair:
+                    store[slot] = store[last]
+        self.samples.pop()
+        return left
+
+    def layers_of(self, slot: int) -> Layers:
+        """A copy of what one slot holds."""
+        return [(keys[slot].clone(), values[slot].clone()) for keys, values in self.stores]
+
+    def held_of(self, slot: int) -> Layers:
+        """A copy of the tokens that one slot's sample has, without the empty rest."""
+        end = self.samples[slot].position
+        return [(keys[slot, :, :end].clone(), values[slot, :, :end].clone()) for keys, values in self.stores]
+
+    def _grow(self, layers: Layers) -> None:
+        slots = max(_FIRST_SLOTS, 2 * len(self.samples))
+        grown: list[tuple[Tensor, Tensor]] = []
+        for number, news in enumerate(layers):
+            keys, values = (new.new_zeros((slots, new.shape[0], self.width, new.shape[2])) for new in news)
+            if self.stores:
+                for old, store in zip(self.stores[number], (keys, values), strict=True):
+                    store[: len(old)] = old
+            grown.append((keys, values))
+        self.stores = grown
+
+
+class KVCacheBuckets:
+    """`put` samples in, `settle` after some ended, `advance` all by a token."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, KVCacheBucket] = {}
+
+    @property
+    def samples(self) -> list[DecodingSequence]:
+        """Those that are under way, in the order of their rows."""
+        return [sample for bucket in self._buckets.values() for sample in bucket.samples]
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory of all slots."""
+        return sum(bucket.allocated_bytes for bucket in self._buckets.values())
+
+    def put(self, sample: DecodingSequence, layers: Layers) -> None:
+        """Let a sample join that has read so many tokens."""
+        width = cache_width(sample.position + 1)
+        if width not in self._buckets:
+            self._buckets[width] = KVCacheBucket(width)
+        self._buckets[width].join(sample, layers)
+
+    def compact(self) -> None:
+        """Let those go that are over, and move those that have filled their slots."""
+        for bucket in list(self._buckets.values()):
+            for slot in reversed(range(len(bucket.samples))):
+                sample = bucket.samples[slot]
+                if sample.over:
+                    bucket.leave(slot)
+                elif sample.position >= bucket.width:
+                    layers = bucket.layers_of(slot)
+                    self.put(bucket.leave(slot), layers)
+
+    def take_out(self, sample: DecodingSequence) -> Layers:
+        """Let a sample go that is under way; `put` with what this returns lets it go on."""
+        bucket = next(bucket for bucket in self._buckets.values() if sample in bucket.samples)
+        slot = bucket.samples.index(sample)
+        layers = bucket.held_of(slot)
+        bucket.leave(slot)
+        return layers
+
+    def free(self) -> None:
+        """Give back the slots of empty buckets."""
+        self._buckets = {width: bucket for width, bucket in self._buckets.items() if bucket.samples}
+
+    def advance(self, packed: PackedModel, model: PreTrainedModel) -> Tensor:
+        """Feed every sample's token; float32 logits (samples, vocabulary) of the next, in the order of `samples`."""
+        buckets = [bucket for bucket in self._buckets.values() if bucket.samples]
+        samples = self.samples
+        plan = _BucketPlan(buckets)
+        tokens = Tokens([sample.token for sample in samples], [sample.position for sample in samples])
+        logits = packed.logits(model, tokens, plan, torch.arange(len(samples)))
+        for sample in samples:
+            sample.position += 1
+        return logits
+
+
+class _BucketRows:
+    """The rows of one bucket in a pass: where their tokens are written, and what they see."""
+
+    def __init__(self, bucket: KVCacheBucket, start: int) -> None:
+        self._bucket = bucket
+        self._device = bucket.stores[0][0].device
+        self._places = torch.tensor([sample.position for sample in bucket.samples], device=self._device)
+        self._rows = torch.arange(len(bucket.samples), device=self._device)
+        self._span = slice(start, start + len(bucket.samples))
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(self, layer: int, states: Sequence[Tensor], look: Look, out: Tensor) -> None:
+        query, key, value = (state.transpose(0, 1)[self._span] for state in states)
+        keys, values = self._bucket.stores[layer]
+        keys[self._rows, :, self._places] = key
+        values[self._rows, :, self._places] = value
+        count, kept = len(self._rows), keys.shape[1]
+        grouped = query.reshape(count, kept, -1, query.shape[2])  # heads that share keys are as rows of one head
+        mask = self._mask(look.window, grouped)
+        found = attention(grouped, keys[:count], values[:count], mask, look)
+        out[self._span] = found.reshape(count, -1, found.shape[3])
+
+    def _mask(self, window: int | None, query: Tensor) -> Tensor:
+        found = self._masks.get(window)
+        if found is None:
+            index = torch.arange(self._bucket.width, device=self._device)
+            hidden = index > self._places[:, None]
+            if window is not None:
+                hidden |= index <= self._places[:, None] - window
+            zeros = torch.zeros(hidden.shape, dtype=query.dtype, device=self._device)
+            found = self._masks[window] = zeros.masked_fill_(hidden, -math.inf)[:, None, None]
+        return found.expand(-1, 1, query.shape[2], -1)
+
+
+class _BucketPlan:
+    """One token of every sample of these buckets."""
+
+    def __init__(self, buckets: Iterable[KVCacheBucket]) -> None:
+        self._parts: list[_BucketRows] = []
+        start = 0
+        for bucket in buckets:
+            self._parts.append(_BucketRows(bucket, start))
+            start += len(bucket.samples)
+
+    def attend(self, layer: int, states: tuple[Tensor, Tensor, Tensor], look: Look) -> Tensor:
+        query, _, value = states
+        out = query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
+        for part in self._parts:
+            part.attend(layer, states, look, out)
+        return out

@@ -19,19 +19,12 @@ from numpy.typing import NDArray
 
 from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.decoding import Transcript
+from semievol_providers.local.decoding import NextTokens, Row, Transcript
 from semievol_providers.local.fairness import TurnQueue
-from semievol_providers.local.lanes import NextTokens, Row
-from semievol_providers.local.model_folder import (
-    AdapterShelf,
-    ModelFacts,
-    end_of_turn_ids,
-    load_model,
-    load_tokenizer,
-    read_facts,
-)
-from semievol_providers.local.packed import PackedModel, embed_pass, passes, read_next
+from semievol_providers.local.model_folder import ModelFacts, end_of_turn_ids, load_model, load_tokenizer, read_facts
+from semievol_providers.local.packed import AdapterShelf, PackedModel, embed_pass, passes, read_next
 from semievol_providers.local.requests import (
+    ContextLengthError,
     DeltaSink,
     Embedded,
     EmbedRequest,
@@ -42,10 +35,6 @@ from semievol_providers.local.requests import (
     ReadRequest,
     SampleOutput,
 )
-
-
-class ContextLengthError(ValueError):
-    """A prompt and its answer do not fit the model's context."""
 
 
 class _Embed:

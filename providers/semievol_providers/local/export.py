@@ -6,6 +6,7 @@ The folder appears whole or not at all. Heavy imports stand inside. Knows nothin
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from semievol_api.errors import UserError
+from semievol_providers.local.model_folder import (
+    check_adapter,
+    check_adapter_fits,
+    load_tokenizer,
+    quiet_known_warnings,
+    read_facts,
+)
 
 _ROOM = 1.05
 """Of the base model's bytes: the merged model has as many, and its tokenizer a few more."""
@@ -38,8 +46,6 @@ def merge(adapter: Path, target: Path, base: Path | None = None) -> Path:
     Raises:
         UserError: the adapter or its base is missing or they do not fit, or the disk is full.
     """
-    from semievol_providers.local.model_folder import check_adapter, check_adapter_fits, read_facts
-
     check_adapter(str(adapter))
     source = str(base) if base is not None else _recorded_base(adapter)
     facts = read_facts(source)
@@ -69,8 +75,6 @@ def _write(base: str, adapter: str, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from semievol_providers.local.model_folder import load_tokenizer, quiet_known_warnings
-
     quiet_known_warnings()
     config: Any = transformers.AutoConfig.from_pretrained(base, local_files_only=True)
     dtype = config.dtype or torch.float32
@@ -83,12 +87,10 @@ def _write(base: str, adapter: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     merged.save_pretrained(str(folder))
     load_tokenizer(base).save_pretrained(str(folder))
-    (folder / "README.md").write_text(merged_card(base, adapter), encoding="utf-8")
+    (folder / "README.md").write_text(_merged_card(base, adapter), encoding="utf-8")
 
 
 def _recorded_base(adapter: Path) -> str:
-    import json
-
     recorded = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not recorded or not Path(recorded).is_dir():
         raise UserError(
@@ -113,7 +115,7 @@ def _disk_full(target: Path, needed: int, free: int) -> UserError:
     )
 
 
-def merged_card(base: str, adapter: str) -> str:
+def _merged_card(base: str, adapter: str) -> str:
     """The card of a model that an adapter was merged into."""
     return (
         f"---\nbase_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\n"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RESERVED_BYTES = 1_500_000_000
+_ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_RESERVED_BYTES = 1_500_000_000
 """What CUDA, its libraries and fragmentation take of a GPU before anything is computed: an allowance, not measured."""
-FOUR_BIT_BYTES = 0.5 + 0.016
+_FOUR_BIT_BYTES = 0.5 + 0.016
 """Of a weight in NormalFloat4, its doubly quantized scale included (QLoRA, section 3)."""
 
 
@@ -66,7 +66,7 @@ def read_shape(config: Path) -> Shape:
     )
 
 
-def linear_parameters(shape: Shape) -> int:
+def _linear_parameters(shape: Shape) -> int:
     """Of all layers' linear parts, which are what 4 bits hold and what a LoRA is laid over."""
     return shape.layers * sum(inputs * outputs for inputs, outputs in shape.linear().values())
 
@@ -75,10 +75,10 @@ def parameters(shape: Shape) -> int:
     """Of the whole model."""
     embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
     norms = (2 * shape.layers + 1) * shape.hidden
-    return linear_parameters(shape) + embeddings + norms
+    return _linear_parameters(shape) + embeddings + norms
 
 
-def adapter_parameters(shape: Shape, rank: int, targets: tuple[str, ...] = ALL_LINEAR) -> int:
+def adapter_parameters(shape: Shape, rank: int, targets: tuple[str, ...] = _ALL_LINEAR) -> int:
     """Of a LoRA of this rank."""
     sides = shape.linear()
     return shape.layers * rank * sum(sum(sides[target]) for target in targets)
@@ -110,7 +110,7 @@ def _layer_bytes(shape: Shape, rank: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingBytes:
+class _TrainingBytes:
     """What a training holds at its fullest."""
 
     weights: int
@@ -139,15 +139,15 @@ def weight_bytes(shape: Shape, *, qlora: bool = False) -> int:
     """In bfloat16, or with the linear parts in 4 bits."""
     if not qlora:
         return 2 * parameters(shape)
-    linear = linear_parameters(shape)
-    return 2 * (parameters(shape) - linear) + round(linear * FOUR_BIT_BYTES)
+    linear = _linear_parameters(shape)
+    return 2 * (parameters(shape) - linear) + round(linear * _FOUR_BIT_BYTES)
 
 
-def training_bytes(shape: Shape, plan: Plan) -> TrainingBytes:
+def training_bytes(shape: Shape, plan: Plan) -> _TrainingBytes:
     """By the parts; an adapter's parameter has itself, a gradient and two moments in float32."""
     kept = plan.tokens_per_pass * activation_bytes(shape, plan.rank, checkpointing=plan.checkpointing)
     one_layer = plan.tokens_per_pass * _layer_bytes(shape, plan.rank) if plan.checkpointing else 0
-    return TrainingBytes(
+    return _TrainingBytes(
         weights=weight_bytes(shape, qlora=plan.qlora),
         adapter=16 * adapter_parameters(shape, plan.rank),
         activations=kept + one_layer,
@@ -162,12 +162,12 @@ def tokens_that_fit(shape: Shape, gpu_bytes: float, plan: Plan) -> int:
     )
     of_one = activation_bytes(shape, plan.rank, checkpointing=plan.checkpointing)
     of_one += _layer_bytes(shape, plan.rank) if plan.checkpointing else 0
-    return max(0, int((gpu_bytes - RESERVED_BYTES - none.total) // of_one))
+    return max(0, int((gpu_bytes - _RESERVED_BYTES - none.total) // of_one))
 
 
-def cached_tokens_that_fit(shape: Shape, gpu_bytes: float, share: float = 0.9) -> int:
+def _cached_tokens_that_fit(shape: Shape, gpu_bytes: float, share: float = 0.9) -> int:
     """Tokens of prompts and answers that an engine in bfloat16 holds at a time."""
-    return max(0, int((share * gpu_bytes - RESERVED_BYTES - weight_bytes(shape)) // cache_bytes(shape)))
+    return max(0, int((share * gpu_bytes - _RESERVED_BYTES - weight_bytes(shape)) // cache_bytes(shape)))
 
 
 def training_flops(shape: Shape, tokens: int, *, checkpointing: bool = False) -> float:
@@ -189,7 +189,7 @@ def main() -> None:
         f"LoRA of rank {given.rank:<4}              {adapter_parameters(shape, given.rank):,} parameters, "
         f"{16 * adapter_parameters(shape, given.rank) / 1e9:.2f} GB with gradient and moments",
         f"cache                          {cache_bytes(shape) / 1e3:.0f} kB a token, room for "
-        f"{cached_tokens_that_fit(shape, room):,} tokens at gpu_memory_share = 0.9",
+        f"{_cached_tokens_that_fit(shape, room):,} tokens at gpu_memory_share = 0.9",
     ]
     for name, plan in (
         ("", Plan(rank=given.rank)),

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,7 +23,9 @@ import msgspec
 from semievol_api.capabilities import FineTuneRequest, JobEvent, JobState, JobTicket
 from semievol_api.errors import RefusedError, UserError
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, TrainingFileError, read_examples
+from semievol_providers.local.children import TRAINER, Child, ChildProcesses, last_log_line, stop_trainer
 from semievol_providers.local.disk import full_disk, is_out_of_space
+from semievol_providers.local.model_folder import check_adapter_fits
 from semievol_providers.local.training_job import (
     EXIT_FAILED,
     EXIT_NO_SPACE,
@@ -36,12 +35,9 @@ from semievol_providers.local.training_job import (
     TrainingEvent,
     read_events,
     training_job,
-    worker_environment,
 )
 
-MAX_CRASHES = 2
-
-_STOP_WAIT_S = 20.0
+_MAX_CRASHES = 2
 
 _WAIT_S = 120.0
 
@@ -61,7 +57,7 @@ class LocalPlaces:
     train: TrainDefaults
 
 
-class JobFile(msgspec.Struct, frozen=True, kw_only=True):
+class _JobFile(msgspec.Struct, frozen=True, kw_only=True):
     """What a job was asked for: `request.json` in its folder."""
 
     job_id: str
@@ -72,7 +68,7 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(slots=True)
 class _Trainer:
     job_id: str
-    process: subprocess.Popen[bytes]
+    process: Child
 
 
 async def _nothing() -> None:
@@ -104,6 +100,7 @@ class LocalFineTuner:
         self._crashes: dict[str, int] = {}
         self._out_of_space: set[str] = set()
         self._lock = asyncio.Lock()
+        self._children = ChildProcesses(forks=places.device == "cpu")
 
     async def submit(self, request: FineTuneRequest) -> JobTicket:
         """Write the job down and start it if nothing trains.
@@ -128,7 +125,7 @@ class LocalFineTuner:
 
     async def find(self, request: FineTuneRequest) -> JobTicket | None:
         """The job with this run key that neither failed nor was cancelled."""
-        for job in read_jobs(self._places.jobs):
+        for job in _read_jobs(self._places.jobs):
             if job.run_key == request.run_key and self._look(job.job_id).status not in ("failed", "cancelled"):
                 return JobTicket(job_id=job.job_id, run_key=job.run_key)
         return None
@@ -148,8 +145,8 @@ class LocalFineTuner:
         """The training's steps, checkpoints and last words."""
         events: dict[str, JobEvent] = {}
         for event in read_events(self._places.jobs / ticket.job_id, 0)[0]:
-            told = _told(event)
-            events.setdefault(told.id, told)
+            made = _job_event(event)
+            events.setdefault(made.id, made)
         found = list(events.values())
         if after is None:
             return found
@@ -168,16 +165,17 @@ class LocalFineTuner:
         """Stop a running training after its current step, with its state saved."""
         async with self._lock:
             await self._stop()
+            await asyncio.to_thread(self._children.close)
 
     # ------------------------------------------------------------------------------------------ submission
-    def _name(self, request: FineTuneRequest) -> JobFile:
+    def _name(self, request: FineTuneRequest) -> _JobFile:
         """Names that depend on the training alone, and on how often it failed or was cancelled before."""
-        before = sum(job.run_key == request.run_key for job in read_jobs(self._places.jobs))
+        before = sum(job.run_key == request.run_key for job in _read_jobs(self._places.jobs))
         tail = request.run_key[:16] + (f"-{before + 1}" if before else "")
         tuned = f"ft:{self._places.base_name}:local:{request.suffix or ''}:{tail}"
-        return JobFile(job_id=f"ftjob-{tail}", run_key=request.run_key, tuned_model=tuned)
+        return _JobFile(job_id=f"ftjob-{tail}", run_key=request.run_key, tuned_model=tuned)
 
-    def _write_down(self, partial: Path, folder: Path, what: tuple[FineTuneRequest, JobFile, str | None]) -> None:
+    def _write_down(self, partial: Path, folder: Path, what: tuple[FineTuneRequest, _JobFile, str | None]) -> None:
         request, job, adapter = what
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -190,7 +188,7 @@ class LocalFineTuner:
             shutil.rmtree(partial)
             raise RefusedError(f"Invalid training file. {error}", status=400, code="invalid_training_file") from error
         defaults = self._places.train
-        spec = defaults.settle(request.spec, examples)
+        spec = defaults.resolve(request.spec, examples)
         start = StartingPoint(base=self._places.base_folder, adapter=adapter, device=self._places.device)
         validates = request.validation_file is not None
         training_job(spec, defaults, start, folder, validates=validates).write(partial / "job.json")
@@ -210,11 +208,11 @@ class LocalFineTuner:
                     self._places.jobs / job_id, "the training could not be saved. Its last saved step is whole."
                 )
                 return JobState(status="failed", raw_status=NO_SPACE, reason=reason)
-            if self._crashes.get(job_id, 0) > MAX_CRASHES:
+            if self._crashes.get(job_id, 0) > _MAX_CRASHES:
                 return self._give_up(job_id)
             if self._running is None:
                 await self._make_room()
-                self._running = _Trainer(job_id, self._start(job_id))
+                self._running = _Trainer(job_id, await asyncio.to_thread(self._start, job_id))
             running = self._running.job_id == job_id
             return JobState(status="running", raw_status="running") if running else state
 
@@ -227,7 +225,7 @@ class LocalFineTuner:
             return JobState(status="cancelled", raw_status="cancelled")
         for event in reversed(read_events(folder, 0)[0]):
             if event.kind == "done":
-                name = read_job(folder).tuned_model
+                name = _read_job(folder).tuned_model
                 return JobState(
                     status="succeeded", raw_status="succeeded", model=name, trained_tokens=event.trained_tokens
                 )
@@ -235,20 +233,15 @@ class LocalFineTuner:
                 return JobState(status="failed", raw_status=event.code or "failed", reason=event.message)
         return JobState(status="queued", raw_status="queued")
 
-    def _start(self, job_id: str) -> subprocess.Popen[bytes]:
-        folder = self._places.jobs / job_id
-        threads = self._places.train.threads
-        trainer = ["-m", "semievol_providers.local.train", str(folder / "job.json"), "--with-parent"]
-        if self._places.train.processes > 1:
-            # Its workers have no standard input of ours; the folder's lock keeps a second training out.
-            ranks = f"--nproc-per-node={self._places.train.processes}"
-            trainer = ["-m", "torch.distributed.run", "--standalone", ranks, *trainer[:-1]]
-        command = [sys.executable, *trainer]
-        environment = {**os.environ, **worker_environment(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+    def _start(self, job_id: str) -> Child:
+        folder, train = self._places.jobs / job_id, self._places.train
+        if train.processes == 1:
+            return self._children.start_trainer(folder, train.threads)
+        # Its workers have no standard input of ours; the folder's lock keeps a second training out.
+        ranks = f"--nproc-per-node={train.processes}"
+        arguments = ["--standalone", ranks, "-m", TRAINER, str(folder / "job.json")]
         with (folder / "trainer.log").open("ab") as log:
-            return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, env=environment
-            )
+            return self._children.start("torch.distributed.run", arguments, train.threads, log=log)
 
     def _reap(self) -> None:
         """Notice that the trainer ended, and count it where it did so without a last word."""
@@ -268,14 +261,14 @@ class LocalFineTuner:
 
     def _give_up(self, job_id: str) -> JobState:
         """Not written down: the next run may try again, from the last saved state."""
-        log = self._places.jobs / job_id / "trainer.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        folder = self._places.jobs / job_id
+        last, log = last_log_line(folder), str(folder / "trainer.log")
         return JobState(
             status="failed",
             raw_status="trainer_died",
             reason=(
-                f"The training process ended {MAX_CRASHES + 1} times without a word; its log is {str(log)!r}"
-                f"{' and ends with: ' + lines[-1] if lines else ''}. Where nothing is said, the machine most likely "
+                f"The training process ended {_MAX_CRASHES + 1} times without a word; its log is {log!r}"
+                f"{' and ends with: ' + last if last else ''}. Where nothing is said, the machine most likely "
                 "ran out of memory: lower tokens_per_pass in [providers.NAME.train]. A later run goes on from the "
                 "last saved step."
             ),
@@ -285,10 +278,10 @@ class LocalFineTuner:
         if self._running is None:
             return
         process, self._running = self._running.process, None
-        await asyncio.to_thread(_end, process)
+        await asyncio.to_thread(stop_trainer, process)
 
 
-def _told(event: TrainingEvent) -> JobEvent:
+def _job_event(event: TrainingEvent) -> JobEvent:
     """One line of the log as the job's own event; equal events of a resumed training have equal ids."""
     of = f"{event.step}/{event.total_steps}"
     messages = {
@@ -301,40 +294,23 @@ def _told(event: TrainingEvent) -> JobEvent:
         "failed": f"The job failed: {event.message}",
         "note": event.message or "",
     }
-    named = {
-        "step": float(event.step),
-        "train_loss": event.train_loss,
-        "train_mean_token_accuracy": event.token_accuracy,
-        "full_valid_loss": event.valid_loss,
-        "full_valid_mean_token_accuracy": event.valid_token_accuracy,
-        "learning_rate": event.learning_rate,
-    }
-    metrics = {name: value for name, value in named.items() if value is not None}
     level = "error" if event.kind == "failed" else "warn" if event.kind == "note" else "info"
-    return JobEvent(id=f"{event.kind}/{event.step}", message=messages[event.kind], level=level, metrics=metrics)
+    return JobEvent(
+        id=f"{event.kind}/{event.step}",
+        message=messages[event.kind],
+        level=level,
+        metrics=event.metrics | {"step": float(event.step)},
+    )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a trainer to save and end; end it after a while if it does not."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-def read_jobs(folder: Path) -> list[JobFile]:
+def _read_jobs(folder: Path) -> list[_JobFile]:
     """All jobs of a folder, oldest name first."""
-    return [read_job(path.parent) for path in sorted(folder.glob("ftjob-*/request.json")) if path.parent.suffix == ""]
+    return [_read_job(path.parent) for path in sorted(folder.glob("ftjob-*/request.json")) if path.parent.suffix == ""]
 
 
-def read_job(folder: Path) -> JobFile:
+def _read_job(folder: Path) -> _JobFile:
     """The job of one folder."""
-    return msgspec.json.decode((folder / "request.json").read_bytes(), type=JobFile)
+    return msgspec.json.decode((folder / "request.json").read_bytes(), type=_JobFile)
 
 
 class TunedModels:
@@ -360,9 +336,7 @@ class TunedModels:
         return self._known[model]
 
     def _look_up(self, model: str) -> str:
-        from semievol_providers.local.model_folder import check_adapter_fits
-
-        for job in read_jobs(self._folder):
+        for job in _read_jobs(self._folder):
             if job.tuned_model == model and (adapter := self._folder / job.job_id / "adapter").is_dir():
                 return str(adapter)
         if (Path(model) / "adapter_config.json").is_file():
@@ -381,7 +355,7 @@ class AdapterServer:
 
     def __init__(self, url: str) -> None:
         self._url = f"{url.rstrip('/').removesuffix('/v1')}/v1/load_lora_adapter"
-        self._told: set[str] = set()
+        self._loaded: set[str] = set()
 
     async def tell(self, name: str, folder: str) -> None:
         """The server answers to `name` with this adapter from now on.
@@ -389,9 +363,9 @@ class AdapterServer:
         Raises:
             UserError: the server is not there, or takes no adapters while it runs.
         """
-        if name not in self._told:
+        if name not in self._loaded:
             await asyncio.to_thread(self._post, name, folder)
-            self._told.add(name)
+            self._loaded.add(name)
 
     def _post(self, name: str, folder: str) -> None:
         body = json.dumps({"lora_name": name, "lora_path": folder}).encode()

@@ -10,7 +10,9 @@ elementwise kernel ends in the middle of its vectors. Knows nothing of caches' p
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -19,9 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
-from semievol_providers.local.model_folder import ModelFolderError
+from semievol_providers.local.model_folder import ModelFolderError, check_adapter
+from semievol_providers.local.requests import EngineSettings
 
 if TYPE_CHECKING:
     from semievol_providers.local.requests import ReadRequest
@@ -96,13 +99,13 @@ class PackedModel:
         self.unit = _row_unit(base)
         text = base.config.get_text_config()
         self.last_layer: int = text.num_hidden_layers - 1
-        register_attention()
+        _register_attention()
         base.set_attn_implementation(_ATTENTION)
         use_row_linears(base, self.blocks)
 
     def logits(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor) -> Tensor:
         """Float32 logits (wanted, vocabulary) of the tokens with these indices; nothing else of them may be needed."""
-        padded = torch.nn.functional.pad(wanted, (0, multiple_of(self.unit, len(wanted)) - len(wanted)))
+        padded = torch.nn.functional.pad(wanted, (0, _multiple_of(self.unit, len(wanted)) - len(wanted)))
         padded = padded.to(model.device)
         out = self._run(model, tokens, plan, padded, {"logits_to_keep": padded})
         logits: Tensor = out.logits[0].float()
@@ -115,7 +118,7 @@ class PackedModel:
         return hidden[wanted]
 
     def _run(self, model: Any, tokens: Tokens, plan: Plan, wanted: Tensor, settings: dict[str, Tensor]) -> Any:
-        spare = multiple_of(self.unit, len(tokens.ids)) - len(tokens.ids)
+        spare = _multiple_of(self.unit, len(tokens.ids)) - len(tokens.ids)
         rows = [[*tokens.ids, *[self.pad_id] * spare], [*tokens.positions, *[0] * spare]]
         both = torch.tensor(rows, device=wanted.device)
         if 2 * len(wanted) < both.shape[1]:
@@ -149,7 +152,7 @@ def _check(model: PreTrainedModel) -> None:
         )
 
 
-def multiple_of(unit: int, count: int) -> int:
+def _multiple_of(unit: int, count: int) -> int:
     """The next multiple of `unit`."""
     return -(-count // unit) * unit
 
@@ -176,7 +179,7 @@ class _Narrowing:
 # ------------------------------------------------------------------------------------------------------- prompts
 
 
-class PromptPlan:
+class _PromptPlan:
     """Prompts laid end to end: each attends to itself, at its own length. Keeps keys and values where asked to.
 
     Of the last layer only the prompts' last tokens come out; the others are zeros.
@@ -204,14 +207,14 @@ class PromptPlan:
             one = [state[None, :, start:end].clone(memory_format=torch.contiguous_format) for state in states]
             first = end - start - 1 if layer == self._last_layer else 0
             near = look.window is not None and look.window < end - start
-            mask = causal_mask(first, end - start, look.window, query) if near or first else None
+            mask = _causal_mask(first, end - start, look.window, query) if near or first else None
             asked = one[0][:, :, first:].contiguous()
             out[start + first : end] = attention(asked, one[1], one[2], mask, look)[0].transpose(0, 1)
         return out
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPrompts:
+class _ReadPrompts:
     """`logits` float32 (prompts, vocabulary) of each prompt's next token."""
 
     logits: Tensor
@@ -238,19 +241,17 @@ def passes(prompts: Sequence[_Ids]) -> Iterator[list[int]]:
         yield taken
 
 
-def read_prompts(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids], keep: bool) -> ReadPrompts:
+def read_prompts(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids], keep: bool) -> _ReadPrompts:
     """One pass over all of these; `keep` says whether keys and values are wanted."""
-    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep)
+    plan = _PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep)
     logits = packed.logits(model, _laid_out(prompts), plan, plan.last_tokens)
-    return ReadPrompts(logits, plan.spans, [plan.layers[layer] for layer in sorted(plan.layers)])
+    return _ReadPrompts(logits, plan.spans, [plan.layers[layer] for layer in sorted(plan.layers)])
 
 
 def read_next(
     packed: PackedModel, model: PreTrainedModel, requests: Sequence[ReadRequest]
 ) -> list[tuple[float | None, ...]]:
     """For every request, the natural log of the probability that the next token is one of each group's."""
-    import torch
-
     prompts = [request.prompt_ids for request in requests]
     read: list[tuple[float | None, ...]] = []
     for members in passes(prompts):
@@ -261,9 +262,9 @@ def read_next(
     return read
 
 
-def last_hidden(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids]) -> Tensor:
+def _last_hidden(packed: PackedModel, model: PreTrainedModel, prompts: Sequence[_Ids]) -> Tensor:
     """Final hidden states (prompts, hidden size) of each prompt's last token, in one pass."""
-    plan = PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep=False)
+    plan = _PromptPlan([len(prompt) for prompt in prompts], packed.last_layer, keep=False)
     return packed.hidden(model, _laid_out(prompts), plan, plan.last_tokens)
 
 
@@ -271,7 +272,7 @@ def embed_pass(
     packed: PackedModel, model: PreTrainedModel, inputs: Sequence[tuple[int, ...]]
 ) -> list[NDArray[np.float32]]:
     """The vector of unit length of each of these tokenised texts, in one pass; `passes` says which share one."""
-    hidden = last_hidden(packed, model, inputs).float()
+    hidden = _last_hidden(packed, model, inputs).float()
     return [torch.nn.functional.normalize(row, dim=-1).cpu().numpy() for row in hidden]
 
 
@@ -303,11 +304,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, lo
     scores = torch.matmul(query, key.transpose(2, 3)) * look.scale
     scores = torch.tanh(scores / look.softcap) * look.softcap
     if mask is None:
-        mask = causal_mask(0, query.shape[2], None, query)
+        mask = _causal_mask(0, query.shape[2], None, query)
     return torch.matmul((scores + mask).softmax(-1, dtype=torch.float32).to(value.dtype), value)
 
 
-def causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Tensor:
+def _causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Tensor:
     """What is added to the scores of the tokens from `first`, (length - first, length).
 
     A token sees itself and those before it, at most `window` tokens in all.
@@ -320,10 +321,8 @@ def causal_mask(first: int, length: int, window: int | None, like: Tensor) -> Te
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
 
 
-def register_attention() -> None:
+def _register_attention() -> None:
     """Make the attention of packed passes known to transformers; doing so again changes nothing."""
-    from transformers import AttentionInterface
-
     AttentionInterface.register(_ATTENTION, _attend)
 
 
@@ -443,3 +442,77 @@ def use_row_linears(model: torch.nn.Module, blocks: BlockSizes) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is torch.nn.Linear:
             model.set_submodule(name, RowLinear(module, blocks))
+
+
+class AdapterShelf:
+    """`model_for(adapter_folder)` gives a model ready for a forward pass; None is the base."""
+
+    def __init__(self, base: PreTrainedModel, blocks: BlockSizes, settings: EngineSettings) -> None:
+        self._base = base
+        self._blocks = blocks
+        self._settings = settings
+        self._bytes = sum(p.numel() * p.element_size() for p in base.parameters())
+        self._merged: OrderedDict[str, PreTrainedModel] = OrderedDict()
+        self._switching: Any = None
+        self._names: dict[str, str] = {}
+
+    @property
+    def merges(self) -> bool:
+        """True where every adapter has a merged copy of its own, so that several can run side by side."""
+        return self._bytes <= self._settings.merge_limit_bytes
+
+    def model_for(self, adapter: str | None) -> PreTrainedModel:
+        """The model with this adapter in place.
+
+        Raises:
+            ModelFolderError: the folder holds no adapter in safetensors.
+        """
+        if adapter is None and self._switching is None:
+            return self._base
+        if self.merges:
+            return self._base if adapter is None else self._merged_copy(adapter)
+        return self._switched(adapter)
+
+    def forget(self, adapter: str) -> None:
+        """Free what an adapter holds."""
+        self._merged.pop(adapter, None)
+        name = self._names.pop(adapter, None)
+        if name is not None and self._switching is not None:
+            self._switching.delete_adapter(name)
+
+    def _merged_copy(self, adapter: str) -> PreTrainedModel:
+        found = self._merged.get(adapter)
+        if found is None:
+            from peft import PeftModel
+
+            check_adapter(adapter)
+            wrapped: Any = PeftModel.from_pretrained(copy.deepcopy(self._base), adapter)
+            merged: PreTrainedModel = wrapped.merge_and_unload().eval()
+            while self._merged and (len(self._merged) + 1) * self._bytes > self._settings.adapter_cache_bytes:
+                self._merged.popitem(last=False)
+            found = self._merged[adapter] = merged
+        self._merged.move_to_end(adapter)
+        return found
+
+    def _switched(self, adapter: str | None) -> PreTrainedModel:
+        self._switch(adapter)
+        switched: PreTrainedModel = self._switching
+        return switched
+
+    def _switch(self, adapter: str | None) -> None:
+        from peft import PeftModel
+
+        if adapter is None:
+            self._switching.disable_adapter_layers()
+            return
+        check_adapter(adapter)
+        if adapter not in self._names:
+            name = f"adapter{len(self._names)}"
+            if self._switching is None:
+                self._switching = PeftModel.from_pretrained(self._base, adapter, adapter_name=name).eval()
+            else:
+                self._switching.load_adapter(adapter, adapter_name=name)
+            use_row_linears(self._switching, self._blocks)
+            self._names[adapter] = name
+        self._switching.enable_adapter_layers()
+        self._switching.set_adapter(self._names[adapter])

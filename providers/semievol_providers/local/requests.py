@@ -137,3 +137,7 @@ class EngineSettings:
     merge_limit_bytes: int = 512 * 2**20
     adapter_cache_bytes: int = 1024 * 2**20
     gather_s: float = 0.001
+
+
+class ContextLengthError(ValueError):
+    """A prompt and its answer do not fit the model's context."""

@@ -17,11 +17,17 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+import msgspec
 import torch
 
+from semievol_api.errors import UserError
+from semievol_api.training.chat_jsonl import MIN_EXAMPLES
+from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.disk import full_disk, is_out_of_memory, is_out_of_space
+from semievol_providers.local.model_folder import end_of_turn_ids, load_tokenizer, quiet_known_warnings, read_facts
+from semievol_providers.local.training_data import TokenExample, hold_out, load_token_examples
 from semievol_providers.local.training_job import (
     EXIT_FAILED,
     EXIT_NO_SPACE,
@@ -31,9 +37,7 @@ from semievol_providers.local.training_job import (
     TrainingEvent,
     TrainingJob,
 )
-
-if TYPE_CHECKING:
-    from semievol_providers.local.training_data import TokenExample
+from semievol_providers.local.training_loop import Ranks, TrainingFailedError, TrainingLoop, packs, with_adapter
 
 _LOCK_WAIT_S = 30.0
 
@@ -99,9 +103,6 @@ def _acquire(lock: IO[str]) -> bool:
 
 
 def _run(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
-    from semievol_api.errors import UserError
-    from semievol_providers.local.training_loop import TrainingFailedError
-
     try:
         return _train(job, log, stop)
     except TrainingFailedError as error:
@@ -134,18 +135,13 @@ def _memory_advice(job: TrainingJob) -> str:
 
 
 def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
-    import msgspec
-
     torch.set_num_threads(job.threads)
-    from semievol_providers.local.model_folder import load_tokenizer, quiet_known_warnings
-    from semievol_providers.local.training_loop import Ranks, TrainingLoop, packs, with_adapter
-
     quiet_known_warnings()
     tokenizer = load_tokenizer(job.base)
     train, valid = _examples(job, tokenizer)
     pad = tokenizer.pad_token_id
     ranks = Ranks(job.device)
-    report = log.write if ranks.first else _unheard
+    report = log.write if ranks.first else _ignore
     model = with_adapter(job, ranks.device)
     laid_out = msgspec.structs.replace(job, packing=packs(job, ranks.device))
     loop = TrainingLoop(model, laid_out, pad if isinstance(pad, int) else 0, report, ranks)
@@ -159,7 +155,7 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
     loop.save_result(target)
     ranks.close()
     if ranks.first:
-        (target / "README.md").write_text(adapter_card(job, len(train)), encoding="utf-8")
+        (target / "README.md").write_text(_adapter_card(job, len(train)), encoding="utf-8")
     report(
         TrainingEvent(
             kind="done", step=loop.steps_done, total_steps=total, folder=str(target), trained_tokens=loop.trained_tokens
@@ -170,12 +166,6 @@ def _train(job: TrainingJob, log: EventLog, stop: _StopFlag) -> int:
 
 def _examples(job: TrainingJob, tokenizer: Any) -> tuple[list[TokenExample], list[TokenExample]]:
     """Those to train on and those to validate on."""
-    from semievol_api.training.chat_jsonl import MIN_EXAMPLES
-    from semievol_providers.local.chat_tokens import ChatTokens
-    from semievol_providers.local.model_folder import end_of_turn_ids, read_facts
-    from semievol_providers.local.training_data import hold_out, load_token_examples
-    from semievol_providers.local.training_loop import TrainingFailedError
-
     context = read_facts(job.base).context_tokens
     tokens, ends = ChatTokens(tokenizer), end_of_turn_ids(job.base, tokenizer)
     train = load_token_examples(Path(job.training_file), tokens, ends, context, at_least=MIN_EXAMPLES)
@@ -192,11 +182,11 @@ def _examples(job: TrainingJob, tokenizer: Any) -> tuple[list[TokenExample], lis
     return train, valid
 
 
-def _unheard(_event: TrainingEvent) -> None:
-    """Only the first rank tells."""
+def _ignore(_event: TrainingEvent) -> None:
+    """Only the first rank reports."""
 
 
-def adapter_card(job: TrainingJob, examples: int) -> str:
+def _adapter_card(job: TrainingJob, examples: int) -> str:
     """The card of an adapter."""
     base = Path(job.base).name
     settings = {

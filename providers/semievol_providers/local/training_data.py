@@ -16,7 +16,7 @@ from torch import Tensor
 from semievol_api.training.chat_jsonl import ChatExample, TrainingFileError, read_examples
 from semievol_providers.local.chat_tokens import ChatTokens
 
-MAX_PADDING = 0.1
+_MAX_PADDING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class TokenExample:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenBatch:
+class _TokenBatch:
     """Left-padded tensors (rows, length); `targets` (rows, tail) are the last ids with -100 where not learnt.
 
     `weights` (rows, tail) are zero where nothing is learnt.
@@ -134,7 +134,7 @@ def split_by_tokens(examples: Sequence[TokenExample], tokens_per_pass: int) -> l
     for example in sorted(examples, key=lambda e: -len(e.ids)):
         padded = len(passes[-1][0].ids) * (len(passes[-1]) + 1) if passes else 0
         real += len(example.ids)
-        if passes and padded <= tokens_per_pass and real >= (1 - MAX_PADDING) * padded:
+        if passes and padded <= tokens_per_pass and real >= (1 - _MAX_PADDING) * padded:
             passes[-1].append(example)
         else:
             passes.append([example])
@@ -142,7 +142,7 @@ def split_by_tokens(examples: Sequence[TokenExample], tokens_per_pass: int) -> l
     return passes
 
 
-def to_batch(examples: Sequence[TokenExample], pad_id: int) -> TokenBatch:
+def to_batch(examples: Sequence[TokenExample], pad_id: int) -> _TokenBatch:
     """Left-padded tensors: answers end together, so only the last columns need logits."""
     length = max(len(example.ids) for example in examples)
     tail = max(len(example.ids) - example.learnt.index(True) for example in examples)
@@ -156,4 +156,4 @@ def to_batch(examples: Sequence[TokenExample], pad_id: int) -> TokenBatch:
         learnt[row, start:] = torch.tensor(example.learnt)
     learnt = learnt[:, -tail:]
     weight = torch.tensor([example.weight for example in examples], dtype=torch.float32)
-    return TokenBatch(ids, mask, ids[:, -tail:].masked_fill(~learnt, -100), learnt.float() * weight[:, None])
+    return _TokenBatch(ids, mask, ids[:, -tail:].masked_fill(~learnt, -100), learnt.float() * weight[:, None])

@@ -1,7 +1,7 @@
 """What one training is told and what it tells: from a `TrainSpec` to the job file, and the lines of its event log.
 
-    settled = defaults.settle(spec, examples)            # what `auto` comes to for this file
-    training_job(settled, defaults, start, folder, validates=False).write(folder / "job.json")
+    resolved = defaults.resolve(spec, examples)            # what `auto` comes to for this file
+    training_job(resolved, defaults, start, folder, validates=False).write(folder / "job.json")
 
 A job's folder holds `job.json`, `events.jsonl`, `state/` (to resume from), `checkpoints/step-N/` and in the
 end `adapter/`. Imports no torch. Knows nothing of how training is done or who asked for it.
@@ -31,7 +31,7 @@ EXIT_NO_SPACE = 5
 Auto: TypeAlias = Literal["auto"]
 
 
-class TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every value of a training that does not depend on its file: what a `TrainSpec` may leave open, none left open.
 
     `learning_rate` is what a multiplier of 1 stands for, or the product. `tokens_per_pass` limits how many padded
@@ -60,7 +60,7 @@ class TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     patience: int = 0
 
 
-class TrainDefaults(TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainDefaults(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a `TrainSpec` leaves open, for one model: read from its `semievol_train.json` or from a TOML file.
 
     `processes` above 1 trains on as many GPUs, by torchrun. `n_epochs` of "auto" takes as many epochs as
@@ -74,7 +74,7 @@ class TrainDefaults(TrainValues, frozen=True, kw_only=True, forbid_unknown_field
     max_epochs: int = 25
     processes: int = 1
 
-    def settle(self, spec: TrainSpec, examples: int) -> TrainSpec:
+    def resolve(self, spec: TrainSpec, examples: int) -> TrainSpec:
         """The same training with what depends on the file filled in, for one of this many examples."""
         batch = spec.batch_size or self._batch_for(examples)
         numbers: dict[str, int | float] = {
@@ -102,7 +102,7 @@ class StartingPoint(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
 
 
-class TrainingJob(TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainingJob(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training as its process reads it from `job.json`. `batch_size` is examples per optimizer step."""
 
     base: str
@@ -130,9 +130,9 @@ class TrainingJob(TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=
 def training_job(
     spec: TrainSpec, defaults: TrainDefaults, start: StartingPoint, folder: Path, *, validates: bool
 ) -> TrainingJob:
-    """The job of a settled spec, in a folder that holds `training_file` and, where it validates, `validation_file`."""
+    """The job of a resolved spec, in a folder that holds `training_file` and, where it validates, `validation_file`."""
     if spec.n_epochs is None or spec.batch_size is None:
-        raise ValueError("The spec leaves epochs or batch size open; settle it first.")
+        raise ValueError("The spec leaves epochs or batch size open; resolve it first.")
     values = {name: value for name, value in msgspec.structs.asdict(defaults).items() if name in _VALUES}
     values |= {name: value for name, value in spec.said.items() if name in _VALUES}
     values["learning_rate"] = defaults.learning_rate * (spec.learning_rate_multiplier or 1.0)
@@ -150,7 +150,7 @@ def training_job(
     )
 
 
-_VALUES = frozenset(TrainValues.__struct_fields__)
+_VALUES = frozenset(_TrainValues.__struct_fields__)
 
 
 def read_train_defaults(model_folder: Path, weight_bytes: int, toml_file: Path | None) -> TrainDefaults:
@@ -186,16 +186,6 @@ def can_quantize() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Variables of a process that computes: threads wait without spinning, which on shared cores costs 20 x."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
 class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of `events.jsonl`.
 
@@ -217,6 +207,19 @@ class TrainingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     folder: str | None = None
     code: str | None = None
     message: str | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers of a step or a checkpoint that are known, under the fine-tuning API's names."""
+        named = {
+            "step": self.step,
+            "train_loss": self.train_loss,
+            "train_mean_token_accuracy": self.token_accuracy,
+            "full_valid_loss": self.valid_loss,
+            "full_valid_mean_token_accuracy": self.valid_token_accuracy,
+            "learning_rate": self.learning_rate,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
 
 class EventLog:

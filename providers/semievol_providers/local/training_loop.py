@@ -28,6 +28,7 @@ from torch import Tensor
 
 from semievol_api.errors import UserError
 from semievol_providers.local.disk import is_out_of_memory
+from semievol_providers.local.model_folder import check_adapter, load_model
 from semievol_providers.local.training_data import TokenExample, split_by_tokens, step_indices, to_batch
 from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainingEvent, TrainingJob, can_quantize
 
@@ -53,10 +54,7 @@ def with_adapter(job: TrainingJob, device: str) -> Any:
     Raises:
         TrainingFailedError: 4 bits are asked for without bitsandbytes.
     """
-    import torch
     from peft import LoraConfig, PeftModel, get_peft_model
-
-    from semievol_providers.local.model_folder import check_adapter
 
     base = _base(job, device)
     torch.manual_seed(job.seed)
@@ -81,8 +79,6 @@ def with_adapter(job: TrainingJob, device: str) -> Any:
 
 def _base(job: TrainingJob, device: str) -> Any:
     """In eval mode, frozen by PEFT later: float32 on the CPU, bfloat16 on an accelerator, or 4 bits."""
-    from semievol_providers.local.model_folder import load_model
-
     options: dict[str, Any] = {}
     if packs(job, device) and device.startswith("cuda") and find_spec("flash_attn") is not None:
         options["attn_implementation"] = "flash_attention_2"
@@ -95,7 +91,6 @@ def _base(job: TrainingJob, device: str) -> Any:
 
 def _four_bits(device: str) -> Any:
     """NormalFloat4 with the scales quantized too, as in the QLoRA paper; products in the base's usual type."""
-    import torch
     import transformers
 
     computing = torch.float32 if device == "cpu" else torch.bfloat16
@@ -108,7 +103,7 @@ def _four_bits(device: str) -> Any:
     )
 
 
-class Passes(Protocol):
+class _Passes(Protocol):
     """`split` the examples of a step into passes, and give the `loss` of one."""
 
     def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
@@ -185,7 +180,7 @@ def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor,
 
 
 class EarlyStop:
-    """Hears every epoch's validation loss; `patience` epochs without a better one end the training. 0: never."""
+    """Ends the training after `patience` epochs without a lower validation loss. 0: never."""
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
@@ -288,7 +283,7 @@ class TrainingLoop:
         self._checkpointing = False
         self._model = model
         self._job = job
-        self._passes: Passes = PackedPasses() if job.packing is True else PaddedPasses(pad_id)
+        self._passes: _Passes = PackedPasses() if job.packing is True else PaddedPasses(pad_id)
         self._early = EarlyStop(job.patience)
         self._step_count = 0
         self._report = report
@@ -333,7 +328,7 @@ class TrainingLoop:
             if stopping and step < total:
                 return False
         if self._early.keeps_earlier:
-            self._tell_best(step, total)
+            self._report_best(step, total)
         return True
 
     @property
@@ -444,7 +439,7 @@ class TrainingLoop:
             )
         )  # fmt: skip
 
-    def _tell_best(self, step: int, total: int) -> None:
+    def _report_best(self, step: int, total: int) -> None:
         early = self._early
         message = (
             f"The validation loss was lowest after epoch {early.best_epoch} ({early.best_loss:.4f}), so the adapter of "

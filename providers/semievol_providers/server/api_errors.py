@@ -57,11 +57,6 @@ def json_response(content: object, status: int = 200, headers: Mapping[str, str]
     return Response(orjson.dumps(content), status, headers, media_type="application/json")
 
 
-def not_found(kind: str, name: str) -> ApiError:
-    """The refusal for an object that does not exist, or not for this key."""
-    return ApiError(f"No such {kind}: {name}", status=404, param="id", code=f"{kind.replace(' ', '_')}_not_found")
-
-
 def unsupported(param: str, why: str = "is not supported by this server") -> ApiError:
     """The refusal for a documented setting that this server cannot honour."""
     return ApiError(f"The parameter '{param}' {why}.", param=param, code="unsupported_parameter")

@@ -21,22 +21,20 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from semievol_providers.server import batch_routes, chat_routes, file_routes, job_routes
-from semievol_providers.server.answers import Answers
+from semievol_providers.local.children import ChildProcesses
+from semievol_providers.server import chat_routes, object_routes
 from semievol_providers.server.api_errors import ApiError, json_response
-from semievol_providers.server.batch_work import BatchRunner
+from semievol_providers.server.background import BackgroundTasks
+from semievol_providers.server.batches import BatchRunner
+from semievol_providers.server.completions import Answers
 from semievol_providers.server.deletion import delete_model, sweep
 from semievol_providers.server.disk import Disk, disk_full, is_full, unwritable
 from semievol_providers.server.engine_client import EngineClient
-from semievol_providers.server.gate import Gate
+from semievol_providers.server.gate import MEDIA_TYPE, Gate, Meter, RateLimits
 from semievol_providers.server.job_runner import JobRunner
-from semievol_providers.server.loops import Loops
-from semievol_providers.server.metrics import MEDIA_TYPE, Meter
-from semievol_providers.server.models import ModelTable, model_object
-from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.services import Services, owner_of, services
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import State
+from semievol_providers.server.state import ModelTable, State, model_object
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -65,15 +63,15 @@ def _hash(text: str) -> str:
 async def health(request: Request) -> Response:
     """GET /healthz"""
     parts = services(request)
-    troubles = parts.loops.troubles
-    status = "degraded" if troubles else "ok"
+    problems = parts.background.problems
+    status = "degraded" if problems else "ok"
     if not request.state.known:  # who has no key learns how the server is, no more
         return json_response({"status": status})
     running = parts.jobs.running
     return json_response(
         {
             "status": status,
-            "reasons": [{"part": part, "reason": reason} for part, reason in troubles.items()],
+            "reasons": [{"part": part, "reason": reason} for part, reason in problems.items()],
             "engine_ready": parts.engine.ready.is_set(),
             "engine_pid": parts.engine.pid,
             "engine_restarts": parts.engine.restarts,
@@ -109,7 +107,7 @@ class Application(Gate):
         self._starlette = app
 
     def stop_soon(self) -> None:
-        """A stop was asked for: nobody shall wait for what will not come."""
+        """The server was asked to stop: refuse requests that still wait for the engine."""
         parts = self._starlette.state.services
         assert isinstance(parts, Services)
         parts.engine.refuse_waiting()
@@ -123,8 +121,12 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         state = State(settings.state, disk)
         sweep(state)
-        models, loops = ModelTable(settings, state), Loops(settings.limits.retry_s)
-        engine, jobs = EngineClient(settings, loops), JobRunner(settings, state, models, loops)
+        models, background = ModelTable(settings, state), BackgroundTasks(settings.limits.retry_s)
+        children = ChildProcesses(forks=settings.device == "cpu")
+        engine, jobs = (
+            EngineClient(settings, background, children),
+            JobRunner(settings, state, models, background, children),
+        )
         answers = Answers(engine, models, settings.limits)
         parts = Services(
             settings=settings,
@@ -133,8 +135,8 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
             engine=engine,
             jobs=jobs,
             answers=answers,
-            batches=BatchRunner(state, answers, loops),
-            loops=loops,
+            batches=BatchRunner(state, answers, background),
+            background=background,
             rates=rates,
             meter=meter,
         )
@@ -144,9 +146,10 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
         try:
             yield
         finally:
-            loops.close()
+            background.close()
             await parts.batches.close()
             await asyncio.gather(parts.jobs.close(), parts.engine.close())
+            children.close()
             state.close()
 
     app = Starlette(
@@ -176,23 +179,23 @@ def _routes() -> list[Route]:
         Route("/v1/chat/completions", chat_routes.list_chats, methods=["GET"]),
         Route("/v1/completions", chat_routes.create_completion, methods=["POST"]),
         Route("/v1/embeddings", chat_routes.create_embedding, methods=["POST"]),
-        Route("/v1/files", file_routes.create_file, methods=["POST"]),
-        Route("/v1/files", file_routes.list_files, methods=["GET"]),
-        Route("/v1/files/{file_id}", file_routes.retrieve_file, methods=["GET"]),
-        Route("/v1/files/{file_id}", file_routes.delete_file, methods=["DELETE"]),
-        Route("/v1/files/{file_id}/content", file_routes.file_content, methods=["GET"]),
-        Route("/v1/batches", batch_routes.create_batch, methods=["POST"]),
-        Route("/v1/batches", batch_routes.list_batches, methods=["GET"]),
-        Route("/v1/batches/{batch_id}", batch_routes.retrieve_batch, methods=["GET"]),
-        Route("/v1/batches/{batch_id}/cancel", batch_routes.cancel_batch, methods=["POST"]),
-        Route(jobs, job_routes.create_job, methods=["POST"]),
-        Route(jobs, job_routes.list_jobs, methods=["GET"]),
-        Route(jobs + "/{job_id}", job_routes.retrieve_job, methods=["GET"]),
-        Route(jobs + "/{job_id}/cancel", job_routes.cancel_job, methods=["POST"]),
-        Route(jobs + "/{job_id}/pause", job_routes.pause_job, methods=["POST"]),
-        Route(jobs + "/{job_id}/resume", job_routes.resume_job, methods=["POST"]),
-        Route(jobs + "/{job_id}/events", job_routes.list_events, methods=["GET"]),
-        Route(jobs + "/{job_id}/checkpoints", job_routes.list_checkpoints, methods=["GET"]),
+        Route("/v1/files", object_routes.create_file, methods=["POST"]),
+        Route("/v1/files", object_routes.list_files, methods=["GET"]),
+        Route("/v1/files/{file_id}", object_routes.retrieve_file, methods=["GET"]),
+        Route("/v1/files/{file_id}", object_routes.delete_file, methods=["DELETE"]),
+        Route("/v1/files/{file_id}/content", object_routes.file_content, methods=["GET"]),
+        Route("/v1/batches", object_routes.create_batch, methods=["POST"]),
+        Route("/v1/batches", object_routes.list_batches, methods=["GET"]),
+        Route("/v1/batches/{batch_id}", object_routes.retrieve_batch, methods=["GET"]),
+        Route("/v1/batches/{batch_id}/cancel", object_routes.cancel_batch, methods=["POST"]),
+        Route(jobs, object_routes.create_job, methods=["POST"]),
+        Route(jobs, object_routes.list_jobs, methods=["GET"]),
+        Route(jobs + "/{job_id}", object_routes.retrieve_job, methods=["GET"]),
+        Route(jobs + "/{job_id}/cancel", object_routes.cancel_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/pause", object_routes.pause_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/resume", object_routes.resume_job, methods=["POST"]),
+        Route(jobs + "/{job_id}/events", object_routes.list_events, methods=["GET"]),
+        Route(jobs + "/{job_id}/checkpoints", object_routes.list_checkpoints, methods=["GET"]),
     ]
 
 

@@ -1,12 +1,14 @@
-"""Routes that ask the engine: chat completions, text completions, embeddings. Who leaves is no longer worked for.
+"""Routes that ask the engine: chat completions, text completions, embeddings.
 
-Knows nothing of how the engine runs, of files or of jobs.
+Work for a client that disconnects is cancelled. Knows nothing of how the engine runs, of files or of jobs.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
+from typing import TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -14,21 +16,53 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.answers import head
 from semievol_providers.server.api_errors import ApiError, json_response
-from semievol_providers.server.chat_wire import (
+from semievol_providers.server.completions import (
     ChatBody,
     EmbeddingBody,
     TextBody,
     chat_logprobs,
+    head,
     parse,
     text_choice,
     usage,
 )
-from semievol_providers.server.connection import CLIENT_LEFT, ClientLeftError, while_there
 from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
 from semievol_providers.server.services import owner_of, services
 from semievol_providers.server.state import Record
+
+T = TypeVar("T")
+_CLIENT_LEFT = 499
+"""The status, for the log alone, of a request whose client left before its answer."""
+
+
+class _ClientLeftError(Exception):
+    """The client has closed its connection."""
+
+
+async def _while_there(request: Request, work: Coroutine[None, None, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client closes its connection.
+
+    The request's body must have been read.
+
+    Raises:
+        _ClientLeftError: it has.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _ClientLeftError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
 
 
 async def create_chat(request: Request) -> Response:
@@ -70,9 +104,9 @@ async def create_embedding(request: Request) -> Response:
 
 async def _charged(request: Request, asking: Coroutine[None, None, Record]) -> Response:
     try:
-        answer = await while_there(request, asking)
-    except ClientLeftError:
-        return Response(status_code=CLIENT_LEFT)
+        answer = await _while_there(request, asking)
+    except _ClientLeftError:
+        return Response(status_code=_CLIENT_LEFT)
     services(request).charge(owner_of(request), answer["usage"])
     return json_response(answer)
 
@@ -103,7 +137,7 @@ class _ChatStream:
         return chunks
 
     def closing(self, tell: ChoicesTell) -> list[dict[str, JsonValue]]:
-        """The chunk behind the last one, if usage was asked for."""
+        """The final chunk with usage, if asked for."""
         if not self._usage:
             return []
         return [{**self._head, "choices": [], "usage": usage(tell.prompt_tokens, tell.choices)}]
@@ -133,9 +167,9 @@ async def _streamed(stream: _ChatStream, request: Request, ask: ChatAsk | TextAs
     served, owner = services(request), owner_of(request)
     tells = served.engine.stream(ask)
     try:
-        first = await while_there(request, _next_of(tells))
-    except ClientLeftError:
-        return Response(status_code=CLIENT_LEFT)
+        first = await _while_there(request, _next_of(tells))
+    except _ClientLeftError:
+        return Response(status_code=_CLIENT_LEFT)
 
     async def events() -> AsyncIterator[bytes]:
         async with aclosing(tells):
@@ -162,7 +196,7 @@ async def _next_of(tells: AsyncGenerator[DeltaTell | ChoicesTell]) -> DeltaTell 
 
 
 class _ClosingStream(StreamingResponse):
-    """Closes its source when it ends, however it ends: a client that left in the middle of a chunk too."""
+    """Closes its source however the response ends, also when the client disconnects within a chunk."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         source = self.body_iterator

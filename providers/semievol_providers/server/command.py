@@ -110,9 +110,8 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
     import uvicorn
 
     from semievol_providers.server.app import build_app
-    from semievol_providers.server.connection import patient_http
-    from semievol_providers.server.gate import log_as_json
-    from semievol_providers.server.state_recovery import held_folder
+    from semievol_providers.server.gate import log_as_json, patient_http
+    from semievol_providers.server.state_folder import held_folder
 
     with held_folder(settings, recover) as message:
         sys.stdout.write(message)

@@ -10,12 +10,13 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.batch_wire import UNFINISHED as UNFINISHED_BATCH
-from semievol_providers.server.batch_wire import BatchLine, batch_lines
+from semievol_providers.server.batches import UNFINISHED as UNFINISHED_BATCH
+from semievol_providers.server.batches import BatchLine, batch_lines
 from semievol_providers.server.job_events import tuned_name
 from semievol_providers.server.services import Services
 from semievol_providers.server.state import ENDED, Record, State
@@ -23,9 +24,10 @@ from semievol_providers.server.state_folder import own_entries
 
 _INPUTS = ("training_file", "validation_file")
 _SHOWN = 3
+_log = logging.getLogger(__name__)
 _KEPT_FILES = ("state.safetensors", "state.partial")
 _KEPT_FOLDERS = ("best", "best.partial", "adapter.partial")
-"""The same weights once more: what an unfinished training goes on from."""
+"""Copies of the same weights, from which an unfinished training would resume."""
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -70,14 +72,14 @@ def delete_model(served: Services, name: str, owner: str) -> None:
 
 
 def delete_expired(state: State) -> None:
-    """Remove the files whose time is over, but those that are still needed; they go another time."""
+    """Remove expired files; those still needed are kept until the next call."""
     for file_id, owner in state.expired_files():
         if not _users_of_file(state, file_id, owner):
             _delete_file(state, file_id, owner)
 
 
-def remove_orphaned_texts(state: State) -> None:
-    """Remove what ended jobs keep of files that are gone: older servers left it there."""
+def _remove_orphaned_texts(state: State) -> None:
+    """Remove the copies that ended jobs of older servers keep of deleted files."""
     known = state.ids("files")
     for record in state.jobs_with_status(*ENDED):
         for which in _INPUTS:
@@ -102,7 +104,7 @@ def _remove_copy(state: State, record: Record, which: str) -> None:
 
 
 def _users_of_file(state: State, file_id: str, owner: str) -> list[str]:
-    jobs = [_said_job(record) for record in state.jobs_on_file(file_id) if record["status"] not in ENDED]
+    jobs = [_job_text(record) for record in state.jobs_on_file(file_id) if record["status"] not in ENDED]
     batches = [
         f"batch {record['id']} ({record['status']})"
         for record, whose in state.batches_with_status(*UNFINISHED_BATCH)
@@ -125,14 +127,14 @@ def _users_of_model(served: Services, name: str, owner: str) -> list[str]:
     for record in unfinished:
         made_by_it = name == tuned_name(record) or name.startswith(f"{tuned_name(record)}:ckpt-step-")
         if made_by_it or served.models.target(str(record["model"])) == name:
-            users.append(_said_job(record))
+            users.append(_job_text(record))
     for record, whose in state.batches_with_status(*UNFINISHED_BATCH):
         if whose == owner and served.models.target(_model_of(state, record)) == name:
             users.append(f"batch {record['id']} ({record['status']})")
     return users
 
 
-def _said_job(record: Record) -> str:
+def _job_text(record: Record) -> str:
     return f"job {record['id']} ({record['status']})"
 
 
@@ -169,10 +171,6 @@ def _in_use(what: str, users: Sequence[str], code: str) -> ApiError:
     )
 
 
-_log = logging.getLogger(__name__)
-_INPUTS_SWEEP = {"training_file", "validation_file"}
-
-
 def sweep(state: State) -> int:
     """Remove strays and what expired; returns how many strays there were."""
     strays = list(_strays(state))
@@ -182,22 +180,22 @@ def sweep(state: State) -> int:
         else:
             path.unlink()
     delete_expired(state)
-    remove_orphaned_texts(state)
+    _remove_orphaned_texts(state)
     return len(strays)
 
 
 def _strays(state: State) -> Iterator[Path]:
     yield from own_entries(state.folder, "tmp")
-    files, batches, jobs = state.ids("files"), state.ids("batches"), state.ids("jobs")
-    for path in own_entries(state.folder, "files"):
-        if path.name not in files and path.is_file():
+    yield from (path for path in _unknown(state, "files") if path.is_file())
+    yield from (path for path in _unknown(state, "batches") if path.is_dir())
+    for path in _unknown(state, "jobs"):
+        if path.is_dir() and {inner.name for inner in path.iterdir()} <= set(_INPUTS):
             yield path
-    for path in own_entries(state.folder, "batches"):
-        if path.name not in batches and path.is_dir():
-            yield path
-    for path in own_entries(state.folder, "jobs"):
-        if path.name not in jobs and path.is_dir():
-            if {inner.name for inner in path.iterdir()} <= _INPUTS_SWEEP:
-                yield path
-            else:
-                _log.warning("%s is not in the database and was left alone; --recover takes it up", path)
+        elif path.is_dir():
+            _log.warning("%s is not in the database and was left alone; --recover takes it up", path)
+
+
+def _unknown(state: State, table: Literal["files", "jobs", "batches"]) -> list[Path]:
+    """Entries of one of the server's folders that have a name of its own form and are not in the database."""
+    known = state.ids(table)
+    return [path for path in own_entries(state.folder, table) if path.name not in known]

@@ -1,4 +1,4 @@
-"""Every way in which the server puts something on its disk, whole or undone, and what a full disk is called.
+"""How the server writes to disk, each write complete or undone, and how full disks are recognised and reported.
 
 One object, so that a test can let any single step fail as a disk would. Knows nothing of what is kept, nor of HTTP
 beyond the refusal of a full disk.
@@ -88,7 +88,7 @@ class Disk:
                 self.copy_in(whole, target)
 
     def remove_folder(self, path: Path) -> None:
-        """Take back a folder of ours, as far as that goes."""
+        """Remove a folder of ours; errors are ignored."""
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -105,7 +105,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def will_pass(error: BaseException) -> bool:
-    """True where the machine is in trouble and the same step may go well later; False where it never will."""
+    """Whether the same step may succeed later, since the machine is short of something."""
     if isinstance(error, sqlite3.OperationalError):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING
@@ -118,8 +118,8 @@ def _code(error: sqlite3.OperationalError) -> int:
         return -1
 
 
-def told(error: BaseException) -> str:
-    """What stands in the way, in one sentence without paths."""
+def reason_of(error: BaseException) -> str:
+    """The error in one sentence without paths."""
     if isinstance(error, ApiError):
         return error.message
     if is_full(error):
@@ -130,7 +130,7 @@ def told(error: BaseException) -> str:
 
 
 def disk_full() -> ApiError:
-    """The refusal of what finds no room."""
+    """The refusal for a full disk."""
     return ApiError(
         "The server's disk is full and nothing of this request was kept: free some space in its state folder, then "
         "ask again.",

@@ -8,22 +8,18 @@ again, and those who waited for it are told to ask again. Knows nothing of HTTP 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
 
-from semievol_providers.local.training_job import worker_environment
+from semievol_providers.local.children import Child, ChildProcesses
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.engine_pulse import beat_every_s
+from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.engine_wire import (
     LENGTH,
     Ask,
@@ -39,22 +35,23 @@ from semievol_providers.server.engine_wire import (
     Tell,
     TextAsk,
     VectorsTell,
+    beat_every_s,
     frame,
 )
-from semievol_providers.server.loops import Loops
 from semievol_providers.server.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 2
 _RESTART_WAIT_S = 1.0
+_PROGRAM = "semievol_providers.server.engine_process"
 _LOADING_FACTOR = 5  # loading may hold every thread for a while
-ENGINE = "engine"
+_ENGINE = "engine"
 ENGINE_HUNG = "engine_hung"
-"""The code of a refusal where the engine gave no sign of life."""
+"""The code of a refusal because the engine sent no heartbeat."""
 
 
-class EngineLostError(Exception):
-    """The engine process is not there to answer."""
+class _EngineLostError(Exception):
+    """The engine process has ended or is silent."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -71,10 +68,12 @@ class _Question:
 class EngineClient:
     """`ask` or `stream`, and `close` in the end; the first question starts the process."""
 
-    def __init__(self, settings: ServerSettings, loops: Loops) -> None:
+    def __init__(self, settings: ServerSettings, background: BackgroundTasks, children: ChildProcesses) -> None:
         self._settings = settings
-        self._loops = loops
-        self._process: Process | None = None
+        self._background = background
+        self._children = children
+        self._process: Child | None = None
+        self._to_engine: asyncio.WriteTransport | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._questions: dict[int, _Question] = {}
         self._number = 0
@@ -82,13 +81,13 @@ class EngineClient:
         self.ready = asyncio.Event()
         self.context_tokens = 0
         self.restarts = 0
-        self._heard_s = 0.0
-        self._looked_s = 0.0
+        self._last_message_s = 0.0
+        self._last_check_s = 0.0
 
     @property
     def silent_s(self) -> float | None:
-        """How long the engine has given no sign of life, while there is one."""
-        return time.monotonic() - self._heard_s if self.pid is not None else None
+        """Seconds since the engine's last message; None while no engine runs."""
+        return time.monotonic() - self._last_message_s if self.pid is not None else None
 
     @property
     def in_flight(self) -> int:
@@ -108,7 +107,7 @@ class EngineClient:
     def start(self) -> None:
         """Start the engine process unless it runs; returns before it is ready."""
         if self._supervisor is None and not self._closing:
-            self._supervisor = self._loops.start(ENGINE, self._supervise)
+            self._supervisor = self._background.start(_ENGINE, self._supervise)
 
     def refuse_waiting(self) -> None:
         """The server stops: refuse new questions, and those that still wait for the engine to load."""
@@ -119,9 +118,9 @@ class EngineClient:
     async def close(self) -> None:
         """End the engine process, which has nothing to save."""
         self._closing = True
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.kill()
-            await self._process.wait()
+            await asyncio.to_thread(self._process.wait)
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -183,63 +182,66 @@ class EngineClient:
                 self._send(DropAsk(ask.id))
 
     def _send(self, ask: Ask) -> None:
-        process = self._process
-        if process is not None and process.returncode is None and self.ready.is_set():
-            assert process.stdin is not None
-            process.stdin.write(frame(ask))
+        if self._to_engine is not None and self.ready.is_set():
+            self._to_engine.write(frame(ask))
 
     # ---------------------------------------------------------------------------------------- supervising
     async def _supervise(self) -> None:
         while not self._closing:
             try:
-                process = self._process = await self._spawn()
+                process = self._process = await asyncio.to_thread(self._spawn)
+                self._to_engine, answers = await _connected(process)
             except OSError as error:
                 self._refuse(_unavailable(error))
                 raise
-            assert process.stdout is not None
-            self._heard_s = self._looked_s = time.monotonic()
+            self._last_message_s = self._last_check_s = time.monotonic()
             watch = asyncio.create_task(self._watch(process), name="engine-watch")
             try:
-                await self._listen(process.stdout)
+                await self._listen(answers)
             except BaseException:
-                _kill(process)  # it cannot be heard any more
+                process.kill()  # it cannot be heard any more
                 raise
             finally:
                 watch.cancel()
                 self.ready.clear()
-            status = await process.wait()
+                self._to_engine.close()
+            status = await asyncio.to_thread(process.wait)
             if not self._closing:
                 _log.error("the engine process ended with status %s; starting it again", status)
-                self._loops.trouble(ENGINE, EngineLostError(f"It ended with status {status} and is started again"))
+                self._background.report_problem(
+                    _ENGINE, _EngineLostError(f"It ended with status {status} and is started again")
+                )
                 self.restarts += 1
                 self._review_questions()
                 await asyncio.sleep(_RESTART_WAIT_S)
 
-    async def _watch(self, process: Process) -> None:
-        """End an engine that gives no sign of life; questions that it held are told so."""
+    async def _watch(self, process: Child) -> None:
+        """Kill an engine that sends no heartbeat, and refuse the requests that it held."""
         every_s = beat_every_s(self._settings.limits.engine_silence_s)
         while True:
             await asyncio.sleep(every_s)
             now = time.monotonic()
-            if now - self._looked_s > 3 * every_s:  # it was this process that did not run
-                self._heard_s = now
-            self._looked_s = now
-            silent_s, most_s = now - self._heard_s, self._settings.limits.engine_silence_s
+            if now - self._last_check_s > 3 * every_s:  # it was this process that did not run
+                self._last_message_s = now
+            self._last_check_s = now
+            silent_s, most_s = now - self._last_message_s, self._settings.limits.engine_silence_s
             if not self.ready.is_set():
                 most_s *= _LOADING_FACTOR
             if silent_s > most_s / 2:
-                self._loops.trouble(ENGINE, EngineLostError(f"No sign of life for over {most_s / 2:.3g} s"))
+                self._background.report_problem(
+                    _ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s")
+                )
             if silent_s > most_s:
                 _log.error("the engine gave no sign of life for %.0f s; it is ended", silent_s)
                 self._refuse(_hung(most_s))
-                _kill(process)
+                process.kill()
                 return
 
     def _refuse(self, error: ApiError) -> None:
         for question in self._questions.values():
             question.answers.put_nowait(error)
 
-    async def _spawn(self) -> Process:
+    def _spawn(self) -> Child:
         settings = self._settings
         options = {
             "folder": settings.model_folder,
@@ -247,16 +249,7 @@ class EngineClient:
             "device": settings.device,
             "beat_s": beat_every_s(settings.limits.engine_silence_s),
         }
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "semievol_providers.server.engine_start",
-            json.dumps(options),
-            str(os.getpid()),
-            stdin=PIPE,
-            stdout=PIPE,
-            env={**os.environ, **worker_environment(settings.threads)},
-        )
+        return self._children.start(_PROGRAM, [json.dumps(options)], settings.threads, answers=True)
 
     async def _listen(self, out: asyncio.StreamReader) -> None:
         decoder: msgspec.msgpack.Decoder[Tell] = msgspec.msgpack.Decoder(Tell)
@@ -269,13 +262,13 @@ class EngineClient:
             self._take(decoder.decode(body))
 
     def _take(self, tell: Tell) -> None:
-        self._heard_s = time.monotonic()
+        self._last_message_s = time.monotonic()
         if isinstance(tell, BeatTell):
             if self.ready.is_set():
-                self._loops.well(ENGINE)
+                self._background.clear_problem(_ENGINE)
             return
         if isinstance(tell, ReadyTell):
-            self._loops.well(ENGINE)
+            self._background.clear_problem(_ENGINE)
             self.context_tokens = tell.context_tokens
             self.ready.set()
             for question in self._questions.values():
@@ -296,9 +289,13 @@ class EngineClient:
                 )
 
 
-def _kill(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
-        process.kill()
+async def _connected(process: Child) -> tuple[asyncio.WriteTransport, asyncio.StreamReader]:
+    """The engine's input and output."""
+    loop, answers = asyncio.get_running_loop(), asyncio.StreamReader()
+    assert process.stdin is not None and process.stdout is not None
+    to_engine, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(answers), process.stdout)
+    return to_engine, answers
 
 
 def _unavailable(error: OSError) -> ApiError:

@@ -1,7 +1,8 @@
 """The engine's own process: reads questions from standard input, writes answers to standard output.
 
 Reading never waits for a text to be tokenised, nor for the model.
-Ends when its input ends, so it never outlives the server. Knows nothing of HTTP, jobs or keys.
+Ends when its input ends, so it never outlives the server. Heavy imports stand in `main`.
+Knows nothing of HTTP, jobs or keys.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import sys
 import threading
 import traceback
@@ -16,16 +18,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
 from semievol_api.errors import UserError
-from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.engine import ContextLengthError, Engine
-from semievol_providers.local.fairness import TurnQueue, fewest_tokens, most_bytes_of_a_token
+from semievol_providers.local.chat_tokens import ChatTokens, fewest_tokens, most_bytes_of_a_token
+from semievol_providers.local.fairness import TurnQueue
 from semievol_providers.local.model_folder import quiet_known_warnings
 from semievol_providers.local.requests import (
+    ContextLengthError,
     Delta,
     Embedded,
     EmbedRequest,
@@ -34,7 +36,6 @@ from semievol_providers.local.requests import (
     GenerateRequest,
     SampleOutput,
 )
-from semievol_providers.server.engine_pulse import SharedPipe
 from semievol_providers.server.engine_wire import (
     Ask,
     ChatAsk,
@@ -46,20 +47,25 @@ from semievol_providers.server.engine_wire import (
     ForgetAsk,
     ReadyTell,
     RefusalTell,
+    SharedPipe,
     Tell,
     TextAsk,
     TokenScore,
     VectorsTell,
     frame,
     read_ask,
+    start_beating,
 )
+
+if TYPE_CHECKING:
+    from semievol_providers.local.engine import Engine
 
 T = TypeVar("T")
 _LONG_CHARS = 2**16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Arrived(Generic[T]):
+class _Arrived(Generic[T]):
     """A question with its owner and its length in characters or token ids."""
 
     question: T
@@ -67,38 +73,38 @@ class Arrived(Generic[T]):
     size: int
 
 
-class Intake(Generic[T]):
+class _Intake(Generic[T]):
     """`put` questions in; `prepare` is called with each, in one of two threads."""
 
     def __init__(self, prepare: Callable[[T], None]) -> None:
         self._short = _Line("intake", prepare)
         self._long = _Line("intake-long", prepare)
 
-    def put(self, arrived: Arrived[T]) -> None:
+    def put(self, arrived: _Arrived[T]) -> None:
         """Queue a question."""
         self._line(arrived).put(arrived)
 
-    def drop(self, arrived: Arrived[T]) -> None:
-        """Take a question out, unless its turn has come."""
+    def drop(self, arrived: _Arrived[T]) -> None:
+        """Remove a question that is still queued."""
         self._line(arrived).drop(arrived)
 
-    def _line(self, arrived: Arrived[T]) -> _Line[T]:
+    def _line(self, arrived: _Arrived[T]) -> _Line[T]:
         return self._long if arrived.size > _LONG_CHARS else self._short
 
 
 class _Line(Generic[T]):
     def __init__(self, name: str, prepare: Callable[[T], None]) -> None:
         self._prepare = prepare
-        self._queue: TurnQueue[Arrived[T]] = TurnQueue()
+        self._queue: TurnQueue[_Arrived[T]] = TurnQueue()
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def put(self, arrived: Arrived[T]) -> None:
+    def put(self, arrived: _Arrived[T]) -> None:
         with self._changed:
             self._queue.add(arrived.owner, arrived)
             self._changed.notify()
 
-    def drop(self, arrived: Arrived[T]) -> None:
+    def drop(self, arrived: _Arrived[T]) -> None:
         with self._changed:
             self._queue.remove(arrived.owner, arrived)
 
@@ -139,9 +145,9 @@ class EngineService:
         self._most_bytes = most_bytes_of_a_token(self._tokens.tokenizer)
         self._tokens.encode_text("a")  # sets the tokenizer up before two threads share it
         self._state = threading.Lock()
-        self._arrived: dict[int, Arrived[_Question]] = {}
+        self._arrived: dict[int, _Arrived[_Question]] = {}
         self._cancels: dict[int, Callable[[], bool]] = {}
-        self._intake: Intake[_Question] = Intake(self._prepare)
+        self._intake: _Intake[_Question] = _Intake(self._prepare)
 
     def tell(self, message: Tell) -> None:
         """Send one message; called from any thread."""
@@ -162,7 +168,7 @@ class EngineService:
             if cancel is not None:
                 cancel()
         else:
-            arrived: Arrived[_Question] = Arrived(ask, ask.owner, _length(ask))
+            arrived: _Arrived[_Question] = _Arrived(ask, ask.owner, _length(ask))
             with self._state:
                 self._arrived[ask.id] = arrived
             self._intake.put(arrived)
@@ -256,7 +262,7 @@ class EngineService:
         self.tell(DeltaTell(number, delta.index, delta.text, choice))
 
     def _still_wanted(self, number: int, future: Future[Generated] | Future[Embedded]) -> bool:
-        """Whether there is a result to tell: not where nobody waits, nor where the failure has been told."""
+        """Whether a result is to be sent: not for cancelled requests, nor after a failure was sent."""
         with self._state:
             self._cancels.pop(number, None)
         if future.cancelled():
@@ -280,22 +286,10 @@ def _length(ask: _Question) -> int:
 
 
 def _request(prompt: tuple[int, ...], ask: ChatAsk | TextAsk, room: int) -> GenerateRequest:
-    sampling = ask.sampling
-    limit = sampling.max_tokens if sampling.max_tokens is not None else min(room, sampling.token_limit)
-    return GenerateRequest(
-        prompt_ids=prompt,
-        max_tokens=limit,
-        seed=sampling.seed,
-        adapter=ask.adapter,
-        owner=ask.owner,
-        n=sampling.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        stop=sampling.stop,
-        top_logprobs=sampling.top_logprobs,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-    )
+    sampling = msgspec.structs.asdict(ask.sampling)
+    limit = min(room, sampling.pop("token_limit"))
+    sampling["max_tokens"] = limit if sampling["max_tokens"] is None else sampling["max_tokens"]
+    return GenerateRequest(prompt_ids=prompt, adapter=ask.adapter, owner=ask.owner, **sampling)
 
 
 def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
@@ -332,9 +326,26 @@ def _widen(pipe: int) -> None:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def main(out: SharedPipe) -> None:
-    """Serve the model named in the first argument (JSON: folder, threads, device) until the input ends."""
+def _end_with_input() -> None:
+    """End as soon as nobody writes to standard input any more, whatever else is done or still to be read."""
+    gone = select.poll()
+    gone.register(0, select.POLLHUP)
+    gone.poll()
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve the model named in the first argument (JSON: folder, threads, device, beat_s) until the input ends.
+
+    Signs of life are given, and the server's end is noticed, while torch is still loading.
+    """
+    threading.Thread(target=_end_with_input, daemon=True).start()
     options = json.loads(sys.argv[1])
+    out = SharedPipe(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)  # whatever prints by accident goes to standard error
+    start_beating(out, options["beat_s"])
+    from semievol_providers.local.engine import Engine
+
     _widen(sys.stdin.fileno())
     quiet_known_warnings()
     engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
@@ -345,3 +356,7 @@ def main(out: SharedPipe) -> None:
     while (ask := read_ask(sys.stdin.buffer, decoder)) is not None:
         service.take(ask)
     os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ import io
 import secrets
 import time
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, cast
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -29,7 +29,7 @@ _Rate: TypeAlias = Annotated[float, Meta(gt=0)]
 _MAX_SEED = 2147483647
 
 
-class HyperparametersBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _HyperparametersBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The three settings of supervised fine-tuning."""
 
     n_epochs: _Epochs | Auto = "auto"
@@ -37,17 +37,17 @@ class HyperparametersBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     learning_rate_multiplier: _Rate | Auto = "auto"
 
 
-class SupervisedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SupervisedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`method.supervised`."""
 
-    hyperparameters: HyperparametersBody = HyperparametersBody()
+    hyperparameters: _HyperparametersBody = _HyperparametersBody()
 
 
-class MethodBody(msgspec.Struct, frozen=True, kw_only=True):
+class _MethodBody(msgspec.Struct, frozen=True, kw_only=True):
     """`method`; other types than supervised are refused with a message of their own."""
 
     type: str
-    supervised: SupervisedBody | None = None
+    supervised: _SupervisedBody | None = None
 
 
 class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,8 +56,8 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: str
     training_file: str
     validation_file: str | None = None
-    hyperparameters: HyperparametersBody | None = None
-    method: MethodBody | None = None
+    hyperparameters: _HyperparametersBody | None = None
+    method: _MethodBody | None = None
     suffix: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Meta(ge=0, le=_MAX_SEED)] | None = None
     metadata: dict[str, str] | None = None
@@ -81,11 +81,11 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self
 
     @property
-    def settings(self) -> HyperparametersBody:
+    def settings(self) -> _HyperparametersBody:
         """Hyperparameters, from the newer place or the older one."""
         if self.method is not None and self.method.supervised is not None:
             return self.method.supervised.hyperparameters
-        return self.hyperparameters or HyperparametersBody()
+        return self.hyperparameters or _HyperparametersBody()
 
     @property
     def run_key(self) -> str | None:
@@ -94,35 +94,26 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def spec_of(record: Record) -> TrainSpec:
-    """What a job is trained how, as far as it says; the rest is the server's own."""
-    asked = msgspec.convert(record["hyperparameters"], HyperparametersBody)
-    return TrainSpec(
-        n_epochs=asked.n_epochs if isinstance(asked.n_epochs, int) else None,
-        batch_size=asked.batch_size if isinstance(asked.batch_size, int) else None,
-        learning_rate_multiplier=(
-            None if isinstance(asked.learning_rate_multiplier, str) else asked.learning_rate_multiplier
-        ),
-        seed=int(str(record["seed"])),
-    )
+    """How a job is trained, as far as its record says."""
+    asked = record["hyperparameters"]
+    assert isinstance(asked, dict)
+    numbers = {name: value for name, value in asked.items() if value != "auto"}
+    return TrainSpec.model_validate({**numbers, "seed": record["seed"]})
 
 
 def with_spec(record: Record, spec: TrainSpec) -> Record:
     """The job object with the numbers that it trains with."""
-    numbers: Record = {
-        "n_epochs": spec.n_epochs,
-        "batch_size": spec.batch_size,
-        "learning_rate_multiplier": spec.learning_rate_multiplier,
-    }
-    return with_hyperparameters(record, numbers)
+    values = spec.model_dump()
+    return with_hyperparameters(record, {name: values[name] for name in _HyperparametersBody.__struct_fields__})
 
 
-def new_job(body: JobBody) -> Record:
-    """The job object at its creation."""
+def new_job(body: JobBody, job_id: str | None = None, created_at: int | None = None) -> Record:
+    """The job object at its creation: now and under a fresh id, unless said otherwise."""
     record: Record = {
         "object": "fine_tuning.job",
-        "id": new_id("ftjob-"),
+        "id": job_id or new_id("ftjob-"),
         "model": body.model,
-        "created_at": int(time.time()),
+        "created_at": created_at if created_at is not None else int(time.time()),
         "finished_at": None,
         "fine_tuned_model": None,
         "organization_id": "org-local",
@@ -156,18 +147,9 @@ def tuned_name(record: Record) -> str:
     return f"ft:{base}:local:{suffix}:{tail}"
 
 
-def metrics_of(event: TrainingEvent) -> Record:
-    """The numbers of a step or a checkpoint under the API's names."""
-    named = {
-        "step": event.step,
-        "total_steps": event.total_steps,
-        "train_loss": event.train_loss,
-        "train_mean_token_accuracy": event.token_accuracy,
-        "full_valid_loss": event.valid_loss,
-        "full_valid_mean_token_accuracy": event.valid_token_accuracy,
-        "learning_rate": event.learning_rate,
-    }
-    return cast(Record, {key: value for key, value in named.items() if value is not None})
+def _metrics_of(event: TrainingEvent) -> Record:
+    """The numbers of a step or a checkpoint."""
+    return {"step": event.step, "total_steps": event.total_steps, **event.metrics}
 
 
 def checkpoint_of(record: Record, event: TrainingEvent) -> Record:
@@ -178,7 +160,7 @@ def checkpoint_of(record: Record, event: TrainingEvent) -> Record:
         "created_at": int(time.time()),
         "fine_tuned_model_checkpoint": f"{tuned_name(record)}:ckpt-step-{event.step}",
         "fine_tuning_job_id": record["id"],
-        "metrics": metrics_of(event),
+        "metrics": _metrics_of(event),
         "step_number": event.step,
     }
 
@@ -220,12 +202,12 @@ class JobEvents:
             return
         if event.kind == "step":
             message = f"Step {event.step}/{event.total_steps}: training loss={event.train_loss:.4f}"
-            self._state.add_event(job_id, f"step/{event.step}", message, metrics_of(event))
+            self._state.add_event(job_id, f"step/{event.step}", message, _metrics_of(event))
             if event.eta_s is not None:
                 self._state.save_job(record | {"estimated_finish": int(time.time() + event.eta_s)})
         elif event.kind == "validation" and event.valid_loss is not None:
             message = f"Step {event.step}/{event.total_steps}: validation loss={event.valid_loss:.4f}"
-            self._state.add_event(job_id, f"step/valid/{event.step}", message, metrics_of(event))
+            self._state.add_event(job_id, f"step/valid/{event.step}", message, _metrics_of(event))
         elif event.kind == "checkpoint":
             self._add_checkpoint(record, event)
         elif event.kind == "failed" and event.code != NO_SPACE:  # which a later start may find mended

@@ -11,37 +11,34 @@ import asyncio
 import errno
 import logging
 import os
-import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import msgspec
 
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, TrainingFileError, read_examples
+from semievol_providers.local.children import Child, ChildProcesses, last_log_line, stop_trainer
 from semievol_providers.local.fairness import Turns
 from semievol_providers.local.training_job import (
     EXIT_NO_SPACE,
     StartingPoint,
     TrainingJob,
     training_job,
-    worker_environment,
 )
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.disk import told, will_pass
+from semievol_providers.server.background import BackgroundTasks, wait_for
+from semievol_providers.server.disk import reason_of, will_pass
 from semievol_providers.server.job_events import JobEvents, spec_of, with_spec
-from semievol_providers.server.loops import Loops, first_of
-from semievol_providers.server.models import ModelTable
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import Record, State
+from semievol_providers.server.state import ModelTable, Record, State
 
-VALIDATION = "job validation"
+_VALIDATION = "job validation"
 RUNNER = "job runner"
 _log = logging.getLogger(__name__)
-_POLL_S = 0.2
+_POLL_S = 0.1
 _MAX_CRASHES = 2
-_STOP_WAIT_S = 20.0
+_ENDED_WAIT_S = 20.0
 
 
 class _UnfitJobError(Exception):
@@ -55,16 +52,24 @@ class _UnfitJobError(Exception):
 class JobRunner:
     """`start`, `wake` after a change, `close`."""
 
-    def __init__(self, settings: ServerSettings, state: State, models: ModelTable, loops: Loops) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        state: State,
+        models: ModelTable,
+        background: BackgroundTasks,
+        children: ChildProcesses,
+    ) -> None:
         self._settings = settings
+        self._children = children
         self._state = state
         self._models = models
-        self._loops = loops
+        self._background = background
         self._events = JobEvents(state)
         self._arrived = asyncio.Event()
         self._validated = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._running: tuple[str, Process] | None = None
+        self._running: tuple[str, Child] | None = None
         self._idle = asyncio.Event()
         self._turns = Turns()
         self._checks = Turns()
@@ -78,17 +83,17 @@ class JobRunner:
     def start(self) -> None:
         """Take up what was running, validating or queued when the server stopped."""
         self._tasks = [
-            self._loops.start(VALIDATION, self._validate_all),
-            self._loops.start(RUNNER, self._run_all),
+            self._background.start(_VALIDATION, self._validate_all),
+            self._background.start(RUNNER, self._run_all),
         ]
 
     async def let_ended_process_go(self) -> None:
         """Wait for the process of a job that has ended already: for a moment it still holds what it made."""
         if self._running is not None and not self._is_running(self._running[0]):
-            await first_of(self._idle, _STOP_WAIT_S)
+            await wait_for(self._idle, _ENDED_WAIT_S)
 
     async def close(self) -> None:
-        """Stop the running training after its current step, with its state saved; the loops are closing already."""
+        """Stop the running training after its current step, with its state saved."""
         self.wake()
         if self._running is not None:
             await _stop(self._running[1])
@@ -101,30 +106,30 @@ class JobRunner:
 
     # ---------------------------------------------------------------------------------------------- queue
     async def _validate_all(self) -> None:
-        while not self._loops.closing:
+        while not self._background.closing:
             self._arrived.clear()
             put_off, tried = False, set[str]()
             while record := self._fairest("validating_files", self._checks, tried):
                 tried.add(str(record["id"]))
-                put_off |= not await self._attempt(VALIDATION, record, self._validate)
+                put_off |= not await self._attempt(_VALIDATION, record, self._validate)
                 self._validated.set()
             if not put_off:
-                self._loops.well(VALIDATION)
-            await first_of(self._arrived, self._loops.retry_s if put_off else None)
+                self._background.clear_problem(_VALIDATION)
+            await wait_for(self._arrived, self._background.retry_s if put_off else None)
 
     async def _run_all(self) -> None:
-        while not self._loops.closing:
+        while not self._background.closing:
             self._validated.clear()
             waiting = self._next()
             if not self._later:
-                self._loops.well(RUNNER)
+                self._background.clear_problem(RUNNER)
             if waiting is None:
                 soonest = min(self._later.values(), default=None)
-                await first_of(self._validated, None if soonest is None else max(0.0, soonest - time.monotonic()))
+                await wait_for(self._validated, None if soonest is None else max(0.0, soonest - time.monotonic()))
             elif await self._attempt(RUNNER, waiting, self._run):
                 self._later.pop(str(waiting["id"]), None)
             else:
-                self._later[str(waiting["id"])] = time.monotonic() + self._loops.retry_s
+                self._later[str(waiting["id"])] = time.monotonic() + self._background.retry_s
 
     def _next(self) -> Record | None:
         """What was running, else the oldest job of the key whose turn it is; nothing that was put off."""
@@ -163,7 +168,7 @@ class JobRunner:
                 _log.warning("%s cannot be trained: %s", job_id, unfit.message, exc_info=bug)
                 self._events.fail(job_id, unfit.code, unfit.message, unfit.param)
         except Exception as error:  # noqa: BLE001 - one job's trouble is that job's
-            self._loops.trouble(part, error)
+            self._background.report_problem(part, error)
             return False
         return True
 
@@ -187,9 +192,9 @@ class JobRunner:
         current = self._state.find_job(job_id)
         if current is None or current["status"] != "validating_files":
             return
-        settled = self._settings.train.settle(spec_of(current), examples)
+        resolved = self._settings.train.resolve(spec_of(current), examples)
         with self._state.transaction():
-            self._state.save_job(with_spec(current, settled) | {"status": "queued"})
+            self._state.save_job(with_spec(current, resolved) | {"status": "queued"})
             self._state.add_event(job_id, "validated", "Files validated, moving job to queued state")
 
     # ----------------------------------------------------------------------------------------------- runs
@@ -201,11 +206,11 @@ class JobRunner:
             self._state.add_event(job_id, "started", "Fine-tuning job started")
         self._events.take(job_id, folder, 0)  # a run that ended while no server was there to see it
         crashes = 0
-        while not self._loops.closing and self._is_running(job_id):
+        while not self._background.closing and self._is_running(job_id):
             job = self.training_job(record, folder)
             self._state.disk.write_whole(folder / "job.json", msgspec.json.encode(job))
             status = await self._run_once(job_id, folder, job)
-            if self._loops.closing or not self._is_running(job_id):
+            if self._background.closing or not self._is_running(job_id):
                 return
             if status == EXIT_NO_SPACE:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -219,54 +224,39 @@ class JobRunner:
         return record is not None and record["status"] == "running"
 
     async def _run_once(self, job_id: str, folder: Path, job: TrainingJob) -> int:
-        """Run the trainer until it ends, taking over its events meanwhile; returns its exit status."""
-        with (folder / "trainer.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "semievol_providers.local.train",
-                str(folder / "job.json"),
-                "--with-parent",
-                stdin=PIPE,
-                stdout=DEVNULL,
-                stderr=log,
-                env={**os.environ, **worker_environment(job.threads)},
-            )
+        """Run the trainer until it ends, recording its events meanwhile; returns its exit status."""
+        process = await asyncio.to_thread(self._children.start_trainer, folder, job.threads)
         self._running = (job_id, process)
         self._idle.clear()
-        ended = asyncio.create_task(process.wait())
         offset = 0
         try:
-            while not ended.done():
-                await asyncio.wait({ended}, timeout=_POLL_S)
+            while process.poll() is None:
+                await asyncio.sleep(_POLL_S)
                 offset = self._look(job_id, folder, offset)
-                if self._loops.closing or not self._is_running(job_id):  # cancelled or paused
+                if self._background.closing or not self._is_running(job_id):  # cancelled or paused
                     await _stop(process)
-                    await ended
             self._events.take(job_id, folder, offset)
         finally:
             await _stop(process)
             self._running = None
             self._idle.set()
-            if process.stdin is not None:
-                process.stdin.close()
-        return ended.result()
+        return process.wait()
 
     def _look(self, job_id: str, folder: Path, offset: int) -> int:
-        """Take over what is new; where the state has no room the training goes on, and it is taken over later."""
+        """Record new events; if the disk is full, training continues and they are recorded later."""
         try:
             taken = self._events.take(job_id, folder, offset)
         except Exception as error:
             if not will_pass(error):
                 raise
-            self._loops.trouble(RUNNER, error)
+            self._background.report_problem(RUNNER, error)
             return offset
         if taken != offset and not self._later:
-            self._loops.well(RUNNER)
+            self._background.clear_problem(RUNNER)
         return taken
 
     def training_job(self, record: Record, folder: Path) -> TrainingJob:
-        """What the trainer is told: all that the defaults and the job say, so that no setting is left out."""
+        """The trainer's job file: the defaults, overridden by what the job sets."""
         model = str(record["model"])
         try:
             adapter = self._models.find(model, self._state.job_owner(str(record["id"]))).adapter
@@ -280,12 +270,12 @@ class JobRunner:
 
 
 def _unfit(error: Exception) -> _UnfitJobError:
-    """What the owner of a job reads that this error ended."""
+    """The error that the owner of the job is shown."""
     if isinstance(error, _UnfitJobError):
         return error
     if isinstance(error, OSError):
-        return _UnfitJobError("file_unreadable", f"A file of this job cannot be used: {told(error)}")
-    return _UnfitJobError("internal_error", f"The server could not run this job: {told(error)}")
+        return _UnfitJobError("file_unreadable", f"A file of this job cannot be used: {reason_of(error)}")
+    return _UnfitJobError("internal_error", f"The server could not run this job: {reason_of(error)}")
 
 
 def _no_model(model: str, served: str) -> str:
@@ -305,20 +295,8 @@ def _death_message(status: int, folder: Path) -> str:
             "The training process was killed three times, most likely because the machine ran out of memory. "
             "Lower tokens_per_pass in the training defaults, or choose a smaller model."
         )
-    log = folder / "trainer.log"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-    return f"The training process ended with status {status}: {lines[-1] if lines else 'no message'}"
+    return f"The training process ended with status {status}: {last_log_line(folder) or 'no message'}"
 
 
-async def _stop(process: Process) -> None:
-    """Ask a trainer to save and end; end it after a while if it does not."""
-    if process.returncode is not None:
-        return
-    try:
-        process.terminate()
-        await asyncio.wait_for(process.wait(), _STOP_WAIT_S)
-    except ProcessLookupError:  # it ended a moment ago
-        return
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+async def _stop(process: Child) -> None:
+    await asyncio.to_thread(stop_trainer, process)

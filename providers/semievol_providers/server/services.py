@@ -5,26 +5,20 @@ Knows nothing of single routes.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.answers import Answers
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.batch_work import BatchRunner
+from semievol_providers.server.background import BackgroundTasks
+from semievol_providers.server.batches import BatchRunner
+from semievol_providers.server.completions import Answers
 from semievol_providers.server.engine_client import EngineClient
+from semievol_providers.server.gate import Meter, RateLimits
 from semievol_providers.server.job_runner import JobRunner
-from semievol_providers.server.loops import Loops
-from semievol_providers.server.metrics import Meter
-from semievol_providers.server.models import ModelTable
-from semievol_providers.server.rate_limits import RateLimits
 from semievol_providers.server.settings import ServerSettings
-from semievol_providers.server.state import Cursor, State
-
-_OWNER_CHARACTERS = 32
+from semievol_providers.server.state import Cursor, ModelTable, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,7 @@ class Services:
     jobs: JobRunner
     answers: Answers
     batches: BatchRunner
-    loops: Loops
+    background: BackgroundTasks
     rates: RateLimits
     meter: Meter
 
@@ -55,41 +49,6 @@ def services(request: Request) -> Services:
     found = request.app.state.services
     assert isinstance(found, Services)
     return found
-
-
-class KeyRing:
-    """The API keys of a server, kept as hashes; an owner is the hash of its key."""
-
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self._hashes = tuple(_hash(key) for key in keys)
-
-    def owner(self, authorization: str | None) -> str:
-        """Who sent this Authorization header; empty where no key is asked for.
-
-        Raises:
-            ApiError: a key is needed and missing or wrong.
-        """
-        if not self._hashes:
-            return ""
-        scheme, _, key = (authorization or "").partition(" ")
-        given = _hash(key.strip())
-        matches = [hmac.compare_digest(given, known) for known in self._hashes]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise ApiError(
-                "Incorrect API key provided. Send one of this server's keys as 'Authorization: Bearer KEY'.",
-                status=401,
-                code="invalid_api_key",
-            )
-        return given[:_OWNER_CHARACTERS]
-
-
-def owner_of_key(key: str) -> str:
-    """The owner that stands for an API key in the state."""
-    return _hash(key)[:_OWNER_CHARACTERS]
-
-
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def owner_of(request: Request) -> str:

@@ -1,4 +1,4 @@
-"""Everything a server is told when it starts.
+"""A server's settings and limits.
 
 Knows nothing of HTTP or processes.
 """

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from semievol_api.records import JsonValue
+from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.disk import Disk
+from semievol_providers.server.settings import ServerSettings
 
 NAME = "record.json"
 _FORMAT = 1
@@ -38,8 +40,8 @@ class JobRecord:
     is_rebuilt: bool = False
 
 
-def write_job_record(folder: Path, record: dict[str, JsonValue], owner: str) -> None:
-    """Write it whole or not at all. A job does not fail for want of it: the database is what counts."""
+def _write_job_record(folder: Path, record: dict[str, JsonValue], owner: str) -> None:
+    """Write it completely or not at all. A failure is logged only, since the database holds the same."""
     partial = folder / f"{NAME}.partial"
     try:
         partial.write_text(json.dumps({"format": _FORMAT, "owner": owner, "record": record}), encoding="utf-8")
@@ -223,7 +225,7 @@ class State:
             "INSERT INTO jobs (id, owner, status, run_key, record) VALUES (?, ?, ?, ?, ?)",
             (record["id"], owner, record["status"], run_key, json.dumps(record)),
         )
-        write_job_record(self.job_folder(str(record["id"])), record, owner)
+        _write_job_record(self.job_folder(str(record["id"])), record, owner)
 
     def save_job(self, record: Record) -> None:
         """Replace a job's record."""
@@ -233,7 +235,7 @@ class State:
             "UPDATE jobs SET status = ?, record = ? WHERE id = ?", (record["status"], json.dumps(record), job_id)
         )
         if record["status"] != was:
-            write_job_record(self.job_folder(job_id), record, str(owner))
+            _write_job_record(self.job_folder(job_id), record, str(owner))
 
     def job_folder(self, job_id: str) -> Path:
         """Where a job keeps its files, its progress and what it made."""
@@ -435,3 +437,73 @@ def _file_row(found: Sequence[object]) -> FileRow:
         created_at=int(str(found[4])),
         expires_at=int(str(expires)) if expires is not None else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _ServedModel:
+    """A model that can be asked: `adapter` is a folder, None for the base."""
+
+    name: str
+    adapter: str | None
+    created_at: int
+
+
+class ModelTable:
+    """Finds models by name for one owner."""
+
+    def __init__(self, settings: ServerSettings, state: State) -> None:
+        self._settings = settings
+        self._state = state
+        self._started_at = int(time.time())
+
+    def find(self, name: str, owner: str) -> _ServedModel:
+        """The model with this name or alias.
+
+        Raises:
+            ApiError: there is none for this owner.
+        """
+        target = self.target(name)
+        if target == self._settings.name:
+            return _ServedModel(name, None, self._started_at)
+        found = self._state.find_model(target, owner)
+        if found is None:
+            raise ApiError(
+                f"The model '{name}' does not exist or you do not have access to it.",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return _ServedModel(name, found[0], found[1])
+
+    def list(self, owner: str) -> list[dict[str, JsonValue]]:
+        """All models as the API's objects."""
+        names = [(self._settings.name, self._started_at)]
+        names += [(alias, self._started_at) for alias in self._settings.aliases]
+        return [model_object(n, at) for n, at in [*names, *self._state.list_models(owner)]]
+
+    def target(self, name: str) -> str:
+        """The name that an alias stands for, else the name itself."""
+        return self._settings.aliases.get(name, name)
+
+    def tuned_folder(self, name: str, owner: str) -> str:
+        """The adapter folder of a tuned model that is about to be deleted.
+
+        Raises:
+            ApiError: there is no such model, or it is not a tuned one.
+        """
+        found = self._state.find_model(name, owner)
+        if found is None:
+            self.find(name, owner)
+            raise ApiError(
+                f"The model '{name}' is not a fine-tuned model and cannot be deleted.",
+                status=403,
+                param="model",
+                code="model_not_deletable",
+            )
+        return found[0]
+
+
+def model_object(name: str, created_at: int) -> dict[str, JsonValue]:
+    """The API's model object."""
+    owner = "user" if name.startswith("ft:") else "semievol"
+    return {"id": name, "object": "model", "created": created_at, "owned_by": owner}

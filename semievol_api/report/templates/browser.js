@@ -128,7 +128,7 @@
     const options = d >= 0 && full.options.length ? full.options[d] : [];
     if (options.length) parts.push(optionList(options, i));
     if (d < 0) parts.push(make("p", "The options and responses of this row are not in this file, which would be too large with those of all rows; the command “semievol export” writes them all.", "muted small"));
-    parts.push(why(i), said(i, d));
+    parts.push(why(i), annotations(i, d));
     $("row-body").replaceChildren(...parts);
     if (!dialog.open) dialog.showModal();
     $("row-body").parentElement.scrollTop = 0;
@@ -158,20 +158,20 @@
     return box;
   }
 
-  function said(i, d) {
+  function annotations(i, d) {
     const table = make("table");
     const head = make("tr");
     for (const name of ["asked", "answer", "confidence", "response"]) head.append(make("th", name, name === "confidence" ? "number" : ""));
     head.querySelectorAll("th").forEach((th) => { th.scope = "col"; });
-    table.append(make("caption", "What was said of this row", "hidden"), make("thead"), make("tbody"));
+    table.append(make("caption", "The annotators' answers to this row", "hidden"), make("thead"), make("tbody"));
     table.tHead.append(head);
-    data.voices.forEach((voice, k) => {
+    data.annotators.forEach((annotator, k) => {
       const text = d < 0 ? "" : data.details.texts[k][d];
-      if (voice.justifies && voice.answers[i] < 0 && voice.confidences[i] < 0 && !text) return;
+      if (annotator.justifies && annotator.answers[i] < 0 && annotator.confidences[i] < 0 && !text) return;
       const row = make("tr");
-      const name = make("th", voice.justifies ? "justification" : voice.id);
+      const name = make("th", annotator.justifies ? "justification" : annotator.id);
       name.scope = "row";
-      row.append(name, make("td", rows.value(voice.answers[i]) ?? "abstained"), make("td", percent(voice.confidences[i], 100), "number"), make("td", text || "–", "response"));
+      row.append(name, make("td", rows.value(annotator.answers[i]) ?? "abstained"), make("td", percent(annotator.confidences[i], 100), "number"), make("td", text || "–", "response"));
       table.tBodies[0].append(row);
     });
     return table;

@@ -26,10 +26,10 @@ class Rows {
     this.data = data;
     this.size = data.ids.length;
     for (const name of ["answers", "confidences", "kept", "reasons", "categories"]) data[name] = unpackDigits(data[name]);
-    for (const voice of data.voices) for (const name of ["answers", "confidences"]) voice[name] = unpackDigits(voice[name]);
+    for (const annotator of data.annotators) for (const name of ["answers", "confidences"]) annotator[name] = unpackDigits(annotator[name]);
     if (data.gold) for (const name of ["codes", "right"]) data.gold[name] = unpackDigits(data.gold[name]);
-    this.annotators = data.voices.filter((v) => !v.justifies);
-    this.justification = data.voices.find((v) => v.justifies) ?? null;
+    this.annotators = data.annotators.filter((v) => !v.justifies);
+    this.justification = data.annotators.find((v) => v.justifies) ?? null;
     this.detailAt = new Map(data.details.places.map((place, i) => [place, i]));
     this.agreeing = this.countAgreeing();
     this.haystack = data.questions.map((question, i) => `${question}\n${this.fullId(i)}`.toLowerCase());
@@ -45,8 +45,8 @@ class Rows {
 
   countAgreeing() {
     const counts = new Int16Array(this.size);
-    for (const voice of this.annotators) {
-      for (let i = 0; i < this.size; i++) if (voice.answers[i] >= 0 && voice.answers[i] === this.data.answers[i]) counts[i]++;
+    for (const annotator of this.annotators) {
+      for (let i = 0; i < this.size; i++) if (annotator.answers[i] >= 0 && annotator.answers[i] === this.data.answers[i]) counts[i]++;
     }
     return counts;
   }

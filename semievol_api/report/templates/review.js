@@ -103,7 +103,7 @@
   }
 
   function showChoices(row) {
-    const annotators = row.said.filter((s) => s.by !== "justification");
+    const annotators = row.annotations.filter((s) => s.by !== "justification");
     $("choices").replaceChildren(...choices(row).map(([answer, text], i) => {
       const item = make("li"), button = make("button");
       button.type = "button";
@@ -122,13 +122,13 @@
     for (const name of ["asked", "answer", "response"]) { const th = make("th", name); th.scope = "col"; head.append(th); }
     table.append(make("thead"), make("tbody"));
     table.tHead.append(head);
-    for (const { by, answer, text } of row.said) {
+    for (const { by, answer, text } of row.annotations) {
       const line = make("tr"), name = make("th", by);
       name.scope = "row";
       line.append(name, make("td", answer ?? "abstained"), make("td", text, "response"));
       table.tBodies[0].append(line);
     }
-    $("said-body").replaceChildren(table);
+    $("annotations-body").replaceChildren(table);
   }
 
   function choose(key) {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from statsmodels.stats.proportion import proportion_confint
 
-from semievol_api.report.curves import auroc, precision_coverage, reliability, score_histogram, wilson
+from semievol_api.evaluation import auroc, precision_coverage, reliability, score_histogram, wilson
 
 SCORES = st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.5, 0.9, np.nan]), st.booleans()), min_size=1, max_size=40)
 
@@ -21,13 +21,12 @@ def _arrays(pairs: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
 @given(SCORES)
 def test_precision_and_coverage_count_whole_tie_groups(pairs: list[tuple[float, bool]]) -> None:
     confidence, right = _arrays(pairs)
-    curve = precision_coverage(confidence, right, np.zeros(right.size, dtype=bool), right.size)
-    assert curve.chosen is None
-    for cut, coverage, precision in zip(curve.confidence, curve.coverage, curve.precision, strict=True):
+    curve = precision_coverage(confidence, right)
+    for cut, coverage, precision in zip(curve.threshold, curve.coverage, curve.precision, strict=True):
         reached = confidence >= cut
         assert coverage == pytest.approx(reached.sum() / right.size)
         assert precision == pytest.approx(right[reached].mean())
-    assert len(curve.confidence) == len(np.unique(confidence[~np.isnan(confidence)]))
+    assert len(curve.threshold) == len(np.unique(confidence[~np.isnan(confidence)]))
 
 
 @given(SCORES)
@@ -60,6 +59,19 @@ def test_auroc_agrees_with_the_rank_test() -> None:
     statistic = mannwhitneyu(confidence[right], confidence[~right]).statistic
     assert auroc(confidence, right) == pytest.approx(statistic / (right.sum() * (~right).sum()))
     assert np.isnan(auroc(confidence, np.ones(200, dtype=bool)))
+
+
+def test_an_abstention_ranks_lowest_or_is_left_out() -> None:
+    confidence, right = np.array([np.nan, 0.4, 0.9]), np.array([True, False, True])
+    assert auroc(confidence, right) == pytest.approx(0.5)
+    assert auroc(confidence, right, abstentions="left-out") == pytest.approx(1.0)
+
+
+def test_a_thinned_curve_keeps_its_ends_and_its_points() -> None:
+    curve = precision_coverage(np.linspace(0, 1, 50), np.arange(50) % 3 > 0, total=100)
+    thin = curve.thinned(7)
+    assert thin.threshold.size == 7 and set(thin.threshold) <= set(curve.threshold)
+    assert (thin.coverage[0], thin.coverage[-1]) == (0.01, 0.5)
 
 
 @given(SCORES)

@@ -1,13 +1,20 @@
-"""The bodies of chat and text completions: what is accepted, what is refused, and the answers' JSON.
+"""Chat and text completions and embeddings: the bodies that are accepted, and their answers as the API's JSON.
 
-A field of the API that this server does not honour is refused by name, and an unknown one too; those that
-cannot change an answer (user, metadata, cache hints) are accepted. Knows nothing of HTTP or the engine's life.
+Unknown fields are refused, known ones that cannot be honoured too, so that nobody is answered something else than was
+asked. Routes and batches both ask `Answers`, so a batch line is answered as its own request would be. Knows nothing of
+HTTP, streaming, files or jobs.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import secrets
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from array import array
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
@@ -15,8 +22,19 @@ from msgspec import Meta
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError, unsupported
-from semievol_providers.server.engine_wire import Choice, Sampling, TokenScore
+from semievol_providers.server.engine_client import EngineClient
+from semievol_providers.server.engine_wire import (
+    ChatAsk,
+    Choice,
+    ChoicesTell,
+    EmbedAsk,
+    Sampling,
+    TextAsk,
+    TokenScore,
+    VectorsTell,
+)
 from semievol_providers.server.settings import Limits
+from semievol_providers.server.state import ModelTable, Record, new_id
 
 _Temperature: TypeAlias = Annotated[float, Meta(ge=0, le=2)]
 _TopP: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -31,17 +49,17 @@ _MAX_STOPS = 4
 _WHY = {"response_format": "takes {'type': 'text'} only: this server cannot hold an answer to a grammar"}
 
 
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
+class _TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
     """A part of a message; this server reads text only."""
 
     text: str
 
 
-class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One chat turn."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | list[_TextPart] | None = None
     name: str | None = None
     refusal: str | None = None
 
@@ -59,14 +77,14 @@ class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`stream_options`."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chat and text completions share."""
 
     model: str
@@ -79,7 +97,7 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: _StreamOptions | None = None
     user: str | None = None
     logit_bias: dict[str, float] | None = None
 
@@ -112,10 +130,10 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
-class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /chat/completions`. `continue_final_message` and `add_generation_prompt` are vLLM's."""
 
-    messages: Annotated[list[MessageBody], Meta(min_length=1)]
+    messages: Annotated[list[_MessageBody], Meta(min_length=1)]
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: _Top | None = None
@@ -177,7 +195,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.sampling(most, (self.top_logprobs or 0) if self.logprobs else None, limits)
 
 
-class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TextBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /completions`."""
 
     prompt: _Texts | None = None
@@ -197,7 +215,7 @@ class TextBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ):  # fmt: skip
             if value:
                 raise unsupported(name)
-        found = texts_or_tokens(self.prompt if self.prompt is not None else "", "prompt")
+        found = _texts_or_tokens(self.prompt if self.prompt is not None else "", "prompt")
         if not 0 < len(found) <= limits.prompts:
             raise ApiError(f"'prompt' takes 1 to {limits.prompts} texts or token lists.", param="prompt")
         return found
@@ -222,13 +240,13 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise unsupported("dimensions")
         if self.encoding_format not in ("float", "base64"):
             raise ApiError("'encoding_format' must be 'float' or 'base64'.", param="encoding_format")
-        found = texts_or_tokens(self.input, "input")
+        found = _texts_or_tokens(self.input, "input")
         if not 0 < len(found) <= limits.embed_inputs or not all(found):
             raise ApiError(f"'input' takes 1 to {limits.embed_inputs} non-empty texts or token lists.", param="input")
         return tuple(found)
 
 
-def texts_or_tokens(given: _Texts, param: str) -> list[str | tuple[int, ...]]:
+def _texts_or_tokens(given: _Texts, param: str) -> list[str | tuple[int, ...]]:
     """One text, several texts, one token list or several, as a list of texts or token lists.
 
     Raises:
@@ -244,10 +262,10 @@ def texts_or_tokens(given: _Texts, param: str) -> list[str | tuple[int, ...]]:
     return [part if isinstance(part, str) else tuple(part) for part in given if not isinstance(part, int)]
 
 
-Body = TypeVar("Body", bound=msgspec.Struct)
+_Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
-def parse(body: bytes, kind: type[Body]) -> Body:
+def parse(body: bytes, kind: type[_Body]) -> _Body:
     """The request of this kind.
 
     Raises:
@@ -329,3 +347,150 @@ def usage(prompt_tokens: int, choices: Iterable[Choice]) -> dict[str, JsonValue]
         "completion_tokens": completion,
         "total_tokens": prompt_tokens + completion,
     }
+
+
+ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions")
+_DEFAULT_TEXT_TOKENS = 16  # the API's own default for text completions
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Turns bodies into questions to the engine, and its answers into JSON."""
+
+    engine: EngineClient
+    models: ModelTable
+    limits: Limits
+
+    async def one(self, endpoint: str, body: bytes, owner: str) -> Record:
+        """The answer to one body at one of `ENDPOINTS`, never streamed.
+
+        Raises:
+            ApiError: the body cannot be answered.
+        """
+        kinds: dict[str, Callable[[bytes, str], Awaitable[Record]]] = {
+            "/v1/chat/completions": self._whole_chat,
+            "/v1/completions": self._whole_text,
+            "/v1/embeddings": self._whole_embedding,
+        }
+        return await kinds[endpoint](body, owner)
+
+    async def _whole_chat(self, body: bytes, owner: str) -> Record:
+        asked = parse(body, ChatBody).checked()
+        _refuse_stream(asked.stream)
+        return await self.chat(asked, self.chat_ask(asked, owner))
+
+    async def _whole_text(self, body: bytes, owner: str) -> Record:
+        asked = parse(body, TextBody)
+        _refuse_stream(asked.stream)
+        return await self.text(asked, self.text_asks(asked, owner))
+
+    async def _whole_embedding(self, body: bytes, owner: str) -> Record:
+        return await self.embedding(parse(body, EmbeddingBody), owner)
+
+    # ----------------------------------------------------------------------------------------------- chat
+    def chat_ask(self, body: ChatBody, owner: str) -> ChatAsk:
+        """The question of a checked chat body."""
+        model = self.models.find(body.model, owner)
+        return ChatAsk(
+            id=self.engine.next_number(),
+            messages=tuple(message.plain(i) for i, message in enumerate(body.messages)),
+            sampling=body.chat_sampling(self.limits),
+            adapter=model.adapter,
+            owner=owner,
+            continue_last=body.continue_final_message,
+            reply_follows=body.add_generation_prompt is not False,
+            stream=bool(body.stream),
+        )
+
+    async def chat(self, body: ChatBody, ask: ChatAsk) -> Record:
+        """The whole chat completion."""
+        tell = await self.engine.ask(ask)
+        assert isinstance(tell, ChoicesTell)
+        choices: list[JsonValue] = [chat_choice(choice) for choice in tell.choices]
+        fields: Record = {"choices": choices, "usage": usage(tell.prompt_tokens, tell.choices)}
+        return head("chatcmpl-", "chat.completion", body.model) | fields
+
+    # ----------------------------------------------------------------------------------------------- text
+    def text_asks(self, body: TextBody, owner: str) -> list[TextAsk]:
+        """One question for each prompt."""
+        model = self.models.find(body.model, owner)
+        sampling = body.sampling(body.max_tokens or _DEFAULT_TEXT_TOKENS, body.logprobs, self.limits)
+        return [
+            TextAsk(
+                id=self.engine.next_number(),
+                prompt=prompt,
+                sampling=sampling,
+                adapter=model.adapter,
+                owner=owner,
+                stream=bool(body.stream),
+            )
+            for prompt in body.prompts(self.limits)
+        ]
+
+    async def text(self, body: TextBody, asks: Sequence[TextAsk]) -> Record:
+        """The whole text completion."""
+        choices: list[JsonValue] = []
+        counted: list[Choice] = []
+        prompt_tokens = 0
+        for tell in await _together([self.engine.ask(ask) for ask in asks]):
+            assert isinstance(tell, ChoicesTell)
+            prompt_tokens += tell.prompt_tokens
+            for choice in tell.choices:
+                choices.append(text_choice(choice, len(choices)))
+                counted.append(choice)
+        fields: Record = {"choices": choices, "usage": usage(prompt_tokens, counted)}
+        return head("cmpl-", "text_completion", body.model) | fields
+
+    # ------------------------------------------------------------------------------------------ embedding
+    async def embedding(self, body: EmbeddingBody, owner: str) -> Record:
+        """The vectors of all inputs."""
+        model = self.models.find(body.model, owner)
+        inputs = body.inputs(self.limits)
+        number = self.engine.next_number()
+        tell = await self.engine.ask(EmbedAsk(id=number, inputs=inputs, adapter=model.adapter, owner=owner))
+        assert isinstance(tell, VectorsTell)
+        return {
+            "object": "list",
+            "model": body.model,
+            "data": [
+                {"object": "embedding", "index": i, "embedding": vector}
+                for i, vector in enumerate(_vectors(tell, body.encoding_format))
+            ],
+            "usage": {"prompt_tokens": tell.prompt_tokens, "total_tokens": tell.prompt_tokens},
+        }
+
+
+def head(prefix: str, kind: str, model: str) -> Record:
+    """What every completion starts with."""
+    return {"id": new_id(prefix), "object": kind, "created": int(time.time()), "model": model}
+
+
+async def _together(
+    questions: Sequence[Awaitable[ChoicesTell | VectorsTell]],
+) -> list[ChoicesTell | VectorsTell]:
+    """All answers; when one is refused, the others are cancelled."""
+    tasks = [asyncio.ensure_future(question) for question in questions]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _refuse_stream(stream: bool | None) -> None:
+    if stream:
+        raise ApiError("A batch does not stream.", param="stream", code="unsupported_parameter")
+
+
+def _vectors(tell: VectorsTell, encoding: str) -> Sequence[JsonValue]:
+    size = 4 * tell.dimensions
+    rows = [tell.data[start : start + size] for start in range(0, len(tell.data), size)]
+    if encoding == "base64":
+        return [base64.b64encode(row).decode() for row in rows]
+    vectors: list[JsonValue] = []
+    for row in rows:
+        numbers = array("f", row)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        vectors.append(list(numbers))
+    return vectors

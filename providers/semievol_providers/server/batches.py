@@ -1,38 +1,216 @@
-"""One batch from its validation to its files. Everything done is on disk at once, so a killed server goes on.
+"""Batches: what `POST /batches` takes, the lines of their files, and how one is run from its validation to its end.
 
-Answers are appended to the batch's folder as they come; a line that is there is never asked again. Knows nothing
-of HTTP or of other batches.
+Answers are appended to the batch's folder as they come; a line that is there is never asked again, so a killed server
+goes on. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.answers import Answers
-from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.batch_wire import (
-    UNFINISHED,
-    AnswerLine,
-    BatchLine,
-    InputCheck,
-    Tokens,
-    answered_line,
-    batch_lines,
-    check_input,
-    tokens_of,
-    unanswered_line,
-)
-from semievol_providers.server.disk import causes, told, will_pass
+from semievol_providers.server.api_errors import ApiError, check_metadata
+from semievol_providers.server.background import BackgroundTasks
+from semievol_providers.server.completions import ENDPOINTS, Answers
+from semievol_providers.server.disk import causes, reason_of, will_pass
 from semievol_providers.server.engine_client import ENGINE_HUNG
-from semievol_providers.server.loops import Loops
+from semievol_providers.server.settings import Limits
 from semievol_providers.server.state import FileRow, Record, State, new_id
+
+UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
+_MAX_FAULTS = 20
+_MAX_LINE_BYTES = 4 * 2**20
+
+
+class _ExpiresAfter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`output_expires_after`."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Meta(ge=3600, le=2592000)]
+
+
+class BatchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /batches`."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: Literal["24h"]
+    metadata: dict[str, str] | None = None
+    output_expires_after: _ExpiresAfter | None = None
+
+    def checked(self) -> BatchBody:
+        """This body, if the server can run it.
+
+        Raises:
+            ApiError: another endpoint, or metadata is too large.
+        """
+        if self.endpoint not in ENDPOINTS:
+            raise ApiError(
+                f"Batches for {self.endpoint!r} are not supported by this server; use one of {', '.join(ENDPOINTS)}.",
+                param="endpoint",
+                code="unsupported_value",
+            )
+        check_metadata(self.metadata)
+        return self
+
+
+def new_batch(body: BatchBody, limits: Limits) -> Record:
+    """The batch object at its creation."""
+    now = int(time.time())
+    record: Record = {
+        "id": new_id("batch_"),
+        "object": "batch",
+        "endpoint": body.endpoint,
+        "input_file_id": body.input_file_id,
+        "completion_window": body.completion_window,
+        "status": "validating",
+        "created_at": now,
+        "expires_at": now + limits.batch_window_s,
+        "request_counts": {"total": 0, "completed": 0, "failed": 0},
+    }
+    if body.metadata is not None:
+        record["metadata"] = dict(body.metadata)
+    return record
+
+
+class BatchLine(msgspec.Struct, frozen=True):
+    """One line of an input file; `body` stays as it was written."""
+
+    custom_id: Annotated[str, Meta(min_length=1, max_length=512)]
+    method: Literal["POST"]
+    url: str
+    body: msgspec.Raw
+
+
+class _Model(msgspec.Struct, frozen=True):
+    model: str
+
+
+@dataclass(slots=True)
+class _InputCheck:
+    """What reading a whole input file found."""
+
+    total: int = 0
+    model: str | None = None
+    faults: list[JsonValue] = field(default_factory=list[JsonValue])
+
+    def fault(self, code: str, message: str, line: int | None) -> None:
+        """Note one fault; a file full of them shows the first ones."""
+        if len(self.faults) < _MAX_FAULTS:
+            self.faults.append({"code": code, "message": message, "param": None, "line": line})
+
+
+def batch_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers and bytes of the lines that are not blank; one at a time."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(_MAX_LINE_BYTES + 1), b""), start=1):
+            if line.strip():
+                yield number, line
+            if len(line) > _MAX_LINE_BYTES:
+                return
+
+
+def _check_input(path: Path, endpoint: str, limits: Limits) -> _InputCheck:
+    """Read the whole file once; faults name their line."""
+    found, seen = _InputCheck(), set[str]()
+    if path.stat().st_size > limits.batch_bytes:
+        found.fault("file_too_large", f"The file is larger than {limits.batch_bytes:,} bytes.", None)
+        return found
+    for number, raw in batch_lines(path):
+        found.total += 1
+        if found.total > limits.batch_requests:
+            found.fault("too_many_requests", f"A batch takes at most {limits.batch_requests:,} requests.", number)
+            return found
+        _check_line(found, seen, number, raw, endpoint)
+    if found.total == 0:
+        found.fault("empty_file", "The input file has no requests.", None)
+    return found
+
+
+def _check_line(found: _InputCheck, seen: set[str], number: int, raw: bytes, endpoint: str) -> None:
+    if len(raw) > _MAX_LINE_BYTES:
+        found.fault("line_too_long", f"The line is longer than {_MAX_LINE_BYTES:,} bytes.", number)
+        return
+    try:
+        line = msgspec.json.decode(raw, type=BatchLine)
+        model = msgspec.json.decode(line.body, type=_Model).model
+    except msgspec.ValidationError as error:
+        found.fault("invalid_request", f"The line is not a batch request: {error}", number)
+        return
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found.fault("invalid_json_line", f"The line is not valid JSON: {error}", number)
+        return
+    if line.custom_id in seen:
+        found.fault("duplicate_custom_id", f"The custom_id {line.custom_id!r} occurs twice.", number)
+    if line.url != endpoint:
+        found.fault("mismatched_url", f"The line asks {line.url!r}, its batch {endpoint!r}.", number)
+    if found.model not in (None, model):
+        found.fault("mismatched_model", "All lines of a batch must name one model.", number)
+    seen.add(line.custom_id)
+    found.model = model
+
+
+class _Answered(msgspec.Struct, frozen=True):
+    status_code: int
+    request_id: str
+    body: msgspec.Raw
+
+
+class _AnswerLine(msgspec.Struct, frozen=True):
+    """One line of an output or error file, as far as it is read again."""
+
+    custom_id: str
+    response: _Answered | None = None
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """The tokens that one answer used."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Used(msgspec.Struct, frozen=True):
+    usage: Tokens = Tokens()
+
+
+def _tokens_of(line: _AnswerLine) -> Tokens:
+    """What a line's answer used; nothing where it was refused."""
+    if line.response is None or line.response.status_code != 200:
+        return Tokens()
+    return msgspec.json.decode(line.response.body, type=_Used).usage
+
+
+def answered_line(custom_id: str, status: int, body: Record) -> bytes:
+    """A line with an answer, good or bad."""
+    response: Record = {"status_code": status, "request_id": new_id("req_"), "body": body}
+    return _line({"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": None})
+
+
+def _unanswered_line(custom_id: str, status: str) -> bytes:
+    """A line for a request that an `expired` or `cancelled` batch never answered."""
+    why = {
+        "expired": "This request could not be executed before the completion window expired.",
+        "cancelled": "This request was not executed because its batch was cancelled.",
+    }
+    error: Record = {"code": f"batch_{status}", "message": why[status]}
+    return _line({"id": new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": error})
+
+
+def _line(record: Record) -> bytes:
+    """ASCII only: `str.splitlines` in a user's script breaks a line at U+2028 and others of its kind."""
+    return json.dumps(record, separators=(",", ":")).encode("ascii")
+
 
 _FILES = ("output", "errors")
 _BUSY_WAIT_S = 0.5
@@ -41,20 +219,20 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class BatchParts:
-    """What every batch works with; its owner's batches share `slots` and advance in turns, one is checked at a time."""
+class _BatchParts:
+    """What the batches of one owner share: request slots, and a lock, since one input file is checked at a time."""
 
     state: State
     answers: Answers
     slots: asyncio.Semaphore
     checking: asyncio.Lock
-    loops: Loops
+    background: BackgroundTasks
 
 
-class BatchWork:
+class _BatchWork:
     """`run` it to the end; `cancel` it on the way."""
 
-    def __init__(self, parts: BatchParts, record: Record, owner: str) -> None:
+    def __init__(self, parts: _BatchParts, record: Record, owner: str) -> None:
         self._parts = parts
         self._id = str(record["id"])
         self._owner = owner
@@ -68,7 +246,7 @@ class BatchWork:
 
     @property
     def part(self) -> str:
-        """How its troubles are named."""
+        """The name under which health reports its problems."""
         return f"batch {self._id}"
 
     @property
@@ -84,7 +262,7 @@ class BatchWork:
         self._cancelled.set()
 
     async def run(self) -> None:
-        """Go on from wherever the batch stands."""
+        """Continue from the batch's current status."""
         if self._record["status"] == "cancelling":
             self._cancelled.set()
         async with self._parts.checking:  # threads are few: the batches of one owner use one
@@ -112,12 +290,12 @@ class BatchWork:
     async def _validate(self) -> bool:
         try:
             found = await asyncio.to_thread(
-                check_input, self._folder / "input", str(self._record["endpoint"]), self._parts.answers.limits
+                _check_input, self._folder / "input", str(self._record["endpoint"]), self._parts.answers.limits
             )
         except OSError as error:
             if will_pass(error):
                 raise
-            found = InputCheck()
+            found = _InputCheck()
             found.fault("file_unreadable", f"The input file cannot be read: {error.strerror}.", None)
         if self._cancelled.is_set():
             return True
@@ -141,13 +319,13 @@ class BatchWork:
             with path.open("r+b") as lines:
                 for raw in lines:
                     try:
-                        line = msgspec.json.decode(raw, type=AnswerLine)
+                        line = msgspec.json.decode(raw, type=_AnswerLine)
                     except msgspec.DecodeError:
                         break
                     if not raw.endswith(b"\n"):  # the next line would be glued to it
                         break
                     good += len(raw)
-                    self._note(line.custom_id, name, tokens_of(line))
+                    self._note(line.custom_id, name, _tokens_of(line))
                 lines.truncate(good)
 
     def _note(self, custom_id: str, name: str, used: Tokens) -> None:
@@ -198,8 +376,8 @@ class BatchWork:
                 await self._keep("errors", line.custom_id, error.status, {"error": dict(error.body())})
             except Exception as error:  # noqa: BLE001 - a line fails alone
                 if will_pass(error):
-                    self._parts.loops.trouble(self.part, error)
-                    await self._parts.loops.pause()
+                    self._parts.background.report_problem(self.part, error)
+                    await self._parts.background.pause()
                     continue
                 _log.exception("a line of %s could not be answered", self._id)
                 bug = ApiError(f"The server had an error: {type(error).__name__}.", status=500, code="internal")
@@ -209,7 +387,7 @@ class BatchWork:
             return
 
     async def _keep(self, name: str, custom_id: str, status: int, body: Record) -> None:
-        """Put an answer on the disk; where there is no room it waits, and is not asked again."""
+        """Append an answer to its file; on a full disk, keep it and try again without asking the engine again."""
         used = msgspec.convert(body["usage"], Tokens) if name == "output" else Tokens()
         line = answered_line(custom_id, status, body)
         while True:
@@ -218,10 +396,10 @@ class BatchWork:
             except OSError as error:
                 if not will_pass(error):
                     raise
-                self._parts.loops.trouble(self.part, error)
-                await self._parts.loops.pause()
+                self._parts.background.report_problem(self.part, error)
+                await self._parts.background.pause()
             else:
-                self._parts.loops.well(self.part)
+                self._parts.background.clear_problem(self.part)
                 return
 
     def _append(self, name: str, line: bytes, custom_id: str, used: Tokens = Tokens()) -> None:
@@ -261,10 +439,10 @@ class BatchWork:
             except msgspec.DecodeError:  # cancelled before its validation
                 continue
             if custom_id not in self._done:
-                self._append("errors", unanswered_line(custom_id, end), custom_id)
+                self._append("errors", _unanswered_line(custom_id, end), custom_id)
 
     def _publish(self, name: str, lifetime_s: int | None) -> FileRow | None:
-        """Give the answers their place among the files; None if there are none."""
+        """Move the answers to the files; None if there are none."""
         source = self._folder / f"{name}.jsonl"
         if not source.exists() or source.stat().st_size == 0:
             return None
@@ -304,27 +482,27 @@ RUNNER = "batch runner"
 class BatchRunner:
     """`start`, `add` new ones, `close`."""
 
-    def __init__(self, state: State, answers: Answers, loops: Loops) -> None:
+    def __init__(self, state: State, answers: Answers, background: BackgroundTasks) -> None:
         self._state = state
         self._answers = answers
-        self._loops = loops
-        self._parts: dict[str, BatchParts] = {}
-        self._works: dict[str, BatchWork] = {}
+        self._background = background
+        self._parts: dict[str, _BatchParts] = {}
+        self._works: dict[str, _BatchWork] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Take up what was under way when the server stopped."""
-        self._tasks.add(self._loops.start(RUNNER, self._take_up))
+        """Resume the batches that had not ended when the server stopped."""
+        self._tasks.add(self._background.start(RUNNER, self._take_up))
 
     async def _take_up(self) -> None:
         for record, owner in self._state.batches_with_status(*UNFINISHED):
             if str(record["id"]) not in self._works:
                 self.add(record, owner)
-        self._loops.finished(RUNNER)
+        self._background.finished(RUNNER)
 
     def add(self, record: Record, owner: str) -> None:
         """Run a batch that is already on disk."""
-        work = self._works[str(record["id"])] = BatchWork(self._parts_of(owner), record, owner)
+        work = self._works[str(record["id"])] = _BatchWork(self._parts_of(owner), record, owner)
         task = asyncio.create_task(self._run(work, owner), name=work.part)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -344,24 +522,24 @@ class BatchRunner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _parts_of(self, owner: str) -> BatchParts:
+    def _parts_of(self, owner: str) -> _BatchParts:
         """What the batches of one owner share: none waits for another owner's slots."""
         if owner not in self._parts:
             slots = asyncio.Semaphore(self._answers.limits.batch_in_flight)
-            self._parts[owner] = BatchParts(self._state, self._answers, slots, asyncio.Lock(), self._loops)
+            self._parts[owner] = _BatchParts(self._state, self._answers, slots, asyncio.Lock(), self._background)
         return self._parts[owner]
 
-    async def _run(self, work: BatchWork, owner: str) -> None:
+    async def _run(self, work: _BatchWork, owner: str) -> None:
         batch_id = str(work.record["id"])
         try:
             while not await self._attempt(work):
-                await self._loops.pause()
-                work = self._works[batch_id] = BatchWork(self._parts_of(owner), work.record, owner)
-            self._loops.well(work.part)
+                await self._background.pause()
+                work = self._works[batch_id] = _BatchWork(self._parts_of(owner), work.record, owner)
+            self._background.clear_problem(work.part)
         finally:
             self._works.pop(batch_id, None)
 
-    async def _attempt(self, work: BatchWork) -> bool:
+    async def _attempt(self, work: _BatchWork) -> bool:
         """Go on with a batch until it has ended; False where it must be tried again later."""
         try:
             try:
@@ -370,9 +548,9 @@ class BatchRunner:
                 lasting = [cause for cause in causes(error) if not will_pass(cause)]
                 if not lasting:
                     raise
-                _log.warning("%s cannot go on: %s", work.part, told(lasting[0]), exc_info=error)
-                await work.fail(f"The batch cannot go on: {told(lasting[0])}")
+                _log.warning("%s cannot go on: %s", work.part, reason_of(lasting[0]), exc_info=error)
+                await work.fail(f"The batch cannot go on: {reason_of(lasting[0])}")
         except Exception as error:  # noqa: BLE001 - one batch's trouble is that batch's
-            self._loops.trouble(work.part, causes(error)[0])
+            self._background.report_problem(work.part, causes(error)[0])
             return False
         return True

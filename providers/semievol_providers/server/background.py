@@ -1,4 +1,4 @@
-"""The server's background work by name: started here, started again when it breaks, known to be in trouble meanwhile.
+"""The server's background tasks by name: started, restarted when they fail, and the problems that health reports.
 
 Knows nothing of what the work is.
 """
@@ -9,19 +9,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from semievol_providers.server.disk import told
+from semievol_providers.server.disk import reason_of
 
 _log = logging.getLogger(__name__)
 
 
-class Loops:
-    """`start` work that goes on until the server closes; `trouble` and `well` say how a part of it stands."""
+class BackgroundTasks:
+    """`start` tasks that run until the server closes; report and clear the problems of each."""
 
     def __init__(self, retry_s: float) -> None:
         self.retry_s = retry_s
         self._closing = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
 
     @property
     def closing(self) -> bool:
@@ -29,12 +29,12 @@ class Loops:
         return self._closing.is_set()
 
     @property
-    def troubles(self) -> Mapping[str, str]:
-        """What does not run as it should, and why; empty when all is well."""
+    def problems(self) -> Mapping[str, str]:
+        """The parts that do not work, with the reason."""
         ended = {
             name: "It has ended." for name, task in self._tasks.items() if task.done() and not self._closing.is_set()
         }
-        return ended | self._troubles
+        return ended | self._problems
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Run `work` until it returns; when it raises, it is started again after `retry_s`."""
@@ -42,28 +42,28 @@ class Loops:
         return task
 
     def finished(self, name: str) -> None:
-        """Work that had an end of its own came to it."""
+        """A task that was to end has ended."""
         self._tasks.pop(name, None)
-        self.well(name)
+        self.clear_problem(name)
 
-    def trouble(self, name: str, error: BaseException) -> None:
-        """Something stands in the way of this part; said once in the log as long as it stays the same."""
-        reason = told(error)
-        if self._troubles.get(name) != reason:
+    def report_problem(self, name: str, error: BaseException) -> None:
+        """Note what keeps this part from working; the log says so once for each reason."""
+        reason = reason_of(error)
+        if self._problems.get(name) != reason:
             _log.error("%s is not running: %s", name, reason)
-        self._troubles[name] = reason
+        self._problems[name] = reason
 
-    def well(self, name: str) -> None:
-        """This part works."""
-        if self._troubles.pop(name, None) is not None:
+    def clear_problem(self, name: str) -> None:
+        """This part works again."""
+        if self._problems.pop(name, None) is not None:
             _log.warning("%s is running again", name)
 
     async def pause(self) -> None:
         """Wait `retry_s`, or until the server closes."""
-        await first_of(self._closing, self.retry_s)
+        await wait_for(self._closing, self.retry_s)
 
     def close(self) -> None:
-        """Whoever pauses goes on, and nothing is started again."""
+        """End all pauses; nothing is restarted from here on."""
         self._closing.set()
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -73,11 +73,11 @@ class Loops:
                 return
             except Exception as error:  # noqa: BLE001 - a loop must outlive whatever happens in it
                 _log.exception("%s broke", name)
-                self.trouble(name, error)
+                self.report_problem(name, error)
             await self.pause()
 
 
-async def first_of(event: asyncio.Event, timeout_s: float | None) -> None:
+async def wait_for(event: asyncio.Event, timeout_s: float | None) -> None:
     """Wait for an event, at most this long."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -1,9 +1,9 @@
-"""Whether any bit of an answer depends on what else is asked: samples alone, then in thousands of random companies.
+"""Whether any bit of an answer depends on what else is asked: samples alone, then in thousands of random mixes.
 
-    python -m benchmarks.serve_company --json --check    # 2,000 companies on the demo model; exit 1 if a bit differs
-    python -m benchmarks.serve_company --seed 7 --companies 500 --threads 2 --model FOLDER
+    python -m benchmarks.serve_mixes --json --check    # 2,000 mixes on the demo model; exit 1 if a bit differs
+    python -m benchmarks.serve_mixes --seed 7 --mixes 500 --threads 2 --model FOLDER
 
-A company is 2 to 64 samples of a pool that arrive at random steps of the engine; some leave in the middle. Compared are
+A mix is 2 to 64 samples of a pool that arrive at random steps of the engine; some leave in the middle. Compared are
 texts, tokens, every log-probability and every alternative. Knows nothing of speed, threads or HTTP.
 """
 
@@ -30,8 +30,8 @@ LAST_ARRIVAL = 20
 
 
 @dataclass
-class SelectionInputs:
-    """Listens to one sample; it leaves when it has heard `patience` tokens."""
+class RecordingListener:
+    """Listens to one sample; it leaves when it has listeners `patience` tokens."""
 
     patience: int | None = None
     output: SampleOutput | None = None
@@ -62,8 +62,8 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
-    """A sample of a company: when it comes and after how many tokens it leaves, None where it stays."""
+class ScheduledSample:
+    """A sample of a mix: when it comes and after how many tokens it leaves, None where it stays."""
 
     sample: Sample
     arrival: int = 0
@@ -76,15 +76,9 @@ def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30, rows: int 
 
     from semievol_providers.local.batcher import Batcher, CachePlan
     from semievol_providers.local.chat_tokens import ChatTokens
-    from semievol_providers.local.lanes import NextTokens
-    from semievol_providers.local.model_folder import (
-        AdapterShelf,
-        end_of_turn_ids,
-        load_model,
-        load_tokenizer,
-        read_facts,
-    )
-    from semievol_providers.local.packed import PackedModel
+    from semievol_providers.local.decoding import NextTokens
+    from semievol_providers.local.model_folder import end_of_turn_ids, load_model, load_tokenizer, read_facts
+    from semievol_providers.local.packed import AdapterShelf, PackedModel
     from semievol_providers.local.requests import EngineSettings
 
     torch.set_num_threads(threads)
@@ -97,26 +91,26 @@ def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30, rows: int 
     return Batcher(AdapterShelf(model, packed.blocks, settings), packed, next_tokens, plan, settings)
 
 
-def answers(batcher: Batcher, guests: Sequence[Guest]) -> list[SampleOutput | None]:
-    """Each guest's answer, None for those that left before."""
+def answers(batcher: Batcher, entries: Sequence[ScheduledSample]) -> list[SampleOutput | None]:
+    """Each entry's answer, None for those that left before."""
     import torch
 
-    from semievol_providers.local.lanes import Row
+    from semievol_providers.local.decoding import Row
 
-    heard = [SelectionInputs(guest.patience) for guest in guests]
-    rows = [Row(guest.sample.request, guest.sample.number, one) for guest, one in zip(guests, heard, strict=True)]
+    listeners = [RecordingListener(entry.patience) for entry in entries]
+    rows = [Row(entry.sample.request, entry.sample.number, one) for entry, one in zip(entries, listeners, strict=True)]
     step = 0
     with torch.inference_mode():
-        while batcher.busy or step <= max(guest.arrival for guest in guests):
-            for guest, row in zip(guests, rows, strict=True):
-                if guest.arrival == step:
+        while batcher.busy or step <= max(entry.arrival for entry in entries):
+            for entry, row in zip(entries, rows, strict=True):
+                if entry.arrival == step:
                     batcher.add(row)
             batcher.step()
             step += 1
-    for one in heard:
+    for one in listeners:
         if one.error is not None:
             raise one.error
-    return [one.output for one in heard]
+    return [one.output for one in listeners]
 
 
 def pool_of(
@@ -142,12 +136,12 @@ def pool_of(
     return pool[:count]
 
 
-def company_of(pool: Sequence[Sample], chance: random.Random) -> list[Guest]:
-    """A random company of the pool."""
+def random_mix(pool: Sequence[Sample], chance: random.Random) -> list[ScheduledSample]:
+    """A random mix of the pool."""
     chosen = chance.sample(range(len(pool)), min(len(pool), chance.choice(SIZES)))
     spread = chance.choice([0, LAST_ARRIVAL])
     return [
-        Guest(pool[i], chance.randint(0, spread), chance.randrange(1, 20) if chance.random() < 0.1 else None)
+        ScheduledSample(pool[i], chance.randint(0, spread), chance.randrange(1, 20) if chance.random() < 0.1 else None)
         for i in chosen
     ]
 
@@ -156,27 +150,27 @@ def company_of(pool: Sequence[Sample], chance: random.Random) -> list[Guest]:
 class Found:
     """What came out so far."""
 
-    companies: int = 0
+    mixes: int = 0
     answers: int = 0
     logprobs: int = 0
     differing: list[dict[str, Any]] = field(default_factory=list)
 
 
-def compare(batcher: Batcher, pool: Sequence[Sample], companies: int, chance: random.Random) -> Found:
-    """Every sample alone, then in companies."""
-    alone = {sample: answers(batcher, [Guest(sample)])[0] for sample in pool}
+def compare(batcher: Batcher, pool: Sequence[Sample], mixes: int, chance: random.Random) -> Found:
+    """Every sample alone, then in mixes."""
+    alone = {sample: answers(batcher, [ScheduledSample(sample)])[0] for sample in pool}
     found = Found()
-    for _ in range(companies):
-        guests = company_of(pool, chance)
-        found.companies += 1
-        for guest, answer in zip(guests, answers(batcher, guests), strict=True):
+    for _ in range(mixes):
+        entries = random_mix(pool, chance)
+        found.mixes += 1
+        for entry, answer in zip(entries, answers(batcher, entries), strict=True):
             if answer is None:
                 continue
             found.answers += 1
             found.logprobs += len(answer.logprobs or ()) + sum(len(top) for top in answer.top or ())
-            if answer != alone[guest.sample]:
-                request = guest.sample.request
-                found.differing.append({"prompt_tokens": len(request.prompt_ids), "company": len(guests)})
+            if answer != alone[entry.sample]:
+                request = entry.sample.request
+                found.differing.append({"prompt_tokens": len(request.prompt_ids), "mix": len(entries)})
     return found
 
 
@@ -186,7 +180,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bit differs")
     parser.add_argument("--model", default=str(DEMO_MODEL), help="folder of the model")
-    parser.add_argument("--companies", type=int, default=2000)
+    parser.add_argument("--mixes", type=int, default=2000)
     parser.add_argument("--pool", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -195,11 +189,11 @@ def main() -> int:
     chance = random.Random(asked.seed)
     batcher = make_batcher(asked.model, asked.threads)
     vocabulary: int = json.loads((Path(asked.model) / "config.json").read_text())["vocab_size"]
-    found = compare(batcher, pool_of(asked.pool, vocabulary, chance), asked.companies, chance)
+    found = compare(batcher, pool_of(asked.pool, vocabulary, chance), asked.mixes, chance)
     report = {
         "model": Path(asked.model).name,
         "threads": asked.threads,
-        "companies": found.companies,
+        "mixes": found.mixes,
         "answers": found.answers,
         "logprobs": found.logprobs,
         "differing_answers": len(found.differing),
