@@ -1,8 +1,7 @@
 """The order of the stages, nothing else: the paper's story from top to bottom.
 
-Every stage is memoised by the run store, so a rerun walks the same lines and computes only what is missing. Modes
-are settings: in `paper` mode the split holds nothing back and the probe asks nothing. Knows nothing of files,
-vendors or the command line.
+The run store memoises every stage, so a rerun computes only what is missing. Modes are settings: in `paper` mode the
+split holds nothing back and the probe asks nothing. Knows nothing of files, vendors or the command line.
 """
 
 from __future__ import annotations
@@ -75,6 +74,6 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
     models |= dict.fromkeys(in_context, clients.base)
 
     # Proof: every model answers the same test questions, and those of the gate where labels were held out for it.
-    subjects = clients.after(abilities).student
-    evaluated = await evaluate_models(store, subjects, corpus, models, in_context, config.evaluate)
-    return await once("verdict", Verdict, compare, corpus, evaluated, models, selection, clients.gold, config.evaluate)
+    student = clients.after(abilities).student
+    results = await evaluate_models(store, student, corpus, models, in_context, config.evaluate)
+    return await once("verdict", Verdict, compare, corpus, results, models, selection, clients.gold, config.evaluate)
