@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,14 +30,14 @@ from semievol_api.capabilities import OptionRequest, Provider, ProviderSettings
 from semievol_api.config.method import AnnotateSettings, JustifySettings, SelectSettings, TrainSettings
 from semievol_api.config.settings import DataSettings, Limits, RetrieveSettings
 from semievol_api.data import read_data
-from semievol_api.data.parts import part_of, parts_for
 from semievol_api.data.prepare import prepare
-from semievol_api.data.tables import examples_table
+from semievol_api.data.schemas import evidence_table, examples_table
+from semievol_api.data.table import ChunkedTable, part_of, parts_for
 from semievol_api.engine import Ask, RequestEngine
 from semievol_api.records import Example
-from semievol_api.selection.columns import PoolColumns
-from semievol_api.selection.stage import SelectionInputs, select
-from semievol_api.selection.stage_pooled import PooledSelectionContext, by_pool
+from semievol_api.selection.columns import PooledAnswers, SelectionInputs
+from semievol_api.selection.stage import select
+from semievol_api.selection.stage_pooled import by_pool
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection, TrainingFile
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
@@ -80,7 +80,7 @@ def make_files(settings: dict[str, Any]) -> Figures:
             for some in places:
                 for e in examples(some, characters, gold=gold):
                     row = {"id": e.id, "question": e.question, "options": e.options}
-                    file.write(orjson.dumps(row | ({"answer": e.answer} if gold else {})) + b"\n")
+                    file.write(msgspec.json.encode(row | ({"answer": e.answer} if gold else {})) + b"\n")
 
     write("unlabeled.jsonl", (range(at, min(rows, at + 10_000)) for at in range(0, rows, 10_000)), gold=False)
     write("labeled.jsonl", iter((range(rows, rows + LABELLED),)), gold=True)
@@ -234,10 +234,11 @@ async def selection(settings: dict[str, Any]) -> Figures:
 
         @stage("choose")
         async def choose(name: str) -> Selection:
-            parts = tuple(pq.read_table(path) for path in sorted((folder / "scored").iterdir()))
-            pool = PoolColumns(parts, _calibrating(corpus), {}, {})
-            beside = PooledSelectionContext(reviewed={}, embedder=None, retrieve=RetrieveSettings(), seed=0)
-            return await by_pool(corpus, CREW, pool, settings_of_rule, beside)
+            parts = (pq.read_table(path) for path in sorted((folder / "scored").iterdir()))
+            pool = PooledAnswers(ChunkedTable.of(*parts), _calibrating(corpus), {}, {})
+            nothing = EvidenceTable.of([])
+            inputs = SelectionInputs(nothing, nothing, JustifySettings(), None, RetrieveSettings(), {})
+            return await by_pool(corpus, CREW, pool, inputs, settings_of_rule, 0)
 
         chosen = await store.once("select", Selection, choose, "scored")
         watch.lap("select")
@@ -256,7 +257,7 @@ def _calibrating(corpus: Corpus) -> Any:
     """Calibration items with the scores' own distribution, right as often as they say."""
     from dataclasses import replace
 
-    found = annotator_probs(corpus, CREW.everybody, corpus.folds.calibration, {})
+    found = annotator_probs(corpus, CREW.everybody, corpus.folds.calibration, evidence_table(()))
     rng = np.random.default_rng(2)
     score = 0.25 + 0.75 * rng.beta(3, 1, len(found.examples))
     gold = np.array(["ABCD".index(e.answer or "A") for e in found.examples], dtype=np.int64)

@@ -12,21 +12,25 @@ import asyncio
 import datetime
 import json
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
-from semievol_api.annotate.annotators import guest_role
+import numpy as np
+
+from semievol_api.annotate.annotators import external_role
 from semievol_api.annotate.clients import Clients, ExternalAnnotator
 from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.capabilities import JobEvent, Provider, Wire, require
 from semievol_api.cassettes.clock import Clock, RealClock
 from semievol_api.config.method import ModelRef
 from semievol_api.config.settings import Config, load_config, nearest
-from semievol_api.data import Pool, RawData, read_data
+from semievol_api.data import RawData, read_data
+from semievol_api.data.schemas import chunked_examples
+from semievol_api.data.table import ChunkedTable
 from semievol_api.engine import Fleet, Ledger, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
 from semievol_api.pipeline import semievol
@@ -36,7 +40,7 @@ from semievol_api.planning.limits import refuse_ended_models, with_limits
 from semievol_api.planning.tokens import token_counter
 from semievol_api.records import Example
 from semievol_api.registry import connect
-from semievol_api.scale.executor import open_executor
+from semievol_api.scale.ray_executor import open_executor
 from semievol_api.scale.worker import journals_of
 from semievol_api.selection.warnings import slow_stage
 from semievol_api.store.artifacts import Folds, Prepared, Selection, Verdict
@@ -91,13 +95,7 @@ def _with_reviewed(raw: RawData) -> RawData:
     if not raw.reviewed:
         return raw
     answered = tuple(replace(e, answer=raw.reviewed[e.id]) for e in raw.unlabeled if e.id in raw.reviewed)
-    unlabeled = raw.unlabeled
-    rest: Sequence[Example]
-    if isinstance(unlabeled, Pool):
-        rest = unlabeled.without([row for row, name in unlabeled.ids() if name in raw.reviewed])
-    else:
-        rest = tuple(e for e in unlabeled if e.id not in raw.reviewed)
-    return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=rest)
+    return replace(raw, labeled=(*raw.labeled, *answered), unlabeled=_without(raw.unlabeled, raw.reviewed))
 
 
 def data_of_next_round(raw: RawData, data: Prepared, folds: Folds, chosen: Selection) -> RawData:
@@ -107,7 +105,7 @@ def data_of_next_round(raw: RawData, data: Prepared, folds: Folds, chosen: Selec
     return replace(
         raw,
         labeled=tuple(e for e in data.labeled if e.id not in gate),
-        unlabeled=tuple(e for e in data.unlabeled if e.id not in answers),
+        unlabeled=_without(data.unlabeled, answers),
         test=data.test,
         development=folds.development,
         pseudo_labeled=(
@@ -115,6 +113,12 @@ def data_of_next_round(raw: RawData, data: Prepared, folds: Folds, chosen: Selec
             *(replace(e, answer=answers[e.id]) for e in data.unlabeled if e.id in answers),
         ),
     )
+
+
+def _without(examples: Sequence[Example], ids: Collection[str]) -> ChunkedTable[Example]:
+    """The examples but for some."""
+    table = chunked_examples(examples)
+    return table.where(np.array([name not in ids for name in table.values("id")], dtype=np.bool_))
 
 
 _ResultT = TypeVar("_ResultT")
@@ -521,10 +525,10 @@ async def open_tools(
                 fleet=Fleet(journals=journals_of(config.run.folder)),
             )
         )
-        spread = stack.enter_context(open_executor(config, engine))
+        executor = stack.enter_context(open_executor(config, engine))
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":
-            embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, spread)
+            embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, executor)
         trainer = Trainer(
             provider=plan.provider(plan.trainer_ref),
             base=plan.trainer_ref.model,
@@ -541,6 +545,6 @@ async def open_tools(
             embedder=embedder,
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
-            guests={guest_role(r): ExternalAnnotator(plan.provider(r), r.model) for r in plan.guests},
-            spread=spread,
+            external={external_role(r): ExternalAnnotator(plan.provider(r), r.model) for r in plan.guests},
+            executor=executor,
         )

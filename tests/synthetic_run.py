@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from msgspec import to_builtins
 
-from semievol_api.data.parts import Parts
-from semievol_api.data.tables import EVIDENCE_SCHEMA
+from semievol_api.data.schemas import EVIDENCE_SCHEMA
+from semievol_api.data.table import ChunkedTable
 from semievol_api.records import Example, PseudoLabel
 from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, Selection, TunedModel, Verdict
 from semievol_api.store.fingerprints import stage
@@ -180,11 +180,11 @@ def _evidence(data: Prepared) -> tuple[EvidenceTable, EvidenceTable, Selection]:
         kept=len(labels),
         messages=(),
     )
-    said = EvidenceTable(Parts.of(pa.concat_tables([_table(ids, *column) for column in columns])))
+    said = EvidenceTable(ChunkedTable.of(pa.concat_tables([_table(ids, *column) for column in columns])))
     return (
         said,
-        EvidenceTable(Parts.of(_table(ids, *justified))),
-        Selection(kept=labels, scores=Parts.of(table), summary=summary),
+        EvidenceTable(ChunkedTable.of(_table(ids, *justified))),
+        Selection(kept=labels, scores=ChunkedTable.of(table), summary=summary),
     )
 
 
@@ -218,7 +218,7 @@ def _answers(name: str, share: float, data: Prepared) -> Answers:
     nll = rng.gamma(2.0, np.where(right, 0.06, 0.16))
     ids = [e.id for e in data.test]
     correct = dict(zip(ids, right.tolist(), strict=True))
-    return Answers(label=name, evidence=EvidenceTable(Parts.of(_table(ids, name, said, nll))), correct=correct)
+    return Answers(label=name, evidence=EvidenceTable(ChunkedTable.of(_table(ids, name, said, nll))), correct=correct)
 
 
 def _verdict(answers: dict[str, Answers], data: Prepared, chosen: Selection) -> Verdict:

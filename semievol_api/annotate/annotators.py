@@ -10,7 +10,7 @@ import itertools
 import random
 from dataclasses import dataclass, replace
 
-from semievol_api.annotate.estimators import Reading
+from semievol_api.annotate.estimator import Reading
 from semievol_api.config.method import AnnotateSettings, AnnotatorSettings, ModelRef
 from semievol_api.config.settings import Config, Propagation
 from semievol_api.errors import ConfigError
@@ -90,7 +90,7 @@ class Crew:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class Conditions:
     """What decides which annotators are possible: is there a warm model, are labels closed, are there vectors.
 
     `shared_labels`: all questions have the same labels in words, whatever letters they go by.
@@ -102,11 +102,10 @@ class Circumstances:
     embeddings: bool
 
 
-def circumstances(task: Task, data: Prepared, warm: bool, embeddings: bool) -> Circumstances:
+def conditions_of(task: Task, data: Prepared, warm: bool, embeddings: bool) -> Conditions:
     """What is possible with this task and these questions."""
-    closed = task.kind in ("multiple_choice", "labels")
-    shared = task.kind == "labels" or (closed and one_set_of_options(data))
-    return Circumstances(warm=warm, closed=closed, shared_labels=shared, embeddings=embeddings)
+    shared = task.fixed_labels or (task.closed and one_set_of_options(data))
+    return Conditions(warm=warm, closed=task.closed, shared_labels=shared, embeddings=embeddings)
 
 
 def one_set_of_options(data: Prepared) -> bool:
@@ -122,40 +121,40 @@ def request_seed(run_seed: int, asker: str, example_id: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def build_annotators(config: Config, here: Circumstances) -> Crew:
+def build_annotators(config: Config, conditions: Conditions) -> Crew:
     """The annotators that the config lists, or the crew of its mode; how they are read is settled by the probe.
 
     Raises:
         ConfigError: a listed annotator is impossible in this run.
     """
-    annotators = _annotators(config, here)
+    annotators = _annotators(config, conditions)
     sampled = all(annotator.reading == "sampled" for annotator in annotators)
     return Crew(annotators, Annotator("justify", JUDGE, 0, reading="sampled" if sampled else "auto"))
 
 
-def _annotators(config: Config, here: Circumstances) -> tuple[Annotator, ...]:
+def _annotators(config: Config, conditions: Conditions) -> tuple[Annotator, ...]:
     settings = config.annotate
     if config.annotators:
-        return tuple(_listed(annotator, here) for annotator in config.annotators)
+        return tuple(_listed(annotator, conditions) for annotator in config.annotators)
     if settings.draw == "diverse":
-        return diverse(settings, config.run.propagation, here)
+        return diverse(settings, config.run.propagation, conditions)
     if settings.draw == "identical":
-        role = "warm" if here.warm else "base"
+        role = "warm" if conditions.warm else "base"
         return tuple(Annotator(f"{role}-0shot" + (f"-{i + 1}" if i else ""), role, 0) for i in range(settings.n))
-    return draw_annotators(settings, config.run.propagation if here.warm else "in-context", config.run.seed)
+    return draw_annotators(settings, config.run.propagation if conditions.warm else "in-context", config.run.seed)
 
 
-def diverse(settings: AnnotateSettings, propagation: Propagation, here: Circumstances) -> tuple[Annotator, ...]:
+def diverse(settings: AnnotateSettings, propagation: Propagation, conditions: Conditions) -> tuple[Annotator, ...]:
     """The default crew (method §3): `n` ways that err differently.
 
     Where all questions share their labels, models with and without demonstrations and the neighbours' vote; labels
     keep their order, which is what the warm model learned them by. Else the order of the options is shuffled too.
     """
     shots = 0 if propagation == "in-weight" else settings.max_shots
-    best = "warm" if here.warm else "base"
+    best = "warm" if conditions.warm else "base"
     ways: list[Annotator] = [Annotator(f"{best}-0shot", best, 0)]
-    if here.shared_labels:
-        if here.embeddings and shots:
+    if conditions.shared_labels:
+        if conditions.embeddings and shots:
             ways.append(Annotator("neighbours", NOBODY, 0, reading="neighbour_vote", neighbours=VOTING_NEIGHBOURS))
         ways += [Annotator(f"{role}-{shots}shot", role, shots) for role in (best, "base")]
         ways += [Annotator(f"{best}-{count}shot", best, count) for count in range(1, shots)]
@@ -194,15 +193,15 @@ def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: 
     return tuple(crew)
 
 
-def guest_role(ref: ModelRef) -> str:
+def external_role(ref: ModelRef) -> str:
     """The role of another provider's model."""
     return f"{ref.provider}/{ref.model}"
 
 
-def _listed(settings: AnnotatorSettings, here: Circumstances) -> Annotator:
+def _listed(settings: AnnotatorSettings, conditions: Conditions) -> Annotator:
     if settings.model == "neighbour_vote":
-        if not here.closed or not here.embeddings:
-            lacks = "a closed set of labels" if not here.closed else 'an embedder ([retrieve] method = "embedding")'
+        if not conditions.closed or not conditions.embeddings:
+            lacks = 'an embedder ([retrieve] method = "embedding")' if conditions.closed else "a closed set of labels"
             raise ConfigError(f"[[annotators]] {settings.id!r}: a neighbour vote needs {lacks}, which is not here.")
         return Annotator(
             settings.id,
@@ -212,14 +211,14 @@ def _listed(settings: AnnotatorSettings, here: Circumstances) -> Annotator:
             neighbours=settings.neighbours,
             sharpness=settings.sharpness,
         )
-    if settings.model == "warm" and not here.warm:
+    if settings.model == "warm" and not conditions.warm:
         raise ConfigError(
             f"[[annotators]] {settings.id!r} asks the warm model, and this run has none: there are too few labels for "
             f'a training, or [run] propagation is "in-context". Use model = "base".'
         )
     return Annotator(
         id=settings.id,
-        role=guest_role(settings.model) if isinstance(settings.model, ModelRef) else settings.model,
+        role=external_role(settings.model) if isinstance(settings.model, ModelRef) else settings.model,
         shots=settings.shots,
         permute=settings.permute,
         paraphrase=settings.paraphrase,

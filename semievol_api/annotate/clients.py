@@ -38,8 +38,8 @@ class Clients:
     embedder: EmbeddingTool | None
     gold: Mapping[str, str]
     max_failed_share: float
-    guests: Mapping[str, ExternalAnnotator] = field(default_factory=dict[str, ExternalAnnotator])
-    spread: Executor = field(default_factory=LocalExecutor)
+    external: Mapping[str, ExternalAnnotator] = field(default_factory=dict[str, ExternalAnnotator])
+    executor: Executor = field(default_factory=LocalExecutor)
 
     @property
     def base(self) -> TunedModel:
@@ -72,14 +72,14 @@ class Clients:
         return Student(
             engine=self.engine,
             provider=with_bases(self.student_provider, {model.model: model.base for model in models.values()}),
-            models={role: model.model for role, model in models.items()} | self._guest_models,
+            models={role: model.model for role, model in models.items()} | self._external_models,
             identities={role: model.identity for role, model in models.items()},
             seed=self.trainer.seed,
             max_failed_share=self.max_failed_share,
-            guests={role: guest.provider for role, guest in self.guests.items()},
-            spread=self.spread,
+            external={role: annotator.provider for role, annotator in self.external.items()},
+            executor=self.executor,
         )
 
     @property
-    def _guest_models(self) -> dict[str, str]:
-        return {role: guest.model for role, guest in self.guests.items()}
+    def _external_models(self) -> dict[str, str]:
+        return {role: annotator.model for role, annotator in self.external.items()}

@@ -7,18 +7,19 @@ nothing of selection or of vendors.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from semievol_api.annotate.annotators import NOBODY, Crew, request_seed
-from semievol_api.annotate.pooled import Rows, annotator_probs
+from semievol_api.annotate.estimators import asking_of
+from semievol_api.annotate.pooled import annotator_probs, evidence_columns
 from semievol_api.annotate.replies import Question
 from semievol_api.annotate.requests import Corpus, SamplingParams, Student, ask, question, questions_of, verification
 from semievol_api.config.method import AnnotateSettings, JustifySettings, ThresholdPool
-from semievol_api.data.tables import evidence_table, joined_evidence
+from semievol_api.data.schemas import evidence_table, joined_evidence
 from semievol_api.records import Evidence, Example
 from semievol_api.scale.executor import Shard
 from semievol_api.selection import worth_justifying
@@ -29,43 +30,52 @@ from semievol_api.tasks import Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Rows: TypeAlias = Mapping[str, Sequence[Evidence]]
+"""Evidence rows by example id."""
+
 
 @stage("collaborate")
 async def collaborate(
     student: Student, corpus: Corpus, crew: Crew, settings: AnnotateSettings, pool: ThresholdPool
 ) -> EvidenceTable:
     """One evidence row per (example, annotator, sample); a failed request is a row with its reason."""
-    tone = SamplingParams(settings.max_tokens, settings.temperature)
-    return EvidenceTable(student.over(Collaboration(corpus, crew, tone, pool)))
+    sampling = SamplingParams(settings.max_tokens, settings.temperature)
+    return EvidenceTable(student.run(Collaboration(corpus, crew, pool, sampling)))
 
 
 @dataclass(frozen=True)
-class Collaboration:
-    """Asks the whole crew about a shard of the pool."""
+class _PoolWork:
+    """Asks about the pool, part by part; see `Work`."""
 
     corpus: Corpus
     crew: Crew
-    tone: SamplingParams
     threshold_pool: ThresholdPool
-    stage: str = "collaborate"
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """See `Work`."""
-        return self.corpus.sizes(self.threshold_pool)
+        return self.corpus.pool(self.threshold_pool).sizes
 
     def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
         """See `Work`."""
         return joined_evidence(tables)
 
+
+@dataclass(frozen=True)
+class Collaboration(_PoolWork):
+    """Asks all annotators about a shard of the pool."""
+
+    sampling: SamplingParams
+    stage: str = "collaborate"
+
     async def __call__(self, student: Student, shard: Shard) -> pa.Table:
         """The shard's evidence."""
-        examples = self.corpus.pool(self.threshold_pool, shard)
+        examples = shard.examples(self.corpus.pool(self.threshold_pool))
 
         def questions() -> Iterator[Question]:
             for annotator in self.crew.annotators:
                 if annotator.role != NOBODY:
-                    yield from questions_of(student, self.corpus, annotator, examples, self.tone)
+                    yield from questions_of(student, self.corpus, annotator, examples, self.sampling)
 
         rows = await ask(student, self.corpus.task, questions(), stage=self.stage)
         return evidence_table(await self._verified(student, examples, rows))
@@ -73,13 +83,13 @@ class Collaboration:
     async def _verified(
         self, student: Student, examples: Sequence[Example], rows: Sequence[Evidence]
     ) -> Sequence[Evidence]:
-        """The rows, those of annotators read by `p_true` with the probability that they give to their own answer."""
-        checkers = {annotator.id: annotator for annotator in self.crew.annotators if annotator.reading == "p_true"}
+        """The rows, those of annotators that check themselves with the probability of their own answer."""
+        checkers = {a.id: a for a in self.crew.annotators if asking_of(a.reading).verified}
         if not checkers:
             return rows
         task, about = self.corpus.task, {e.id: e for e in examples}
         questions = [
-            verification(student, task, checkers[row.annotator_id], (about[row.example_id], row.answer), self.tone)
+            verification(student, task, checkers[row.annotator_id], (about[row.example_id], row.answer), self.sampling)
             for row in rows
             if row.annotator_id in checkers and row.answer is not None
         ]
@@ -105,38 +115,26 @@ async def justify(
     pool: ThresholdPool,
 ) -> EvidenceTable:
     """One row per justified example; examples that nobody answered are left out and abstain."""
-    return EvidenceTable(student.over(Justification(corpus, crew, evidence, settings, pool)))
+    return EvidenceTable(student.run(Justification(corpus, crew, pool, evidence, settings)))
 
 
 @dataclass(frozen=True)
-class Justification:
-    """Has the judge weigh what was said about a shard of the pool."""
+class Justification(_PoolWork):
+    """Has the judge weigh what the annotators answered about a shard of the pool."""
 
-    corpus: Corpus
-    crew: Crew
     evidence: EvidenceTable
     settings: JustifySettings
-    threshold_pool: ThresholdPool
     stage: str = "justify"
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """See `Work`."""
-        return self.corpus.sizes(self.threshold_pool)
-
-    def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
-        """See `Work`."""
-        return joined_evidence(tables)
 
     async def __call__(self, student: Student, shard: Shard) -> pa.Table:
         """The shard's evidence."""
-        tone = SamplingParams(self.settings.max_tokens, self.settings.temperature)
+        sampling = SamplingParams(self.settings.max_tokens, self.settings.temperature)
         task = self.corpus.task
 
         def questions() -> Iterator[Question]:
             for example, shown in self._proposals(student, shard):
                 prompt = task.justify_prompt(example, (), shown)
-                yield question(student, task, self.crew.judge, (example, prompt, None), tone)
+                yield question(student, task, self.crew.judge, (example, prompt, None), sampling)
 
         return evidence_table(await ask(student, task, questions(), stage=self.stage))
 
@@ -145,23 +143,23 @@ class Justification:
             return
         rows = self.evidence.by_example(shard.part)
         if self.settings.on == "uncertain":
-            yield from self._representatives(student, self.corpus.pool("unlabeled", shard), rows)
+            yield from self._representatives(student, shard, rows)
         else:
-            yield from self._responses(self.corpus.pool(self.threshold_pool, shard), rows)
+            yield from self._responses(shard.examples(self.corpus.pool(self.threshold_pool)), rows)
 
     def _responses(self, examples: Sequence[Example], rows: Rows) -> Iterator[tuple[Example, list[str]]]:
         """Every annotator's response, as it stands."""
         task = self.corpus.task
         for example in examples:
-            said = [row for row in rows.get(example.id, []) if row.answer is not None]
-            if said and not (self.settings.on == "disagreements" and _agree(task, said)):
-                yield example, [_shown(task, example, row, self.settings) for row in said]
+            answered = [row for row in rows.get(example.id, []) if row.answer is not None]
+            if answered and not (self.settings.on == "disagreements" and _agree(task, answered)):
+                yield example, [_shown(task, example, row, self.settings) for row in answered]
 
-    def _representatives(
-        self, student: Student, examples: Sequence[Example], rows: Rows
-    ) -> Iterator[tuple[Example, list[str]]]:
-        """One response per distinct answer, shuffled, without counts, where the crew is not sure (method §3.5)."""
-        task, found = self.corpus.task, annotator_probs(self.corpus, self.crew.annotators, examples, rows)
+    def _representatives(self, student: Student, shard: Shard, rows: Rows) -> Iterator[tuple[Example, list[str]]]:
+        """One response per distinct answer, shuffled, without counts, where the annotators are not sure (§3.5)."""
+        task, examples = self.corpus.task, shard.examples(self.corpus.pool("unlabeled"))
+        evidence = evidence_columns((self.evidence,), shard.part)
+        found = annotator_probs(self.corpus, self.crew.annotators, examples, evidence)
         for place in np.flatnonzero(worth_justifying(found.pooled, self.settings.margin)).tolist():
             example = found.examples[place]
             shown = [
@@ -175,8 +173,7 @@ class Justification:
 def _representative(
     task: Task, example: Example, answer: str, rows: Sequence[Evidence], settings: JustifySettings
 ) -> str:
-    said = (row for row in rows if row.answer is not None and task.equal(row.answer, answer))
-    row = next(said, None)
+    row = next((row for row in rows if row.answer is not None and task.equal(row.answer, answer)), None)
     return task.target(example, answer) if row is None or not _in_own_words(task, row, settings) else row.text
 
 
@@ -186,9 +183,9 @@ def _shown(task: Task, example: Example, row: Evidence, settings: JustifySetting
 
 def _in_own_words(task: Task, row: Evidence, settings: JustifySettings) -> bool:
     """Not where the row's letters stood for other options than the judge's."""
-    return settings.show == "response" and (row.permutation is None or task.kind != "multiple_choice")
+    return settings.show == "response" and (row.permutation is None or not task.lettered)
 
 
-def _agree(task: Task, said: Sequence[Evidence]) -> bool:
-    first = said[0].answer or ""
-    return all(task.equal(row.answer or "", first) for row in said[1:])
+def _agree(task: Task, answered: Sequence[Evidence]) -> bool:
+    first = answered[0].answer or ""
+    return all(task.equal(row.answer or "", first) for row in answered[1:])

@@ -3,25 +3,23 @@
     ESTIMATORS                                          # a row each, in the order of preference
     choose_estimator(evidence_given("logprobs", closed=True)).name      # "answer_logprob"
 
-The probe, the pooling and the selection's count of missing scores read the table; nothing else lists estimators but
-the config's own choice of names. Every annotator has one estimator, fixed before the run and the same on unlabelled
-and calibration items. Knows nothing of live servers or prompts.
+The probe, the requests, the pooling and the selection's count of missing scores read the table; nothing else lists
+estimators but the config's own choice of names. Every annotator has one estimator, fixed before the run and the same on
+unlabelled and calibration items. Knows nothing of live servers or prompts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semievol_api.annotate.estimator import Asking, Estimator, EvidenceKind, Reading, Readings
 from semievol_api.errors import MissingAbilityError
-from semievol_api.records import Evidence
 from semievol_api.selection.label_probabilities import UNSEEN_LOGPROB, floored
-from semievol_api.selection.values import FloatArray, IntArray, as_scores
+from semievol_api.selection.values import FloatArray, IntArray
 from semievol_api.store.artifacts import Ability
 
 WORD_SCALE = (
@@ -42,7 +40,7 @@ WORD_SCALE = (
 """Words offered to the model and the probability that each stands for."""
 
 _PHRASES = "|".join(re.escape(words) for words, _ in sorted(WORD_SCALE, key=lambda pair: -len(pair[0])))
-_SAID = re.compile(rf"\b(?:{_PHRASES})\b", re.IGNORECASE)
+_PHRASE = re.compile(rf"\b(?:{_PHRASES})\b", re.IGNORECASE)
 
 
 def verbal_probability(text: str, marker: str = "Confidence:") -> float | None:
@@ -51,69 +49,8 @@ def verbal_probability(text: str, marker: str = "Confidence:") -> float | None:
     Tian et al. 2023 (arXiv 2305.14975), linguistic confidences. None where no phrase of the scale occurs.
     """
     at = text.casefold().rfind(marker.casefold())
-    said = _SAID.findall(" ".join(text[max(at, 0) :].split()))
-    return dict(WORD_SCALE)[said[-1].casefold()] if said else None
-
-
-EvidenceKind: TypeAlias = Literal["option_probs", "answer_logprob", "p_true", "verbal", "answers"]
-"""A kind of evidence; every server gives at least `answers`."""
-EstimatorName: TypeAlias = Literal["option_prob", "answer_logprob", "p_true", "verbal", "votes"]
-"""As in `[[annotators]] estimator`, which offers `auto` beside them."""
-Reading: TypeAlias = Literal["sampled", "auto", "option_read", "neighbour_vote"] | EstimatorName
-"""How an annotator's answers are asked for and read. `sampled`: they are not made into probabilities, the paper ranks
-by `mean_nll`. `option_read`: `option_prob` in one exact read. `neighbour_vote` asks nobody. `auto`, and the estimators
-that not every server allows, are resolved by the probe, before anything is asked."""
-TOP_ALTERNATIVES = 20
-"""What OpenAI allows; servers that know of less say so in their limits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """How an estimator's evidence is asked for where the server has one certain ability."""
-
-    reading: Reading
-    alternatives: int = 0
-    """Alternatives asked for at each token."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Readings:
-    """One annotator's evidence on m items, as arrays; NaN and -1 mean that there is none.
-
-    `answers` int64 (m, samples): label indices. `n_options` int64 (m,). `option_probs` float64 (m, options),
-    `answer_logprob` (natural log), `p_true` (probability that the answer is right) and `verbal` (the same, from
-    words) float64 (m,), each about the first sample; None where the annotator never has them.
-    """
-
-    answers: IntArray
-    n_options: IntArray
-    width: int
-    option_probs: FloatArray | None = None
-    answer_logprob: FloatArray | None = None
-    p_true: FloatArray | None = None
-    verbal: FloatArray | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimator:
-    """One row of `ESTIMATORS`: what it needs, how that is asked for, and how it becomes a probability per label."""
-
-    name: EstimatorName
-    needs: EvidenceKind
-    asked: Mapping[Ability, Asking]
-    """How its evidence is asked for, by what the probe found; an ability that is missing here cannot give it. Empty:
-    any server can, and the estimator is used only where a config names it."""
-    estimate: Callable[[Readings], FloatArray]
-    """Label probabilities, float64 (m, options); NaN rows = abstain."""
-    closed_labels: bool = False
-    """Whether it exists for closed sets of labels only."""
-    always_scored: bool = False
-    """Whether an answer without its evidence counts as one whose log-probabilities are missing."""
-
-    @property
-    def readings(self) -> frozenset[Reading]:
-        """The ways of asking that end in this estimator."""
-        return frozenset({self.name, *(asking.reading for asking in self.asked.values())})
+    phrases = _PHRASE.findall(" ".join(text[max(at, 0) :].split()))
+    return dict(WORD_SCALE)[phrases[-1].casefold()] if phrases else None
 
 
 def votes(answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
@@ -137,28 +74,6 @@ def votes(answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
     return shares
 
 
-def from_confidence(confidence: FloatArray, answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
-    """Label probabilities from one number: the answer gets it, the other labels share the rest equally.
-
-    Args:
-        confidence: float64, shape (m,), probability of the answer, NaN = abstain.
-        answers: int64, shape (m,), -1 = abstain.
-        n_options: int64, shape (m,).
-        width: columns of the result.
-    """
-    m = confidence.size
-    p = np.clip(confidence, 0.0, 1.0)
-    rest = np.where(n_options > 1, (1.0 - p) / np.maximum(n_options - 1, 1), 0.0)
-    probs = np.repeat(rest[:, None], width, axis=1)
-    rows = np.flatnonzero(answers >= 0)
-    probs[rows, answers[rows]] = p[rows]
-    silent = np.isnan(confidence) | (answers < 0)
-    probs[silent] = 0.0
-    result = floored(probs, n_options) if m else probs
-    result[silent] = np.nan
-    return result
-
-
 def mean_nll(token_logprobs: NDArray[np.floating] | None) -> float | None:
     """Mean negative natural log-probability per token of one response; the paper calls it entropy.
 
@@ -176,34 +91,7 @@ def all_ranked(token_logprobs: NDArray[np.floating]) -> bool:
     return token_logprobs.size > 0 and bool(ranked.all())
 
 
-def readings_of(rows: Sequence[Evidence | None], labels: Sequence[Sequence[str]]) -> Readings:
-    """One annotator's single-sample evidence as arrays; `labels[i]` are the canonical labels of item i.
-
-    An answer that is not among its item's labels, a missing row, and a response that did not end by itself
-    (truncated, refused, failed) abstain.
-    """
-    width = max((len(options) for options in labels), default=0)
-    sound = [row if row is not None and row.finish == "stop" else None for row in rows]
-    answers = [
-        options.index(row.answer) if row is not None and row.answer in options else -1
-        for row, options in zip(sound, labels, strict=True)
-    ]
-    probs = np.full((len(rows), width), np.nan)
-    shown = {i: row.option_probs for i, row in enumerate(sound) if row is not None and row.option_probs is not None}
-    if shown:
-        probs[list(shown)] = [values + (0.0,) * (width - len(values)) for values in shown.values()]
-    return Readings(
-        answers=np.array(answers, dtype=np.int64)[:, None],
-        n_options=np.array([len(options) for options in labels], dtype=np.int64),
-        width=width,
-        option_probs=probs,
-        answer_logprob=as_scores([None if row is None else row.answer_logprob for row in sound]),
-        p_true=as_scores([None if row is None else row.p_true for row in sound]),
-        verbal=as_scores([None if row is None else row.verbal for row in sound]),
-    )
-
-
-def choose_estimator(available: Collection[EvidenceKind], wanted: EstimatorName | None = None) -> Estimator:
+def choose_estimator(available: Collection[EvidenceKind], wanted: str | None = None) -> Estimator:
     """The wanted estimator, or the first of the order of preference whose evidence is available.
 
     Raises:
@@ -217,7 +105,7 @@ def choose_estimator(available: Collection[EvidenceKind], wanted: EstimatorName 
             )
         if estimator.needs in available and wanted in (None, estimator.name):
             return estimator
-    return _VOTES
+    return VOTES
 
 
 def evidence_given(ability: Ability, closed: bool) -> frozenset[EvidenceKind]:
@@ -227,7 +115,13 @@ def evidence_given(ability: Ability, closed: bool) -> frozenset[EvidenceKind]:
 
 def estimator_of(reading: Reading) -> Estimator | None:
     """The estimator that a way of asking ends in; None for the ways that end in none."""
-    return next((estimator for estimator in ESTIMATORS if reading in estimator.readings), None)
+    return next((e for e in ESTIMATORS if reading in (e.name, *(one.reading for one in e.askings))), None)
+
+
+def asking_of(reading: Reading) -> Asking:
+    """How the answers of an annotator that is read so are asked for."""
+    found = estimator_of(reading)
+    return SAMPLED if found is None else next(one for one in found.askings if one.reading == reading)
 
 
 def is_probed(reading: Reading) -> bool:
@@ -235,7 +129,7 @@ def is_probed(reading: Reading) -> bool:
     found = estimator_of(reading)
     if found is None:
         return reading == "auto"
-    return reading == found.name and found is not _VOTES and bool(found.asked)
+    return reading == found.name and found is not VOTES and bool(found.asked)
 
 
 def probing_of(ability: Ability) -> Asking:
@@ -244,54 +138,46 @@ def probing_of(ability: Ability) -> Asking:
 
 
 def _option_prob(readings: Readings) -> FloatArray:
-    if readings.option_probs is None:
-        return _nobody(readings)
-    return floored(readings.option_probs, readings.n_options)
+    return readings.nobody if readings.option_probs is None else floored(readings.option_probs, readings.n_options)
 
 
 def _answer_logprob(readings: Readings) -> FloatArray:
     if readings.answer_logprob is None:
-        return _nobody(readings)
+        return readings.nobody
     shown = np.where(readings.answer_logprob > UNSEEN_LOGPROB, readings.answer_logprob, np.nan)
     # A long answer is improbable without being wrong: it never ranks below labels that nobody gave.
     uniform = (1.0 + 1e-6) / np.maximum(readings.n_options, 1)
-    return _first_sample(np.maximum(np.exp(shown), uniform), readings)
+    return readings.sure(np.maximum(np.exp(shown), uniform))
 
 
-def _p_true(readings: Readings) -> FloatArray:
-    return _nobody(readings) if readings.p_true is None else _first_sample(readings.p_true, readings)
-
-
-def _verbal(readings: Readings) -> FloatArray:
-    return _nobody(readings) if readings.verbal is None else _first_sample(readings.verbal, readings)
-
-
-def _votes(readings: Readings) -> FloatArray:
-    return votes(readings.answers, readings.n_options, readings.width)
-
-
-def _first_sample(confidence: FloatArray, readings: Readings) -> FloatArray:
-    return from_confidence(confidence, readings.answers[:, 0], readings.n_options, readings.width)
-
-
-def _nobody(readings: Readings) -> FloatArray:
-    return np.full((readings.n_options.size, readings.width), np.nan)
-
-
-_ABILITIES: tuple[Ability, ...] = ("options", "alternatives", "logprobs", "text")
-_VOTES = Estimator(
+TOP_ALTERNATIVES = 20
+"""What OpenAI allows; servers that know of less say so in their limits."""
+SAMPLED = Asking(reading="sampled", logprobs=True, sampled=True, measured=False)
+"""The paper's way, which no estimator reads: responses are ranked by `mean_nll`."""
+VERDICT = Asking(reading="p_true", logprobs=True)
+"""How the model is asked whether its own answer is right, where that is no exact read."""
+_VOTED = Asking(reading="votes", sampled=True)
+_ASKED_IN_WORDS = Asking(
+    reading="verbal",
+    request="Then add a second line: Confidence: and one of these phrases, as sure as you are of the answer: "
+    + ", ".join(words for words, _ in WORD_SCALE),
+    request_tokens=12,
+    read_words=verbal_probability,
+)
+VOTES = Estimator(
     name="votes",
     needs="answers",
-    asked=dict.fromkeys(_ABILITIES, Asking(reading="votes")),
-    estimate=_votes,
+    asked={"options": _VOTED, "alternatives": _VOTED, "logprobs": _VOTED, "text": _VOTED},
+    estimate=lambda readings: votes(readings.answers, readings.n_options, readings.width),
+    note="No log-probabilities came for {}: their confidence is by votes.",
 )
-ESTIMATORS = (
+ESTIMATORS: tuple[Estimator, ...] = (
     Estimator(
         name="option_prob",
         needs="option_probs",
         asked={
-            "options": Asking(reading="option_read"),
-            "alternatives": Asking(reading="option_prob", alternatives=TOP_ALTERNATIVES),
+            "options": Asking(reading="option_read", exact=True),
+            "alternatives": Asking(reading="option_prob", alternatives=TOP_ALTERNATIVES, logprobs=True),
         },
         estimate=_option_prob,
         closed_labels=True,
@@ -301,8 +187,8 @@ ESTIMATORS = (
         name="answer_logprob",
         needs="answer_logprob",
         asked={
-            "alternatives": Asking(reading="answer_logprob", alternatives=1),
-            "logprobs": Asking(reading="answer_logprob"),
+            "alternatives": Asking(reading="answer_logprob", alternatives=1, logprobs=True),
+            "logprobs": Asking(reading="answer_logprob", logprobs=True),
         },
         estimate=_answer_logprob,
         always_scored=True,
@@ -311,13 +197,18 @@ ESTIMATORS = (
         name="p_true",
         needs="p_true",
         asked={
-            "options": Asking(reading="p_true"),
-            "alternatives": Asking(reading="p_true", alternatives=TOP_ALTERNATIVES),
+            "options": Asking(reading="p_true", verified=True),
+            "alternatives": Asking(reading="p_true", alternatives=TOP_ALTERNATIVES, verified=True),
         },
-        estimate=_p_true,
+        estimate=lambda readings: readings.sure(readings.p_true),
         always_scored=True,
     ),
-    Estimator(name="verbal", needs="verbal", asked={}, estimate=_verbal),
-    _VOTES,
+    Estimator(
+        name="verbal",
+        needs="verbal",
+        asked_of_any=_ASKED_IN_WORDS,
+        estimate=lambda readings: readings.sure(readings.verbal),
+    ),
+    VOTES,
 )
 """In the order of preference. `p_true`: Kadavath et al. 2022 (arXiv 2207.05221)."""

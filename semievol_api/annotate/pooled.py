@@ -6,9 +6,9 @@ for "some other answer". Knows nothing of selection rules, prompts or providers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from semievol_api.annotate.annotators import Annotator, Crew
-from semievol_api.annotate.estimators import Estimator, Readings, estimator_of, readings_of
+from semievol_api.annotate.estimator import Estimator, Readings
+from semievol_api.annotate.estimators import estimator_of
 from semievol_api.annotate.replies import asker_of
 from semievol_api.annotate.requests import Corpus
-from semievol_api.data.tables import MEASURES, as_evidence, grouped
-from semievol_api.records import Evidence, Example
+from semievol_api.data.schemas import MEASURES
+from semievol_api.records import Example
 from semievol_api.selection import Pooled, at_label_shares, label_factors, neighbour_vote, pool
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.store.artifacts import EvidenceTable
@@ -28,94 +29,77 @@ from semievol_api.tasks import Task
 from semievol_api.tasks.replies import comparable
 
 
-@dataclass(frozen=True, eq=False)
-class Measures:
-    """The evidence rows of one part, annotators' and judge's; columns of `tables.MEASURES`."""
-
-    table: pa.Table
-
-    @classmethod
-    def of(cls, tables: Sequence[EvidenceTable], part: int) -> Measures:
-        """Those of a part, of several evidence tables together."""
-        read = []
-        for evidence in tables:
-            names = evidence.parts.names(part)
-            read.append(evidence.parts.read(part, [name for name in MEASURES if name in names]))
-        return cls(pa.concat_tables(read, promote_options="default").combine_chunks())
-
-    @cached_property
-    def single(self) -> bool:
-        """Whether no annotator answered a question more than once."""
-        return all(asker_of(name) == name and len(self._places[name]) == len(own) for name, own in self._own.items())
-
-    def rows(self) -> dict[str, list[Evidence]]:
-        """The rows of each example as values."""
-        return grouped(as_evidence(self.table, measures_only=True))
-
-    def of_asker(self, asker: str) -> pa.Table:
-        """The rows of an asker, all its samples."""
-        own = [rows for name, rows in self._own.items() if asker_of(name) == asker]
-        return pa.concat_tables(own) if own else self.table.slice(0, 0)
-
-    def readings(self, asker: str, ids: Sequence[str], labels: Sequence[tuple[str, ...]]) -> Readings:
-        """One asker's answers to the examples `ids`, in that order; see `selection.readings_of`.
-
-        Only where `single` holds.
-        """
-        rows, places = self._own.get(asker, self.table.slice(0, 0)), self._places.get(asker, {})
-        finish = rows["finish"].to_pylist()
-        found: IntArray = np.array([places.get(name, -1) for name in ids], dtype=np.int64)
-        sound: BoolArray = np.array([at >= 0 and finish[at] == "stop" for at in found.tolist()], dtype=np.bool_)
-        at = found[sound]
-        width = max((len(options) for options in labels), default=0)
-
-        def numbers(name: str) -> FloatArray:
-            values = np.full(len(ids), np.nan)
-            if name in rows.column_names:
-                values[sound] = rows[name].to_numpy(zero_copy_only=False).astype(np.float64)[at]
-            return values
-
-        answers = np.full((len(ids), 1), -1, dtype=np.int64)
-        answers[sound, 0] = _answers(rows["answer"], at, [labels[i] for i in np.flatnonzero(sound).tolist()])
-        probs = np.full((len(ids), width), np.nan)
-        probs[sound] = _probabilities(rows["option_probs"], width)[at]
-        return Readings(
-            answers=answers,
-            n_options=np.array([len(options) for options in labels], dtype=np.int64),
-            width=width,
-            option_probs=probs,
-            answer_logprob=numbers("answer_logprob"),
-            p_true=numbers("p_true"),
-            verbal=numbers("verbal"),
-        )
-
-    @cached_property
-    def _own(self) -> dict[str, pa.Table]:
-        """The rows of each annotator id."""
-        encoded = self.table["annotator_id"].combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        names: list[str] = encoded.dictionary.to_pylist()
-        return {name: self.table.filter(pa.array(codes == code)) for code, name in enumerate(names)}
-
-    @cached_property
-    def _places(self) -> dict[str, dict[str, int]]:
-        """For each annotator id the place of each example's row."""
-        return {
-            name: {example: at for at, example in enumerate(own["example_id"].to_pylist())}
-            for name, own in self._own.items()
-        }
+def evidence_columns(tables: Sequence[EvidenceTable], part: int) -> pa.Table:
+    """The rows of a part, of several evidence tables together: the columns of `schemas.MEASURES`."""
+    read = [evidence.parts.read(part, MEASURES) for evidence in tables]
+    return pa.concat_tables(read, promote_options="default").combine_chunks()
 
 
-def _answers(column: pa.ChunkedArray, at: IntArray, labels: Sequence[tuple[str, ...]]) -> IntArray:
-    """The place of each answer among its own labels, -1 where it is none of them."""
-    encoded = column.combine_chunks().dictionary_encode()
-    texts: list[str] = encoded.dictionary.to_pylist()
-    codes = encoded.indices.fill_null(len(texts)).to_numpy()[at]
-    sets: dict[tuple[str, ...], int] = {}
-    which = np.array([sets.setdefault(options, len(sets)) for options in labels], dtype=np.int64)
-    places = [[options.index(text) if text in options else -1 for text in texts] + [-1] for options in sets]
-    table: IntArray = np.array(places, dtype=np.int64).reshape(len(sets), len(texts) + 1)
-    return np.asarray(table[which, codes], dtype=np.int64)
+def by_annotator(evidence: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each annotator id; every sample has an id of its own."""
+    encoded = evidence["annotator_id"].combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    names: list[str] = encoded.dictionary.to_pylist()
+    return {name: evidence.filter(pa.array(codes == code)) for code, name in enumerate(names)}
+
+
+def readings_of(
+    task: Task, samples: Sequence[pa.Table], ids: Sequence[str], labels: Sequence[tuple[str, ...]]
+) -> Readings:
+    """One annotator's answers to the examples `ids`, in that order; `labels[i]` are the labels of example i.
+
+    `samples` are the rows of its first sample, of its second one and so on; measures of confidence are those of the
+    first. An answer that equals none of its example's labels, a missing row, and a response that did not end by itself
+    (truncated, refused, failed) abstain.
+    """
+    width = max((len(options) for options in labels), default=0)
+    answers = np.full((len(ids), max(1, len(samples))), -1, dtype=np.int64)
+    sound = [_sound_rows(rows, ids) for rows in samples]
+    for sample, (rows, places) in enumerate(zip(samples, sound, strict=True)):
+        texts = rows["answer"].to_pylist()
+        known: dict[tuple[tuple[str, ...], str | None], int] = {}
+        for example, at in places:
+            asked = (labels[example], texts[at])
+            if asked not in known:
+                known[asked] = _label_of(task, *asked)
+            answers[example, sample] = known[asked]
+    first = samples[0] if samples else None
+    here: IntArray = np.array(sound[0] if samples else [], dtype=np.int64).reshape(-1, 2)
+
+    def numbers(name: str) -> FloatArray:
+        values = np.full(len(ids), np.nan)
+        if first is not None and name in first.column_names:
+            values[here[:, 0]] = first[name].to_numpy(zero_copy_only=False).astype(np.float64)[here[:, 1]]
+        return values
+
+    probs = np.full((len(ids), width), np.nan)
+    if first is not None:
+        probs[here[:, 0]] = _probabilities(first["option_probs"], width)[here[:, 1]]
+    return Readings(
+        answers=answers,
+        n_options=np.array([len(options) for options in labels], dtype=np.int64),
+        width=width,
+        option_probs=probs,
+        answer_logprob=numbers("answer_logprob"),
+        mean_nll=numbers("mean_nll"),
+        p_true=numbers("p_true"),
+        verbal=numbers("verbal"),
+    )
+
+
+def _sound_rows(rows: pa.Table, ids: Sequence[str]) -> list[tuple[int, int]]:
+    """The places of the examples that have a whole response, each with that of its row."""
+    places = {name: at for at, name in enumerate(rows["example_id"].to_pylist())}
+    finish = rows["finish"].to_pylist()
+    found = ((example, places.get(name, -1)) for example, name in enumerate(ids))
+    return [(example, at) for example, at in found if at >= 0 and finish[at] == "stop"]
+
+
+def _label_of(task: Task, labels: tuple[str, ...], answer: str | None) -> int:
+    """The label that an answer is or equals; -1 for none."""
+    if answer in labels:
+        return labels.index(answer)
+    return next((place for place, label in enumerate(labels) if task.equal(answer, label)), -1)
 
 
 def _probabilities(column: pa.ChunkedArray, width: int) -> FloatArray:
@@ -140,17 +124,19 @@ _GRID = 2.0**32
 """Probabilities are summed as whole multiples of 1 / _GRID: the same in any order, parts or not."""
 
 
-def factors_of_crew(corpus: Corpus, crew: Crew, said: EvidenceTable, chosen_ids: Collection[str] = ()) -> Factors:
+def factors_of_crew(
+    corpus: Corpus, crew: Crew, annotations: EvidenceTable, chosen_ids: Collection[str] = ()
+) -> Factors:
     """What brings each annotator's mean distribution towards the labels of D_warm; none for open answers.
 
     What calibrates is never counted among the labels, nor are pseudo-labels and examples chosen for a person
     (`chosen_ids`), which are no sample of the questions.
     """
     readers = [a for a in crew.annotators if _reads_distribution(a)]
-    if corpus.task.kind not in ("multiple_choice", "labels") or not readers:
+    if not corpus.task.closed or not readers:
         return {}
     counts = _labelled(corpus, {*chosen_ids, *(e.id for e in corpus.pseudo_labeled)})
-    sums = _sums(said, readers, {e.id for e in corpus.folds.warm})
+    sums = _sums(annotations, readers, {e.id for e in corpus.folds.warm})
     found: dict[str, dict[int, FloatArray]] = {}
     for (annotator, options), (total, rows) in sorted(sums.items()):
         if options in counts and rows:
@@ -177,11 +163,11 @@ def _labelled(corpus: Corpus, without: Collection[str]) -> dict[int, IntArray]:
 
 
 def _sums(
-    said: EvidenceTable, readers: Sequence[Annotator], labelled: Collection[str]
+    annotations: EvidenceTable, readers: Sequence[Annotator], labelled: Collection[str]
 ) -> dict[tuple[str, int], tuple[IntArray, int]]:
     """The sum of distributions, in multiples of 1 / _GRID, and how many; by annotator and number of options."""
     sums: dict[tuple[str, int], tuple[IntArray, int]] = {}
-    for table in said.parts.tables(["example_id", "annotator_id", "finish", "option_probs"]):
+    for table in annotations.parts.tables(["example_id", "annotator_id", "finish", "option_probs"]):
         asker, finish = (table[name].to_numpy() for name in ("annotator_id", "finish"))
         asked = np.array([example not in labelled for example in table["example_id"].to_pylist()], dtype=np.bool_)
         usable = (finish == "stop") & table["option_probs"].is_valid().to_numpy() & asked
@@ -199,8 +185,6 @@ def _sums(
 
 OTHER = "(another answer)"
 """The last label of an open question: takes probability, is never the label."""
-Rows = Mapping[str, Sequence[Evidence]]
-"""Evidence rows by example id."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,54 +217,42 @@ class AnnotatorProbs:
         )
 
     def answers(self, task: Task, place: int) -> list[str]:
-        """The distinct first choices of the annotators that spoke, in the crew's order."""
-        said: list[str] = []
-        for column in range(self.probs.shape[1]):
-            row = self.probs[place, column, : self.n_options[place]]
-            if not np.isnan(row).any():
-                choice = self.labels[place][int(row.argmax())]
-                if choice != OTHER and not any(task.equal(choice, other) for other in said):
-                    said.append(choice)
-        return said
+        """The distinct first choices of the annotators that answered, in the annotators' order."""
+        rows = self.probs[place, :, : self.n_options[place]]
+        choices = [self.labels[place][int(row.argmax())] for row in rows if not np.isnan(row).any()]
+        return _distinct(task, [choice for choice in choices if choice != OTHER])
 
 
 def annotator_probs(
     corpus: Corpus,
-    crew: Sequence[Annotator],
+    annotators: Sequence[Annotator],
     examples: Sequence[Example],
-    heard: Rows | Measures,
+    evidence: pa.Table,
     factors: Factors | None = None,
 ) -> AnnotatorProbs:
-    """The crew's label probabilities and their pool; rows of askers outside the crew are left alone.
+    """The annotators' label probabilities and their pool; rows of anybody else in `evidence` are left alone.
 
     `factors` bring annotators to the labels' shares, where they have some.
     """
     task = corpus.task
-    closed = task.kind in ("multiple_choice", "labels")
-    columns = heard if isinstance(heard, Measures) and closed and heard.single else None
-    rows = heard.rows() if isinstance(heard, Measures) and columns is None else heard
-    if isinstance(rows, Measures):
-        said: Sequence[Sequence[Evidence]] = ()
-        labels = [task.labels(e) or () for e in examples]
-    else:
-        askers = {annotator.id for annotator in crew}
-        said = [rows.get(e.id, ()) for e in examples]
-        labels = [task.labels(e) or _clusters(task, own, askers) for e, own in zip(examples, said, strict=True)]
+    own: dict[str, list[pa.Table]] = {annotator.id: [] for annotator in annotators}
+    for name, rows in sorted(by_annotator(evidence).items()):
+        if asker_of(name) in own:
+            own[asker_of(name)].append(rows)
+    ids = [e.id for e in examples]
+    labels = [task.labels(e) or () for e in examples] if task.closed else _clusters(task, ids, own)
     n_options = np.array([len(options) for options in labels], dtype=np.int64)
     width = int(n_options.max(initial=1))
-    probs = np.full((len(examples), len(crew), width), np.nan)
-    for column, annotator in enumerate(crew):
+    probs = np.full((len(examples), len(annotators), width), np.nan)
+    for column, annotator in enumerate(annotators):
         if annotator.reading == "neighbour_vote":
             probs[:, column] = _neighbours(corpus, annotator, examples, labels, width)
-        elif columns is not None:
-            readings = columns.readings(annotator.id, [e.id for e in examples], labels)
-            probs[:, column] = _estimator(annotator).estimate(readings)
         else:
-            probs[:, column] = _estimator(annotator).estimate(_readings(task, annotator, said, labels))
+            probs[:, column] = _estimator(annotator).estimate(readings_of(task, own[annotator.id], ids, labels))
         for options, weights in (factors or {}).get(annotator.id, {}).items():
             same = n_options == options
             probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
-    pooled = pool(probs, n_options, open_answers=not closed)
+    pooled = pool(probs, n_options, open_answers=not task.closed)
     return AnnotatorProbs(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
 
 
@@ -297,41 +269,23 @@ def _estimator(annotator: Annotator) -> Estimator:
     return found
 
 
-def _readings(
-    task: Task, annotator: Annotator, rows: Sequence[Sequence[Evidence]], labels: Sequence[tuple[str, ...]]
-) -> Readings:
-    """The annotator's rows as arrays; more than one sample can vote."""
-    own = [
-        [
-            row if row.answer is None or row.answer in options else _as_label(task, row, options)
-            for row in said
-            if row.annotator_id == annotator.id or asker_of(row.annotator_id) == annotator.id
-        ]
-        for said, options in zip(rows, labels, strict=True)
-    ]
-    samples = max((len(said) for said in own), default=0)
-    by_sample = [
-        readings_of([said[i] if i < len(said) else None for said in own], labels) for i in range(max(samples, 1))
-    ]
-    readings = by_sample[0]
-    if samples > 1:
-        readings = replace(readings, answers=np.concatenate([reading.answers for reading in by_sample], axis=1))
-    return readings
+def _clusters(task: Task, ids: Sequence[str], own: Mapping[str, Sequence[pa.Table]]) -> list[tuple[str, ...]]:
+    """For each open question the distinct answers, in a fixed order, and the label for all others."""
+    answers: dict[str, set[str]] = {}
+    for rows in itertools.chain.from_iterable(own.values()):
+        for name, answer in zip(rows["example_id"].to_pylist(), rows["answer"].to_pylist(), strict=True):
+            if answer is not None:
+                answers.setdefault(name, set()).add(answer)
+    return [(*_distinct(task, sorted(answers.get(name, ()))), OTHER) for name in ids]
 
 
-def _as_label(task: Task, row: Evidence, options: Sequence[str]) -> Evidence:
-    """The row with its answer spelt as the label that it equals."""
-    return replace(row, answer=next((label for label in options if task.equal(row.answer, label)), None))
-
-
-def _clusters(task: Task, rows: Sequence[Evidence], askers: Collection[str]) -> tuple[str, ...]:
-    """The distinct answers of the askers to an open question, in a fixed order, and the label for all others."""
+def _distinct(task: Task, answers: Iterable[str]) -> list[str]:
+    """The answers without those that equal an earlier one."""
     distinct: list[str] = []
-    answers = {row.answer for row in rows if row.answer is not None and asker_of(row.annotator_id) in askers}
-    for answer in sorted(answers):
+    for answer in answers:
         if not any(task.equal(answer, other) for other in distinct):
             distinct.append(answer)
-    return (*distinct, OTHER)
+    return distinct
 
 
 def _neighbours(
@@ -364,7 +318,4 @@ def _neighbours(
 
 def _words(task: Task, example: Example, answer: str) -> str:
     """What an answer means: the option's own words where letters name options."""
-    labels = task.labels(example) or ()
-    if task.kind == "multiple_choice" and answer in labels:
-        return comparable(example.options[labels.index(answer)])
-    return answer
+    return comparable(task.in_words(example, answer)) if task.lettered else answer

@@ -1,4 +1,4 @@
-"""What does each model's server give beside an answer's text? One cheap call per model, and the crew is settled.
+"""What each model's server gives beside an answer's text, by one cheap call, and how annotators are read by it.
 
 A server that ignores a field (HTTP 200 without it) and one that refuses it (400) are the same to the rest of the
 run: the next estimator takes over. Knows nothing of what estimators compute.
@@ -42,17 +42,17 @@ def resolve_estimators(crew: Crew, abilities: Abilities, task: Task) -> Crew:
     Raises:
         MissingAbilityError: an annotator's own estimator needs what its server does not give.
     """
-    annotators = tuple(_settled(annotator, abilities, task) for annotator in crew.annotators)
-    return Crew(annotators, _settled(crew.judge, abilities, task))
+    annotators = tuple(_resolved(annotator, abilities, task) for annotator in crew.annotators)
+    return Crew(annotators, _resolved(crew.judge, abilities, task))
 
 
-def _settled(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:
+def _resolved(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:
     wanted = annotator.reading
     if not is_probed(wanted):
         return annotator
     named = estimator_of(wanted)
     ability = abilities.of.get(annotator.role, "text")
-    given = evidence_given(ability, task.kind in ("multiple_choice", "labels"))
+    given = evidence_given(ability, task.closed)
     asking = choose_estimator(given, named.name if named else None).asked[ability]
     return replace(annotator, reading=asking.reading, alternatives=asking.alternatives)
 
@@ -82,7 +82,7 @@ def _shows(row: Evidence, ability: Ability, task: Task) -> bool:
         return False
     if ability == "options":
         # Letters are single tokens, so a missing one is merely improbable; a missing word may be two tokens.
-        return row.option_probs is not None and (task.kind == "multiple_choice" or row.failure is None)
-    if ability == "alternatives" and task.kind in ("multiple_choice", "labels"):
+        return row.option_probs is not None and (task.lettered or row.failure is None)
+    if ability == "alternatives" and task.closed:
         return row.option_probs is not None
     return row.answer_logprob is not None

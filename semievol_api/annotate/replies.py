@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from semievol_api.annotate.estimators import all_ranked, mean_nll, verbal_probability
+from semievol_api.annotate.estimators import all_ranked, mean_nll
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Reply
 from semievol_api.engine import Answer
 from semievol_api.errors import DataError
@@ -124,17 +124,15 @@ def read_options(
     return _reading(leaves, unresolved, len(labels), permutation)
 
 
-def read_reply(logprobs: Sequence[float | None], permutation: Sequence[int] | None = None) -> OptionReading | None:
-    """The label distribution of an exact option reading: one log-probability per shown label, None = not shown."""
-    return read_replies([logprobs], [permutation])[0]
-
-
 def read_replies(
     logprobs: Sequence[Sequence[float | None]],
     permutations: Sequence[Sequence[int] | None],
     others: Sequence[Sequence[float]] = (),
 ) -> list[OptionReading | None]:
-    """The same for many replies at once; `others` are the log-probabilities shown of tokens that mean no label."""
+    """The label distributions of exact reads: of each one log-probability per shown label, None = not shown.
+
+    `others` are the log-probabilities shown of tokens that mean no label.
+    """
     found: list[OptionReading | None] = [None] * len(logprobs)
     by_width: dict[tuple[int, int], list[int]] = {}
     for place, row in enumerate(logprobs):
@@ -262,7 +260,7 @@ class Question:
     labels: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     order: tuple[int, ...] | None = None
-    verbal: bool = False
+    read_words: Callable[[str], float | None] | None = None
     fewer: Callable[[], Question] | None = None
     dropped_shots: int = 0
 
@@ -355,7 +353,7 @@ def _row_of_read(question: Question, reply: OptionReply, found: OptionReading | 
 
 def _row(task: Task, question: Question, completion: Completion, number: int, usage: Usage) -> Evidence:
     usable = completion.finish == "stop"
-    order = question.order if task.kind == "multiple_choice" else None
+    order = question.order if task.lettered else None
     row = Evidence(
         example_id=question.example.id,
         annotator_id=sample_of(question.asker, number),
@@ -380,7 +378,7 @@ def _measured(question: Question, completion: Completion) -> dict[str, Any]:
     return {
         "option_probs": found.probs if found else None,
         "answer_logprob": answer_logprob(completion),
-        "verbal": verbal_probability(completion.text) if question.verbal else None,
+        "verbal": question.read_words(completion.text) if question.read_words else None,
         "failure": f"{UNSEEN}: {missing}" if missing else None,
     }
 

@@ -13,16 +13,17 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from semievol_api.annotate.annotators import Annotator, request_seed
-from semievol_api.annotate.estimators import WORD_SCALE
+from semievol_api.annotate.estimator import Asking
+from semievol_api.annotate.estimators import VERDICT, asking_of
 from semievol_api.annotate.replies import Question, rows_of_chat, rows_of_reads
-from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Provider, require
+from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Provider
 from semievol_api.config.method import ThresholdPool
-from semievol_api.data.parts import Rows
-from semievol_api.data.tables import OUTLINE, without_texts
+from semievol_api.data.schemas import chunked_examples, examples_table
+from semievol_api.data.table import ChunkedTable
 from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, Message, Prompt
-from semievol_api.scale.executor import Executor, LocalExecutor, Shard, Work
+from semievol_api.scale.executor import Executor, LocalExecutor, Work
 from semievol_api.store.artifacts import Folds, Neighbours, Prepared
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Task
@@ -61,39 +62,16 @@ class Corpus:
             return task.prompt(example, (), order)
         return task.prompt(example, tuple(self._labeled[i] for i in self.neighbours.ids[example.id][:shots]), order)
 
-    def sizes(self, threshold_pool: ThresholdPool) -> tuple[int, ...]:
-        """How many examples each part of the pool has: those of the unlabelled, and one for what is beside them.
+    @cached_property
+    def unlabeled(self) -> ChunkedTable[Example]:
+        """The unlabelled examples in parts; a small pool is one part."""
+        return chunked_examples(self.data.unlabeled)
 
-        One part holds all of a small pool.
-        """
-        unlabeled, beside = self.data.unlabeled, self.beside(threshold_pool)
-        if isinstance(unlabeled, Rows):
-            return (*unlabeled.parts.sizes, len(beside))
-        return (len(unlabeled) + len(beside),)
-
-    def pool(self, threshold_pool: ThresholdPool, shard: Shard) -> Sequence[Example]:
-        """The examples of a shard that annotators see: the unlabelled, those that calibrate, and the labelled ones too
-        where they place the threshold."""
-        unlabeled, parts = self.data.unlabeled, 1
-        if not isinstance(unlabeled, Rows):
-            examples: Sequence[Example] = (*unlabeled, *self.beside(threshold_pool))
-        elif shard.part < unlabeled.parts.count:
-            examples, parts = unlabeled.part(shard.part), unlabeled.parts.count
-        else:
-            examples = self.beside(threshold_pool)
-        return examples if shard.of == 1 else [e for e in examples if shard.has(e.id, parts)]
-
-    def outlines(self, part: int) -> Sequence[Example]:
-        """The examples of a part of the unlabelled pool and of those that calibrate, in `pool`'s order; unlabelled
-        ones of a pool in parts come without their questions' texts, which are most of what there is to read."""
-        unlabeled = self.data.unlabeled
-        if not isinstance(unlabeled, Rows) or part == unlabeled.parts.count:
-            return self.pool("unlabeled", Shard(part))
-        return tuple(unlabeled.make(without_texts(unlabeled.parts.read(part, OUTLINE))))
-
-    def beside(self, threshold_pool: ThresholdPool) -> tuple[Example, ...]:
-        """The examples of the pool that are not unlabelled."""
-        return self.data.labeled if threshold_pool == "labeled" else self.folds.calibration
+    def pool(self, threshold_pool: ThresholdPool) -> ChunkedTable[Example]:
+        """What annotators see: the unlabelled, and behind them those that calibrate, or all labelled ones where these
+        place the threshold."""
+        others = self.data.labeled if threshold_pool == "labeled" else self.folds.calibration
+        return self.unlabeled.followed_by(examples_table(others))
 
     def by_shot_set(self, examples: Sequence[Example], shots: int) -> Sequence[Example]:
         """The examples ordered so that prompts with the same demonstrations follow each other."""
@@ -117,7 +95,7 @@ class Student:
     """The models that are asked, and the engine that asks them. `models` maps a role to a model's name.
 
     `identities` maps a role to what the model is: a tuned model is its training, whatever its server calls it.
-    `guests` are the providers of roles that are not the student's own. `seed` is the root of every request's seed.
+    `external` are the providers of roles that are not the student's own. `seed` is the root of every request's seed.
     """
 
     engine: RequestEngine
@@ -126,27 +104,23 @@ class Student:
     identities: Mapping[str, str]
     seed: int
     max_failed_share: float = 0.05
-    guests: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
-    spread: Executor = field(default_factory=LocalExecutor)
+    external: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
+    executor: Executor = field(default_factory=LocalExecutor)
 
-    def over(self, work: Work[Student]) -> AsyncGenerator[pa.Table]:
+    def run(self, work: Work[Student]) -> AsyncGenerator[pa.Table]:
         """The table of every part of a work, in their order."""
-        return self.spread.over(self, work)
+        return self.executor.run(self, work)
 
     @property
     def identity(self) -> str:
         """Endpoint and models; enters fingerprints."""
-        guests = sorted((role, provider.identity) for role, provider in self.guests.items())
+        external = sorted((role, provider.identity) for role, provider in self.external.items())
         own = f"{self.provider.identity}|{sorted(self.identities.items())}|{self.seed}"
-        return f"{own}|{guests}" if guests else own
+        return f"{own}|{external}" if external else own
 
     def provider_of(self, role: str) -> Provider:
         """Who serves a role."""
-        return self.guests.get(role, self.provider)
-
-    def check_scored(self) -> None:
-        """Refuse a provider that cannot give log-probabilities."""
-        require(self.provider.scored, "log-probabilities", self.provider)
+        return self.external.get(role, self.provider)
 
 
 async def ask(student: Student, task: Task, questions: Iterable[Question], *, stage: str) -> list[Evidence]:
@@ -173,7 +147,7 @@ def _by_provider(student: Student, questions: Iterable[Question]) -> Iterable[tu
     start = next(coming, None)
     if start is None:
         return ()
-    if not student.guests:
+    if not student.external:
         return ((start.role, itertools.chain((start,), coming)),)
     first: dict[int, str] = {}
     grouped: dict[str, list[Question]] = {}
@@ -229,7 +203,7 @@ def _asks(
 def reworded(task: Task, paraphrase: str | None, order: Sequence[int] | None = None) -> Task:
     """The task in other words, and with its fixed labels in another order."""
     update: dict[str, object] = {} if paraphrase is None else {"instruction": paraphrase.strip()}
-    if order is not None and task.kind == "labels":
+    if order is not None and task.fixed_labels:
         update["labels"] = tuple(task.definition.labels[i] for i in order)
     return replace(task, definition=task.definition.model_copy(update=update)) if update else task
 
@@ -245,10 +219,6 @@ def _refuse_too_many_failures(rows: list[Evidence], max_share: float, stage: str
 
 
 PREFILL = "Answer:"
-_CONFIDENCE = (
-    "Then add a second line: Confidence: and one of these phrases, as sure as you are of the answer: "
-    + ", ".join(words for words, _ in WORD_SCALE)
-)
 
 
 @dataclass(frozen=True)
@@ -260,22 +230,22 @@ class SamplingParams:
 
 
 def questions_of(
-    student: Student, corpus: Corpus, annotator: Annotator, examples: Sequence[Example], tone: SamplingParams
+    student: Student, corpus: Corpus, annotator: Annotator, examples: Sequence[Example], sampling: SamplingParams
 ) -> Iterator[Question]:
     """One question per example, those with the same demonstrations after each other."""
     for example in corpus.by_shot_set(examples, annotator.shots):
-        yield _with_shots(student, corpus, annotator, example, tone, annotator.shots)
+        yield _with_shots(student, corpus, annotator, example, sampling, annotator.shots)
 
 
 def _with_shots(
-    student: Student, corpus: Corpus, annotator: Annotator, example: Example, tone: SamplingParams, shots: int
+    student: Student, corpus: Corpus, annotator: Annotator, example: Example, sampling: SamplingParams, shots: int
 ) -> Question:
     """The question after so many demonstrations; where it does not fit the context, it is put with one less."""
     order = shuffled_order(corpus.task, example, annotator, student.seed)
     task = reworded(corpus.task, annotator.paraphrase, order)
     prompt = corpus.prompt(example, shots, task, _order_for(task, order))
-    fewer = partial(_with_shots, student, corpus, annotator, example, tone, shots - 1) if shots else None
-    asked = question(student, corpus.task, annotator, (example, prompt, order), tone)
+    fewer = partial(_with_shots, student, corpus, annotator, example, sampling, shots - 1) if shots else None
+    asked = question(student, corpus.task, annotator, (example, prompt, order), sampling)
     if not annotator.shots:
         return asked
     return replace(asked, fewer=fewer, dropped_shots=annotator.shots - shots)
@@ -286,47 +256,47 @@ def question(
     task: Task,
     annotator: Annotator,
     asked: tuple[Example, Prompt, tuple[int, ...] | None],
-    tone: SamplingParams,
+    sampling: SamplingParams,
 ) -> Question:
     """An example's prompt as the annotator asks it; `asked` is the example, its prompt and the options' order."""
     example, prompt, order = asked
     labels = task.labels(example) or ()
-    shown = labels if task.kind == "multiple_choice" or order is None else tuple(labels[i] for i in order)
-    model = student.models[annotator.role]
-    if annotator.reading == "verbal":
-        prompt = _with_confidence(prompt)
+    shown = labels if task.lettered or order is None else tuple(labels[i] for i in order)
+    asking = asking_of(annotator.reading)
+    if asking.request:
+        *before, last = prompt.messages
+        prompt = replace(prompt, messages=(*before, Message(last.role, f"{last.content}\n{asking.request}")))
     request: ChatRequest | OptionRequest
-    if annotator.reading == "option_read":
-        prompt, request = _read(model, prompt, shown)
+    if asking.exact:
+        prompt, request = _read(student.models[annotator.role], prompt, shown)
     else:
-        request = _chat(student, annotator, (example, prompt), tone)
+        request = _chat(student, annotator, asking, (example, prompt), sampling)
     return Question(
         example=example,
         asker=annotator.id,
         prompt=prompt,
         request=request,
         role=annotator.role,
-        measure=annotator.reading != "sampled",
+        measure=asking.measured,
         labels=labels,
         shown=shown,
         order=order,
-        verbal=annotator.reading == "verbal",
+        read_words=asking.read_words,
     )
 
 
 def verification(
-    student: Student, task: Task, annotator: Annotator, asked: tuple[Example, str], tone: SamplingParams
+    student: Student, task: Task, annotator: Annotator, asked: tuple[Example, str], sampling: SamplingParams
 ) -> Question:
     """Is this answer right? One read of the two verdicts, or a short answer with its alternatives."""
     example, answer = asked
     prompt = task.verify_prompt(example, answer)
-    model = student.models[annotator.role]
     request: ChatRequest | OptionRequest
     if annotator.alternatives:
-        reader = replace(annotator, reading="option_prob", temperature=0.0, n=1)
-        request = _chat(student, reader, (example, prompt), tone)
+        reader = replace(annotator, temperature=0.0, n=1)
+        request = _chat(student, reader, VERDICT, (example, prompt), sampling)
     else:
-        prompt, request = _read(model, prompt, VERDICTS)
+        prompt, request = _read(student.models[annotator.role], prompt, VERDICTS)
     return Question(
         example=example,
         asker=annotator.id,
@@ -359,30 +329,27 @@ def shuffled_order(task: Task, example: Example, annotator: Annotator, seed: int
 
 def _order_for(task: Task, order: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Only multiple choice is permuted in the prompt; other labels were reordered in the task's own words."""
-    return order if task.kind == "multiple_choice" else None
+    return order if task.lettered else None
 
 
-def _chat(student: Student, annotator: Annotator, asked: tuple[Example, Prompt], tone: SamplingParams) -> ChatRequest:
+def _chat(
+    student: Student, annotator: Annotator, asking: Asking, asked: tuple[Example, Prompt], sampling: SamplingParams
+) -> ChatRequest:
     example, prompt = asked
-    reading, model = annotator.reading, student.models[annotator.role]
+    model = student.models[annotator.role]
     limits = student.provider_of(annotator.role).limits.get(model)
     most = limits.max_top_logprobs if limits is not None else None
-    alternatives = 0 if reading == "p_true" else annotator.alternatives
+    alternatives = 0 if asking.verified else annotator.alternatives
     temperature = annotator.temperature
     if temperature is None:
-        temperature = tone.temperature if reading in ("sampled", "votes") else 0.0
+        temperature = sampling.temperature if asking.sampled else 0.0
     return ChatRequest(
         model=model,
         prompt=prompt,
-        max_tokens=tone.max_tokens + (12 if reading == "verbal" else 0),
+        max_tokens=sampling.max_tokens + asking.request_tokens,
         n=annotator.n,
         temperature=temperature,
         seed=request_seed(student.seed, annotator.id, example.id),
-        logprobs=reading in ("sampled", "option_prob", "answer_logprob"),
+        logprobs=asking.logprobs,
         top_logprobs=min(alternatives, most or alternatives),
     )
-
-
-def _with_confidence(prompt: Prompt) -> Prompt:
-    *before, last = prompt.messages
-    return replace(prompt, messages=(*before, Message(last.role, f"{last.content}\n{_CONFIDENCE}")))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from semievol_api.annotate.vectors import Ranking, VectorIndex, nearest_vectors
 from semievol_api.capabilities import Provider
 from semievol_api.config.settings import RetrieveSettings
-from semievol_api.data.parts import Rows
+from semievol_api.data.schemas import chunked_examples, examples_table
+from semievol_api.data.table import ChunkedTable
 from semievol_api.engine import RequestEngine
 from semievol_api.records import Example, FloatMatrix
 from semievol_api.scale.executor import Executor, LocalExecutor, Shard
@@ -36,7 +38,7 @@ class EmbeddingTool:
     engine: RequestEngine
     provider: Provider
     model: str
-    spread: Executor = field(default_factory=LocalExecutor)
+    executor: Executor = field(default_factory=LocalExecutor)
 
     @property
     def identity(self) -> str:
@@ -49,24 +51,27 @@ async def retrieve(
     embedder: EmbeddingTool | None, data: Prepared, folds: Folds, settings: RetrieveSettings, k: int
 ) -> Neighbours:
     """The `k` nearest examples of D_warm to every question, nearest first; what calibrates or gates is nobody's."""
-    if not isinstance(data.unlabeled, Rows) and (embedder is None or isinstance(embedder.spread, LocalExecutor)):
+    here = embedder is None or isinstance(embedder.executor, LocalExecutor)
+    if here and chunked_examples(data.unlabeled).n_parts == 1:
         return await nearest_among(embedder, folds.warm, every_question(data, folds), settings, k)
     if embedder is None or settings.method == "bm25" or not folds.warm or k == 0:
-        return Neighbours(making=LocalExecutor().over(None, Retrieval(data, folds, settings, k)))
+        return Neighbours(making=LocalExecutor().run(None, Retrieval(data, folds, settings, k)))
     index = VectorIndex.of(await embedded(embedder, folds.warm, settings))
     work = Retrieval(data, folds, settings, k, index)
-    return Neighbours(making=embedder.spread.over(embedder, work), note=index.note)
+    return Neighbours(making=embedder.executor.run(embedder, work), note=index.note)
+
+
+def questions_in_parts(data: Prepared, folds: Folds) -> ChunkedTable[Example]:
+    """The unlabelled questions, and behind them the test's, the labelled ones and the user's own development file's."""
+    labeled = {e.id for e in data.labeled}
+    own = tuple(e for e in folds.development if e.id not in labeled)
+    return chunked_examples(data.unlabeled).followed_by(examples_table((*data.test, *data.labeled, *own)))
 
 
 def every_question(data: Prepared, folds: Folds) -> tuple[Example, ...]:
-    """The unlabelled, the test, the labelled questions, and those of the user's own development file.
-
-    Unlabelled ones that lie in parts are left out.
-    """
-    labeled = {e.id for e in data.labeled}
-    own = tuple(e for e in folds.development if e.id not in labeled)
-    unlabeled = () if isinstance(data.unlabeled, Rows) else data.unlabeled
-    return (*unlabeled, *data.test, *data.labeled, *own)
+    """The questions of `questions_in_parts`, without unlabelled ones that lie in several parts."""
+    questions = questions_in_parts(data, folds)
+    return questions.part(questions.n_parts - 1)
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,19 @@ class Retrieval:
     index: VectorIndex | None = None
     stage: str = "retrieve"
 
+    @cached_property
+    def questions(self) -> ChunkedTable[Example]:
+        """All questions, in parts."""
+        return questions_in_parts(self.data, self.folds)
+
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The unlabelled examples' parts, and one for all other questions."""
-        unlabeled = self.data.unlabeled
-        rest = (len(every_question(self.data, self.folds)),)
-        return (*unlabeled.parts.sizes, *rest) if isinstance(unlabeled, Rows) else rest
-
-    def questions(self, part: int) -> Sequence[Example]:
-        """The questions of a part."""
-        unlabeled = self.data.unlabeled
-        if isinstance(unlabeled, Rows) and part < unlabeled.parts.count:
-            return unlabeled.part(part)
-        return every_question(self.data, self.folds)
+        """See `Work`."""
+        return self.questions.sizes
 
     async def __call__(self, embedder: EmbeddingTool | None, shard: Shard, /) -> pa.Table:
         """The shard's neighbours."""
-        parts = max(1, len(self.sizes) - 1) if shard.part < len(self.sizes) - 1 else 1
-        queries = [e for e in self.questions(shard.part) if shard.has(e.id, parts)]
+        queries = shard.examples(self.questions)
         if self.index is None or embedder is None or not queries:
             return (await nearest_among(None, self.folds.warm, queries, self.settings, self.k)).table()
         vectors = await embedded(embedder, queries, self.settings)
@@ -107,7 +107,7 @@ class Retrieval:
 
     def joined(self, part: int, tables: Sequence[pa.Table]) -> pa.Table:
         """The shards of a part in the order of its questions."""
-        order = {e.id: place for place, e in enumerate(self.questions(part))}
+        order = {e.id: place for place, e in enumerate(self.questions.part(part))}
         whole = pa.concat_tables(tables).combine_chunks()
         places = np.array([order[name] for name in whole["example_id"].to_pylist()], dtype=np.int64)
         return whole.take(pa.array(np.argsort(places)))

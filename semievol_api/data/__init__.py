@@ -15,9 +15,6 @@ from semievol_api.data.hygiene import Dropped as Dropped
 from semievol_api.data.hygiene import HygieneReport as HygieneReport
 from semievol_api.data.hygiene import SharedQuestion as SharedQuestion
 from semievol_api.data.hygiene import clean as clean
-from semievol_api.data.hygiene import exact_key as exact_key
-from semievol_api.data.large_pool import Pool as Pool
-from semievol_api.data.large_pool import clean_pool as clean_pool
 from semievol_api.data.read_files import Table as Table
 from semievol_api.data.read_files import read_table as read_table
 from semievol_api.data.sources import RawData as RawData
@@ -30,15 +27,16 @@ from semievol_api.data.starter import Starter as Starter
 from semievol_api.data.starter import render_config as render_config
 from semievol_api.data.starter import render_task as render_task
 from semievol_api.data.starter import start as start
+from semievol_api.data.table import ChunkedTable as ChunkedTable
 from semievol_api.data.understanding import Understanding as Understanding
 from semievol_api.data.understanding import understand as understand
 
 __all__ = [
+    "ChunkedTable",
     "CleanData",
     "Dropped",
     "HygieneReport",
     "Note",
-    "Pool",
     "RawData",
     "Reading",
     "SharedQuestion",
@@ -46,9 +44,7 @@ __all__ = [
     "Table",
     "Understanding",
     "clean",
-    "clean_pool",
     "content_id",
-    "exact_key",
     "read_data",
     "read_examples",
     "read_source",

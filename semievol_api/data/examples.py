@@ -10,18 +10,27 @@ import ast
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from semievol_api.cassettes.scrub import replace_key_shapes
 from semievol_api.config.settings import parse_settings
 from semievol_api.data.read_files import Row, Table
+from semievol_api.data.schemas import HIDDEN, as_examples, examples_table
+from semievol_api.data.table import ChunkedTable, Scratch, free_memory, hash_of, repeated
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Columns, Task
-from semievol_api.tasks.definition import LETTERS
+from semievol_api.tasks.kind import LETTERS
 
 KEYS_REMOVED = "what looks like an API key was taken out; if it is one, revoke it: it stands in the file in clear"
 
@@ -89,19 +98,22 @@ class Note:
 class Reading:
     """What one file gave."""
 
-    examples: Sequence[Example]
+    examples: ChunkedTable[Example]
     notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A row's example, without an id of its own where the file names none, and what is to be said of it."""
+class _Draft:
+    """A row's example, whose id may be one that another has too, and what its owner should know."""
 
     example: Example
     line: int
     remarks: tuple[str, ...]
 
 
+LINE = "line"
+STORED_ROWS = 4096
+"""Rows that are held before they are stored, and read together."""
 DIGIT_ANSWER = "answers given by position were read as letters"
 NULL_OPTION = "empty options were read as the word None, which some libraries write as NaN"
 SAME_OPTIONS = "two options have the same text"
@@ -116,17 +128,110 @@ def columns_of(task: Task, overrides: Mapping[str, str]) -> Columns:
     return parse_settings(Columns, tree, where="data.columns")
 
 
-def read_examples(table: Table, task: Task, role: DataRole, columns: Columns | None = None) -> Reading:
-    """The examples of a table.
+def read_examples(
+    source: Table | Iterable[Table], task: Task, role: DataRole, columns: Columns | None = None
+) -> Reading:
+    """The examples of a file's rows, in its order; those of several tables, with the same columns, lie on disk.
 
     Raises:
         DataError: a column is missing, or a row's question, options, answer or id cannot be used.
     """
     columns = columns or task.definition.columns
-    require_columns(table, task, role, columns)
-    drafts = [draft_of(table, row, task, role, columns) for row in range(len(table.rows))]
-    examples = _with_ids(table, drafts, from_column=columns.id is not None)
-    return Reading(examples, _notes(table, examples, drafts))
+    tables, scratch = ((source,), None) if isinstance(source, Table) else (source, Scratch())
+    store, where = _Store(scratch), ("", "")
+    remarks: dict[str, array[int]] = {}
+    for table in tables:
+        where = (table.source, table.unit)
+        _require_columns(table, task, role, columns)
+        for row in range(len(table.rows)):
+            draft = _draft_of(table, row, task, role, columns)
+            for remark in draft.remarks:
+                remarks.setdefault(remark, array("q")).append(len(store.keys))
+            store.add(draft.example, draft.line)
+    examples = _with_own_ids(store.table(), np.frombuffer(store.keys, np.uint64), where, columns)
+    notes = (_note(where, kind, examples, np.frombuffer(rows, np.int64)) for kind, rows in remarks.items())
+    return Reading(examples, tuple(notes))
+
+
+class _Store:
+    """Examples as they come, in memory or in a scratch folder; `keys` are their ids' hashes."""
+
+    def __init__(self, scratch: Scratch | None) -> None:
+        self.keys = array("Q")
+        self._scratch = scratch
+        self._hash = hashlib.blake2b(digest_size=20)
+        self._paths: list[Path] = []
+        self._waiting: list[tuple[Example, int]] = []
+
+    def add(self, example: Example, line: int) -> None:
+        """One more example, and where it stands in the file."""
+        self.keys.append(hash_of(example.id))
+        self._waiting.append((example, line))
+        if self._scratch is not None and len(self._waiting) >= STORED_ROWS:
+            self._store(self._scratch)
+
+    def table(self) -> ChunkedTable[Example]:
+        """Everything that was added, with the columns `hidden_answer` and `line`."""
+        if self._scratch is None:
+            return ChunkedTable.of(self._taken()[1]).typed(as_examples)
+        if self._waiting:
+            self._store(self._scratch)
+        stored = ChunkedTable.stored(self._paths).typed(as_examples)
+        return replace(stored, content=self._hash.hexdigest(), scratch=self._scratch)
+
+    def _taken(self) -> tuple[pa.Table, pa.Table]:
+        """What is waiting, without and with the columns that enter no fingerprint."""
+        table = examples_table([example for example, _ in self._waiting])
+        hidden = pa.array([example.hidden_answer for example, _ in self._waiting], pa.string())
+        lines = pa.array([line for _, line in self._waiting], pa.int64())
+        self._waiting.clear()
+        return table, table.append_column(HIDDEN, hidden).append_column(LINE, lines)
+
+    def _store(self, scratch: Scratch) -> None:
+        table, whole = self._taken()
+        for batch in table.to_batches():
+            self._hash.update(batch.serialize())
+        path = scratch.path / f"rows-{len(self._paths):05d}.parquet"
+        with scratch.writing():
+            pq.write_table(whole, path, compression="lz4")
+        self._paths.append(path)
+        free_memory()
+
+
+def _with_own_ids(
+    examples: ChunkedTable[Example], keys: NDArray[np.uint64], where: tuple[str, str], columns: Columns
+) -> ChunkedTable[Example]:
+    """An id for each: a repeated question's gets a number, one of the file's own that is repeated is a fault."""
+    seen: dict[str, int] = {}
+    renamed: dict[int, str] = {}
+    again = repeated(keys)
+    places = iter(np.flatnonzero(again).tolist())
+    for table in examples.where(again).tables(["id", LINE]):
+        for key, line, place in zip(table["id"].to_pylist(), table[LINE].to_pylist(), places, strict=False):
+            if columns.id is not None and key in seen:
+                source, unit = where
+                raise DataError(
+                    f"{source}: the id {key!r} stands in {unit} {seen[key]} and again in {unit} {line}. "
+                    f"Make ids unique, or name no id column; then they come from the content."
+                )
+            seen[key] = seen.get(key, 0) + 1 if columns.id is None else line
+            if columns.id is None and seen[key] > 1:
+                renamed[place] = f"{key}-{seen[key]}"
+    return examples.with_values("id", renamed)
+
+
+def _note(where: tuple[str, str], kind: str, examples: ChunkedTable[Example], places: NDArray[np.int64]) -> Note:
+    """A remark about some examples; `where` is the file's name and what it is counted in."""
+    concerned = np.zeros(len(examples), dtype=np.bool_)
+    concerned[places] = True
+    ids, lines = list[str](), list[int]()
+    for table in examples.where(concerned).tables(["id", LINE]):
+        ids += table["id"].to_pylist()
+        lines += table[LINE].to_pylist()
+    source, unit = where
+    named = ", ".join(str(line) for line in lines[:MOST_ROWS_NAMED])
+    more = f" and {len(ids) - MOST_ROWS_NAMED} more" if len(ids) > MOST_ROWS_NAMED else ""
+    return Note(source, kind, tuple(ids), f"{unit} {named}{more}")
 
 
 def content_id(question: str, options: Sequence[str]) -> str:
@@ -135,7 +240,7 @@ def content_id(question: str, options: Sequence[str]) -> str:
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def require_columns(table: Table, task: Task, role: DataRole, columns: Columns) -> None:
+def _require_columns(table: Table, task: Task, role: DataRole, columns: Columns) -> None:
     """Refuse a table that lacks a column."""
     table.require(columns.question, "question")
     for column in _option_columns(table, task, columns):
@@ -152,7 +257,7 @@ def require_columns(table: Table, task: Task, role: DataRole, columns: Columns) 
 
 def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ...]:
     """The columns that hold options; none where the task's labels stand in for them."""
-    if task.kind != "multiple_choice":
+    if not task.lettered:
         return ()
     if columns.options is None:
         if task.definition.labels:
@@ -165,7 +270,7 @@ def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ..
     return () if missing and task.definition.labels else names
 
 
-def draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Columns) -> Draft:
+def _draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Columns) -> _Draft:
     """A row as an example."""
     question = _text(table.cell(row, columns.question))
     if not question:
@@ -174,10 +279,12 @@ def draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Column
     names = _option_columns(table, task, columns)
     options, remarks = _options(table, row, names) if names else (task.definition.labels, [])
     group = _text(table.cell(row, columns.group)) if columns.group else ""
+    whole = f"{context}\n\n{question}" if context else question
+    options = options if task.lettered else ()
     bare = Example(
-        id=_text(table.cell(row, columns.id)) if columns.id else "",
-        question=f"{context}\n\n{question}" if context else question,
-        options=options if task.kind == "multiple_choice" else (),
+        id=_text(table.cell(row, columns.id)) if columns.id else content_id(whole, options),
+        question=whole,
+        options=options,
         group=group or (content_id(context, ()) if context else None),
         category=(_text(table.cell(row, columns.category)) or None) if columns.category else None,
     )
@@ -185,7 +292,7 @@ def draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Column
         raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
     answered, remark = _with_answer(table, row, bare, task, (role, columns.answer))
     held_key = [KEYS_REMOVED] if row in table.held_keys else []
-    return Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
+    return _Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
 
 
 def _with_answer(
@@ -201,24 +308,12 @@ def _with_answer(
             "Rows without an answer belong into the unlabelled file."
         )
     gold = task.read_gold(cell, example)
-    remarks = [DIGIT_ANSWER] if task.kind == "multiple_choice" and cell.isdecimal() and gold else []
+    remarks = [DIGIT_ANSWER] if task.lettered and cell.isdecimal() and gold else []
     if role == "unlabeled":
         return replace(example, hidden_answer=gold), remarks if gold else [HIDDEN_UNREADABLE]
     if gold is None:
-        raise DataError(f"{table.where(row)}: the answer {cell[:80]!r} {_why_refused(task, example, cell)}")
+        raise DataError(f"{table.where(row)}: the answer {cell[:80]!r} {task.why_refused(cell, example)}")
     return replace(example, answer=gold), remarks
-
-
-def _why_refused(task: Task, example: Example, cell: str) -> str:
-    if task.kind == "number":
-        return "is no number."
-    if task.kind == "labels":
-        return f"is none of the task's labels: {', '.join(task.definition.labels)}. Add it there, or as an alias."
-    advice = "Write the letter of an option, its position or its exact text."
-    if cell == "0" and task.definition.first_option_digit == 1:
-        advice = "If positions count from 0, set first_option_digit = 0 in the task."
-    last = LETTERS[len(example.options) - 1]
-    return f"is outside the options, which are A to {last}, or fits more than one of them. {advice}"
 
 
 def _options(table: Table, row: int, names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -264,50 +359,6 @@ def _parsed(text: str) -> object:
             return ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return text
-
-
-def same_id(where: tuple[str, str], key: str, first: int, again: int) -> DataError:
-    """The fault of a file, given by its name and what it is counted in, that names an id twice."""
-    source, unit = where
-    return DataError(
-        f"{source}: the id {key!r} stands in {unit} {first} and again in {unit} {again}. "
-        f"Make ids unique, or name no id column; then they come from the content."
-    )
-
-
-def note_of(source: str, kind: str, example_ids: tuple[str, ...], where: tuple[str, Sequence[int]]) -> Note:
-    """A remark about some examples; `where` is what the file is counted in, and where the first of them stand."""
-    unit, lines = where
-    named = ", ".join(str(line) for line in lines[:MOST_ROWS_NAMED])
-    more = f" and {len(example_ids) - MOST_ROWS_NAMED} more" if len(example_ids) > MOST_ROWS_NAMED else ""
-    return Note(source, kind, example_ids, f"{unit} {named}{more}")
-
-
-def _with_ids(table: Table, drafts: Sequence[Draft], *, from_column: bool) -> tuple[Example, ...]:
-    seen: dict[str, int] = {}
-    examples: list[Example] = []
-    for draft in drafts:
-        if from_column:
-            key = draft.example.id
-            if key in seen:
-                raise same_id((table.source, table.unit), key, seen[key], draft.line)
-            seen[key] = draft.line
-            examples.append(draft.example)
-        else:
-            key = content_id(draft.example.question, draft.example.options)
-            seen[key] = seen.get(key, 0) + 1
-            examples.append(replace(draft.example, id=key if seen[key] == 1 else f"{key}-{seen[key]}"))
-    return tuple(examples)
-
-
-def _notes(table: Table, examples: Sequence[Example], drafts: Sequence[Draft]) -> tuple[Note, ...]:
-    kinds = dict.fromkeys(remark for draft in drafts for remark in draft.remarks)
-    notes: list[Note] = []
-    for kind in kinds:
-        concerned = [(e.id, d.line) for e, d in zip(examples, drafts, strict=True) if kind in d.remarks]
-        ids, lines = tuple(i for i, _ in concerned), [line for _, line in concerned]
-        notes.append(note_of(table.source, kind, ids, (table.unit, lines)))
-    return tuple(notes)
 
 
 def _is_null(value: object) -> bool:

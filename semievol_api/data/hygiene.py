@@ -10,9 +10,11 @@ changed. Hidden answers are never read. Knows nothing of files, prompts or model
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,12 +24,16 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from semievol_api.data.schemas import chunked_examples
+from semievol_api.data.table import BoolArray, ChunkedTable, Scratch, hash_of, repeated
 from semievol_api.records import Example
 
 _STRIPPED = re.compile(r"[.,](?!\d)|(?<!\d)!|(?<=[^\W\d_])-(?=[^\W\d_])|[^\w\s.,!\-*/%]|_")
 NGRAM = 5
 BANDS = 10
 ROWS = 8
+AT_ONCE = 2048
+"""Texts whose signatures are computed together."""
 _CHUNK_GRAMS = 2_000_000
 _BUCKET_CAP = 64
 """In a bucket of more texts than this, every text is compared with the first ones only: the work stays linear."""
@@ -236,7 +242,7 @@ class CleanData:
     """What is left, in the order of the files, and the report."""
 
     labeled: tuple[Example, ...]
-    unlabeled: Sequence[Example]
+    unlabeled: ChunkedTable[Example]
     test: tuple[Example, ...]
     report: HygieneReport
 
@@ -260,18 +266,20 @@ def clean(
 ) -> CleanData:
     """Drop leaks and duplicates, quarantine conflicts, group shared questions.
 
+    Of the unlabelled items only those are compared that share a question, or with `near` a part of their text's
+    signature, with any other: all of them need not be held.
+
     Args:
         labeled: training items with answers.
-        unlabeled: items whose answers, if any, are hidden.
+        unlabeled: items whose answers, if any, are hidden; of any number, see `ChunkedTable`.
         test: items to measure on; they stay as they are.
         near: also look for near duplicates (character 5-grams, Jaccard >= 0.9).
     """
-    parts: tuple[tuple[Part, Sequence[Example]], ...] = (
-        ("test", test),
-        ("labeled", labeled),
-        ("unlabeled", unlabeled),
-    )
-    items = [_item(part, example) for part, examples in parts for example in examples]
+    pool = chunked_examples(unlabeled)
+    compared = _comparable((*test, *labeled), pool, near=near)
+    some = dict(zip(np.flatnonzero(compared).tolist(), pool.where(compared), strict=True))
+    items = [_item("test", e) for e in test] + [_item("labeled", e) for e in labeled]
+    items += [_item("unlabeled", e) for e in some.values()]
     dropped = _exact(items)
     if near:
         gone = {(row.part, row.example_id) for row in dropped}
@@ -284,19 +292,31 @@ def clean(
     def kept(part: Part) -> tuple[Example, ...]:
         return tuple(_grouped(item, group_of) for item in left if item.part == part)
 
+    stays = np.ones(len(pool), dtype=np.bool_)
+    stays[[place for place, e in some.items() if ("unlabeled", e.id) in gone]] = False
+    groups = {place: group_of.get(("unlabeled", e.id)) for place, e in some.items() if not e.group}
+    grouped = pool.with_values("group", {place: group for place, group in groups.items() if group is not None})
     repeats = Counter(_key(item) for item in items if item.part == "test")
     report = HygieneReport(tuple(dropped), shared, sum(repeats.values()) - len(repeats))
-    return CleanData(kept("labeled"), kept("unlabeled"), kept("test"), report)
+    return CleanData(kept("labeled"), grouped.where(stays), kept("test"), report)
 
 
-def exact_key(example: Example) -> tuple[str, ...]:
-    """Normalised question and sorted options: two examples with one key ask the same thing."""
-    return _key(_item("test", example))
-
-
-def whole_text(example: Example) -> str:
-    """The text of an example by which near duplicates are looked for."""
-    return _item("unlabeled", example).whole
+def _comparable(others: Sequence[Example], pool: ChunkedTable[Example], *, near: bool) -> BoolArray:
+    """bool (len(pool),): the items whose question occurs elsewhere too, or which `near_pairs` would look at."""
+    keys = array("Q", (hash_of(normalized(e.question)) for e in itertools.chain(others, pool)))
+    marked = repeated(np.frombuffer(keys, np.uint64))
+    if near:
+        scratch = Scratch()
+        paths = [scratch.path / f"band-{number}" for number in range(2 * BANDS)]
+        coming = itertools.chain(others, pool)
+        while some := list(itertools.islice(coming, AT_ONCE)):
+            texts = [_item("unlabeled", e).whole for e in some], [normalized(e.question) for e in some]
+            for path, column in zip(paths, np.hstack([band_keys(one) for one in texts]).T, strict=True):
+                with scratch.writing(), path.open("ab") as file:
+                    file.write(np.ascontiguousarray(column).tobytes())
+        for path in paths if marked.size else ():
+            marked |= repeated(np.fromfile(path, np.uint64))
+    return marked[len(others) :]
 
 
 def _item(part: Part, example: Example) -> _Item:

@@ -9,13 +9,14 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from semievol_api.config.settings import nearest
-from semievol_api.data import parts
+from semievol_api.data import table as tables
 from semievol_api.errors import DataError
 
 Row: TypeAlias = Mapping[str, object]
@@ -58,80 +59,99 @@ class Table:
         return here
 
 
+LARGE_BYTES = 8 * 2**20
+"""Text files up to here are read whole: that takes some five times as much memory."""
+CHUNK_ROWS = 4096
+ItemT = TypeVar("ItemT")
+
+
 def read_table(path: Path) -> Table:
     """The rows of a file, by its ending.
 
     Raises:
         DataError: the file is missing, unreadable, of an unknown kind, empty or malformed.
     """
-    readers: dict[str, Callable[[Path], Table]] = {
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".json": _read_json,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
+    kind = path.suffix.lower()
+    if path.is_file() and kind in _READERS and kind != ".parquet":
+        with _faults_told(path):
+            _refuse_no_utf8(path)
+    tables = list(read_chunks(path))
+    first = tables[0]
+    rows = tuple(row for table in tables for row in table.rows)
+    return Table(first.source, first.unit, first.columns, rows, tuple(line for table in tables for line in table.lines))
+
+
+def is_large(path: Path) -> bool:
+    """Whether a file is read in chunks."""
+    kind = path.suffix.lower()
+    if not path.is_file() or kind not in _READERS or kind == ".json":
+        return False
+    return _many_rows(path) if kind == ".parquet" else path.stat().st_size > LARGE_BYTES
+
+
+def read_chunks(path: Path) -> Iterator[Table]:
+    """The rows of a file in tables of at most `CHUNK_ROWS`; a JSON file is one list, and one table.
+
+    Raises:
+        DataError: as `read_table`, but when the fault's place is reached.
+    """
+    reader = _READERS.get(path.suffix.lower())
     if not path.exists():
         raise DataError(
             f"There is no data file {str(path)!r}. Check the path; relative ones start at the config's folder."
         )
     if reader is None:
         raise DataError(
-            f"The file {str(path)!r} is of an unknown kind. Known endings: {', '.join(readers)}. A spreadsheet is "
+            f"The file {str(path)!r} is of an unknown kind. Known endings: {', '.join(_READERS)}. A spreadsheet is "
             f"saved as 'CSV UTF-8' first, a compressed file is unpacked."
         )
+    empty = True
+    with _faults_told(path):
+        for table in reader(path):
+            empty = empty and not table.rows
+            yield table
+    if empty:
+        raise DataError(f"The file {str(path)!r} is empty: it holds no row of data.")
+
+
+@contextmanager
+def _faults_told(path: Path) -> Generator[None]:
+    """Inside the block the file is read; what cannot be read is told."""
     try:
-        table = reader(path)
+        yield
+    except UnicodeDecodeError:
+        _refuse_no_utf8(path)
+        raise
     except OSError as error:
         raise DataError(f"The file {str(path)!r} cannot be read: {error.strerror or error}.") from None
-    if not table.rows:
-        raise DataError(f"The file {str(path)!r} is empty: it holds no row of data.")
-    return table
 
 
-def _read_text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise _no_utf8(path, line, data[error.start]) from None
-
-
-def refuse_no_utf8(path: Path) -> NoReturn:
+def _refuse_no_utf8(path: Path) -> None:
     """Says where a file stops being UTF-8, looking at it line by line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise _no_utf8(path, number, line[error.start]) from None
-    raise DataError(f"The file {str(path)!r} is not UTF-8. Save it as UTF-8 and try again.")
+                raise DataError(
+                    f"The file {str(path)!r} is not UTF-8: line {number} holds the byte 0x{line[error.start]:02x}. "
+                    "Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again."
+                ) from None
 
 
-def _no_utf8(path: Path, line: int, byte: int) -> DataError:
-    return DataError(
-        f"The file {str(path)!r} is not UTF-8: line {line} holds the byte 0x{byte:02x}. "
-        "Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again."
-    )
+def _read_csv(path: Path) -> Iterator[Table]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        csv.field_size_limit(2**31 - 1)
+        records = _csv_records(path, file, header)
+        columns = _csv_header(path, next(records, None))
+        for some in _batches(records):
+            rows = tuple(_csv_row(path, columns, record) for record in some)
+            yield Table(path.name, "line", columns, rows, tuple(line for line, _ in some))
 
 
-def _read_csv(path: Path) -> Table:
-    text = _read_text(path)
-    csv.field_size_limit(2**31 - 1)
-    records = csv_records(path, io.StringIO(text, newline=""), text.split("\n", 1)[0])
-    columns = csv_header(path, next(records, None))
-    rows: list[Row] = []
-    lines: list[int] = []
-    for record in records:
-        rows.append(csv_row(path, columns, record))
-        lines.append(record[0])
-    return Table(path.name, "line", columns, tuple(rows), tuple(lines))
-
-
-def csv_header(path: Path, record: tuple[int, list[str]] | None) -> tuple[str, ...]:
+def _csv_header(path: Path, record: tuple[int, list[str]] | None) -> tuple[str, ...]:
     """The columns that a file's first record names."""
     if record is None:
         raise DataError(f"The file {str(path)!r} is empty: it has not even a header line.")
@@ -142,7 +162,7 @@ def csv_header(path: Path, record: tuple[int, list[str]] | None) -> tuple[str, .
     return columns
 
 
-def csv_row(path: Path, columns: Sequence[str], record: tuple[int, list[str]]) -> Row:
+def _csv_row(path: Path, columns: Sequence[str], record: tuple[int, list[str]]) -> Row:
     """A record's fields by their columns."""
     line, fields = record
     if len(fields) != len(columns):
@@ -153,7 +173,7 @@ def csv_row(path: Path, columns: Sequence[str], record: tuple[int, list[str]]) -
     return dict(zip(columns, fields, strict=True))
 
 
-def csv_records(path: Path, text: Iterable[str], header: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(path: Path, text: Iterable[str], header: str) -> Iterator[tuple[int, list[str]]]:
     """Each record with the line where it begins; empty lines are passed over. `header` tells the delimiter."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max((",", ";", "\t"), key=header.count)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -170,18 +190,20 @@ def csv_records(path: Path, text: Iterable[str], header: str) -> Iterator[tuple[
         ) from None
 
 
-def _read_jsonl(path: Path) -> Table:
-    rows: list[Row] = []
-    lines: list[int] = []
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        rows.append(json_line(path, number, line))
-        lines.append(number)
-    return Table(path.name, "line", _all_columns(rows), tuple(rows), tuple(lines))
+def _read_jsonl(path: Path) -> Iterator[Table]:
+    columns = tuple(dict.fromkeys(name for _, row in _json_rows(path) for name in row))
+    for some in _batches(_json_rows(path)):
+        yield Table(path.name, "line", columns, tuple(row for _, row in some), tuple(line for line, _ in some))
 
 
-def json_line(path: Path, number: int, line: str) -> Row:
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _json_line(path, number, line.removesuffix("\n"))
+
+
+def _json_line(path: Path, number: int, line: str) -> Row:
     """The object in a line of a JSONL file."""
     try:
         value = json.loads(line)
@@ -193,16 +215,17 @@ def json_line(path: Path, number: int, line: str) -> Row:
     return _object(value, f"{path.name}, line {number}")
 
 
-def _read_json(path: Path) -> Table:
+def _read_json(path: Path) -> Iterator[Table]:
     try:
-        value = json.loads(_read_text(path))
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         hint = " If each line is one object, name the file .jsonl." if error.msg == "Extra data" else ""
         raise DataError(f"{path.name}, line {error.lineno}: this is not JSON ({error.msg}).{hint}") from None
     if not isinstance(value, list):
         raise DataError(f"{path.name} holds no list. A JSON file is a list of objects, one per example.")
     rows = [_object(item, f"{path.name}, item {i}") for i, item in enumerate(value, 1)]
-    return Table(path.name, "item", _all_columns(rows), tuple(rows), tuple(range(1, len(rows) + 1)))
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    yield Table(path.name, "item", columns, tuple(rows), tuple(range(1, len(rows) + 1)))
 
 
 def _object(value: object, where: str) -> Row:
@@ -212,85 +235,7 @@ def _object(value: object, where: str) -> Row:
     return value
 
 
-def _all_columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for row in rows for name in row))
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path.name} is no Parquet file, or a damaged one: {str(error).splitlines()[0]}") from None
-    rows: tuple[Row, ...] = tuple(table.to_pylist())
-    return Table(path.name, "row", tuple(table.column_names), rows, tuple(range(1, len(rows) + 1)))
-
-
-LARGE_BYTES = 8 * 2**20
-"""Text files up to here are read whole: that takes some five times as much memory."""
-CHUNK_ROWS = 4096
-ItemT = TypeVar("ItemT")
-
-
-def is_large(path: Path) -> bool:
-    """Whether a file is read in chunks."""
-    kind = path.suffix.lower()
-    if not path.is_file() or kind not in _CHUNKS:
-        return False
-    return _many_rows(path) if kind == ".parquet" else path.stat().st_size > LARGE_BYTES
-
-
-def read_chunks(path: Path) -> Iterator[Table]:
-    """The rows of a file in tables of at most `CHUNK_ROWS`.
-
-    Raises:
-        DataError: as `read_table`, but when the fault's place is reached.
-    """
-    chunks = _CHUNKS.get(path.suffix.lower())
-    if chunks is None or not path.is_file():
-        yield read_table(path)
-        return
-    empty = True
-    try:
-        for table in chunks(path):
-            empty = False
-            yield table
-    except UnicodeDecodeError:
-        refuse_no_utf8(path)
-    except OSError as error:
-        raise DataError(f"The file {str(path)!r} cannot be read: {error.strerror or error}.") from None
-    if empty:
-        raise DataError(f"The file {str(path)!r} is empty: it holds no row of data.")
-
-
-def _csv(path: Path) -> Iterator[Table]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        csv.field_size_limit(2**31 - 1)
-        records = csv_records(path, file, header)
-        columns = csv_header(path, next(records, None))
-        for some in _batches(records):
-            rows = tuple(csv_row(path, columns, record) for record in some)
-            yield Table(path.name, "line", columns, rows, tuple(line for line, _ in some))
-
-
-def _jsonl(path: Path) -> Iterator[Table]:
-    columns = tuple(dict.fromkeys(name for _, row in _json_rows(path) for name in row))
-    for some in _batches(_json_rows(path)):
-        yield Table(path.name, "line", columns, tuple(row for _, row in some), tuple(line for line, _ in some))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, json_line(path, number, line.removesuffix("\n"))
-
-
-def _parquet(path: Path) -> Iterator[Table]:
+def _read_parquet(path: Path) -> Iterator[Table]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -311,7 +256,7 @@ def _many_rows(path: Path) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        return bool(pq.read_metadata(path).num_rows > parts.PART_ROWS)
+        return bool(pq.read_metadata(path).num_rows > tables.PART_ROWS)
     except (pa.ArrowInvalid, OSError):
         return False  # whoever reads it says what is wrong with it
 
@@ -321,10 +266,11 @@ def _batches(items: Iterator[ItemT]) -> Iterator[list[ItemT]]:
         yield some
 
 
-_CHUNKS: dict[str, Callable[[Path], Iterator[Table]]] = {
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".parquet": _parquet,
+_READERS: dict[str, Callable[[Path], Iterator[Table]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
 }

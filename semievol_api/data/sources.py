@@ -12,17 +12,20 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from semievol_api.config.settings import DataSettings
-from semievol_api.data import parts
+from semievol_api.data import table as tables
 from semievol_api.data.examples import DataRole, Note, Reading, columns_of, mask_keys, read_examples, without_keys
-from semievol_api.data.large_pool import SAME_ID, Pool, held, read_large, with_other_ids
 from semievol_api.data.read_files import Row, Table, is_large, read_chunks, read_table
+from semievol_api.data.schemas import chunked_examples
 from semievol_api.data.splits import order_of, split, subsample
+from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task
@@ -180,16 +183,16 @@ def read_reviewed(path: Path, task: Task, unlabeled: Sequence[Example]) -> Mappi
 
 def _standing(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str]]:
     """Line, id and answer of what holds in the end: a later line replaces an earlier one, an undo takes back one."""
-    said: dict[str, list[tuple[int, str]]] = {}
+    given: dict[str, list[tuple[int, str]]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, cell, action = _row(path, number, mask_keys(line))
         if action == "undo":
-            said[name] = said.get(name, [])[:-1]
+            given[name] = given.get(name, [])[:-1]
         elif cell or action:
-            said.setdefault(name, []).append((number, cell))
-    for name, stack in said.items():
+            given.setdefault(name, []).append((number, cell))
+    for name, stack in given.items():
         if stack and stack[-1][1]:
             yield stack[-1][0], name, stack[-1][1]
 
@@ -213,7 +216,7 @@ class RawData:
 
     labeled: tuple[Example, ...]
     unlabeled: Sequence[Example]
-    """A `Pool` where they are too many to be held."""
+    """A `ChunkedTable` as far as they come from a file; in the order of the file."""
     test: tuple[Example, ...]
     notes: tuple[Note, ...] = ()
     development: tuple[Example, ...] = ()
@@ -230,8 +233,6 @@ class RawData:
     @property
     def gold(self) -> Mapping[str, str]:
         """The hidden answers of the unlabelled part by example id: for the oracle report alone."""
-        if isinstance(self.unlabeled, Pool):
-            return self.unlabeled.gold
         return {e.id: e.hidden_answer for e in self.unlabeled if e.hidden_answer is not None}
 
     @property
@@ -274,13 +275,15 @@ def read_data(settings: DataSettings, task: Task, seed: int = 0) -> RawData:
     sources: list[tuple[DataRole, Path]] = [("labeled", settings.labeled), ("unlabeled", settings.unlabeled)]
     if settings.test is not None:
         sources.append(("test", settings.test))
-    development = () if settings.dev is None else _read("test", settings.dev, settings, task).examples
+    development = () if settings.dev is None else tuple(_read("test", settings.dev, settings, task).examples)
     readings = {role: _read(role, source, settings, task) for role, source in sources}
-    test = readings["test"].examples if "test" in readings else ()
-    labeled = tuple(_thinned(readings["labeled"].examples, settings.max_labeled, seed))
-    unlabeled = _thinned(readings["unlabeled"].examples, settings.max_unlabeled, seed)
-    test = tuple(_thinned(test, settings.max_test, seed))
     notes = [note for reading in readings.values() for note in reading.notes]
+    labeled, test = (tuple(readings[role].examples) if role in readings else () for role in ("labeled", "test"))
+    unlabeled = _thinned(readings["unlabeled"].examples, settings.max_unlabeled, seed)
+    if settings.max_labeled is not None:
+        labeled = subsample(labeled, settings.max_labeled, seed)
+    if settings.max_test is not None:
+        test = subsample(test, settings.max_test, seed)
     whole = _distinct_ids(labeled, unlabeled, test, notes)
     reviewed = {} if settings.reviewed is None else read_reviewed(settings.reviewed, task, whole.unlabeled)
     return replace(whole, development=_apart(development, whole), reviewed=reviewed)
@@ -296,7 +299,7 @@ def read_task_data(task: Task) -> RawData:
     if hub is None:
         raise DataError(f"The task {task.name!r} names no public dataset: its file has no [hub] section.")
     reading = read_examples(without_keys(read_task_dataset(hub)), task, "test", hub.columns)
-    labeled, unlabeled, test = split(reading.examples, hub.ratio, hub.seed)
+    labeled, unlabeled, test = split(tuple(reading.examples), hub.ratio, hub.seed)
     hidden = tuple(replace(e, answer=None, hidden_answer=e.answer) for e in unlabeled)
     return RawData(labeled, hidden, test, reading.notes)
 
@@ -308,15 +311,19 @@ def _read(role: DataRole, source: Path, settings: DataSettings, task: Task) -> R
     if address is not None and hub is not None and address.dataset == hub.dataset and not settings.columns:
         columns = hub.columns
     if role == "unlabeled" and is_large(source):
-        return read_large(map(without_keys, read_chunks(source)), task, columns)
+        return read_examples(map(without_keys, read_chunks(source)), task, role, columns)
     return read_examples(read_source(source), task, role, columns)
 
 
-def _thinned(examples: Sequence[Example], size: int | None, seed: int) -> Sequence[Example]:
-    if isinstance(examples, Pool):
-        chosen = examples if size is None else examples.sampled(size, lambda name: order_of(seed, name))
-        return held(chosen, parts.PART_ROWS)
-    return tuple(examples) if size is None else subsample(examples, size, seed)
+def _thinned(unlabeled: ChunkedTable[Example], size: int | None, seed: int) -> ChunkedTable[Example]:
+    """At most `size` examples, those that come first by their ids' order; few of a large file come into memory."""
+    if size is not None and size < len(unlabeled):
+        order = (int.from_bytes(order_of(seed, name)[:8], "big") for name in unlabeled.values("id"))
+        chosen = np.argsort(np.fromiter(order, np.uint64, len(unlabeled)), kind="stable")[:size]
+        mask = np.zeros(len(unlabeled), dtype=np.bool_)
+        mask[chosen] = True
+        unlabeled = unlabeled.where(mask)
+    return unlabeled.in_memory() if unlabeled.content and len(unlabeled) <= tables.PART_ROWS else unlabeled
 
 
 def _refuse_same_file(settings: DataSettings) -> None:
@@ -344,37 +351,34 @@ def _same_bytes(a: Path, b: Path) -> bool:
 
 def _apart(development: Sequence[Example], others: RawData) -> tuple[Example, ...]:
     """Development examples under ids of their own."""
-    unlabeled = others.unlabeled
+    wanted = {e.id for e in development}
     taken = {e.id for e in (*others.labeled, *others.test)}
-    if isinstance(unlabeled, Pool):
-        taken |= unlabeled.known({e.id for e in development})
-    else:
-        taken |= {e.id for e in unlabeled}
+    if wanted:
+        taken.update(name for name in chunked_examples(others.unlabeled).values("id") if name in wanted)
     return tuple(replace(e, id=f"{e.id}@dev") if e.id in taken else e for e in development)
 
 
+SAME_ID = "ids that another file gives to another question got the suffix of their file"
+
+
 def _distinct_ids(
-    labeled: Sequence[Example], unlabeled: Sequence[Example], test: Sequence[Example], notes: Sequence[Note]
+    labeled: Sequence[Example], unlabeled: ChunkedTable[Example], test: Sequence[Example], notes: Sequence[Note]
 ) -> RawData:
     """Ids that mean one thing: where two parts give one id to different questions, the later part's is renamed."""
     taken = {e.id: (e.question, e.options) for e in test}
-    changed: list[Note] = []
 
-    def renamed(part: str, examples: Sequence[Example]) -> tuple[Example, ...]:
-        result = tuple(
-            replace(e, id=f"{e.id}@{part}")
+    def moved(part: str, examples: Iterable[tuple[int, Example]]) -> dict[int, str]:
+        return {
+            place: f"{e.id}@{part}"
+            for place, e in examples
             if taken.get(e.id, (e.question, e.options)) != (e.question, e.options)
-            else e
-            for e in examples
-        )
-        moved = tuple(e.id for e in result if e.id.endswith(f"@{part}"))
-        if moved:
-            changed.append(Note(part, SAME_ID, moved))
-        taken.update({e.id: (e.question, e.options) for e in result})
-        return result
+        }
 
-    known = renamed("labeled", labeled)
-    if isinstance(unlabeled, Pool):
-        pool, moved = with_other_ids(unlabeled, taken, "unlabeled")
-        return RawData(known, pool, tuple(test), (*notes, *changed, *moved))
-    return RawData(known, renamed("unlabeled", unlabeled), tuple(test), (*notes, *changed))
+    of_labeled = moved("labeled", enumerate(labeled))
+    known = tuple(replace(e, id=of_labeled.get(place, e.id)) for place, e in enumerate(labeled))
+    taken.update({e.id: (e.question, e.options) for e in known})
+    same = np.fromiter((name in taken for name in unlabeled.values("id")), np.bool_, len(unlabeled))
+    of_unlabeled = moved("unlabeled", zip(np.flatnonzero(same).tolist(), unlabeled.where(same), strict=True))
+    changed = (("labeled", of_labeled), ("unlabeled", of_unlabeled))
+    told = (Note(part, SAME_ID, tuple(names.values())) for part, names in changed if names)
+    return RawData(known, unlabeled.with_values("id", of_unlabeled), tuple(test), (*notes, *told))

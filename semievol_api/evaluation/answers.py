@@ -16,8 +16,8 @@ from semievol_api.annotate.replies import Question
 from semievol_api.annotate.requests import Corpus, Student, ask
 from semievol_api.capabilities import ChatRequest
 from semievol_api.config.settings import EvaluateSettings
-from semievol_api.data.parts import Parts
-from semievol_api.data.tables import evidence_table, joined_evidence
+from semievol_api.data.schemas import evidence_table, joined_evidence
+from semievol_api.data.table import ChunkedTable
 from semievol_api.records import Evidence, Example
 from semievol_api.scale.executor import Shard
 from semievol_api.store.artifacts import Answers, EvidenceTable, Prepared, TunedModel
@@ -46,7 +46,7 @@ async def evaluate(
 ) -> Answers:
     """The greedy answers of the model in the student's role `subject`; an abstention is wrong."""
     work = _EvaluationWork(corpus, label, settings, part)
-    table = EvidenceTable(Parts.of(*[table async for table in student.over(work)]))
+    table = EvidenceTable(ChunkedTable.of(*[table async for table in student.run(work)]))
     gold = {e.id: e.answer for e in work.examples}
     correct = {
         row.example_id: row.answer is not None and corpus.task.equal(row.answer, gold[row.example_id] or "")

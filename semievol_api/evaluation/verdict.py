@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
+from semievol_api.annotate.estimators import ESTIMATORS, estimator_of
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.settings import EvaluateSettings
 from semievol_api.evaluation.answers import EvaluatedModels
@@ -213,9 +214,11 @@ def _method_notes(corpus: Corpus, summary: PaperSummary | PooledSummary) -> list
     if isinstance(summary, PaperSummary):
         return list(summary.messages) if summary.rule == "official-2025" else []
     notes = [corpus.folds.note, *summary.messages]
-    voting = [name for name, use in summary.annotators.items() if use.read_by == "votes"]
-    if voting:
-        notes.append(f"No log-probabilities came for {', '.join(voting)}: their confidence is by votes.")
+    read_by = {name: estimator_of(use.read_by) for name, use in summary.annotators.items()}
+    for estimator in ESTIMATORS:
+        named = [name for name, found in read_by.items() if found is estimator]
+        if named and estimator.note:
+            notes.append(estimator.note.format(", ".join(named)))
     for name, count in summary.labels_filled_in.items():
         notes.append(f"{name}: in {count} answers the server did not show every label; the rest was shared out.")
     return [*notes, *(f"Warning: {alert.message}" for alert in summary.warnings)]

@@ -26,7 +26,7 @@ from semievol_api.store.artifacts import Folds, Neighbours, Prepared, TrainingFi
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.training.files import warm_up_file
+from semievol_api.training.files import labeled_file
 from semievol_api.training.fine_tuning import fine_tune
 
 RESULT_OF: Mapping[Recipe, tuple[str, ...]] = {
@@ -60,7 +60,7 @@ async def _fine_tuned(
 ) -> Verdict:
     """Plain SFT: one training on every label, with `[train] n_epochs`; more epochs than a job may have, by copies."""
     corpus = await _corpus(tools, store, task, raw, config)
-    file = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned * copies)
+    file = await store.once("sft", TrainingFile, labeled_file, task, corpus.learned * copies)
     model = await fine_tune(tools.trainer, store, "sft", file, config.train)
     return await _verdict(tools, store, corpus, {"sft": model}, config)
 
@@ -78,7 +78,7 @@ async def _trained_on_gold(tools: Clients, store: RunStore, task: Task, raw: Raw
         )
     corpus = await _corpus(tools, store, task, raw, config)
     answered = tuple(replace(e, answer=tools.gold[e.id]) for e in corpus.data.unlabeled if e.id in tools.gold)
-    file = await store.once("ceiling", TrainingFile, warm_up_file, task, (*corpus.learned, *answered))
+    file = await store.once("ceiling", TrainingFile, labeled_file, task, (*corpus.learned, *answered))
     model = await fine_tune(tools.trainer, store, "ceiling", file, config.train.final)
     return await _verdict(tools, store, corpus, {"ceiling": model}, config)
 

@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from semievol_api.data.parts import Parts, Rows
+from semievol_api.data.schemas import chunked_examples
+from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import RunFolderError
 from semievol_api.records import Example
 from semievol_api.selection.values import BoolArray, FloatArray
@@ -122,20 +123,18 @@ def read_label_table(run_folder: Path, data: Prepared | None = None) -> LabelTab
 
 def label_tables(run_folder: Path) -> Iterator[LabelTable]:
     """All rows, one part after the other; see `read_label_table`."""
-    unlabeled, stages = load_prepared(run_folder).unlabeled, _Stages.read(run_folder)
-    if not isinstance(unlabeled, Rows):
-        yield stages.about(unlabeled, None)
-        return
-    for part in range(unlabeled.parts.count):
+    unlabeled = chunked_examples(load_prepared(run_folder).unlabeled)
+    stages = _Stages.read(run_folder)
+    for part in range(unlabeled.n_parts):
         yield stages.about(unlabeled.part(part), part)
 
 
 def _shown_of(data: Prepared) -> Sequence[Example]:
     """The unlabelled examples that a person is shown: all, or about `SHOWN` evenly spread ones."""
-    unlabeled = data.unlabeled
-    if not isinstance(unlabeled, Rows):
+    unlabeled = chunked_examples(data.unlabeled)
+    if unlabeled.n_parts == 1:
         return unlabeled
-    sizes = np.array(unlabeled.parts.sizes)
+    sizes = np.array(unlabeled.sizes)
     ends = np.rint(np.cumsum(sizes) * min(1.0, SHOWN / len(unlabeled))).astype(int)
     shown: list[Example] = []
     for part, (size, count) in enumerate(zip(sizes.tolist(), np.diff(ends, prepend=0).tolist(), strict=True)):
@@ -208,9 +207,9 @@ def load_prepared(run_folder: Path) -> Prepared:
     return data
 
 
-def _about(parts: Parts, ids: Sequence[str], part: int | None) -> pa.Table:
+def _about(parts: ChunkedTable[Any], ids: Sequence[str], part: int | None) -> pa.Table:
     """The rows about some examples, which lie in one part or anywhere; all of a table in one part."""
-    if parts.count == 1 or part is not None:
+    if parts.n_parts == 1 or part is not None:
         return parts.read(part or 0)
     wanted = set(ids)
     found: list[pa.Table] = []

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from semievol_api.data.parts import Parts
+from semievol_api.data.table import ChunkedTable
 from semievol_api.evaluation import (
     PrecisionCoverage,
     accuracy_by_category,
@@ -273,7 +273,7 @@ def _stages(run_folder: Path, answers: Mapping[str, Answers]) -> list[StageCost]
     return stages
 
 
-def _total(table: Parts | None, column: str) -> int | None:
+def _total(table: ChunkedTable[Any] | None, column: str) -> int | None:
     return None if table is None else int(table[column].to_numpy().sum())
 
 

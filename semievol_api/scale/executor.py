@@ -1,4 +1,4 @@
-"""Who walks the parts of a stage: this process, one part after the other, or a cluster (`scale/`).
+"""Work on the parts of a stage: in this process, one part after the other; `ray_executor.py` does it on a cluster.
 
 A stage's work is a value: called with its tool and a shard it gives that shard's table, whoever calls it and
 wherever. Knows nothing of what stages do.
@@ -6,14 +6,12 @@ wherever. Knows nothing of what stages do.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from semievol_api.config.settings import Config
-from semievol_api.data.parts import shard_of
-from semievol_api.engine import RequestEngine
+from semievol_api.data.table import ChunkedTable, shard_of
+from semievol_api.records import Example
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +32,12 @@ class Shard:
     def has(self, example_id: str, parts: int) -> bool:
         """Whether an id of this part is in the shard; `parts` is how many of them ids are spread over."""
         return self.of == 1 or shard_of(example_id, parts, self.of) == self.index
+
+    def examples(self, table: ChunkedTable[Example]) -> Sequence[Example]:
+        """The shard's examples in a table of which the last of several parts is about ids that are in no part."""
+        examples = table.part(self.part)
+        parts = table.n_parts - 1 if self.part < table.n_parts - 1 else 1
+        return examples if self.of == 1 else [e for e in examples if self.has(e.id, parts)]
 
 
 class Work(Protocol[ToolT_contra]):
@@ -61,7 +65,7 @@ class Work(Protocol[ToolT_contra]):
 class Executor(Protocol):
     """Walks the parts of a work."""
 
-    def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
+    def run(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
         """The table of every part, in the parts' order."""
         ...
 
@@ -70,28 +74,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """This process, one part after the other."""
 
-    async def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
+    async def run(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
         """See `Executor`."""
         for part in range(len(work.sizes)):
             yield await work(tool, Shard(part))
-
-
-@contextmanager
-def open_executor(config: Config, engine: RequestEngine) -> Generator[Executor]:
-    """This process, or the cluster of `[ray]` until the block ends.
-
-    Raises:
-        MissingExtraError: the config wants Ray, and it is not installed.
-        ConfigError: the config wants Ray and something that only one process can do.
-    """
-    if config.run.engine == "local":
-        yield LocalExecutor()
-        return
-    from semievol_api.scale.ray_executor import Connection, RayExecutor, refuse_what_is_local
-
-    refuse_what_is_local(config)
-    connection = Connection(config)
-    try:
-        yield RayExecutor(config, engine)
-    finally:
-        connection.close()

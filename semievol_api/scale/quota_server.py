@@ -14,7 +14,7 @@ from typing import Protocol
 
 from semievol_api.config.settings import Limits
 from semievol_api.engine.budget import NOTHING, Spend
-from semievol_api.engine.gate import Quota
+from semievol_api.engine.pacing import Quota
 
 PACED_S = 0.25
 """Requests are leased for about so long at a time."""
@@ -87,7 +87,7 @@ class QuotaServer:
         return max(1, round(per_second * PACED_S / self._workers))
 
 
-class Line(Protocol):
+class QuotaConnection(Protocol):
     """The way to the quota server."""
 
     def opened(self, shard: str, spent: Spend) -> Awaitable[None]: ...
@@ -97,10 +97,10 @@ class Line(Protocol):
 
 
 class ShardLeases:
-    """`Leases` of the engine that works on one shard; `line` leads to the quota server."""
+    """`Leases` of the engine that works on one shard; `quotas` leads to the quota server."""
 
-    def __init__(self, line: Line, shard: str, *, paced: bool) -> None:
-        self._line = line
+    def __init__(self, quotas: QuotaConnection, shard: str, *, paced: bool) -> None:
+        self._quotas = quotas
         self._shard = shard
         self._paced = paced
         self._pocket = 0
@@ -109,15 +109,15 @@ class ShardLeases:
 
     async def opened(self, spent: Spend) -> None:
         """See `Leases`."""
-        await self._line.opened(self._shard, spent)
+        await self._quotas.opened(self._shard, spent)
 
     async def closed(self, spent: Spend) -> None:
         """See `Leases`."""
-        await self._line.closed(self._shard, spent)
+        await self._quotas.closed(self._shard, spent)
 
     async def more(self, need: Spend) -> Spend:
         """See `Leases`."""
-        return await self._line.more(self._shard, need)
+        return await self._quotas.more(self._shard, need)
 
     async def pace(self, tokens: float) -> None:
         """See `Leases`."""
@@ -125,7 +125,7 @@ class ShardLeases:
             return
         async with self._turn:
             while self._pocket < 1 or self._tokens < tokens:
-                count = await self._line.pace(tokens)
+                count = await self._quotas.pace(tokens)
                 self._pocket += count
                 self._tokens += count * tokens
             self._pocket -= 1

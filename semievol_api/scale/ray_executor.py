@@ -11,7 +11,7 @@ import gc
 import logging
 import pickle
 from collections.abc import AsyncGenerator, Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
@@ -24,14 +24,41 @@ from semievol_api.config.settings import Config
 from semievol_api.engine import Progress, RequestEngine, spent_in
 from semievol_api.engine.budget import Spend
 from semievol_api.errors import ConfigError, MissingExtraError
-from semievol_api.scale.executor import LocalExecutor, Shard, ToolT, Work
+from semievol_api.scale.executor import Executor, LocalExecutor, Shard, ToolT, Work
 from semievol_api.scale.quota_server import QuotaServer
-from semievol_api.scale.worker import Asked, Done, Embedding, StageTask, journals_of, shards_of
+from semievol_api.scale.worker import (
+    EmbedderSpec,
+    ShardResult,
+    ShardWorker,
+    StageTask,
+    StudentSpec,
+    journals_of,
+    shards_of,
+)
 
 LOOPBACK = "127.0.0.1"
 """Where a Ray of this machine alone listens: an outer address may be behind a VPN or a firewall, and open to others."""
 ENDS_WITHIN_S = 10.0
 """How long a pipeline that is given up may take to end; Ray ends it with the run in any case."""
+
+
+@contextmanager
+def open_executor(config: Config, engine: RequestEngine) -> Generator[Executor]:
+    """This process, or the cluster of `[ray]` until the block ends.
+
+    Raises:
+        MissingExtraError: the config wants Ray, and it is not installed.
+        ConfigError: the config wants Ray and something that only one process can do.
+    """
+    if config.run.engine == "local":
+        yield LocalExecutor()
+        return
+    refuse_what_is_local(config)
+    connection = Connection(config)
+    try:
+        yield RayExecutor(config, engine)
+    finally:
+        connection.close()
 
 
 @dataclass(frozen=True)
@@ -41,20 +68,20 @@ class RayExecutor:
     config: Config
     engine: RequestEngine
 
-    async def over(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
+    async def run(self, tool: ToolT, work: Work[ToolT]) -> AsyncGenerator[pa.Table]:
         """See `Executor`."""
-        order = StageTask(self.config, self._described(tool), work)
+        task = StageTask(self.config, self._described(tool), work)
         shards = shards_of(work, self.config.ray.shard_rows)
         if len(shards) == 1:  # less than a worker's start costs
-            async for table in LocalExecutor().over(tool, work):
+            async for table in LocalExecutor().run(tool, work):
                 yield table
             return
         quota_server = _quota_server(self.config, self.engine)
         waiting: dict[int, list[pa.Table]] = {}
-        results = _results(order, shards, quota_server)
+        results = _results(task, shards, quota_server)
         try:
             while True:
-                done: Done | None = await asyncio.to_thread(next, results, None)
+                done: ShardResult | None = await asyncio.to_thread(next, results, None)
                 if done is None:
                     break
                 tables = waiting.setdefault(done.shard.part, [])
@@ -66,7 +93,7 @@ class RayExecutor:
                 await asyncio.wait_for(asyncio.to_thread(results.close), ENDS_WITHIN_S)
             await self._settle(quota_server)
 
-    def _taken(self, done: Done, stage: str) -> pa.Table:
+    def _taken(self, done: ShardResult, stage: str) -> pa.Table:
         """A shard's table; its bill is ours, and its rows are on the bars."""
         self.engine.took_over(done.bills)
         if done.error is not None:
@@ -86,16 +113,16 @@ class RayExecutor:
         self.engine.charge(more.usd, more.tokens)
         ray.kill(quota_server)
 
-    def _described(self, tool: object) -> Asked | Embedding:
+    def _described(self, tool: object) -> StudentSpec | EmbedderSpec:
         if not isinstance(tool, Student):
             provider, model = attrgetter("provider", "model")(tool)
-            return Embedding(provider.name, model)
+            return EmbedderSpec(provider.name, model)
         filled = [f.name for f in fields(Provider) if attrgetter(f.name)(tool.provider) is not None]
-        return Asked(
+        return StudentSpec(
             models=dict(tool.models),
             identities=dict(tool.identities),
             provider=tool.provider.name,
-            guests={role: provider.name for role, provider in tool.guests.items()},
+            external={role: provider.name for role, provider in tool.external.items()},
             seed=tool.seed,
             max_failed_share=tool.max_failed_share,
             abilities=tuple(filled),
@@ -117,23 +144,21 @@ def _quota_server(config: Config, engine: RequestEngine) -> Any:
     return actor.remote(config.limits, {**spent, "": rest}, config.ray.workers)
 
 
-def _results(order: StageTask, shards: list[Shard], quota_server: Any) -> Generator[Done]:
-    """What became of each shard, in their order."""
+def _results(task: StageTask, shards: list[Shard], quota_server: Any) -> Generator[ShardResult]:
+    """What became of each shard, in their task."""
     import ray
     import ray.data
-
-    from semievol_api.scale.worker import ShardWorker
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    settings = order.config.ray
+    settings = task.config.ray
     items = [{"shard": pickle.dumps(shard)} for shard in shards]
     data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ShardWorker,
         batch_size=1,
-        fn_constructor_args=(ray.put(order), quota_server),
+        fn_constructor_args=(ray.put(task), quota_server),
         compute=ray.data.ActorPoolStrategy(size=min(settings.workers, len(items)), max_tasks_in_flight_per_actor=1),
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,

@@ -25,19 +25,19 @@ from semievol_api.planning.catalogue_refresh import known_catalogue
 from semievol_api.planning.limits import with_limits
 from semievol_api.registry import connect
 from semievol_api.scale.executor import Shard, Work
-from semievol_api.scale.quota_server import Line, ShardLeases
+from semievol_api.scale.quota_server import QuotaConnection, ShardLeases
 
 SHARDS = "journal-shards"
 
 
 @dataclass(frozen=True)
-class Asked:
+class StudentSpec:
     """The student without its clients: a role's model, what it is, and the name of its provider in the config."""
 
     models: Mapping[str, str]
     identities: Mapping[str, str]
     provider: str
-    guests: Mapping[str, str]
+    external: Mapping[str, str]
     seed: int
     max_failed_share: float
     abilities: tuple[str, ...]
@@ -45,7 +45,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Embedding:
+class EmbedderSpec:
     """The embedding tool without its client."""
 
     provider: str
@@ -57,7 +57,7 @@ class StageTask:
     """One stage's work for one tool."""
 
     config: Config
-    tool: Asked | Embedding
+    tool: StudentSpec | EmbedderSpec
     work: Work[Any]
 
     def journal(self, shard: Shard) -> Path:
@@ -67,7 +67,7 @@ class StageTask:
 
 
 @dataclass(frozen=True)
-class Done:
+class ShardResult:
     """What became of a shard: its table as an Arrow stream, or the error that ended it; the bill either way."""
 
     shard: Shard
@@ -102,72 +102,74 @@ def shards_of(work: Work[Any], shard_rows: int) -> list[Shard]:
     return found
 
 
-class RemoteLine:
+class RemoteQuotas:
     """The way to a quota server that is a Ray actor."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     async def opened(self, shard: str, spent: Any) -> None:
-        """See `Line`."""
+        """See `QuotaConnection`."""
         await self._actor.opened.remote(shard, spent)
 
     async def closed(self, shard: str, spent: Any) -> None:
-        """See `Line`."""
+        """See `QuotaConnection`."""
         await self._actor.closed.remote(shard, spent)
 
     async def more(self, shard: str, need: Any) -> Any:
-        """See `Line`."""
+        """See `QuotaConnection`."""
         return await self._actor.more.remote(shard, need)
 
     async def pace(self, tokens: float) -> int:
-        """See `Line`."""
+        """See `QuotaConnection`."""
         return int(await self._actor.pace.remote(tokens))
 
 
 class ShardWorker:
     """A Ray Data actor: made once per process, called with one shard at a time."""
 
-    def __init__(self, order: Any, quota_server: Any) -> None:
+    def __init__(self, task: Any, quota_server: Any) -> None:
         import ray
 
-        self._order: StageTask = ray.get(order)
-        self._line = RemoteLine(quota_server)
+        self._task: StageTask = ray.get(task)
+        self._quotas = RemoteQuotas(quota_server)
         self._loop = asyncio.new_event_loop()
-        self._providers = _providers(self._order)
+        self._providers = _providers(self._task)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """One row in, one row out: a pickled shard to what became of it."""
         shards: list[Shard] = [pickle.loads(row) for row in batch["shard"]]  # noqa: S301  # made by the driver
         done = [
-            self._loop.run_until_complete(answer(self._order, shard, self._providers, self._line)) for shard in shards
+            self._loop.run_until_complete(answer(self._task, shard, self._providers, self._quotas)) for shard in shards
         ]
         return {"done": [pickle.dumps(one) for one in done]}
 
 
-async def answer(order: StageTask, shard: Shard, providers: Mapping[str, Provider], line: Line) -> Done:
+async def answer(
+    task: StageTask, shard: Shard, providers: Mapping[str, Provider], quotas: QuotaConnection
+) -> ShardResult:
     """Work on a shard with an engine on the shard's own journal."""
-    limits = order.config.limits
-    path = order.journal(shard)
+    limits = task.config.limits
+    path = task.journal(shard)
     paced = limits.rpm is not None or limits.tpm is not None
     own = limits.model_copy(update={"rpm": None, "tpm": None})
-    main = order.config.run.journal_path
-    others = [p for p in (main, *journals_of(order.config.run.folder)) if p != path and _may_know(p.stem, path.stem)]
-    leases = ShardLeases(line, path.stem, paced=paced)
+    main = task.config.run.journal_path
+    others = [p for p in (main, *journals_of(task.config.run.folder)) if p != path and _may_know(p.stem, path.stem)]
+    leases = ShardLeases(quotas, path.stem, paced=paced)
     fleet = Fleet(journals=others, leases=leases)
     bills: Any = {}
     try:
-        async with RequestEngine.open(path, own, run=str(order.config.run.folder), fleet=fleet) as engine:
+        async with RequestEngine.open(path, own, run=str(task.config.run.folder), fleet=fleet) as engine:
             try:
-                table = await order.work(_tool(order, engine, providers), shard)
+                table = await task.work(_tool(task, engine, providers), shard)
             finally:
                 bills = dict(engine.ledger.stages)
     except SemievolError as error:
-        return Done(shard, error=_portable(error), bills=bills)
+        return ShardResult(shard, error=_portable(error), bills=bills)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return Done(shard, sink.getvalue().to_pybytes(), bills=bills)
+    return ShardResult(shard, sink.getvalue().to_pybytes(), bills=bills)
 
 
 def _portable(error: SemievolError) -> SemievolError:
@@ -192,9 +194,9 @@ def _may_know(other: str, own: str) -> bool:
     return mine < theirs + 1 / int(other_count) and theirs < mine + 1 / int(count)
 
 
-def _tool(order: StageTask, engine: RequestEngine, providers: Mapping[str, Provider]) -> Student | EmbeddingTool:
-    tool = order.tool
-    if isinstance(tool, Embedding):
+def _tool(task: StageTask, engine: RequestEngine, providers: Mapping[str, Provider]) -> Student | EmbeddingTool:
+    tool = task.tool
+    if isinstance(tool, EmbedderSpec):
         return EmbeddingTool(engine, providers[tool.provider], tool.model)
     return Student(
         engine=engine,
@@ -203,7 +205,7 @@ def _tool(order: StageTask, engine: RequestEngine, providers: Mapping[str, Provi
         identities=tool.identities,
         seed=tool.seed,
         max_failed_share=tool.max_failed_share,
-        guests={role: providers[name] for role, name in tool.guests.items()},
+        external={role: providers[name] for role, name in tool.external.items()},
     )
 
 
@@ -212,10 +214,10 @@ def _with_abilities(provider: Provider, abilities: tuple[str, ...]) -> Provider:
     return replace(provider, **gone)  # type: ignore[arg-type]
 
 
-def _providers(order: StageTask) -> Mapping[str, Provider]:
+def _providers(task: StageTask) -> Mapping[str, Provider]:
     """The clients of the tool's providers, as `session.check` makes them."""
-    config, tool = order.config, order.tool
-    names = [tool.provider, *(tool.guests.values() if isinstance(tool, Asked) else ())]
+    config, tool = task.config, task.tool
+    names = [tool.provider, *(tool.external.values() if isinstance(tool, StudentSpec) else ())]
     catalogue = known_catalogue(config.catalogue.file)
     base = str(config.run.folder.parent)
     return {

@@ -5,8 +5,9 @@ Joins evidence to candidates and hands arrays to `selection/`. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,24 +16,21 @@ from msgspec import structs
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import factors_of_crew
 from semievol_api.annotate.requests import Corpus
-from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.config.method import JustifySettings, SelectSettings
-from semievol_api.config.settings import RetrieveSettings
-from semievol_api.data.parts import Parts, Rows
-from semievol_api.data.tables import as_labels
+from semievol_api.data.schemas import as_labels
+from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
-from semievol_api.selection.columns import Column, pool_columns, unlabeled_of
+from semievol_api.selection.columns import SelectionInputs, labels_table, pooled_answers
 from semievol_api.selection.rule_percentile import percentile
 from semievol_api.selection.rule_ranking import at_random
 from semievol_api.selection.stage_official import official
-from semievol_api.selection.stage_pooled import PooledSelectionContext, by_pool
+from semievol_api.selection.stage_pooled import by_pool
 from semievol_api.selection.values import BoolArray, FloatArray, Selected
-from semievol_api.store.artifacts import EvidenceTable, Selection
-from semievol_api.store.fingerprints import fingerprinted, stage
+from semievol_api.store.artifacts import Selection
+from semievol_api.store.fingerprints import stage
 from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task
-from semievol_api.tasks.task import target
 
 MAX_MISSING_SHARE = 0.05
 """Above this share of answers without log-probabilities the percentile rule would rank noise (method §3)."""
@@ -48,68 +46,55 @@ class Candidate:
     reason: str
 
 
-@fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed")
-@dataclass(frozen=True)
-class SelectionInputs:
-    """What was said of every example, and what else selection may look at.
-
-    `reviewed` are a person's answers by example id; `embedder` and `retrieve` serve the drift test.
-    """
-
-    said: EvidenceTable
-    final: EvidenceTable
-    justify: JustifySettings
-    embedder: EmbeddingTool | None
-    retrieve: RetrieveSettings
-    reviewed: Mapping[str, str]
-
-
 @stage("select")
-async def select(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
+async def select(corpus: Corpus, crew: Crew, inputs: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
     """Keep the pseudo-labels that the rule chooses: by the crew's pooled probability, or as the paper does.
 
     Raises:
         StageError: more than 5 % of the answered examples have no log-probabilities.
     """
-    chosen = await _chosen(corpus, crew, heard, settings, seed)
+    chosen = await _chosen(corpus, crew, inputs, settings, seed)
     shortened = 0
-    for part in heard.said.parts.tables(["dropped_shots"]):
+    for part in inputs.annotations.parts.tables(["dropped_shots"]):
         shortened += int(np.count_nonzero(part["dropped_shots"].to_numpy()))
     return replace(chosen, summary=structs.replace(chosen.summary, shortened_prompts=shortened))
 
 
-async def _chosen(corpus: Corpus, crew: Crew, heard: SelectionInputs, settings: SelectSettings, seed: int) -> Selection:
+async def _chosen(
+    corpus: Corpus, crew: Crew, inputs: SelectionInputs, settings: SelectSettings, seed: int
+) -> Selection:
     if settings.rule == "official-2025":
-        return official(corpus, crew, heard.said, heard.final, settings)
+        return official(corpus, crew, inputs.annotations, inputs.final, settings)
     if settings.score == "mean_nll":
-        return by_mean_nll(corpus, heard, settings, seed)
-    beside = PooledSelectionContext(
-        reviewed=heard.reviewed, embedder=heard.embedder, retrieve=heard.retrieve, seed=seed
+        return by_mean_nll(corpus, inputs, settings, seed)
+    factors = (
+        factors_of_crew(corpus, crew, inputs.annotations, inputs.reviewed)
+        if settings.label_shares == "labeled"
+        else None
     )
-    factors = factors_of_crew(corpus, crew, heard.said, heard.reviewed) if settings.label_shares == "labeled" else None
-    pool = pool_columns(corpus, crew, heard.said, heard.final, factors)
-    return await by_pool(corpus, crew, pool, settings, beside)
+    pool = pooled_answers(corpus, crew, inputs, factors)
+    return await by_pool(corpus, crew, pool, inputs, settings, seed)
 
 
-def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings, seed: int = 0) -> Selection:
+def by_mean_nll(corpus: Corpus, inputs: SelectionInputs, settings: SelectSettings, seed: int = 0) -> Selection:
     """Keep the examples whose `mean_nll` is at most the percentile of the pool (paper §3.4), or as many at random."""
-    parts = len(corpus.sizes("unlabeled"))
-    tables: list[pa.Table] = []
-    for place in range(parts):
-        examples = unlabeled_of(corpus, place)
-        if examples or not tables:
-            tables.append(_columns(_candidates(corpus.task, heard, examples, place)))
-    found = Parts.of(*tables)
+    unlabeled = corpus.unlabeled
+    tables = [
+        _columns(_candidates(corpus.task, inputs, unlabeled.part(place), place)) for place in range(unlabeled.n_parts)
+    ]
+    found = ChunkedTable.of(*tables)
     _refuse_missing_logprobs(found)
     scores = _floats(found["mean_nll"])
     if settings.rule == "random":
-        chosen = at_random(scores, Column(found["example_id"]), settings.share, seed)
+        chosen = at_random(scores, found.values("example_id"), settings.share, seed)
     else:
         pool = scores
         if settings.pool == "labeled":
-            pool = _floats(_columns(_candidates(corpus.task, heard, corpus.data.labeled, parts - 1))["mean_nll"])
+            last = corpus.pool("labeled").n_parts - 1
+            pool = _floats(_columns(_candidates(corpus.task, inputs, corpus.data.labeled, last))["mean_nll"])
         chosen = _rule(scores, pool, settings)
-    kept = [_kept(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
+    masks = [chosen.kept[rows] for _, rows in found.places()]
+    kept = [_kept(table, mask) for table, mask in zip(tables, masks, strict=True)]
     summary = PaperSummary(
         rule=settings.rule,
         share=settings.share,
@@ -119,13 +104,13 @@ def by_mean_nll(corpus: Corpus, heard: SelectionInputs, settings: SelectSettings
         kept=sum(map(len, kept)),
         messages=chosen.messages,
     )
-    marked = [_marked(table, mask) for table, mask in _with_masks(tables, chosen.kept)]
-    return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*marked), summary=summary)
+    marked = [_marked(table, mask) for table, mask in zip(tables, masks, strict=True)]
+    return Selection(kept=ChunkedTable.of(*kept).typed(as_labels), scores=ChunkedTable.of(*marked), summary=summary)
 
 
-def _candidates(task: Task, heard: SelectionInputs, examples: Sequence[Example], place: int) -> list[Candidate]:
-    said, final = heard.said.measures(place), heard.final.measures(place)
-    return [_candidate(task, e, said.get(e.id, []), final.get(e.id, []), heard.justify) for e in examples]
+def _candidates(task: Task, inputs: SelectionInputs, examples: Sequence[Example], place: int) -> list[Candidate]:
+    annotated, final = inputs.annotations.answers(place), inputs.final.answers(place)
+    return [_candidate(task, e, annotated.get(e.id, []), final.get(e.id, []), inputs.justify) for e in examples]
 
 
 def _rule(scores: FloatArray, pool: FloatArray, settings: SelectSettings) -> Selected:
@@ -151,24 +136,10 @@ def _floats(column: pa.ChunkedArray) -> FloatArray:
     return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
-def _with_masks(tables: Sequence[pa.Table], kept: BoolArray) -> Iterator[tuple[pa.Table, BoolArray]]:
-    at = 0
-    for table in tables:
-        yield table, kept[at : at + len(table)]
-        at += len(table)
-
-
 def _kept(table: pa.Table, mask: BoolArray) -> pa.Table:
     """The pseudo-labels among one part's candidates."""
-    part = table.filter(pa.array(mask))
-    return pa.table(
-        {
-            "example_id": part["example_id"],
-            "answer": part["answer"],
-            "text": pa.array([target(answer) for answer in part["answer"].to_pylist()], pa.string()),
-            "score": part["mean_nll"],
-        }
-    )
+    kept = table.filter(pa.array(mask))
+    return labels_table(*(kept[name].to_pylist() for name in ("example_id", "answer", "mean_nll")))
 
 
 def _marked(table: pa.Table, mask: BoolArray) -> pa.Table:
@@ -183,12 +154,12 @@ def _marked(table: pa.Table, mask: BoolArray) -> pa.Table:
 
 
 def _candidate(
-    task: Task, example: Example, said: list[Evidence], final: list[Evidence], settings: JustifySettings
+    task: Task, example: Example, rows: list[Evidence], final: list[Evidence], settings: JustifySettings
 ) -> Candidate:
     """The justified answer, else the first annotator's or the majority's; its own log-probabilities score it."""
     if not final and settings.unjustified == "majority":
-        return _majority(task, example, said)
-    first = next((row for row in said if row.answer is not None), None)
+        return _majority(task, example, rows)
+    first = next((row for row in rows if row.answer is not None), None)
     chosen = final[0] if final else first
     if chosen is None or chosen.answer is None:
         reason = "no annotator answered" if first is None else "the justification gave no answer"
@@ -199,10 +170,10 @@ def _candidate(
     return Candidate(example, chosen.answer, scored.mean_nll, "above the threshold")
 
 
-def _majority(task: Task, example: Example, said: list[Evidence]) -> Candidate:
+def _majority(task: Task, example: Example, rows: list[Evidence]) -> Candidate:
     """The answer that most annotators gave, the surest of equally frequent ones."""
     groups: list[list[Evidence]] = []
-    for row in (row for row in said if row.answer is not None):
+    for row in (row for row in rows if row.answer is not None):
         same = next((group for group in groups if task.equal(group[0].answer or "", row.answer or "")), None)
         if same is None:
             groups.append([row])
@@ -217,7 +188,7 @@ def _majority(task: Task, example: Example, said: list[Evidence]) -> Candidate:
     return Candidate(example, voters[0].answer, mean, reason)
 
 
-def _refuse_missing_logprobs(candidates: Parts) -> None:
+def _refuse_missing_logprobs(candidates: ChunkedTable[Any]) -> None:
     answered = len(candidates) - candidates["answer"].null_count
     missing = candidates["mean_nll"].null_count - candidates["answer"].null_count
     if missing > MAX_MISSING_SHARE * answered:

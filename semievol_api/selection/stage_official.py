@@ -15,16 +15,15 @@ import pyarrow as pa
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import SelectSettings
-from semievol_api.data.parts import Parts, Rows
-from semievol_api.data.tables import as_labels, kept_table
-from semievol_api.records import Evidence, Example, PseudoLabel
-from semievol_api.selection.columns import unlabeled_of
+from semievol_api.data.schemas import as_labels
+from semievol_api.data.table import ChunkedTable
+from semievol_api.records import Evidence, Example
+from semievol_api.selection.columns import labels_table
 from semievol_api.selection.rule_percentile import official_2025
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.store.verdict import PaperSummary
 from semievol_api.tasks import Task
-from semievol_api.tasks.task import target
 
 _EvidenceByExample: TypeAlias = Mapping[str, Sequence[Evidence]]
 
@@ -38,22 +37,16 @@ def official(
     corpus: Corpus, crew: Crew, annotations: EvidenceTable, final: EvidenceTable, settings: SelectSettings
 ) -> Selection:
     """Unanimous answers, and justified ones strictly below the percentile of the justified."""
-    task, rounds = corpus.task, list[_Rounds]()
-    for part in range(len(corpus.sizes("unlabeled"))):
-        evidence = (annotations.measures(part), final.measures(part))
-        rounds.append(_both_rounds(task, crew, unlabeled_of(corpus, part), evidence))
+    rounds = [
+        _both_rounds(corpus.task, crew, corpus.unlabeled.part(part), (annotations.answers(part), final.answers(part)))
+        for part in range(corpus.unlabeled.n_parts)
+    ]
     answers = np.concatenate([found.answers for found in rounds])
     nll = np.concatenate([found.nll for found in rounds])
     found = official_2025(answers, nll, settings.share)
-    tables: list[pa.Table] = []
-    kept: list[pa.Table] = []
-    at = 0
-    for one in rounds:
-        here = slice(at, at + len(one.chosen))
-        at = here.stop
-        if one.chosen or not tables:
-            tables.append(_scores(one, found.kept[here]))
-            kept.append(_kept(one, found.kept[here]))
+    ends = np.cumsum([len(one.ids) for one in rounds])[:-1]
+    masks = list(zip(rounds, np.split(found.kept, ends), strict=True))
+    kept = [_kept(one, mask) for one, mask in masks]
     summary = PaperSummary(
         rule=settings.rule,
         share=settings.share,
@@ -64,7 +57,8 @@ def official(
         kept=sum(map(len, kept)),
         messages=(_BANNER, *found.messages),
     )
-    return Selection(kept=Rows(Parts.of(*kept), as_labels), scores=Parts.of(*tables), summary=summary)
+    scores = ChunkedTable.of(*(_scores(one, mask) for one, mask in masks))
+    return Selection(kept=ChunkedTable.of(*kept).typed(as_labels), scores=scores, summary=summary)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +92,9 @@ def _both_rounds(
 
 
 def _kept(found: _Rounds, kept: BoolArray) -> pa.Table:
-    labels = [
-        PseudoLabel(example_id=name, answer=answer, text=target(answer), score=_score(nll))
-        for name, answer, nll, keep in zip(found.ids, found.chosen, found.nll, kept, strict=True)
-        if keep and answer is not None
-    ]
-    return kept_table(labels)
+    rows = zip(found.ids, found.chosen, found.nll, kept, strict=True)
+    taken = [(name, answer, _score(nll)) for name, answer, nll, keep in rows if keep and answer is not None]
+    return labels_table([name for name, _, _ in taken], [answer for _, answer, _ in taken], [s for _, _, s in taken])
 
 
 def _scores(found: _Rounds, kept: BoolArray) -> pa.Table:

@@ -17,12 +17,10 @@ from msgspec import UNSET
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
 from semievol_api.annotate.requests import Corpus
-from semievol_api.annotate.retrieval import EmbeddingTool
 from semievol_api.config.method import SelectSettings
-from semievol_api.config.settings import RetrieveSettings
-from semievol_api.data.parts import Parts, Rows
-from semievol_api.data.tables import as_labels
-from semievol_api.selection.columns import PoolColumns
+from semievol_api.data.schemas import as_labels
+from semievol_api.data.table import ChunkedTable
+from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
@@ -31,21 +29,10 @@ from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, F
 from semievol_api.selection.warnings import drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
 from semievol_api.store.verdict import AnnotatorUse, PooledSummary
-from semievol_api.tasks.task import target
 
 SIMULATED_RUNS = 500
 PERSON = 1.0
 """The score of a label that a person gave."""
-
-
-@dataclass(frozen=True)
-class PooledSelectionContext:
-    """What else selection looks at: a person's answers by id, the embedder of the drift test, the run's seed."""
-
-    reviewed: Mapping[str, str]
-    embedder: EmbeddingTool | None
-    retrieve: RetrieveSettings
-    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,25 +51,25 @@ class Choice:
 
 
 async def by_pool(
-    corpus: Corpus, crew: Crew, pool: PoolColumns, settings: SelectSettings, beside: PooledSelectionContext
+    corpus: Corpus, crew: Crew, pool: PooledAnswers, inputs: SelectionInputs, settings: SelectSettings, seed: int
 ) -> Selection:
     """Keep the pseudo-labels that the rule chooses by the pooled probability."""
-    choice = _chosen(corpus, pool, settings, beside)
-    places = [at for _, at in pool.with_places()]
+    choice = _chosen(corpus, pool, inputs.reviewed, settings, seed)
+    places = [at for _, at in pool.table.places()]
 
     def kept(part: int) -> pa.Table:
-        return _kept_table(pool.parts[part], choice, places[part], beside.reviewed)
+        return _kept_table(pool.table.read(part), choice, places[part], inputs.reviewed)
 
     def scored(part: int) -> pa.Table:
-        return _table(pool.parts[part], choice, places[part])
+        return _table(pool.table.read(part), choice, places[part])
 
     taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
-    counts = tuple(int(np.count_nonzero(taken[at])) for at in places)
+    counts = [int(np.count_nonzero(taken[at])) for at in places]
     count = sum(counts)
-    spread = _spread(corpus, pool, choice, settings)
+    simulated = _simulated(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
-        *await drift_alerts(corpus, beside.embedder, beside.retrieve, beside.seed),
+        *await drift_alerts(corpus, inputs.embedder, inputs.retrieve, seed),
     ]
     summary = PooledSummary(
         rule=settings.rule,
@@ -93,44 +80,46 @@ async def by_pool(
         annotators={a.id: AnnotatorUse(role=a.role, read_by=a.reading) for a in crew.everybody},
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
-        false_share_range=None if spread is None or np.isnan(spread.low) else (spread.low, spread.high),
-        messages=(*_messages(corpus, choice, spread, settings, count), *_message_of_factors(pool)),
+        false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
+        messages=(*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)),
         warnings=tuple(alerts),
     )
     return Selection(
-        kept=Rows(Parts(counts, make=kept), as_labels),
-        scores=Parts(tuple(map(len, pool.parts)), make=scored),
+        kept=ChunkedTable.made(counts, kept).typed(as_labels),
+        scores=ChunkedTable.made(pool.table.sizes, scored),
         summary=summary,
         calibration=_calibration_table(pool.calibrating),
         queue=_queue(corpus, pool, choice),
     )
 
 
-def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside: PooledSelectionContext) -> Choice:
+def _chosen(
+    corpus: Corpus, pool: PooledAnswers, reviewed: Mapping[str, str], settings: SelectSettings, seed: int
+) -> Choice:
     """Apply the rule; what a person audited moves from the pool to the calibration items."""
     scores, ids = pool.score, pool.ids
-    nobody: BoolArray = np.zeros(pool.size, dtype=np.bool_)
+    nobody: BoolArray = np.zeros(scores.size, dtype=np.bool_)
     asked, audit = nobody, nobody
     if settings.rule == "human-budget":
-        queue = human_budget(scores, ids, settings.budget, settings.audit_share, beside.seed)
+        queue = human_budget(scores, ids, settings.budget, settings.audit_share, seed)
         asked, audit = queue.asked, queue.audit
     by_person = nobody.copy()
     for place in np.flatnonzero(asked).tolist():
-        by_person[place] = ids[place] in beside.reviewed
+        by_person[place] = ids[place] in reviewed
     audited = audit & by_person
-    calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), beside.reviewed)
+    calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), reviewed)
     numbers = RuleSettings(
         rule="fdr" if settings.rule == "human-budget" else settings.rule,
         alpha=settings.alpha,
         delta=settings.delta,
         share=settings.share,
         n=settings.n,
-        seed=beside.seed,
+        seed=seed,
         gone=len(corpus.pseudo_labeled),
     )
     if audited.any():
         rest = ~audited
-        selected = apply_rule(scores[rest], ids.at(np.flatnonzero(rest)), calibration, numbers)
+        selected = apply_rule(scores[rest], ids.where(rest), calibration, numbers)
         kept = nobody.copy()
         kept[rest] = selected.kept
         selected = replace(selected, kept=kept)
@@ -138,7 +127,7 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
         selected = apply_rule(scores, ids, calibration, numbers)
     by_rule = selected
     if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
-        selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, beside.seed)
+        selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, seed)
     promised = selected is by_rule and (
         selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.pseudo_labeled)
     )
@@ -146,7 +135,7 @@ def _chosen(corpus: Corpus, pool: PoolColumns, settings: SelectSettings, beside:
 
 
 def _calibration(
-    corpus: Corpus, pool: PoolColumns, audited: list[int], reviewed: Mapping[str, str]
+    corpus: Corpus, pool: PooledAnswers, audited: list[int], reviewed: Mapping[str, str]
 ) -> Calibration | None:
     calibrating = pool.calibrating
     scores, wrong = calibrating.pooled.score, wrong_answers(corpus.task, calibrating)
@@ -165,17 +154,10 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
-    return pa.table(
-        {
-            "example_id": pa.array([ids[i] for i in known], pa.string()),
-            "answer": pa.array([answers[i] for i in known], pa.string()),
-            "text": pa.array([target(answers[i]) for i in known], pa.string()),
-            "score": pa.array([scores[i] for i in known], pa.float64()),
-        }
-    )
+    return labels_table([ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
 
 
-def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dict[str, Any]:
+def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> dict[str, Any]:
     """The numbers of the summary; None for what cannot be known."""
     selected, calibration = choice.selected, choice.calibration
     return {
@@ -184,18 +166,18 @@ def _figures(pool: PoolColumns, choice: Choice, settings: SelectSettings) -> dic
         "guarantee": choice.promised,
         "threshold": selected.threshold,
         "estimated_false_share": selected.estimate,
-        "unlabeled": pool.size,
-        "answered": pool.answered,
+        "unlabeled": len(pool.table),
+        "answered": int(np.count_nonzero(pool.label >= 0)),
         "coverage": selected.coverage,
         "calibration": 0 if calibration is None else calibration.size,
         "calibration_error": None if calibration is None else _number(calibration.error),
-        "agreed": pool.agreed,
+        "agreed": int(np.count_nonzero(pool.agreed)),
         "asked_of_a_person": int(np.count_nonzero(choice.asked)),
         "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
     }
 
 
-def _factors(pool: PoolColumns) -> dict[str, dict[str, list[float]]]:
+def _factors(pool: PooledAnswers) -> dict[str, dict[str, list[float]]]:
     """What each annotator's labels were weighted by, by the number of options."""
     return {
         annotator: {str(options): weights.tolist() for options, weights in by_options.items()}
@@ -203,7 +185,7 @@ def _factors(pool: PoolColumns) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def _message_of_factors(pool: PoolColumns) -> list[str]:
+def _message_of_factors(pool: PooledAnswers) -> list[str]:
     if not pool.factors:
         return []
     return [
@@ -213,7 +195,7 @@ def _message_of_factors(pool: PoolColumns) -> list[str]:
     ]
 
 
-def _spread(corpus: Corpus, pool: PoolColumns, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
+def _simulated(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
     """The simulated share of false labels of runs like this one; None where nothing is promised.
 
     Nor in later rounds: what is left of the pool is no sample of what calibrates.
@@ -224,7 +206,7 @@ def _spread(corpus: Corpus, pool: PoolColumns, choice: Choice, settings: SelectS
 
 
 def _messages(
-    corpus: Corpus, choice: Choice, spread: RealisedRange | None, settings: SelectSettings, kept: int
+    corpus: Corpus, choice: Choice, simulated: RealisedRange | None, settings: SelectSettings, kept: int
 ) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
     told = [*selected.messages, *too_few(kept, choice.asked.size)]
@@ -240,8 +222,8 @@ def _messages(
         told.append(_about_earlier_rounds(len(corpus.pseudo_labeled), choice))
     if selected.rule == "high-probability":
         told.append(feasibility(calibration.size, calibration.error, settings.alpha).message)
-    if spread is not None:
-        told.append(spread.message)
+    if simulated is not None:
+        told.append(simulated.message)
     if selected.threshold is not None:
         share = error_above_cut(selected, calibration)
         told.append(
@@ -270,9 +252,8 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
         [by_person, kept, silent], ["answered by a person", "kept", "no annotator answered"], "below the cut"
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
-    said = ("example_id", "answer", "score", "margin", "voices", "agreed")
-    columns = {name: part[name].cast(pa.int64()) if name == "voices" else part[name] for name in said}
-    return pa.table({**columns, **taken})
+    columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed")}
+    return pa.table({**columns, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
 
 
 def _calibration_table(found: AnnotatorProbs) -> pa.Table:
@@ -287,7 +268,7 @@ def _calibration_table(found: AnnotatorProbs) -> pa.Table:
     )
 
 
-def _queue(corpus: Corpus, pool: PoolColumns, choice: Choice) -> bytes:
+def _queue(corpus: Corpus, pool: PooledAnswers, choice: Choice) -> bytes:
     """The questions that still wait for a person, one JSON object a line."""
     lines: list[str] = []
     for place in np.flatnonzero(choice.asked & ~choice.by_person).tolist():

@@ -6,7 +6,6 @@ are made, of models, prompts or files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -122,10 +121,3 @@ def share_in_unit_interval(value: float, name: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"The setting {name!r} is {value!r}; it is a share and must lie between 0 and 1.")
     return value
-
-
-def as_scores(values: Sequence[float | None] | FloatArray) -> FloatArray:
-    """A float64 array, shape (m,), of numbers in which None became NaN."""
-    if isinstance(values, np.ndarray):
-        return values.astype(np.float64, copy=False)
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -9,27 +9,26 @@ Knows nothing of how an artifact is made; holds no clock, host or secret.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, TypeVar, cast
+from typing import Any, Literal, Self, TypeAlias, cast
 
 import pyarrow as pa
 from msgspec import convert, to_builtins
 
-from semievol_api.data.parts import ByPart, Parts, Rows, Tabular, file_chunks, part_of, parts_for
-from semievol_api.data.tables import (
-    MEASURES,
+from semievol_api.data.schemas import (
+    ANSWER_COLUMNS,
     as_evidence,
     as_examples,
     as_labels,
+    chunked_examples,
+    chunked_labels,
     evidence_table,
     examples_table,
     grouped,
-    kept_table,
-    near_ids,
-    near_similarities,
 )
+from semievol_api.data.table import ChunkedTable, Tabular, file_chunks
 from semievol_api.records import Evidence, Example, PseudoLabel
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.store.run_store import Packed
@@ -48,8 +47,8 @@ REVIEW_QUEUE = "review_queue.jsonl"
 class Prepared:
     """Clean data: what a model may learn from, be asked, and be measured on. No hidden gold in it.
 
-    More than `PART_ROWS` unlabelled examples are `Rows`, in the order of their parts. `report` is the hygiene report
-    as JSON values: every row that was dropped, with its reason.
+    `unlabeled` lie in the order of their parts, in a `ChunkedTable` where they were cleaned or read. `report` is the
+    hygiene report as JSON values: every row that was dropped, with its reason.
     """
 
     labeled: tuple[Example, ...]
@@ -61,9 +60,9 @@ class Prepared:
         """Three tables and the report."""
         return Packed(
             tables={
-                "labeled": Parts.of(examples_table(self.labeled)),
-                "unlabeled": examples_in_parts(self.unlabeled),
-                "test": Parts.of(examples_table(self.test)),
+                "labeled": ChunkedTable.of(examples_table(self.labeled)),
+                "unlabeled": chunked_examples(self.unlabeled),
+                "test": ChunkedTable.of(examples_table(self.test)),
             },
             documents={"report": self.report},
         )
@@ -73,7 +72,7 @@ class Prepared:
         """See `pack`."""
         return cls(
             labeled=tuple(as_examples(packed.table("labeled"))),
-            unlabeled=_rows(packed.parts("unlabeled"), as_examples),
+            unlabeled=packed.parts("unlabeled").typed(as_examples),
             test=tuple(as_examples(packed.table("test"))),
             report=cast("Mapping[str, object]", packed.documents["report"]),
         )
@@ -97,9 +96,9 @@ class Folds:
         """Three tables and a document."""
         return Packed(
             tables={
-                "warm": Parts.of(examples_table(self.warm)),
-                "calibration": Parts.of(examples_table(self.calibration)),
-                "development": Parts.of(examples_table(self.development)),
+                "warm": ChunkedTable.of(examples_table(self.warm)),
+                "calibration": ChunkedTable.of(examples_table(self.calibration)),
+                "development": ChunkedTable.of(examples_table(self.development)),
             },
             documents={"folds": {"tunable": self.tunable, "note": self.note}},
         )
@@ -128,9 +127,6 @@ class Abilities:
         return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]))
 
 
-Near: TypeAlias = Mapping[str, tuple[str, ...]]
-
-
 @fingerprinted("ids", "similarities", "making", "note")
 @dataclass(frozen=True)
 class Neighbours:
@@ -157,22 +153,21 @@ class Neighbours:
 
     def pack(self) -> Packed:
         """One table."""
-        found = Parts.of(self.table()) if self.making is None else self.making
+        found = ChunkedTable.of(self.table()) if self.making is None else self.making
         return Packed(tables={"neighbours": found}, documents={"search": {"note": self.note}} if self.note else {})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        parts = packed.parts("neighbours")
+        table = packed.parts("neighbours")
         note = cast("dict[str, str]", packed.documents.get("search", {})).get("note", "")
-        if parts.count > 1:
-            return cls(ByPart(parts, near_ids), ByPart(parts, near_similarities), note=note)
-        return cls(near_ids(parts.read(0)), near_similarities(parts.read(0)), note=note)
+        ids, similarities = (table.by_key("example_id", name) for name in ("neighbour_ids", "similarities"))
+        return cls(ids, similarities, note=note)
 
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """What annotators said: one row per (example, annotator); columns of `tables.EVIDENCE_SCHEMA`, or of
+    """What annotators said: one row per (example, annotator); columns of `schemas.EVIDENCE_SCHEMA`, or of
     `CHECKED_SCHEMA`.
 
     Each part is sorted by example and annotator. Where the unlabelled examples lie in parts, part i is about those of
@@ -185,12 +180,12 @@ class EvidenceTable:
     @classmethod
     def of(cls, rows: Iterable[Evidence]) -> Self:
         """A table of rows in any order."""
-        return cls(Parts.of(evidence_table(rows)))
+        return cls(ChunkedTable.of(evidence_table(rows)))
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> ChunkedTable[Evidence]:
         """The stored parts."""
-        return cast("Parts", self.source)
+        return cast("ChunkedTable[Any]", self.source).typed(as_evidence)
 
     @property
     def table(self) -> pa.Table:
@@ -199,17 +194,15 @@ class EvidenceTable:
 
     def rows(self) -> Iterator[Evidence]:
         """The rows as values, in the table's order."""
-        for table in self.parts.tables():
-            yield from as_evidence(table)
+        return iter(self.parts)
 
-    def by_example(self, part: int | None = None) -> dict[str, list[Evidence]]:
-        """The rows of each example, annotators in sorted order: of all parts, or of one."""
-        return grouped(self.rows() if part is None else as_evidence(self.parts.read(part)))
+    def by_example(self, part: int) -> dict[str, list[Evidence]]:
+        """The rows of each example of a part, annotators in sorted order."""
+        return grouped(as_evidence(self.parts.read(part)))
 
-    def measures(self, part: int) -> dict[str, list[Evidence]]:
-        """The rows of each example of a part with what selection reads of them, and no more."""
-        names = [name for name in MEASURES if name in self.parts.names(part)]
-        return grouped(as_evidence(self.parts.read(part, names), measures_only=True))
+    def answers(self, part: int) -> dict[str, list[Evidence]]:
+        """The rows of each example of a part, with their answers and `mean_nll` and no more."""
+        return grouped(as_evidence(self.parts.read(part, ANSWER_COLUMNS)))
 
     def pack(self) -> Packed:
         """One Parquet table."""
@@ -231,7 +224,7 @@ class Selection:
     """
 
     kept: Sequence[PseudoLabel]
-    scores: Parts
+    scores: ChunkedTable[Mapping[str, Any]]
     summary: PaperSummary | PooledSummary
     calibration: pa.Table | None = None
     queue: bytes = b""
@@ -243,10 +236,9 @@ class Selection:
 
     def pack(self) -> Packed:
         """The kept labels, all scores, and the summary."""
-        kept = self.kept.parts if isinstance(self.kept, Rows) else Parts.of(kept_table(self.kept))
-        tables: dict[str, Tabular] = {"kept": kept, "scores": self.scores}
+        tables: dict[str, Tabular] = {"kept": chunked_labels(self.kept), "scores": self.scores}
         if self.calibration is not None:
-            tables["calibration"] = Parts.of(self.calibration)
+            tables["calibration"] = ChunkedTable.of(self.calibration)
         files = {REVIEW_QUEUE: self.queue} if self.queue else {}
         return Packed(tables=tables, documents={"summary": to_builtins(self.summary)}, files=files)
 
@@ -254,7 +246,7 @@ class Selection:
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
         return cls(
-            kept=_rows(packed.parts("kept"), as_labels),
+            kept=packed.parts("kept").typed(as_labels),
             scores=packed.parts("scores"),
             summary=summary_of(cast("Mapping[str, object]", packed.documents["summary"])),
             calibration=packed.table("calibration") if "calibration" in packed.tables else None,
@@ -363,22 +355,3 @@ class Answers:
             evidence=EvidenceTable.unpack(packed),
             correct=cast("Mapping[str, bool]", document["correct"]),
         )
-
-
-_RowT = TypeVar("_RowT")
-
-
-def _rows(parts: Parts, make: Callable[[pa.Table], Iterable[_RowT]]) -> Sequence[_RowT]:
-    """The rows of one part in memory, those of more of them one part at a time."""
-    return tuple(make(parts.read(0))) if parts.count == 1 else Rows(parts, make)
-
-
-def examples_in_parts(examples: Sequence[Example]) -> Parts:
-    """A table of examples; of more than `PART_ROWS` one in several parts, by their ids."""
-    if isinstance(examples, Rows):
-        return examples.parts
-    count = parts_for(len(examples))
-    parts: list[list[Example]] = [[] for _ in range(count)]
-    for example in examples:
-        parts[part_of(example.id, count)].append(example)
-    return Parts.of(*(examples_table(part) for part in parts))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast,
 
 from pydantic import BaseModel
 
-from semievol_api.data.parts import Parts, Tabular, file_chunks, free_memory
+from semievol_api.data.table import ChunkedTable, Tabular, file_chunks, free_memory
 from semievol_api.errors import RunFolderError
 from semievol_api.store.fingerprints import Stage, entries, plain
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Packed:
     """An artifact as files: `tables` become NAME.parquet, `documents` NAME.json, `files` keep their names.
 
-    A table in more than one part becomes a folder NAME of them. What is read back are `Parts` and paths.
+    A table in more than one part becomes a folder NAME of them. What is read back are chunked tables and paths.
     """
 
     tables: Mapping[str, Tabular] = field(default_factory=dict[str, "Tabular"])
@@ -45,9 +45,9 @@ class Packed:
         default_factory=dict[str, "bytes | Path | Iterable[bytes]"]
     )
 
-    def parts(self, name: str) -> Parts:
+    def parts(self, name: str) -> ChunkedTable[Mapping[str, Any]]:
         """A stored table, unread."""
-        return cast("Parts", self.tables[name])
+        return cast("ChunkedTable[Mapping[str, Any]]", self.tables[name])
 
     def table(self, name: str) -> pa.Table:
         """A stored table, whole."""
@@ -212,6 +212,8 @@ class RunStore:
             return value
         if isinstance(value, bytes):
             return {"bytes": hashlib.blake2b(value, digest_size=20).hexdigest()}
+        if isinstance(value, ChunkedTable) and not value.identity:
+            return [self._canonical(v) for v in value]
         if isinstance(value, Identified):
             return {"tool": value.identity}
         if isinstance(value, BaseModel):
@@ -269,8 +271,8 @@ def _check_maker(folder: Path, config_key: str, accept_change: bool) -> None:
 
 def _read(place: Path) -> Packed:
     paths = sorted(place.iterdir())
-    whole = {p.stem: Parts.stored([p]) for p in paths if p.suffix == ".parquet"}
-    cut = {p.name: Parts.stored(sorted(p.iterdir())) for p in paths if p.is_dir()}
+    whole = {p.stem: ChunkedTable.stored([p]) for p in paths if p.suffix == ".parquet"}
+    cut = {p.name: ChunkedTable.stored(sorted(p.iterdir())) for p in paths if p.is_dir()}
     return Packed(
         tables={**whole, **cut},
         documents={p.stem: _read_value(p) for p in paths if p.suffix == ".json"},
@@ -316,7 +318,7 @@ async def _write_table(place: Path, table: Tabular) -> None:
         if number:
             free_memory()
 
-    if isinstance(table, Parts):
+    if isinstance(table, ChunkedTable):
         for number, part in enumerate(table.tables()):
             write(number, part)
     else:

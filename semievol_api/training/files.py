@@ -16,7 +16,7 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, every_question, nearest_among
 from semievol_api.config.method import TrainSettings
 from semievol_api.config.settings import Config
-from semievol_api.data.parts import Rows
+from semievol_api.data.schemas import chunked_labels
 from semievol_api.errors import UserError
 from semievol_api.records import Example, Message, PseudoLabel, TrainingExample
 from semievol_api.store.artifacts import Neighbours, Selection, TrainingFile
@@ -31,7 +31,7 @@ MADE_TOGETHER = 2048
 
 
 @stage("warm_up_file")
-async def warm_up_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
+async def labeled_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
     """Labelled examples as a training file."""
     check_enough(len(labeled), "The labelled data")
     return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)
@@ -50,7 +50,7 @@ async def final_training_files(
     task, train = corpus.task, config.train
     files: dict[str, TrainingFile] = {}
     if calibrates(config):
-        files["sft"] = await store.once("sft", TrainingFile, warm_up_file, task, corpus.learned)
+        files["sft"] = await store.once("sft", TrainingFile, labeled_file, task, corpus.learned)
     if not chosen.enough:
         return files
     files["semievol"] = await store.once(file_artifact("semievol"), TrainingFile, evolve_file, corpus, chosen, train)
@@ -98,13 +98,13 @@ async def in_context_corpora(
     if chosen.enough:
         shown["semievol"] = (*corpus.learned, *pseudo_labeled)
     queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
-    views: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus] = {}
     for name, candidates in shown.items():
         neighbours = await store.once(
             f"demonstrations/{name}", Neighbours, nearest_among, embedder, candidates, queries, config.retrieve, shots
         )
-        views[name] = replace(corpus, neighbours=neighbours, pseudo_labeled=pseudo_labeled)
-    return views
+        corpora[name] = replace(corpus, neighbours=neighbours, pseudo_labeled=pseudo_labeled)
+    return corpora
 
 
 def calibrates(config: Config) -> bool:
@@ -118,30 +118,19 @@ def shows_examples(corpus: Corpus, config: Config) -> bool:
 
 
 def labelled_by(corpus: Corpus, chosen: Selection) -> Iterator[tuple[Example, PseudoLabel]]:
-    """Every kept pseudo-label beside its example, in the order of the data, which both have."""
-    if isinstance(corpus.data.unlabeled, Rows) and isinstance(chosen.kept, Rows):
-        yield from _labelled_by_part(corpus.data.unlabeled, chosen.kept)
-        return
-    labels = iter(chosen.kept)
-    label = next(labels, None)
-    for example in corpus.data.unlabeled:
-        if label is None:
-            return
-        if example.id == label.example_id:
-            yield example, label
-            label = next(labels, None)
+    """Every kept pseudo-label beside its example, in the order of the data; both lie in the same parts.
 
-
-def _labelled_by_part(unlabeled: Rows[Example], kept: Rows[PseudoLabel]) -> Iterator[tuple[Example, PseudoLabel]]:
-    """Both lie in the same parts; only the examples that have a label are made."""
-    for place in range(unlabeled.parts.count):
-        labels, table = kept.part(place), unlabeled.parts.read(place)
+    Only the examples that have a label are made.
+    """
+    unlabeled, kept = corpus.unlabeled, chunked_labels(chosen.kept)
+    for place in range(unlabeled.n_parts):
+        labels, table = kept.part(place), unlabeled.read(place)
         wanted, at = {label.example_id for label in labels}, 0
         for start in range(0, len(table), MADE_TOGETHER):
             some = table.slice(start, MADE_TOGETHER)
-            chosen = some.filter(pa.array([name in wanted for name in some["id"].to_pylist()], pa.bool_()))
-            yield from zip(unlabeled.make(chosen), labels[at : at + len(chosen)], strict=True)
-            at += len(chosen)
+            taken = some.filter(pa.array([name in wanted for name in some["id"].to_pylist()], pa.bool_()))
+            yield from zip(unlabeled.as_rows(taken), labels[at : at + len(taken)], strict=True)
+            at += len(taken)
 
 
 def _with_labeled(

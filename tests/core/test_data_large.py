@@ -6,6 +6,7 @@ import asyncio
 import csv
 import errno
 import gc
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from semievol_api.config.settings import DataSettings
-from semievol_api.data import Pool, RawData, large_pool, parts, read_data, read_files
-from semievol_api.data.parts import Parts
+from semievol_api.data import RawData, examples, read_data, read_files, table
 from semievol_api.data.prepare import prepare
-from semievol_api.data.tables import examples_table, kept_table
+from semievol_api.data.schemas import as_examples, examples_table, kept_table
+from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import DataError, RunFolderError
 from semievol_api.records import Example
+from semievol_api.session import _with_reviewed
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.store.run_store import RunStore
 from semievol_api.store.verdict import PaperSummary
@@ -68,6 +70,12 @@ def questions(count: int) -> Rows:
     return rows
 
 
+def on_disk(raw: RawData) -> bool:
+    """Whether the unlabelled examples lie in several parts of a scratch folder."""
+    assert isinstance(raw.unlabeled, ChunkedTable)
+    return raw.unlabeled.n_parts > 1 and raw.unlabeled.scratch is not None
+
+
 def write_csv(path: Path, rows: Rows) -> None:
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -102,10 +110,10 @@ def settings(tmp_path: Path) -> DataSettings:
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def small() -> None:
-        monkeypatch.setattr(parts, "PART_ROWS", 40)
+        monkeypatch.setattr(table, "PART_ROWS", 40)
         monkeypatch.setattr(read_files, "LARGE_BYTES", 0)
         monkeypatch.setattr(read_files, "CHUNK_ROWS", 7)
-        monkeypatch.setattr(large_pool, "STORED_ROWS", 30)
+        monkeypatch.setattr(examples, "STORED_ROWS", 30)
 
     return small
 
@@ -120,8 +128,8 @@ def test_a_large_file_gives_the_same_data(
     whole = read_data(named, task, seed=5)
     cut()
     large = read_data(named, task, seed=5)
-    assert isinstance(large.unlabeled, Pool) is (most != 30)
-    assert replace(large, unlabeled=tuple(large.unlabeled)) == whole
+    assert on_disk(large) is (most != 30)
+    assert replace(large, unlabeled=tuple(large.unlabeled)) == replace(whole, unlabeled=tuple(whole.unlabeled))
     assert large.gold == whole.gold
     assert large.unlabeled[3] == whole.unlabeled[3]
     assert large.unlabeled[2:9:3] == whole.unlabeled[2:9:3]
@@ -146,7 +154,7 @@ def test_hygiene_of_a_large_file_gives_the_same_bytes(
     whole = read_data(settings, task)
     cut()
     large = read_data(settings, task)
-    assert isinstance(large.unlabeled, Pool)
+    assert on_disk(large) and not on_disk(whole)
     expected = prepared(whole, tmp_path / "whole", near)
     assert prepared(large, tmp_path / "large", near) == expected
     assert len([name for name in expected if name.startswith("unlabeled/")]) == 8
@@ -166,14 +174,52 @@ def test_a_pool_s_fingerprint_knows_its_questions_and_not_its_hidden_answers(
         name: read_data(settings.model_copy(update={"unlabeled": tmp_path / f"{name}.jsonl"}), TASK).unlabeled
         for name in ("pool", "other answers", "other kind")
     }
-    identities = {name: large_pool.identity for name, large_pool in pools.items() if isinstance(large_pool, Pool)}
+    identities = {name: pool.identity for name, pool in pools.items() if isinstance(pool, ChunkedTable)}
     assert identities["pool"] == identities["other answers"] != identities["other kind"]
+
+
+@pytest.mark.parametrize(
+    ("large", "most", "expected"),
+    [
+        (False, None, ("918f8db44d26c8063d28888022c67721517159b7", "7c6dfb01084a6ea4c3a284a4f52a40439ac04817")),
+        (True, None, ("aa0bff938ae6246f9c3e1ec50f97a0f8944a747e", "ebcda91e662b7a1ff899a6b954dabf930f3daf53")),
+        (True, 120, ("7e4e1adb86c352ae5cd6fb3eb2b354bc8067c8c9", "75973792d658cdb212299f602c9b47b7ad289b9a")),
+        (True, 30, ("25a2be543493f2ad8cc346f1a064bd80af90e878", "84019c262222d6984823720240d4a10905508c66")),
+    ],
+)
+def test_fingerprints_of_read_data_are_those_of_0_1(
+    settings: DataSettings, cut: Callable[[], None], tmp_path: Path, *, large: bool, most: int | None, expected: object
+) -> None:
+    if large:
+        cut()
+    raw = read_data(settings.model_copy(update={"max_unlabeled": most}), TASK, seed=5)
+    reviewed = _with_reviewed(replace(raw, reviewed=dict.fromkeys([e.id for e in raw.unlabeled][3:9], "A")))
+    with RunStore.open(tmp_path / "run", "k") as store:
+        found = tuple(
+            store.fingerprint("prepare", one.labeled, one.unlabeled, one.test, one.notes) for one in (raw, reviewed)
+        )
+    assert found == expected
+
+
+def test_several_stored_parts_stand_in_fingerprints_by_their_files_and_one_part_by_its_rows(tmp_path: Path) -> None:
+    few = tuple(Example(id=name, question=f"{name}?") for name in "abcd")
+    paths = [tmp_path / f"part-{place}.parquet" for place in range(2)]
+    for path, some in zip(paths, (few[:2], few[2:]), strict=True):
+        pq.write_table(examples_table(some), path)
+    both = ChunkedTable.stored(paths).typed(as_examples)
+    hashed = hashlib.blake2b(b"".join(path.read_bytes() for path in paths), digest_size=20).hexdigest()
+    with RunStore.open(tmp_path / "run", "k") as store:
+        assert both.identity == hashed
+        assert store.fingerprint(ChunkedTable.stored(paths[:1]).typed(as_examples)) == store.fingerprint(few[:2])
+        assert store.fingerprint(both.where(np.array([True, False, True, True]))) == store.fingerprint(
+            (few[0], *few[2:])
+        )
 
 
 def test_the_scratch_folder_goes_with_its_pool(settings: DataSettings, cut: Callable[[], None]) -> None:
     cut()
     raw = read_data(settings, TASK)
-    assert isinstance(raw.unlabeled, Pool)
+    assert isinstance(raw.unlabeled, ChunkedTable) and raw.unlabeled.scratch is not None
     place = raw.unlabeled.scratch.path
     assert place.is_dir()
     del raw
@@ -225,7 +271,7 @@ def test_a_large_file_has_the_faults_of_a_small_one(
 
 def test_examples_are_stored_in_one_part_where_they_are_few(settings: DataSettings) -> None:
     raw = read_data(settings, TASK)
-    assert isinstance(raw.unlabeled, tuple)
+    assert not on_disk(raw)
     assert len(examples_table(raw.unlabeled)) == 300
 
 
@@ -246,7 +292,7 @@ def test_a_small_table_is_stored_as_one_part_of_the_type_that_a_large_one_has() 
     few = (Example(id="a", question="One?", answer="1"), Example(id="b", question="Two?"))
     nothing = Selection(
         kept=(),
-        scores=Parts.of(kept_table(())),
+        scores=ChunkedTable.of(kept_table(())),
         summary=PaperSummary(
             rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
         ),
@@ -261,5 +307,5 @@ def test_a_small_table_is_stored_as_one_part_of_the_type_that_a_large_one_has() 
     )
     kinds = [(name, type(table)) for one in packed for name, table in one.tables.items()]
     assert len(kinds) == 11
-    assert [name for name, kind in kinds if kind is not Parts] == []
-    assert {one.parts(name).count for one in packed for name in one.tables} == {1}
+    assert [name for name, kind in kinds if kind is not ChunkedTable] == []
+    assert {one.parts(name).n_parts for one in packed for name in one.tables} == {1}

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from semievol_api.annotate.annotators import Annotator, Crew
-from semievol_api.annotate.estimators import Reading
+from semievol_api.annotate.estimator import Reading
 from semievol_api.annotate.pooled import factors_of_crew
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import JustifySettings, SelectSettings
 from semievol_api.config.settings import RetrieveSettings
-from semievol_api.data.parts import Parts
-from semievol_api.data.tables import evidence_table
+from semievol_api.data.schemas import evidence_table
+from semievol_api.data.table import ChunkedTable
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import at_label_shares, label_factors
-from semievol_api.selection.columns import pool_columns
-from semievol_api.selection.stage import SelectionInputs, select
+from semievol_api.selection.columns import SelectionInputs, pooled_answers
+from semievol_api.selection.stage import select
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.tasks import Task, TaskDefinition
 
@@ -172,7 +172,7 @@ def test_evidence_in_parts_gives_the_same_bits_and_cut_answers_do_not_count() ->
     here, who = corpus(WARM), crew(biased="option_prob")
     rows = evidence(here, biased=BIASED)
     whole = factors_of_crew(here, who, EvidenceTable.of(rows))["biased"][3].tolist()
-    parts = Parts.of(evidence_table(rows[40:]), evidence_table(rows[:40]), evidence_table([]))
+    parts = ChunkedTable.of(evidence_table(rows[40:]), evidence_table(rows[:40]), evidence_table([]))
     assert factors_of_crew(here, who, EvidenceTable(parts))["biased"][3].tolist() == whole
     cut = [*rows, *(row(f"x{i}", "biased", (0.98, 0.01, 0.01), finish="length") for i in range(50))]
     assert factors_of_crew(here, who, EvidenceTable.of(cut))["biased"][3].tolist() == whole
@@ -182,8 +182,9 @@ def test_without_factors_the_pool_is_bit_for_bit_what_it_was() -> None:
     here, who = corpus(WARM), crew(fair="option_prob")
     said = EvidenceTable.of(evidence(here, fair=FAIR))
     nothing = EvidenceTable.of([])
-    plain = pool_columns(here, who, said, nothing)
-    found = pool_columns(here, who, said, nothing, factors_of_crew(here, who, said))
+    inputs = SelectionInputs(said, nothing, JustifySettings(), None, RetrieveSettings(), {})
+    plain = pooled_answers(here, who, inputs)
+    found = pooled_answers(here, who, inputs, factors_of_crew(here, who, said))
     assert found.factors == {} and found.score.tobytes() == plain.score.tobytes()
 
 

@@ -19,38 +19,7 @@ OLD = frozenset(
         *("Piece", "Customer", "Order", "Keeper", "Lane", "Growing"),
     )
 )
-ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "semievol_api/annotate/annotators.py": ("circumstances",),
-    "semievol_api/annotate/collaboration.py": ("said",),
-    "semievol_api/annotate/estimators.py": ("said",),
-    "semievol_api/annotate/pooled.py": ("said",),
-    "semievol_api/annotate/probing.py": ("settled",),
-    "semievol_api/capabilities.py": ("said",),
-    "semievol_api/config/method.py": ("said",),
-    "semievol_api/config/settings.py": ("said",),
-    "semievol_api/data/sources.py": ("said",),
-    "semievol_api/engine/stream.py": ("said",),
-    "semievol_api/pipeline.py": (
-        "circumstances",
-        "said",
-        "views",
-    ),
-    "semievol_api/planning/catalogue.py": ("said",),
-    "semievol_api/planning/estimating.py": ("said",),
-    "semievol_api/planning/limits.py": ("said",),
-    "semievol_api/selection/columns.py": (
-        "said",
-        "voices",
-    ),
-    "semievol_api/selection/stage.py": ("said",),
-    "semievol_api/selection/stage_pooled.py": ("said",),
-    "semievol_api/tasks/replies.py": ("said",),
-    "semievol_api/training/files.py": ("views",),
-    "semievol_api/training/fine_tuning.py": ("said",),
-    "providers/semievol_providers/litellm/calls.py": ("said",),
-    "providers/semievol_providers/local/training_job.py": ("said",),
-    "providers/semievol_providers/openai/finetuner.py": ("said",),
-}
+ALLOWED: Mapping[str, tuple[str, ...]] = {}
 """Old names that are still there, by file. It only shrinks: take a line out when its file is clean."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from semievol_api.data import RawData
-from semievol_api.data.parts import Parts
+from semievol_api.data.table import ChunkedTable
 from semievol_api.records import Example, PseudoLabel
 from semievol_api.session import data_of_next_round
 from semievol_api.store.artifacts import Folds, Prepared, Selection
@@ -22,7 +22,7 @@ def _next_round() -> RawData:
     unlabeled = tuple(Example(id=f"u{i}", question=f"What is u{i}?") for i in range(4))
     chosen = Selection(
         kept=tuple(PseudoLabel(example_id=name, answer="B", text="Answer: B", score=0.9) for name in ("u1", "u3")),
-        scores=Parts.of(pa.table({"example_id": [f"u{i}" for i in range(4)]})),
+        scores=ChunkedTable.of(pa.table({"example_id": [f"u{i}" for i in range(4)]})),
         summary=PaperSummary(
             rule="percentile", share=0.5, threshold_mean_nll=None, unlabeled=4, answered=4, kept=2, messages=()
         ),

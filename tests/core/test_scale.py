@@ -10,8 +10,8 @@ import pytest
 
 from semievol_api.capabilities import ChatRequest, ModelLimits, Provider, Reply
 from semievol_api.config.settings import Limits
-from semievol_api.data.parts import part_of, shard_of
-from semievol_api.data.tables import evidence_table, joined_evidence
+from semievol_api.data.schemas import evidence_table, joined_evidence
+from semievol_api.data.table import part_of, shard_of
 from semievol_api.engine import Ask, Fleet, RequestEngine
 from semievol_api.engine.budget import NOTHING, Spend
 from semievol_api.errors import BudgetError

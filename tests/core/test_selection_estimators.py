@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -12,24 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import semievol_api
+from semievol_api.annotate.estimator import Readings, from_confidence
 from semievol_api.annotate.estimators import (
     ESTIMATORS,
     WORD_SCALE,
     choose_estimator,
     evidence_given,
-    from_confidence,
     is_probed,
     mean_nll,
-    readings_of,
     verbal_probability,
     votes,
 )
-from semievol_api.annotate.replies import LabelIndex, answer_position, read_options, read_replies, read_reply
+from semievol_api.annotate.pooled import readings_of
+from semievol_api.annotate.replies import LabelIndex, answer_position, read_options, read_replies
 from semievol_api.config.method import AnnotatorSettings
+from semievol_api.data.schemas import evidence_table
 from semievol_api.errors import DataError, MissingAbilityError
 from semievol_api.records import Evidence
 from semievol_api.selection.label_probabilities import neighbour_vote, option_prob
 from semievol_api.selection.pooling import dawid_skene, pool, worth_justifying
+from semievol_api.tasks import Task, TaskDefinition
 
 NAN = float("nan")
 LETTERS = ("A", "B", "C", "D")
@@ -150,11 +153,11 @@ def test_labels_that_differ_in_case_only_are_kept_apart_and_equal_ones_refused()
 
 
 def test_an_exact_reading_reports_the_labels_that_the_server_did_not_show() -> None:
-    reading = read_reply((math.log(0.7), None, math.log(0.2)))
+    (reading,) = read_replies([(math.log(0.7), None, math.log(0.2))], [None])
     assert reading is not None
     assert reading.probs == pytest.approx((0.7, 0.1, 0.2))
     assert reading.missing == (1,)
-    assert read_reply((None, None)) is None
+    assert read_replies([(None, None)], [None]) == [None]
 
 
 # ---------------------------------------------------------------------------------------- estimators
@@ -229,28 +232,34 @@ def test_a_servers_ability_decides_which_evidence_there_is() -> None:
     assert evidence_given("options", closed=True) == {"answers", "option_probs", "p_true"}
 
 
-def row(answer: str | None, finish: str = "stop", **evidence: object) -> Evidence:
-    return Evidence(
-        example_id="x",
-        annotator_id="a",
-        prompt_hash="h",
-        text="",
-        answer=answer,
-        finish=finish,
-        **evidence,  # type: ignore[arg-type]
-    )
+def readings(labels: Sequence[tuple[str, ...]], *rows: tuple[str, Mapping[str, object]] | None) -> Readings:
+    """An annotator's answers to as many questions, each with what was measured of it; None for no row."""
+    evidence = [
+        Evidence(
+            example_id=str(place),
+            annotator_id="a",
+            prompt_hash="h",
+            text="",
+            answer=row[0],
+            **{"finish": "stop", **row[1]},  # type: ignore[arg-type]
+        )
+        for place, row in enumerate(rows)
+        if row is not None
+    ]
+    task = Task(TaskDefinition(name="c", kind="multiple_choice", instruction="Which?"))
+    return readings_of(task, [evidence_table(evidence)], [str(place) for place in range(len(rows))], labels)
 
 
 def test_evidence_rows_become_arrays_in_which_cut_or_refused_answers_abstain() -> None:
-    rows = [
-        row("B", option_probs=(0.2, 0.8), answer_logprob=math.log(0.5)),
-        row("A", finish="length", option_probs=(1.0, 0.0, 0.0)),
-        row("Z"),
+    found = readings(
+        [("A", "B"), LETTERS[:3], LETTERS[:3], LETTERS[:3]],
+        ("B", {"option_probs": (0.2, 0.8), "answer_logprob": math.log(0.5)}),
+        ("A", {"finish": "length", "option_probs": (1.0, 0.0, 0.0)}),
+        ("Z", {}),
         None,
-    ]
-    readings = readings_of(rows, [("A", "B"), LETTERS[:3], LETTERS[:3], LETTERS[:3]])
-    assert readings.answers[:, 0].tolist() == [1, -1, -1, -1]
-    by_name = {estimator.name: estimator.estimate(readings) for estimator in ESTIMATORS}
+    )
+    assert found.answers[:, 0].tolist() == [1, -1, -1, -1]
+    by_name = {estimator.name: estimator.estimate(found) for estimator in ESTIMATORS}
     assert by_name["option_prob"][0] == pytest.approx([0.2, 0.8, 0.0])
     assert by_name["answer_logprob"][0] == pytest.approx([0.5, 0.5, 0.0])
     assert by_name["votes"][0] == pytest.approx([0.25, 0.75, 0.0])
@@ -260,8 +269,8 @@ def test_evidence_rows_become_arrays_in_which_cut_or_refused_answers_abstain() -
 
 
 def test_an_improbable_answer_stays_the_annotators_first_choice() -> None:
-    readings = readings_of([row("C", answer_logprob=-20.0)], [LETTERS])
-    probs = choose_estimator({"answer_logprob"}).estimate(readings)
+    found = readings([LETTERS], ("C", {"answer_logprob": -20.0}))
+    probs = choose_estimator({"answer_logprob"}).estimate(found)
     assert probs[0].argmax() == 2
     assert probs[0, 2] == pytest.approx(0.25, abs=1e-5)
 

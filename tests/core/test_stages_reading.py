@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from semievol_api.annotate.estimators import verbal_probability
 from semievol_api.annotate.replies import UNSEEN, Question, answer_logprob, rows_of_chat, rows_of_reads
 from semievol_api.annotate.requests import reworded
 from semievol_api.capabilities import ChatRequest, OptionReply, Reply
@@ -22,8 +23,9 @@ LETTERS = ("A", "B", "C")
 
 def question(order: tuple[int, ...] | None = None, *, verbal: bool = False) -> Question:
     request = ChatRequest(model="m", prompt=PROMPT, max_tokens=8)
+    read_words = verbal_probability if verbal else None
     return Question(
-        EXAMPLE, "a1", PROMPT, request, measure=True, labels=LETTERS, shown=LETTERS, order=order, verbal=verbal
+        EXAMPLE, "a1", PROMPT, request, measure=True, labels=LETTERS, shown=LETTERS, order=order, read_words=read_words
     )
 
 

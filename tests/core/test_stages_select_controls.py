@@ -14,7 +14,8 @@ from semievol_api.config.settings import RetrieveSettings
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import RuleSettings, at_random
 from semievol_api.selection import select as apply_rule
-from semievol_api.selection.stage import SelectionInputs, by_mean_nll
+from semievol_api.selection.columns import SelectionInputs
+from semievol_api.selection.stage import by_mean_nll
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.tasks import load_task
 

@@ -18,7 +18,8 @@ from semievol_api.config.settings import RetrieveSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import human_budget
-from semievol_api.selection.stage import SelectionInputs, select
+from semievol_api.selection.columns import SelectionInputs
+from semievol_api.selection.stage import select
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
 from semievol_api.tasks import Task, TaskDefinition
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from semievol_api import run
-from semievol_api.data import parts, read_files
+from semievol_api.data import read_files, table
 from semievol_api.report import labels
 from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.store.run_store import load_artifact
@@ -39,7 +39,7 @@ def test_a_pool_in_parts_gives_the_labels_of_a_pool_in_one(
 ) -> None:
     larger.change(MODES[mode])
     whole = run(larger.change(('folder = "out"', 'folder = "whole"'))).folder
-    monkeypatch.setattr(parts, "PART_ROWS", 40)
+    monkeypatch.setattr(table, "PART_ROWS", 40)
     monkeypatch.setattr(read_files, "LARGE_BYTES", 0)
     cut = run(larger.change(('folder = "whole"', 'folder = "cut"'))).folder
     assert len(list((cut / "prepare" / "unlabeled").iterdir())) == 4
@@ -51,20 +51,20 @@ def test_a_pool_in_parts_gives_the_labels_of_a_pool_in_one(
 
 
 def test_a_part_s_evidence_is_about_the_part_s_examples(larger: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_ROWS", 40)
+    monkeypatch.setattr(table, "PART_ROWS", 40)
     folder = run(larger.config).folder
     said = load_artifact(folder, "collaborate", EvidenceTable)
     assert said is not None
     for place in range(4):
         own = set(pq.read_table(folder / f"prepare/unlabeled/part-{place:05d}.parquet")["id"].to_pylist())
         assert set(said.by_example(place)) == own
-        assert {parts.part_of(name, 4) for name in own} == {place}
+        assert {table.part_of(name, 4) for name in own} == {place}
 
 
 def test_a_run_in_parts_is_repeated_without_computing_anything(
     larger: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PART_ROWS", 40)
+    monkeypatch.setattr(table, "PART_ROWS", 40)
     before = tree(run(larger.config).folder, without=("journal", "spend"))
     again = run(larger.config)
     assert again.computed == ()
@@ -74,7 +74,7 @@ def test_a_run_in_parts_is_repeated_without_computing_anything(
 def test_the_report_of_a_large_pool_shows_a_sample_and_says_so(
     larger: Project, semievol: Semievol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PART_ROWS", 40)
+    monkeypatch.setattr(table, "PART_ROWS", 40)
     monkeypatch.setattr(labels, "SHOWN", 60)
     folder = run(larger.config).folder
     assert semievol("report", folder).code == 0
@@ -86,7 +86,7 @@ def test_the_report_of_a_large_pool_shows_a_sample_and_says_so(
 def test_all_labels_of_a_pool_in_parts_are_handed_over(
     larger: Project, semievol: Semievol, form: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(parts, "PART_ROWS", 40)
+    monkeypatch.setattr(table, "PART_ROWS", 40)
     monkeypatch.setattr(labels, "SHOWN", 60)
     folder = run(larger.config).folder
     out = tmp_path / "handed" / "over"
@@ -103,7 +103,7 @@ def _labels(folder: Path) -> set[tuple[str, str, str, float]]:
 
 def _scores(folder: Path) -> list[dict[str, object]]:
     chosen = load_artifact(folder, "select", Selection)
-    assert chosen is not None and isinstance(chosen.scores, parts.Parts)
+    assert chosen is not None and isinstance(chosen.scores, table.ChunkedTable)
     return sorted(chosen.scores.whole().to_pylist(), key=lambda row: str(row["example_id"]))
 
 

@@ -24,7 +24,7 @@ from semievol_api.annotate.requests import Corpus, Student
 from semievol_api.capabilities import Provider, ProviderSettings
 from semievol_api.config.method import AnnotateSettings
 from semievol_api.config.settings import Config, load_config
-from semievol_api.data.tables import as_evidence
+from semievol_api.data.schemas import as_evidence
 from semievol_api.engine import Fleet, RequestEngine
 from semievol_api.errors import BudgetError
 from semievol_api.records import Example
@@ -219,7 +219,7 @@ async def _collaborate(config: Config) -> list[Any]:
     folder = config.run.folder
     fleet = Fleet(journals=journals_of(folder))
     async with RequestEngine.open(folder / "journal.sqlite", config.limits, run=str(folder), fleet=fleet) as engine:
-        student = Student(engine, provider, {"base": MODEL}, {"base": MODEL}, 0, spread=RayExecutor(config, engine))
+        student = Student(engine, provider, {"base": MODEL}, {"base": MODEL}, 0, executor=RayExecutor(config, engine))
         said: EvidenceTable = await collaborate(student, corpus, crew, AnnotateSettings(), "unlabeled")
         tables = [table async for table in said.source]  # type: ignore[union-attr]
     await provider.aclose()

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
 
+from semievol_api.data.table import ChunkedTable
 from semievol_api.records import Evidence, Example, PseudoLabel, Usage
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -23,7 +25,9 @@ EXAMPLE_SCHEMA = pa.schema(
         ("category", pa.string()),
     ]
 )
-OUTLINE = ("id", "options")
+HIDDEN = "hidden_answer"
+"""A column of examples that are not cleaned yet."""
+OUTLINE = ("id", "options", "answer")
 """What selection reads of an example."""
 EVIDENCE_SCHEMA = pa.schema(
     [
@@ -45,10 +49,8 @@ EVIDENCE_SCHEMA = pa.schema(
         ("dropped_shots", pa.int16()),
     ]
 )
-EVIDENCE_FIELDS = (
-    *(name for name in EVIDENCE_SCHEMA.names if name not in ("prompt_tokens", "completion_tokens", "cached_tokens")),
-    "p_true",
-)
+_USAGE = {"prompt_tokens": "usage.prompt", "completion_tokens": "usage.completion", "cached_tokens": "usage.cached"}
+EVIDENCE_FIELDS = (*(name for name in EVIDENCE_SCHEMA.names if name not in _USAGE), "p_true")
 MEASURES = (
     "example_id",
     "annotator_id",
@@ -61,7 +63,9 @@ MEASURES = (
     "failure",
     "p_true",
 )
-"""What selection reads of an evidence row."""
+"""What estimators read of an evidence row."""
+ANSWER_COLUMNS = ("example_id", "annotator_id", "answer", "finish", "mean_nll")
+"""What the paper's selection reads of it."""
 CHECKED_SCHEMA = EVIDENCE_SCHEMA.append(pa.field("p_true", pa.float32()))
 """Where an annotator was asked about its own answers."""
 
@@ -82,22 +86,36 @@ def examples_table(examples: Sequence[Example]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
 
 
-def without_texts(table: pa.Table) -> pa.Table:
-    """The columns of `OUTLINE` as a table of examples whose questions are empty."""
-    blank = {"question": pa.repeat("", len(table))}
-    columns = [
-        table[field.name] if field.name in OUTLINE else blank.get(field.name, pa.nulls(len(table), field.type))
-        for field in EXAMPLE_SCHEMA
-    ]
-    return pa.table(columns, schema=EXAMPLE_SCHEMA)
-
-
 def as_examples(table: pa.Table) -> Iterator[Example]:
-    """A table's rows as examples."""
-    options = _lists(table["options"])
-    texts = (table[name].to_pylist() for name in ("id", "question", "answer", "group", "category"))
-    for choices, name, question, answer, group, category in zip(options, *texts, strict=True):
-        yield Example(id=name, question=question, options=choices or (), answer=answer, group=group, category=category)
+    """A table's rows as examples; without the column their questions are empty."""
+    texts = (_texts(table, name) for name in ("id", "question", "answer", "group", "category", HIDDEN))
+    for options, name, question, answer, group, category, hidden in zip(_lists(table["options"]), *texts, strict=True):
+        yield Example(
+            id=name,
+            question=question or "",
+            options=options or (),
+            answer=answer,
+            group=group,
+            category=category,
+            hidden_answer=hidden,
+        )
+
+
+def chunked_examples(examples: Sequence[Example]) -> ChunkedTable[Example]:
+    """Examples as a table: as they lie, or in one part."""
+    if isinstance(examples, ChunkedTable):
+        return examples
+    return ChunkedTable.of(examples_table(examples)).typed(as_examples)
+
+
+def chunked_labels(labels: Sequence[PseudoLabel]) -> ChunkedTable[PseudoLabel]:
+    """Pseudo-labels as a table."""
+    return labels if isinstance(labels, ChunkedTable) else ChunkedTable.of(kept_table(labels)).typed(as_labels)
+
+
+def _texts(table: pa.Table, name: str) -> list[Any]:
+    """A column's texts; None where the table does not have it."""
+    return table[name].to_pylist() if name in table.column_names else [None] * len(table)
 
 
 def _lists(column: pa.ChunkedArray) -> list[tuple[Any, ...] | None]:
@@ -117,26 +135,11 @@ def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
     ordered = sorted(rows, key=lambda row: (row.example_id, row.annotator_id))
     checked = any(row.p_true is not None for row in ordered)
     schema = CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA
-    columns: dict[str, list[object]] = {
-        "example_id": [row.example_id for row in ordered],
-        "annotator_id": [row.annotator_id for row in ordered],
-        "prompt_hash": [row.prompt_hash for row in ordered],
-        "text": [row.text for row in ordered],
-        "answer": [row.answer for row in ordered],
-        "finish": [row.finish for row in ordered],
-        "permutation": [row.permutation for row in ordered],
-        "option_probs": [row.option_probs for row in ordered],
-        "answer_logprob": [row.answer_logprob for row in ordered],
-        "mean_nll": [row.mean_nll for row in ordered],
-        "verbal": [row.verbal for row in ordered],
-        "prompt_tokens": [row.usage.prompt for row in ordered],
-        "completion_tokens": [row.usage.completion for row in ordered],
-        "cached_tokens": [row.usage.cached for row in ordered],
-        "failure": [row.failure for row in ordered],
-        "dropped_shots": [row.dropped_shots for row in ordered],
-        "p_true": [row.p_true for row in ordered],
-    }
-    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    columns = [
+        pa.array(map(attrgetter(_USAGE.get(field.name, field.name)), ordered), field.type, size=len(ordered))
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def joined_evidence(tables: Sequence[pa.Table]) -> pa.Table:
@@ -146,40 +149,17 @@ def joined_evidence(tables: Sequence[pa.Table]) -> pa.Table:
     return whole.select(schema.names).sort_by([("example_id", "ascending"), ("annotator_id", "ascending")])
 
 
-def as_evidence(table: pa.Table, *, measures_only: bool = False) -> Iterator[Evidence]:
-    """A table's rows as values; `measures_only` spares what only people and bills look at."""
-    if measures_only:
-        yield from _as_measures(table)
-        return
-    names = set(table.column_names)
-    wanted = tuple(name for name in EVIDENCE_FIELDS if name in names)
+def as_evidence(table: pa.Table) -> Iterator[Evidence]:
+    """A table's rows as values; what it has no column of is empty."""
+    wanted = tuple(name for name in EVIDENCE_FIELDS if name in table.column_names)
     columns = [_values(table, name) for name in wanted]
-    counts = (table[name].to_pylist() for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
-    for row, usage in zip(zip(*columns, strict=True), zip(*counts, strict=True), strict=True):
-        yield Evidence(usage=Usage(*usage), **dict(zip(wanted, row, strict=True)))
-
-
-def _as_measures(table: pa.Table) -> Iterator[Evidence]:
-    """Selection reads every row there is: field by field this takes half the time of a mapping for each row."""
-    names = set(table.column_names)
-    columns = [_values(table, name) if name in names else itertools.repeat(None, len(table)) for name in MEASURES]
-    for example_id, annotator_id, answer, finish, probs, logprob, nll, verbal, failure, p_true in zip(
-        *columns, strict=True
-    ):
-        yield Evidence(
-            example_id=example_id,
-            annotator_id=annotator_id,
-            prompt_hash="",
-            text="",
-            answer=answer,
-            finish=finish,
-            option_probs=probs,
-            answer_logprob=logprob,
-            mean_nll=nll,
-            verbal=verbal,
-            p_true=p_true,
-            failure=failure,
-        )
+    missing: dict[str, Any] = {name: "" for name in ("prompt_hash", "text") if name not in wanted}
+    usage: Iterable[Usage] = itertools.repeat(Usage(), len(table))
+    if "prompt_tokens" in table.column_names:
+        counts = (table[name].to_pylist() for name in _USAGE)
+        usage = itertools.starmap(Usage, zip(*counts, strict=True))
+    for row, used in zip(zip(*columns, strict=True), usage, strict=True):
+        yield Evidence(usage=used, **missing, **dict(zip(wanted, row, strict=True)))
 
 
 def _values(table: pa.Table, name: str) -> Iterable[Any]:
@@ -212,15 +192,3 @@ def as_labels(table: pa.Table) -> Iterator[PseudoLabel]:
     columns = (table[name].to_pylist() for name in ("example_id", "answer", "text", "score"))
     for example_id, answer, text, score in zip(*columns, strict=True):
         yield PseudoLabel(example_id=example_id, answer=answer, text=text, score=score)
-
-
-def near_ids(table: pa.Table) -> dict[str, tuple[str, ...]]:
-    """The nearest examples' ids by question."""
-    columns = table.select(["example_id", "neighbour_ids"]).to_pydict()
-    return {k: tuple(v) for k, v in zip(columns["example_id"], columns["neighbour_ids"], strict=True)}
-
-
-def near_similarities(table: pa.Table) -> dict[str, tuple[float, ...]]:
-    """Their similarities by question."""
-    columns = table.select(["example_id", "similarities"]).to_pydict()
-    return {k: tuple(v) for k, v in zip(columns["example_id"], columns["similarities"], strict=True)}
