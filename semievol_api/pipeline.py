@@ -71,10 +71,9 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
     for name, file in files.items():
         trainer, settings = clients.training(name, train, models)
         models[name] = await fine_tune(trainer, store, name, file, settings)
-    in_context = await in_context_corpora(store, clients.embedder, corpus, selection, config)
-    models |= dict.fromkeys(in_context, clients.base)
+    corpora = await in_context_corpora(store, clients.embedder, corpus, selection, config)
+    models |= dict.fromkeys(corpora, clients.base)
 
     # Proof: every model answers the same test questions, and those of the gate where labels were held out for it.
-    subjects = clients.after(abilities).student
-    evaluated = await evaluate_models(store, subjects, corpus, models, in_context, config.evaluate)
-    return await once("verdict", Verdict, compare, corpus, evaluated, models, selection, clients.gold, config.evaluate)
+    answers = await evaluate_models(store, clients.after(abilities).student, corpus, models, corpora, config.evaluate)
+    return await once("verdict", Verdict, compare, corpus, answers, models, selection, clients.gold, config.evaluate)
