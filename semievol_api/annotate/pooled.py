@@ -133,7 +133,7 @@ def factors_of_crew(
     (`chosen_ids`), which are no sample of the questions.
     """
     readers = [a for a in crew.annotators if _reads_distribution(a)]
-    if corpus.task.kind not in ("multiple_choice", "labels") or not readers:
+    if not corpus.task.closed or not readers:
         return {}
     counts = _labelled(corpus, {*chosen_ids, *(e.id for e in corpus.pseudo_labeled)})
     sums = _sums(annotations, readers, {e.id for e in corpus.folds.warm})
@@ -235,13 +235,12 @@ def annotator_probs(
     `factors` bring annotators to the labels' shares, where they have some.
     """
     task = corpus.task
-    closed = task.kind in ("multiple_choice", "labels")
     own: dict[str, list[pa.Table]] = {annotator.id: [] for annotator in annotators}
     for name, rows in sorted(by_annotator(evidence).items()):
         if asker_of(name) in own:
             own[asker_of(name)].append(rows)
     ids = [e.id for e in examples]
-    labels = [task.labels(e) or () for e in examples] if closed else _clusters(task, ids, own)
+    labels = [task.labels(e) or () for e in examples] if task.closed else _clusters(task, ids, own)
     n_options = np.array([len(options) for options in labels], dtype=np.int64)
     width = int(n_options.max(initial=1))
     probs = np.full((len(examples), len(annotators), width), np.nan)
@@ -253,7 +252,7 @@ def annotator_probs(
         for options, weights in (factors or {}).get(annotator.id, {}).items():
             same = n_options == options
             probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
-    pooled = pool(probs, n_options, open_answers=not closed)
+    pooled = pool(probs, n_options, open_answers=not task.closed)
     return AnnotatorProbs(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
 
 
@@ -319,7 +318,4 @@ def _neighbours(
 
 def _words(task: Task, example: Example, answer: str) -> str:
     """What an answer means: the option's own words where letters name options."""
-    labels = task.labels(example) or ()
-    if task.kind == "multiple_choice" and answer in labels:
-        return comparable(example.options[labels.index(answer)])
-    return answer
+    return comparable(task.in_words(example, answer)) if task.lettered else answer

@@ -203,7 +203,7 @@ def _asks(
 def reworded(task: Task, paraphrase: str | None, order: Sequence[int] | None = None) -> Task:
     """The task in other words, and with its fixed labels in another order."""
     update: dict[str, object] = {} if paraphrase is None else {"instruction": paraphrase.strip()}
-    if order is not None and task.kind == "labels":
+    if order is not None and task.fixed_labels:
         update["labels"] = tuple(task.definition.labels[i] for i in order)
     return replace(task, definition=task.definition.model_copy(update=update)) if update else task
 
@@ -261,7 +261,7 @@ def question(
     """An example's prompt as the annotator asks it; `asked` is the example, its prompt and the options' order."""
     example, prompt, order = asked
     labels = task.labels(example) or ()
-    shown = labels if task.kind == "multiple_choice" or order is None else tuple(labels[i] for i in order)
+    shown = labels if task.lettered or order is None else tuple(labels[i] for i in order)
     asking = asking_of(annotator.reading)
     if asking.request:
         *before, last = prompt.messages
@@ -329,7 +329,7 @@ def shuffled_order(task: Task, example: Example, annotator: Annotator, seed: int
 
 def _order_for(task: Task, order: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Only multiple choice is permuted in the prompt; other labels were reordered in the task's own words."""
-    return order if task.kind == "multiple_choice" else None
+    return order if task.lettered else None
 
 
 def _chat(

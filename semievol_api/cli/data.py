@@ -28,41 +28,41 @@ if TYPE_CHECKING:
 
 
 def init(
-    data: Annotated[Path, typer.Argument(help="Your labelled file: CSV, JSONL or Parquet.")],
-    folder: Annotated[Path, typer.Option(help="Where to write task.toml and semievol.toml.")] = Path(),
-    unlabeled: Annotated[Path | None, typer.Option(help="Your unlabelled file.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Your test file.")] = None,
-    question: Annotated[str | None, typer.Option(help="The column with the text, if it is not found.")] = None,
-    answer: Annotated[str | None, typer.Option(help="The column with the label, if it is not found.")] = None,
+    data: Annotated[Path, typer.Argument(help="The labelled data: CSV, JSONL or Parquet.")],
+    folder: Annotated[Path, typer.Option(help="Folder for task.toml and semievol.toml.")] = Path(),
+    unlabeled: Annotated[Path | None, typer.Option(help="The unlabelled data.")] = None,
+    test: Annotated[Path | None, typer.Option(help="The test data.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column with the question. Default: guessed.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Column with the answer. Default: guessed.")] = None,
 ) -> None:
-    """Write a task and a config from your own file, showing what was understood."""
+    """Write a task file and a config for your data."""
     from semievol_api.data import start
 
-    write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
+    _write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
 
 
 def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None:
-    """Validate a config, its data and its providers' tables, with no network."""
+    """Validate a config, its data and its providers. Sends nothing."""
     from semievol_api.config.settings import load_config
 
-    show_check(load_config(config), config.name, on.date() if on else None, as_json=as_json)
+    _show_check(load_config(config), config.name, on.date() if on else None, as_json=as_json)
 
 
 def preview(
     config: ConfigPath,
-    rows: Annotated[int, typer.Option(min=1, help="How many examples to show.")] = 2,
+    rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Show the exact prompts of a few examples, with token counts; nothing is sent."""
+    """Show the prompts of a few examples with their token counts. Sends nothing."""
     from semievol_api.config.settings import load_config
 
-    show_prompts(load_config(config), rows, as_json=as_json)
+    _show_prompts(load_config(config), rows, as_json=as_json)
 
 
-NAMED_AT_MOST = 5
+_NAMED_AT_MOST = 5
 
 
-def show_check(config: Config, name: str, today: datetime.date | None, *, as_json: bool) -> None:
+def _show_check(config: Config, name: str, today: datetime.date | None, *, as_json: bool) -> None:
     """Print what a good config comes to.
 
     Raises:
@@ -90,7 +90,7 @@ def show_check(config: Config, name: str, today: datetime.date | None, *, as_jso
         document = {"ok": True, **facts, "notices": notices}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
         return
-    pairs(out(), f"{name} is good", facts)
+    pairs(out(), f"{name} is valid", facts)
     for notice in notices:
         out().print(f"! {notice}", markup=False)
 
@@ -114,28 +114,28 @@ def _left_out(config: Config, raw: RawData) -> Iterator[str]:
     held_out = (*raw.test, *raw.development)
     report = clean(raw.labeled, raw.unlabeled, held_out, near=config.data.near_duplicates).report
     words = {
-        "in test": "ask what a test row asks",
-        "in labeled": "ask what a labelled row asks",
+        "in test": "have the question of a test row",
+        "in labeled": "have the question of a labelled row",
         "duplicate": "repeat an earlier row",
-        "conflicting answers": "ask the same and are answered differently",
+        "conflicting answers": "have the same question and different answers",
     }
     for (part, reason), count in Counter((row.part, row.reason) for row in report.dropped).items():
         example = next(row for row in report.dropped if (row.part, row.reason) == (part, reason))
-        yield f"{count} of the {part} rows {words[reason]}, and will be left out; such as: {example.question[:60]!r}."
+        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {example.question[:60]!r}."
 
 
 def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:
     """Labels without a labelled row."""
     seen = {example.answer for example in raw.labeled}
     if len(seen) == 1 and len(raw.labeled) > 1:
-        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model can learn nothing else from them."
+        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model cannot learn any other."
     missing = [label for label in plan.task.definition.labels if label not in seen]
-    if missing and plan.task.kind == "labels":
-        named = ", ".join(map(repr, missing[:NAMED_AT_MOST])) + (", ..." if len(missing) > NAMED_AT_MOST else "")
-        yield f"No labelled row teaches {len(missing)} of the {len(plan.task.definition.labels)} labels: {named}."
+    if missing and plan.task.fixed_labels:
+        named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
+        yield f"{len(missing)} of the {len(plan.task.definition.labels)} labels have no labelled row: {named}."
 
 
-def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
+def _show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
     """Print the zero-shot and few-shot prompts of the first `rows` unlabelled examples."""
     from semievol_api.data import read_data
     from semievol_api.planning.tokens import token_counter
@@ -160,7 +160,9 @@ def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
             console.print(message["content"], markup=False, soft_wrap=True)
     if any(item["shots"] for item in shown):
         console.rule()
-        console.print("The demonstrations here are the first labelled rows; a run shows each question its neighbours.")
+        console.print(
+            "The demonstrations shown are the first labelled rows. A run uses the nearest neighbours of each question."
+        )
 
 
 def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example, ...]]:
@@ -173,7 +175,7 @@ def _rendered(prompt: Prompt, counter: TokenCounter) -> dict[str, object]:
     return {"tokens": counter.count(prompt), "messages": messages}
 
 
-def write_starter(starter: Starter, folder: Path) -> None:
+def _write_starter(starter: Starter, folder: Path) -> None:
     """Write the files side by side in `folder`; refuses to overwrite any of them.
 
     Raises:
@@ -185,6 +187,8 @@ def write_starter(starter: Starter, folder: Path) -> None:
             f"The folder {str(folder)!r} holds {', '.join(there)} already; nothing was written. Remove it, or "
             f"choose another place with --folder."
         )
+    from semievol_api.tasks.definition import KINDS
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in starter.files.items():
         (folder / name).write_text(text, "utf-8")
@@ -192,14 +196,14 @@ def write_starter(starter: Starter, folder: Path) -> None:
     found = starter.understanding
     columns = {k: v for k, v in found.columns.model_dump(mode="json").items() if v}
     answers = ", ".join(f"{answer} ({count})" for answer, count in found.answer_counts)
-    more = {"answers": answers} if found.kind in ("labels", "multiple_choice") else {}
+    more = {"answers": answers} if KINDS[found.kind].closed else {}
     facts = {"rows": found.rows, "kind": found.kind, **columns, **more}
-    pairs(console, f"What {found.source} seems to hold", facts)
+    pairs(console, f"Recognised in {found.source}", facts)
     for line in (*found.reasons, *starter.remarks):
         console.print(f"- {line}", markup=False)
     console.print(f"Wrote {', '.join(starter.files)} into {folder.resolve()}.", markup=False)
     console.print(
-        f"Read task.toml, and make its instruction say what you would ask a person. Then: semievol preview "
+        f"Edit the instruction in task.toml so that it says what you would ask a person. Then: semievol preview "
         f"{folder / 'semievol.toml'}",
         markup=False,
     )

@@ -119,34 +119,16 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        children = ChildProcesses(forks=settings.device == "cpu")
         state = State(settings.state, disk)
         sweep(state)
-        models, background = ModelTable(settings, state), BackgroundTasks(settings.limits.retry_s)
-        children = ChildProcesses(forks=settings.device == "cpu")
-        engine, jobs = (
-            EngineClient(settings, background, children),
-            JobRunner(settings, state, models, background, children),
-        )
-        answers = Answers(engine, models, settings.limits)
-        parts = Services(
-            settings=settings,
-            state=state,
-            models=models,
-            engine=engine,
-            jobs=jobs,
-            answers=answers,
-            batches=BatchRunner(state, answers, background),
-            background=background,
-            rates=rates,
-            meter=meter,
-        )
-        app.state.services = parts
+        parts = app.state.services = _services(settings, state, children, rates, meter)
         parts.jobs.start()
         parts.batches.start()
         try:
             yield
         finally:
-            background.close()
+            parts.background.close()
             await parts.batches.close()
             await asyncio.gather(parts.jobs.close(), parts.engine.close())
             children.close()
@@ -164,6 +146,27 @@ def build_app(settings: ServerSettings, disk: Disk | None = None) -> Application
         },
     )
     return Application(app, settings, rates, meter)
+
+
+def _services(
+    settings: ServerSettings, state: State, children: ChildProcesses, rates: RateLimits, meter: Meter
+) -> Services:
+    """The parts of the server; nothing runs yet."""
+    models, background = ModelTable(settings, state), BackgroundTasks(settings.limits.retry_s)
+    engine = EngineClient(settings, background, children)
+    answers = Answers(engine, models, settings.limits)
+    return Services(
+        settings=settings,
+        state=state,
+        models=models,
+        engine=engine,
+        jobs=JobRunner(settings, state, models, background, children),
+        answers=answers,
+        batches=BatchRunner(state, answers, background),
+        background=background,
+        rates=rates,
+        meter=meter,
+    )
 
 
 def _routes() -> list[Route]:

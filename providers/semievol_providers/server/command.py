@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from semievol_api.errors import ConfigError, UserError
+
 if TYPE_CHECKING:
     import socket
 
@@ -28,28 +30,25 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(  # noqa: PLR0913 - a command line has as many options as it has
-    model: Annotated[
-        str, typer.Argument(help="A model's folder, a GGUF file, or a name that `semievol models` lists.")
-    ],
-    name: Annotated[str | None, typer.Option(help="Model name for clients; the folder's name if not given.")] = None,
-    host: Annotated[str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    model: Annotated[str, typer.Argument(help="A model folder, a GGUF file, or a name that `semievol models` lists.")],
+    name: Annotated[str | None, typer.Option(help="Model name for clients. Default: the folder's name.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind. Any but 127.0.0.1 needs an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port. 0 picks a free one.")] = 8000,
     state: Annotated[Path, typer.Option(help="Folder for files, jobs and tuned models.")] = Path("semievol-server"),
-    alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: another name of a model.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: an alias for a model.")] = None,
     api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable with the API key, or several by commas.")
+        str | None, typer.Option(help="Environment variable with the API key, or several, separated by commas.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
     limits: Annotated[Path | None, typer.Option(help="TOML file with limits: sizes, rates, times.")] = None,
-    log_requests: Annotated[bool, typer.Option(help="One JSON line per request on standard error.")] = False,
-    ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
-    stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
+    log_requests: Annotated[bool, typer.Option(help="Log each request as a JSON line on standard error.")] = False,
+    ready_file: Annotated[Path | None, typer.Option(help="Write URL and PID as JSON to this file when ready.")] = None,
+    stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input closes.")] = False,
     recover: Annotated[bool, typer.Option(help="Rebuild a lost database from the state folder's jobs.")] = False,
 ) -> None:
-    """Serve a model with the OpenAI API, fine-tuning included."""
-    from semievol_api.errors import ConfigError
+    """Serve a model over the OpenAI API, with fine-tuning."""
     from semievol_providers.local.model_folder import read_facts
     from semievol_providers.local.packaged_models import folder_for
     from semievol_providers.local.training_job import read_train_defaults
@@ -81,8 +80,6 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
 
 
 def _read_keys(variable: str | None) -> tuple[str, ...]:
-    from semievol_api.errors import ConfigError
-
     if variable is None:
         return ()
     keys = tuple(key.strip() for key in os.environ.get(variable, "").split(",") if key.strip())
@@ -95,8 +92,6 @@ def _read_keys(variable: str | None) -> tuple[str, ...]:
 
 
 def _read_aliases(pairs: list[str]) -> dict[str, str]:
-    from semievol_api.errors import ConfigError
-
     aliases: dict[str, str] = {}
     for pair in pairs:
         alias, equals, target = pair.partition("=")
@@ -116,9 +111,6 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
     with held_folder(settings, recover) as message:
         sys.stdout.write(message)
         listener = _bind(settings)
-        port = listener.getsockname()[1]
-        shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{shown_host}:{port}/v1"
 
         class Announcing(uvicorn.Server):
             @contextmanager
@@ -131,7 +123,7 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if self.started:
-                    _announce(settings.name, url, ready_file)
+                    _announce(settings, listener.getsockname()[1], ready_file)
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
                 if self.started:
@@ -166,8 +158,6 @@ def _stop_at_end_of_input(server: uvicorn.Server) -> None:
 def _bind(settings: ServerSettings) -> socket.socket:
     import socket
 
-    from semievol_api.errors import ConfigError
-
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is named; without it small answers wait 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -183,19 +173,19 @@ def _bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def _announce(name: str, url: str, ready_file: Path | None) -> None:
-    sys.stdout.write(f"Serving {name} on {url}\n")
+def _announce(settings: ServerSettings, port: int, ready_file: Path | None) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}/v1"
+    sys.stdout.write(f"Serving {settings.name} on {url}\n")
     sys.stdout.flush()
     if ready_file is not None:
         partial = ready_file.with_name(ready_file.name + ".partial")
-        partial.write_text(json.dumps({"url": url, "pid": os.getpid(), "model": name}), encoding="utf-8")
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid(), "model": settings.name}), encoding="utf-8")
         partial.replace(ready_file)
 
 
 def main() -> None:
     """Run the command by itself: `python -m semievol_providers.server.command MODEL_FOLDER`."""
-    from semievol_api.errors import UserError
-
     try:
         typer.run(serve)
     except UserError as error:
