@@ -1,7 +1,8 @@
 """The order of the stages, nothing else: the paper's story from top to bottom.
 
-The run store memoises every stage, so a rerun computes only what is missing. Modes are settings: in `paper` mode the
-split holds nothing back and the probe asks nothing. Knows nothing of files, vendors or the command line.
+Every stage is memoised by the run store, so a rerun walks the same lines and computes only what is missing. Modes
+are settings: in `paper` mode the split holds nothing back and the probe asks nothing. Knows nothing of files,
+vendors or the command line.
 """
 
 from __future__ import annotations
@@ -70,10 +71,9 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
     for name, file in files.items():
         trainer, settings = clients.training(name, train, models)
         models[name] = await fine_tune(trainer, store, name, file, settings)
-    in_context = await in_context_corpora(store, clients.embedder, corpus, selection, config)
-    models |= dict.fromkeys(in_context, clients.base)
+    corpora = await in_context_corpora(store, clients.embedder, corpus, selection, config)
+    models |= dict.fromkeys(corpora, clients.base)
 
     # Proof: every model answers the same test questions, and those of the gate where labels were held out for it.
-    student = clients.after(abilities).student
-    results = await evaluate_models(store, student, corpus, models, in_context, config.evaluate)
-    return await once("verdict", Verdict, compare, corpus, results, models, selection, clients.gold, config.evaluate)
+    answers = await evaluate_models(store, clients.after(abilities).student, corpus, models, corpora, config.evaluate)
+    return await once("verdict", Verdict, compare, corpus, answers, models, selection, clients.gold, config.evaluate)
