@@ -37,7 +37,7 @@ from semievol_api.store.artifacts import EvidenceTable, Selection
 from semievol_api.store.run_store import load_artifact
 from semievol_api.store.verdict import PooledSummary
 from semievol_api.tasks import load_task
-from semievol_api.tasks.definition import LETTERS
+from semievol_api.tasks.kind import LETTERS
 
 DEMO = Path(semievol_api.demo.__file__).parent
 ALPHAS = (0.1, 0.2)

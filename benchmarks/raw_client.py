@@ -11,7 +11,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import orjson
 
 
 class Token(msgspec.Struct):
@@ -64,7 +63,7 @@ async def ask_all(
                 "temperature": 0.0,
                 "logprobs": True,
             }
-            async with session.post(url, data=orjson.dumps(body), headers=headers) as answer:
+            async with session.post(url, data=msgspec.json.encode(body), headers=headers) as answer:
                 answered(row, decode(await answer.read()).choices[0].message.content)
 
     connector = aiohttp.TCPConnector(limit=0)

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -80,7 +80,7 @@ def make_files(settings: dict[str, Any]) -> Figures:
             for some in places:
                 for e in examples(some, characters, gold=gold):
                     row = {"id": e.id, "question": e.question, "options": e.options}
-                    file.write(orjson.dumps(row | ({"answer": e.answer} if gold else {})) + b"\n")
+                    file.write(msgspec.json.encode(row | ({"answer": e.answer} if gold else {})) + b"\n")
 
     write("unlabeled.jsonl", (range(at, min(rows, at + 10_000)) for at in range(0, rows, 10_000)), gold=False)
     write("labeled.jsonl", iter((range(rows, rows + LABELLED),)), gold=True)

@@ -2,18 +2,19 @@
 
 An empty field of the table is the whole statement that a provider cannot. Requests and replies are values;
 providers translate them to their wire and raise the errors of `errors.py`. They never retry, never wait for
-quota, never keep state about a run: the engine does. Knows nothing of vendors, stages or files.
+quota, never keep state about a run: the engine does. Knows nothing of vendors or stages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from semievol_api.errors import MissingAbilityError
+from semievol_api.errors import ConfigError, MissingAbilityError, nearest
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
 
 
@@ -200,7 +201,7 @@ class TrainSpec(BaseModel):
     patience: int | None = Field(default=None, ge=0)
 
     @property
-    def said(self) -> dict[str, int | float | str]:
+    def given(self) -> dict[str, int | float | str]:
         """What is not left to the trainer, by field, in the order of the fields."""
         return self.model_dump(exclude_none=True, include=set(TrainSpec.model_fields))
 
@@ -379,6 +380,9 @@ class Provider:
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+_LONGEST_WORD = 32
+"""A text without an underscore and at least as long looks like a key, not like the name of a variable."""
 Wire: TypeAlias = Callable[[str, str, bytes | None, Mapping[str, str], float], Awaitable[Any]]
 """What takes the network's place, such as a cassette: an `HttpSend` of `cassettes/http.py`."""
 
@@ -399,6 +403,82 @@ class ProviderSettings:
     """Nothing will be sent: a missing key is no fault."""
     wire: Wire | None = None
     """What everything goes through; a provider that cannot send through it refuses. None: the network."""
+
+    @property
+    def where(self) -> str:
+        """The path of the provider's table in the config."""
+        return f"providers.{self.name}"
+
+    def read(self, kind: type[OptionsT]) -> OptionsT:
+        """The provider's table as its own settings.
+
+        Raises:
+            ConfigError: an unknown or wrong key; the message names its path and the nearest valid key.
+        """
+        try:
+            return kind.model_validate(dict(self.options))
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join([self.where, *map(str, first["loc"])])
+            if first["type"] != "extra_forbidden":
+                raise ConfigError(f"{path!r} is wrong: {first['msg']}.") from None
+            if first["loc"][0] in ("api_key", "key"):
+                raise ConfigError(
+                    f"Unknown key {path!r}: keys never stand in a config. Put the key into a variable and name it with "
+                    f"api_key_env, or into a file and name that with api_key_file."
+                ) from None
+            hint = nearest(str(first["loc"][0]), list(kind.model_fields))
+            raise ConfigError(f"Unknown key {path!r}. {hint}") from None
+
+    def read_key(self, variable: str | None, file: str | None) -> tuple[str, str]:
+        """An API key from a file, else from a variable, and its source for messages; empty where there is none.
+
+        Raises:
+            ConfigError: the file or the variable holds no key, and it is no planning.
+        """
+        if file is not None:
+            path = Path(self.base_folder) / file
+            if self.planning and not path.exists():
+                return "", f"the file {str(path)!r} (absent: planning needs no key)"
+            return plain_header(_key_in(path, self.where), f"file {str(path)!r}"), f"the file {str(path)!r}"
+        if not variable:
+            return "", "no key"
+        if not variable.isidentifier() or (len(variable) >= _LONGEST_WORD and "_" not in variable):
+            raise ConfigError(
+                f"'{self.where}.api_key_env' is not the name of a variable. If it is a key (it is not shown here), "
+                f"take it out of the config: put it into a variable, such as OPENAI_API_KEY, and write that name."
+            )
+        key = self.environ.get(variable, "").strip()
+        if not key and self.planning:
+            return "", f"the variable {variable!r} (not set: planning needs no key)"
+        if not key:
+            raise ConfigError(
+                f"The variable {variable!r} is not set; the provider {self.name!r} reads its key there. Set it, name "
+                f"another with '{self.where}.api_key_env', or write api_key_env = \"\" for a server that needs no key."
+            )
+        return plain_header(key, f"variable {variable!r}"), f"the variable {variable!r}"
+
+
+def plain_header(text: str, source: str) -> str:
+    """The text, if it can stand in a header.
+
+    Raises:
+        ConfigError: it cannot, and so is no key.
+    """
+    if text.isascii() and text.isprintable() and " " not in text:
+        return text
+    raise ConfigError(f"The {source} does not hold a key: there are spaces, line breaks or non-ASCII letters in it.")
+
+
+def _key_in(path: Path, where: str) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"'{where}.api_key_file': {str(path)!r} cannot be read: {reason}.") from None
+    if not key:
+        raise ConfigError(f"'{where}.api_key_file': {str(path)!r} is empty. It should hold the key and nothing else.")
+    return key
 
 
 @runtime_checkable

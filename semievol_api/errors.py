@@ -23,6 +23,9 @@ A message says what happened, to what, and what to try next. Knows nothing of wh
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class SemievolError(Exception):
     """The root of all errors of this project.
@@ -165,3 +168,9 @@ class BudgetError(SemievolError):
 
 class StageError(SemievolError):
     """More rows of a stage failed than the config allows."""
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """A sentence for a message about an unknown name: the nearest choice, or all of them."""
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid names: {', '.join(sorted(choices))}."

@@ -13,8 +13,8 @@ from semievol_api.capabilities import Connect, Provider, ProviderSettings, Wire
 from semievol_api.config.settings import ProviderTable, nearest
 from semievol_api.errors import ConfigError, MissingExtraError
 
-GROUP = "semievol.providers"
-EXTRA_OF_PACKAGE = {
+_GROUP = "semievol.providers"
+_EXTRA_OF_PACKAGE = {
     "torch": "local",
     "transformers": "local",
     "peft": "local",
@@ -28,7 +28,7 @@ EXTRA_OF_PACKAGE = {
 
 def provider_kinds() -> Mapping[str, EntryPoint]:
     """Every installed provider's entry point by its `kind`; nothing is imported."""
-    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
+    return {point.name: point for point in sorted(entry_points(group=_GROUP), key=lambda p: p.name)}
 
 
 def connect(
@@ -67,6 +67,6 @@ def connect(
         )
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF_PACKAGE:
+        if package not in _EXTRA_OF_PACKAGE:
             raise
-        raise MissingExtraError(package, EXTRA_OF_PACKAGE[package], f"The provider {table.kind!r}") from None
+        raise MissingExtraError(package, _EXTRA_OF_PACKAGE[package], f"The provider {table.kind!r}") from None

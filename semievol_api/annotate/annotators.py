@@ -104,9 +104,8 @@ class Circumstances:
 
 def circumstances(task: Task, data: Prepared, warm: bool, embeddings: bool) -> Circumstances:
     """What is possible with this task and these questions."""
-    closed = task.kind in ("multiple_choice", "labels")
-    shared = task.kind == "labels" or (closed and one_set_of_options(data))
-    return Circumstances(warm=warm, closed=closed, shared_labels=shared, embeddings=embeddings)
+    shared = task.fixed_labels or (task.closed and one_set_of_options(data))
+    return Circumstances(warm=warm, closed=task.closed, shared_labels=shared, embeddings=embeddings)
 
 
 def one_set_of_options(data: Prepared) -> bool:

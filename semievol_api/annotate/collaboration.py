@@ -186,7 +186,7 @@ def _shown(task: Task, example: Example, row: Evidence, settings: JustifySetting
 
 def _in_own_words(task: Task, row: Evidence, settings: JustifySettings) -> bool:
     """Not where the row's letters stood for other options than the judge's."""
-    return settings.show == "response" and (row.permutation is None or task.kind != "multiple_choice")
+    return settings.show == "response" and (row.permutation is None or not task.lettered)
 
 
 def _agree(task: Task, said: Sequence[Evidence]) -> bool:

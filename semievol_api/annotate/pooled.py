@@ -147,7 +147,7 @@ def factors_of_crew(corpus: Corpus, crew: Crew, said: EvidenceTable, chosen_ids:
     (`chosen_ids`), which are no sample of the questions.
     """
     readers = [a for a in crew.annotators if _reads_distribution(a)]
-    if corpus.task.kind not in ("multiple_choice", "labels") or not readers:
+    if not corpus.task.closed or not readers:
         return {}
     counts = _labelled(corpus, {*chosen_ids, *(e.id for e in corpus.pseudo_labeled)})
     sums = _sums(said, readers, {e.id for e in corpus.folds.warm})
@@ -256,8 +256,7 @@ def annotator_probs(
     `factors` bring annotators to the labels' shares, where they have some.
     """
     task = corpus.task
-    closed = task.kind in ("multiple_choice", "labels")
-    columns = heard if isinstance(heard, Measures) and closed and heard.single else None
+    columns = heard if isinstance(heard, Measures) and task.closed and heard.single else None
     rows = heard.rows() if isinstance(heard, Measures) and columns is None else heard
     if isinstance(rows, Measures):
         said: Sequence[Sequence[Evidence]] = ()
@@ -280,7 +279,7 @@ def annotator_probs(
         for options, weights in (factors or {}).get(annotator.id, {}).items():
             same = n_options == options
             probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
-    pooled = pool(probs, n_options, open_answers=not closed)
+    pooled = pool(probs, n_options, open_answers=not task.closed)
     return AnnotatorProbs(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
 
 
@@ -364,7 +363,4 @@ def _neighbours(
 
 def _words(task: Task, example: Example, answer: str) -> str:
     """What an answer means: the option's own words where letters name options."""
-    labels = task.labels(example) or ()
-    if task.kind == "multiple_choice" and answer in labels:
-        return comparable(example.options[labels.index(answer)])
-    return answer
+    return comparable(task.in_words(example, answer)) if task.lettered else answer

@@ -52,7 +52,7 @@ def _settled(annotator: Annotator, abilities: Abilities, task: Task) -> Annotato
         return annotator
     named = estimator_of(wanted)
     ability = abilities.of.get(annotator.role, "text")
-    given = evidence_given(ability, task.kind in ("multiple_choice", "labels"))
+    given = evidence_given(ability, task.closed)
     asking = choose_estimator(given, named.name if named else None).asked[ability]
     return replace(annotator, reading=asking.reading, alternatives=asking.alternatives)
 
@@ -82,7 +82,7 @@ def _shows(row: Evidence, ability: Ability, task: Task) -> bool:
         return False
     if ability == "options":
         # Letters are single tokens, so a missing one is merely improbable; a missing word may be two tokens.
-        return row.option_probs is not None and (task.kind == "multiple_choice" or row.failure is None)
-    if ability == "alternatives" and task.kind in ("multiple_choice", "labels"):
+        return row.option_probs is not None and (task.lettered or row.failure is None)
+    if ability == "alternatives" and task.closed:
         return row.option_probs is not None
     return row.answer_logprob is not None

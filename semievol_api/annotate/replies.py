@@ -355,7 +355,7 @@ def _row_of_read(question: Question, reply: OptionReply, found: OptionReading | 
 
 def _row(task: Task, question: Question, completion: Completion, number: int, usage: Usage) -> Evidence:
     usable = completion.finish == "stop"
-    order = question.order if task.kind == "multiple_choice" else None
+    order = question.order if task.lettered else None
     row = Evidence(
         example_id=question.example.id,
         annotator_id=sample_of(question.asker, number),

@@ -229,7 +229,7 @@ def _asks(
 def reworded(task: Task, paraphrase: str | None, order: Sequence[int] | None = None) -> Task:
     """The task in other words, and with its fixed labels in another order."""
     update: dict[str, object] = {} if paraphrase is None else {"instruction": paraphrase.strip()}
-    if order is not None and task.kind == "labels":
+    if order is not None and task.fixed_labels:
         update["labels"] = tuple(task.definition.labels[i] for i in order)
     return replace(task, definition=task.definition.model_copy(update=update)) if update else task
 
@@ -291,7 +291,7 @@ def question(
     """An example's prompt as the annotator asks it; `asked` is the example, its prompt and the options' order."""
     example, prompt, order = asked
     labels = task.labels(example) or ()
-    shown = labels if task.kind == "multiple_choice" or order is None else tuple(labels[i] for i in order)
+    shown = labels if task.lettered or order is None else tuple(labels[i] for i in order)
     model = student.models[annotator.role]
     if annotator.reading == "verbal":
         prompt = _with_confidence(prompt)
@@ -359,7 +359,7 @@ def shuffled_order(task: Task, example: Example, annotator: Annotator, seed: int
 
 def _order_for(task: Task, order: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Only multiple choice is permuted in the prompt; other labels were reordered in the task's own words."""
-    return order if task.kind == "multiple_choice" else None
+    return order if task.lettered else None
 
 
 def _chat(student: Student, annotator: Annotator, asked: tuple[Example, Prompt], tone: SamplingParams) -> ChatRequest:

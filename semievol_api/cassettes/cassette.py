@@ -48,11 +48,11 @@ from semievol_api.cassettes.miss import CassetteMode as Mode
 from semievol_api.cassettes.scrub import Scrubber, secret_values
 from semievol_api.errors import ConfigError, TransientError, UserError
 
-SHORTENED_S = 0.001
+_SHORTENED_S = 0.001
 """What a replay says instead of a recorded `retry-after`; clients ignore a zero and fall back to seconds."""
-EXPLAINED_MISSES = 3
-GIVEN_UP = "When this was recorded, the request was given up before its answer came."
-LEARNED_SECRET = 16
+_EXPLAINED_MISSES = 3
+_GIVEN_UP = "When this was recorded, the request was given up before its answer came."
+_LEARNED_SECRET = 16
 """Keys seen in request headers are scrubbed from bodies too, from this length on (local keys are words)."""
 _RETRIED = frozenset((408, 409, 429, 500, 502, 503, 504))
 _SECRET_HEADERS = frozenset(
@@ -161,7 +161,7 @@ class Cassette:
         if self.mode == "replay":
             raise self._miss(request, identity)
         self._hosts.add(urlsplit(url).hostname or "")
-        response = Response(status=0, failure=GIVEN_UP)  # stays if the caller's patience ends first
+        response = Response(status=0, failure=_GIVEN_UP)  # stays if the caller's patience ends first
         try:
             response = self._clean(await self._live(method, url, body, headers, timeout_s))
         except TransientError as error:
@@ -198,7 +198,7 @@ class Cassette:
             self.finish()
         elif self.mode == "record-missing" and self._added:
             self._exchanges = {
-                identity: one for identity, one in self._exchanges.items() if one.response.failure != GIVEN_UP
+                identity: one for identity, one in self._exchanges.items() if one.response.failure != _GIVEN_UP
             }
             self.save()
 
@@ -247,7 +247,7 @@ class Cassette:
             elif lowered in _SECRET_HEADERS and value not in self._learned:
                 self._learned.add(value)
                 secrets = [one.removeprefix("Bearer ") for one in self._learned]
-                long = [one for one in secrets if len(one) >= LEARNED_SECRET]
+                long = [one for one in secrets if len(one) >= _LEARNED_SECRET]
                 self._scrubber = Scrubber([*self._settings.secrets, *long])
         return slot
 
@@ -277,7 +277,7 @@ class Cassette:
         ]
         if turn and (key, slot, turn - 1) in self._exchanges:
             lines.append(f"  recorded: the same request {turn} time{'s' if turn > 1 else ''}, not once more")
-        elif len(self.misses) < EXPLAINED_MISSES:
+        elif len(self.misses) < _EXPLAINED_MISSES:
             lines += _explain(request, nearest_exchange(request, slot, self._exchanges.values()))
         lines.append(
             "If the new request is meant, record it: mode record-missing adds what is missing, mode record "
@@ -380,7 +380,7 @@ def shorten_waits(response: Response) -> Response:
     retried = response.status in _RETRIED
     if not waits and not retried:
         return response
-    short = {name: str(SHORTENED_S) if name == "retry-after" else "1ms" for name in waits}
+    short = {name: str(_SHORTENED_S) if name == "retry-after" else "1ms" for name in waits}
     if retried:
         short["retry-after-ms"] = "1"
     return msgspec.structs.replace(response, headers={**headers, **short})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from semievol_api.cassettes.miss import CassetteMode as Mode
 
 
-PREFIX = "/v1"
-MAX_BODY_BYTES = 1 << 30
-UPSTREAM_TIMEOUT_S = 600.0
+_PREFIX = "/v1"
+_MAX_BODY_BYTES = 1 << 30
+_UPSTREAM_TIMEOUT_S = 600.0
 _NOT_FORWARDED = frozenset(
     ("accept-encoding", "connection", "content-length", "host", "keep-alive", "te", "transfer-encoding")
 )
@@ -45,23 +45,23 @@ async def serve_loopback(
     async def answer(request: web.Request) -> web.StreamResponse:
         return await _forward(cassette, upstream.rstrip("/"), request)
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}{PREFIX}"
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}{_PREFIX}"
     finally:
         await runner.cleanup()
 
 
 async def _forward(cassette: Cassette, upstream: str, request: web.Request) -> web.StreamResponse:
     headers = {name.lower(): text for name, text in request.headers.items() if name.lower() not in _NOT_FORWARDED}
-    url = upstream + request.raw_path.removeprefix(PREFIX)
+    url = upstream + request.raw_path.removeprefix(_PREFIX)
     body = await request.read() or None
     try:
-        answer = await cassette.send(request.method, url, body, headers, UPSTREAM_TIMEOUT_S)
+        answer = await cassette.send(request.method, url, body, headers, _UPSTREAM_TIMEOUT_S)
     except CassetteMiss as miss:
         error = {"message": str(miss), "type": "cassette_miss", "param": None, "code": "cassette_miss"}
         return web.json_response({"error": error}, status=400, headers={"x-should-retry": "false"})
@@ -73,27 +73,27 @@ async def _forward(cassette: Cassette, upstream: str, request: web.Request) -> w
     return web.Response(status=answer.status, body=answer.body, headers=kept)
 
 
-app = typer.Typer(name="cassette", no_args_is_help=True, help="Record what goes over the wire once, replay it offline.")
+app = typer.Typer(name="cassette", no_args_is_help=True, help="Record HTTP exchanges and replay them offline.")
 
-Folder = Annotated[Path, typer.Argument(help="The cassette's folder.", show_default=False)]
+_Folder = Annotated[Path, typer.Argument(help="The cassette folder.", show_default=False)]
 Command = Annotated[
     list[str] | None,
-    typer.Argument(help="-- and the program to run.", show_default=False, metavar="[-- COMMAND]"),
+    typer.Argument(help="The program to run, after --.", show_default=False, metavar="[-- COMMAND]"),
 ]
-Upstream = Annotated[str, typer.Option(help="Base URL of the server to record.")]
-Port = Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes any free one.")]
-OPENAI = "https://api.openai.com/v1"
+_Upstream = Annotated[str, typer.Option(help="Base URL of the server to record.")]
+Port = Annotated[int, typer.Option(help="Port on 127.0.0.1. 0 picks a free one.")]
+_OPENAI = "https://api.openai.com/v1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+@dataclass(frozen=True, slots=True)
+class _Session:
     """One program under one cassette."""
 
     path: Path
     mode: Mode
-    command: tuple[str, ...]
+    command: Sequence[str] | None
+    port: int
     upstream: str = "http://nobody.invalid/v1"
-    port: int = 0
     seed: int | None = None
     notes: str = ""
     drop_unplayed: bool = False
@@ -101,57 +101,38 @@ class Session:
 
 @app.command()
 def record(
-    path: Folder,
+    path: _Folder,
     command: Command = None,
-    upstream: Upstream = OPENAI,
+    upstream: _Upstream = _OPENAI,
     port: Port = 0,
-    seed: Annotated[int | None, typer.Option(help="Kept in the manifest.")] = None,
-    notes: Annotated[str, typer.Option(help="Kept in the manifest.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Noted in the manifest.")] = None,
+    notes: Annotated[str, typer.Option(help="Noted in the manifest.")] = "",
 ) -> None:
-    """Run a program against UPSTREAM and keep every exchange; an older recording is replaced at the end."""
-    _run(
-        Session(
-            path=path,
-            mode="record",
-            command=tuple(command or ()),
-            upstream=upstream,
-            port=port,
-            seed=seed,
-            notes=notes,
-        )
-    )
+    """Run a program against UPSTREAM and record every exchange, replacing an older recording."""
+    _run(_Session(path, "record", command, port, upstream, seed, notes))
 
 
 @app.command()
-def replay(path: Folder, command: Command = None, port: Port = 0) -> None:
-    """Run a program against the recording alone; exit with 1 on a miss or on exchanges left unplayed."""
-    _run(Session(path=path, mode="replay", command=tuple(command or ()), port=port))
+def replay(path: _Folder, command: Command = None, port: Port = 0) -> None:
+    """Run a program against the recording. Exits with 1 on a miss or on unplayed exchanges."""
+    _run(_Session(path, "replay", command, port))
 
 
 @app.command()
-def update(path: Folder, command: Command = None, upstream: Upstream = OPENAI, port: Port = 0) -> None:
-    """Replay what is recorded, record what is missing, drop what the program no longer asks for."""
-    _run(
-        Session(
-            path=path,
-            mode="record-missing",
-            command=tuple(command or ()),
-            upstream=upstream,
-            port=port,
-            drop_unplayed=True,
-        )
-    )
+def update(path: _Folder, command: Command = None, upstream: _Upstream = _OPENAI, port: Port = 0) -> None:
+    """Replay what is recorded, record what is missing and drop what is no longer requested."""
+    _run(_Session(path, "record-missing", command, port, upstream, drop_unplayed=True))
 
 
 @app.command()
-def prune(path: Folder, command: Command = None, port: Port = 0) -> None:
-    """Run a program against the recording alone and drop what it did not ask for."""
-    _run(Session(path=path, mode="replay", command=tuple(command or ()), port=port, drop_unplayed=True))
+def prune(path: _Folder, command: Command = None, port: Port = 0) -> None:
+    """Run a program against the recording and drop exchanges that it did not request."""
+    _run(_Session(path, "replay", command, port, drop_unplayed=True))
 
 
 @app.command()
-def diff(old: Folder, new: Folder) -> None:
-    """Show what two cassettes ask and answer differently; exit with 1 if they differ."""
+def diff(old: _Folder, new: _Folder) -> None:
+    """Show the differences between two cassettes. Exits with 1 if there are any."""
     from semievol_api.cassettes.compare import compare
     from semievol_api.cassettes.exchange import load
 
@@ -161,8 +142,8 @@ def diff(old: Folder, new: Folder) -> None:
 
 
 @app.command()
-def info(path: Folder) -> None:
-    """Show where a cassette comes from and what it holds."""
+def info(path: _Folder) -> None:
+    """Show the origin and the contents of a cassette."""
     from semievol_api.cassettes.compare import describe
     from semievol_api.cassettes.exchange import load
 
@@ -171,11 +152,11 @@ def info(path: Folder) -> None:
 
 @app.command("import")
 def import_(
-    sources: Annotated[list[Path], typer.Argument(help="vcrpy .yaml or session .json files.")],
-    into: Annotated[Path, typer.Option(help="The new cassette's folder.", show_default=False)],
-    slots: Annotated[bool, typer.Option(help="Keep the files apart: slot = file name.")] = False,
+    sources: Annotated[list[Path], typer.Argument(help="vcrpy .yaml files or azure-sdk session .json files.")],
+    into: Annotated[Path, typer.Option(help="Folder of the new cassette.", show_default=False)],
+    slots: Annotated[bool, typer.Option(help="Keep the files apart, each in a slot named after it.")] = False,
 ) -> None:
-    """Turn recordings of vcrpy or of the azure-sdk test proxy into one cassette."""
+    """Convert recordings of vcrpy or the azure-sdk test proxy."""
     from semievol_api.cassettes.foreign import import_recordings
     from semievol_api.cassettes.scrub import Scrubber, secret_values
 
@@ -184,7 +165,7 @@ def import_(
     typer.echo(f"{into}: {count} exchanges")
 
 
-def _run(session: Session) -> None:
+def _run(session: _Session) -> None:
     from semievol_api.cassettes.cassette import CassetteUnplayed
     from semievol_api.cassettes.miss import CassetteMiss
 
@@ -196,7 +177,7 @@ def _run(session: Session) -> None:
     raise typer.Exit(exit_code)
 
 
-async def _play(session: Session) -> int:
+async def _play(session: _Session) -> int:
     """Serve the cassette to the program; the program's exit code. A failed program changes no recording."""
     from semievol_api.cassettes.cassette import CassetteSettings, open_cassette
     from semievol_api.cassettes.scrub import secret_values
@@ -220,7 +201,7 @@ async def _play(session: Session) -> int:
     return exit_code
 
 
-async def _run_program(command: tuple[str, ...], base_url: str) -> int:
+async def _run_program(command: Sequence[str] | None, base_url: str) -> int:
     if not command:
         typer.echo(f"{base_url}   (Ctrl-C ends)")
         ended = asyncio.Event()

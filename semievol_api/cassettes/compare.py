@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import cast
 
-import orjson
+import msgspec
 
 from semievol_api.cassettes.exchange import Content, Exchange, Recording, Request
 from semievol_api.records import JsonValue
 
-SHOWN_DIFFERENCES = 8
-SHOWN_CHARACTERS = 160
+_SHOWN_DIFFERENCES = 8
+_SHOWN_CHARACTERS = 160
 _WORD = re.compile(rb"\w+")
 _ABSENT = "(absent)"
 
@@ -50,19 +50,19 @@ def describe_difference(recorded: Request, asked: Request) -> str:
     return _first(lines)
 
 
-def describe_content(recorded: Content, asked: Content) -> str:
+def _describe_content(recorded: Content, asked: Content) -> str:
     """The differing places of two bodies; empty where they are equal."""
     return _first(list(_differences("body", _readable(recorded), _readable(asked))))
 
 
 def _first(lines: list[str]) -> str:
-    hidden = len(lines) - SHOWN_DIFFERENCES
-    return "\n".join([*lines[:SHOWN_DIFFERENCES], *([f"    ... and {hidden} more places"] if hidden > 0 else [])])
+    hidden = len(lines) - _SHOWN_DIFFERENCES
+    return "\n".join([*lines[:_SHOWN_DIFFERENCES], *([f"    ... and {hidden} more places"] if hidden > 0 else [])])
 
 
 def _readable(content: Content) -> JsonValue:
     if content.json or content.parts:
-        return cast(JsonValue, orjson.loads(content.to_bytes()))
+        return cast(JsonValue, msgspec.json.decode(content.to_bytes()))
     return content.text or content.base64
 
 
@@ -89,7 +89,7 @@ def _text_difference(recorded: str, asked: str) -> Iterator[str]:
         if kind == "equal":
             continue
         pairs = zip_longest(old_lines[old_start:old_end], new_lines[new_start:new_end])
-        for old, new in list(pairs)[:SHOWN_DIFFERENCES]:
+        for old, new in list(pairs)[:_SHOWN_DIFFERENCES]:
             start = _first_difference(old or "", new or "")
             if old is not None:
                 yield f"      - {_around(old, start)}"
@@ -102,17 +102,17 @@ def _first_difference(one: str, other: str) -> int:
 
 
 def _around(text: str, position: int) -> str:
-    start = max(0, position - SHOWN_CHARACTERS // 2) if len(text) > SHOWN_CHARACTERS else 0
-    end = start + SHOWN_CHARACTERS
+    start = max(0, position - _SHOWN_CHARACTERS // 2) if len(text) > _SHOWN_CHARACTERS else 0
+    end = start + _SHOWN_CHARACTERS
     return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
 
 
 def _short(value: JsonValue) -> str:
-    return _ABSENT if value == _ABSENT else _around(orjson.dumps(value).decode(), 0)
+    return _ABSENT if value == _ABSENT else _around(msgspec.json.encode(value).decode(), 0)
 
 
-Exchanges = Mapping[tuple[str, str, int], Exchange]
-SHOWN_EXCHANGES = 20
+_Exchanges = Mapping[tuple[str, str, int], Exchange]
+_SHOWN_EXCHANGES = 20
 
 
 def describe(recording: Recording) -> Iterator[str]:
@@ -127,15 +127,15 @@ def describe(recording: Recording) -> Iterator[str]:
     yield from (f"{count:7d}  {label}" for label, count in sorted(counts.items()))
 
 
-def compare(old: Exchanges, new: Exchanges) -> Iterator[str]:
+def compare(old: _Exchanges, new: _Exchanges) -> Iterator[str]:
     """One paragraph for each exchange gone, new, or answered otherwise; nothing for equal cassettes."""
     changes = list(_changes(old, new))
-    yield from changes[:SHOWN_EXCHANGES]
-    if len(changes) > SHOWN_EXCHANGES:
-        yield f"... and {len(changes) - SHOWN_EXCHANGES} more"
+    yield from changes[:_SHOWN_EXCHANGES]
+    if len(changes) > _SHOWN_EXCHANGES:
+        yield f"... and {len(changes) - _SHOWN_EXCHANGES} more"
 
 
-def _changes(old: Exchanges, new: Exchanges) -> Iterator[str]:
+def _changes(old: _Exchanges, new: _Exchanges) -> Iterator[str]:
     added = {identity: one for identity, one in new.items() if identity not in old}
     searches = 0  # each looks at all that was added, so only those that will be shown are worth it
     for identity, gone in old.items():
@@ -144,7 +144,7 @@ def _changes(old: Exchanges, new: Exchanges) -> Iterator[str]:
             yield from _answer_change(gone, now)
             continue
         searches += 1
-        candidates = added.values() if searches <= SHOWN_EXCHANGES else ()
+        candidates = added.values() if searches <= _SHOWN_EXCHANGES else ()
         moved = nearest_exchange(gone.request, gone.slot, candidates)
         if moved is None:
             yield f"gone:     {gone.label}"
@@ -158,5 +158,5 @@ def _changes(old: Exchanges, new: Exchanges) -> Iterator[str]:
 def _answer_change(old: Exchange, new: Exchange) -> Iterator[str]:
     if old.response.status != new.response.status:
         yield f"answered otherwise: {old.label}, now {new.response.status or 'no answer'}"
-    elif difference := describe_content(old.response.body, new.response.body):
+    elif difference := _describe_content(old.response.body, new.response.body):
         yield f"answered otherwise: {old.label}\n{difference}"

@@ -22,13 +22,12 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
-import orjson
 
 from semievol_api.cassettes.http import HttpResponse
 from semievol_api.cassettes.scrub import Scrubber
 from semievol_api.errors import DataError
 
-INLINE_PART_BYTES = 256
+_INLINE_PART_BYTES = 256
 """A multipart part without a file name is kept as text up to this size; all others by size and hash."""
 _VERSION_SEGMENT = re.compile(r"v\d+[a-z0-9]*")
 
@@ -123,8 +122,8 @@ def response_content(body: bytes, content_type: str, scrubber: Scrubber) -> Cont
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "application/json" or media_type.endswith("+json"):
         try:
-            return Content(json=msgspec.Raw(scrubber.clean(orjson.dumps(orjson.loads(body)))))
-        except orjson.JSONDecodeError:
+            return Content(json=msgspec.Raw(scrubber.clean(msgspec.json.encode(msgspec.json.decode(body)))))
+        except (msgspec.DecodeError, RecursionError):
             pass  # kept as the text that it is
     return _opaque_content(body, scrubber)
 
@@ -149,8 +148,8 @@ def _request_content(body: bytes, content_type: str, scrubber: Scrubber) -> tupl
         parts = _multipart(body, content_type, scrubber)
         return Content(parts=parts), msgspec.json.encode([(part.name, part.filename, part.sha256) for part in parts])
     try:
-        canonical = scrubber.clean(orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS))
-    except orjson.JSONDecodeError:
+        canonical = scrubber.clean(msgspec.json.encode(msgspec.json.decode(body), order="sorted"))
+    except (msgspec.DecodeError, RecursionError):
         content = _opaque_content(body, scrubber)
         return content, content.to_bytes()
     return Content(json=msgspec.Raw(canonical)), canonical
@@ -180,7 +179,7 @@ def _part(header: bytes, content: bytes) -> Part:
     fields = message_from_bytes(header + b"\r\n\r\n")
     filename = fields.get_filename()
     name = fields.get_param("name", "", header="content-disposition")
-    inline = filename is None and len(content) <= INLINE_PART_BYTES
+    inline = filename is None and len(content) <= _INLINE_PART_BYTES
     return Part(
         name=str(name),
         filename=filename,
@@ -190,8 +189,8 @@ def _part(header: bytes, content: bytes) -> Part:
     )
 
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+_FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
 EXCHANGES = "exchanges.jsonl.gz"
 _PACKAGES = ("semievol-api", "openai", "httpx", "httpx2", "aiohttp", "litellm")
 
@@ -199,7 +198,7 @@ _PACKAGES = ("semievol-api", "openai", "httpx", "httpx2", "aiohttp", "litellm")
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Where a cassette comes from: `recorded_against` says who answered, `date` (UTC) when it last did."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = _FORMAT_VERSION
     recorded_against: str
     date: str
     seed: int | None = None
@@ -222,7 +221,7 @@ class _Version(msgspec.Struct, frozen=True):
 
 def is_cassette(path: Path) -> bool:
     """True where both files of a cassette are."""
-    return (path / MANIFEST).is_file() and (path / EXCHANGES).is_file()
+    return (path / _MANIFEST).is_file() and (path / EXCHANGES).is_file()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -233,15 +232,15 @@ def read_manifest(path: Path) -> Manifest:
     """
     if not is_cassette(path):
         raise DataError(
-            f"There is no cassette at {str(path)!r}: it is a folder with {MANIFEST} and {EXCHANGES}. "
+            f"There is no cassette at {str(path)!r}: it is a folder with {_MANIFEST} and {EXCHANGES}. "
             f'Record one first, for instance with mode "record".'
         )
     refuse_other_format(path)
     try:
-        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        return msgspec.json.decode((path / _MANIFEST).read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:
         raise DataError(
-            f"{str(path / MANIFEST)!r} is not the manifest of a cassette ({error}). Restore it, or record "
+            f"{str(path / _MANIFEST)!r} is not the manifest of a cassette ({error}). Restore it, or record "
             f"the cassette again."
         ) from error
 
@@ -252,15 +251,15 @@ def refuse_other_format(path: Path) -> None:
     Raises:
         DataError: another version of semievol-api wrote it.
     """
-    if not (path / MANIFEST).is_file():
+    if not (path / _MANIFEST).is_file():
         return
     try:
-        found = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Version).format_version
+        found = msgspec.json.decode((path / _MANIFEST).read_bytes(), type=_Version).format_version
     except msgspec.DecodeError:
         return  # not even that can be read: who needs more of it will say so
-    if found != FORMAT_VERSION:
+    if found != _FORMAT_VERSION:
         raise DataError(
-            f"The cassette {str(path)!r} has format {found}; this version reads {FORMAT_VERSION}. Use the version of "
+            f"The cassette {str(path)!r} has format {found}; this version reads {_FORMAT_VERSION}. Use the version of "
             f"semievol-api that wrote it, or record into another folder."
         )
 
@@ -293,7 +292,7 @@ def save(path: Path, manifest: Manifest, exchanges: Iterable[Exchange]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     written = [
         (_write_beside(path / EXCHANGES, gzip.compress(lines, 6, mtime=0)), path / EXCHANGES),
-        (_write_beside(path / MANIFEST, _readable(manifest)), path / MANIFEST),
+        (_write_beside(path / _MANIFEST, _readable(manifest)), path / _MANIFEST),
     ]
     for temporary, final in written:
         temporary.replace(final)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-import orjson
+import msgspec
 
 from semievol_api.cassettes.exchange import Exchange, Manifest, Response, canonical_request, response_content, save
 from semievol_api.cassettes.scrub import Scrubber
@@ -46,8 +46,8 @@ def read_foreign(path: Path) -> tuple[ForeignExchange, ...]:
     try:
         if path.suffix in (".yaml", ".yml"):
             return tuple(_from_vcr(one) for one in _load_yaml(path.read_bytes())["interactions"])
-        return tuple(_from_session(one) for one in orjson.loads(path.read_bytes())["Entries"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return tuple(_from_session(one) for one in msgspec.json.decode(path.read_bytes())["Entries"])
+    except (OSError, ValueError, msgspec.DecodeError, KeyError, TypeError) as error:
         raise DataError(
             f"{str(path)!r} is neither a vcrpy cassette (.yaml with interactions) nor a session record "
             f"(.json with Entries): {type(error).__name__}: {error}. Give recordings of these two kinds."
@@ -135,7 +135,7 @@ def _session_body(body: Any, content_type: str) -> bytes:
         return b""
     if isinstance(body, list) and "json" not in content_type:
         return b"".join(base64.b64decode(line[4:]) if line.startswith("b64:") else line.encode() for line in body)
-    return body.encode() if isinstance(body, str) else orjson.dumps(body)
+    return body.encode() if isinstance(body, str) else msgspec.json.encode(body)
 
 
 def _flat(headers: Any) -> dict[str, str]:

@@ -21,8 +21,8 @@ import aiohttp
 
 from semievol_api.errors import ConfigError, MissingExtraError, ProviderError, TransientError
 
-COARSENESS = 0.05
-LONGEST_SWEEP_S = 1.0
+_COARSENESS = 0.05
+_LONGEST_SWEEP_S = 1.0
 
 
 class Deadline:
@@ -42,7 +42,7 @@ class Deadlines:
     def __init__(self) -> None:
         self._open: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._sweep_s = LONGEST_SWEEP_S
+        self._sweep_s = _LONGEST_SWEEP_S
 
     def begin(self, timeout_s: float) -> Deadline:
         """From now on the running task has `timeout_s` seconds."""
@@ -51,7 +51,7 @@ class Deadlines:
         loop = task.get_loop()
         deadline = Deadline(task, loop.time() + timeout_s)
         self._open[deadline] = None
-        self._sweep_s = min(self._sweep_s, timeout_s * COARSENESS)
+        self._sweep_s = min(self._sweep_s, timeout_s * _COARSENESS)
         if self._timer is None:
             self._timer = loop.call_later(self._sweep_s, self._sweep, loop)
         return deadline
@@ -196,7 +196,7 @@ async def _read_whole(answer: aiohttp.ClientResponse, where: str) -> bytes:
         if len(content) > LARGEST_BODY_BYTES:
             answer.close()
             raise ProviderError(
-                f"{where} answered with more than {LARGEST_BODY_BYTES // 2**20} MiB; what came is dropped. No answer "
+                f"{where} answered with more than {LARGEST_BODY_BYTES // 2**20} MiB, and was discarded. No answer "
                 f"is so large: check base_url, and what stands between here and the server.",
                 status=answer.status,
             )
@@ -207,7 +207,7 @@ def _where(method: str, url: str) -> str:
     return f"{method} {url.partition('?')[0]}"
 
 
-DEFAULT_TIMEOUT_S = 600.0
+_DEFAULT_TIMEOUT_S = 600.0
 _GONE_AFTER_DECODING = frozenset(("content-encoding", "content-length", "transfer-encoding"))
 
 
@@ -233,7 +233,7 @@ def sdk_transport(package: Literal["httpx", "httpx2"], send: HttpSend) -> Any:
                     str(request.url),
                     await request.aread(),
                     dict(request.headers),
-                    timeout.get("read") or DEFAULT_TIMEOUT_S,
+                    timeout.get("read") or _DEFAULT_TIMEOUT_S,
                 )
             except TransientError as error:
                 raise library.ConnectError(str(error), request=request) from error

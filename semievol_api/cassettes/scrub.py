@@ -10,14 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-import orjson
+import msgspec
 
-KEPT_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
-KEPT_PREFIX = "x-ratelimit-"
-SHORTEST_SECRET = 8
+_KEPT_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
+_KEPT_PREFIX = "x-ratelimit-"
+_SHORTEST_SECRET = 8
 """Shorter values given by name are left alone: replacing `test` everywhere would wreck the recording."""
-LONGEST_WORD = 32
-"""A name of so many letters without an underscore is rather a key."""
 
 _PEM = re.compile(
     rb"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
@@ -75,11 +73,6 @@ def secret_values(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(value for name, value in environ.items() if name.upper().endswith(_SECRET_ENDINGS) and value)
 
 
-def is_variable_name(text: str) -> bool:
-    """False where a key itself seems to stand in the place of a variable's name, so that no message may show it."""
-    return text.isidentifier() and not (len(text) >= LONGEST_WORD and "_" not in text)
-
-
 class Scrubber:
     """Replaces secrets in bytes; `secrets` are values to replace besides those known by shape.
 
@@ -89,8 +82,8 @@ class Scrubber:
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         named: set[bytes] = set()
         for value in secrets:
-            if len(value) >= SHORTEST_SECRET:
-                named |= {value.encode(), orjson.dumps(value)[1:-1]}  # as it is, and as JSON spells it
+            if len(value) >= _SHORTEST_SECRET:
+                named |= {value.encode(), msgspec.json.encode(value)[1:-1]}  # as it is, and as JSON spells it
         self._named = sorted(named, key=len, reverse=True)
 
     def clean(self, content: bytes) -> bytes:
@@ -113,7 +106,7 @@ class Scrubber:
         return {
             name: self.clean_text(value)
             for name, value in sorted(lowered.items())
-            if name in KEPT_HEADERS or name.startswith(KEPT_PREFIX)
+            if name in _KEPT_HEADERS or name.startswith(_KEPT_PREFIX)
         }
 
     def clean_query(self, pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -24,7 +24,7 @@ def build_app() -> typer.Typer:
     """The commands of every group, and those that providers and rooms bring by entry point."""
     app = typer.Typer(
         name="semievol",
-        help="Semi-supervised fine-tuning: labelled and unlabelled examples in, a better model and its proof out.",
+        help="Semi-supervised fine-tuning of language models over any provider.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -26,38 +26,38 @@ if TYPE_CHECKING:
 
 
 def init(
-    data: Annotated[Path, typer.Argument(help="Your labelled file: CSV, JSONL or Parquet.")],
-    folder: Annotated[Path, typer.Option(help="Where to write task.toml and semievol.toml.")] = Path(),
-    unlabeled: Annotated[Path | None, typer.Option(help="Your unlabelled file.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Your test file.")] = None,
-    question: Annotated[str | None, typer.Option(help="The column with the text, if it is not found.")] = None,
-    answer: Annotated[str | None, typer.Option(help="The column with the label, if it is not found.")] = None,
+    data: Annotated[Path, typer.Argument(help="The labelled data: CSV, JSONL or Parquet.")],
+    folder: Annotated[Path, typer.Option(help="Folder for task.toml and semievol.toml.")] = Path(),
+    unlabeled: Annotated[Path | None, typer.Option(help="The unlabelled data.")] = None,
+    test: Annotated[Path | None, typer.Option(help="The test data.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column with the question. Default: guessed.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Column with the answer. Default: guessed.")] = None,
 ) -> None:
-    """Write a task and a config from your own file, showing what was understood."""
+    """Write a task file and a config for your data."""
     from semievol_api.data import start
 
-    write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
+    _write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
 
 
 def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None:
-    """Validate a config, its data and its providers' tables, with no network."""
+    """Validate a config, its data and its providers. Sends nothing."""
     from semievol_api.config.settings import load_config
 
-    show_check(load_config(config), config.name, on.date() if on else None, as_json=as_json)
+    _show_check(load_config(config), config.name, on.date() if on else None, as_json=as_json)
 
 
 def preview(
     config: ConfigPath,
-    rows: Annotated[int, typer.Option(min=1, help="How many examples to show.")] = 2,
+    rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Show the exact prompts of a few examples, with token counts; nothing is sent."""
+    """Show the prompts of a few examples with their token counts. Sends nothing."""
     from semievol_api.config.settings import load_config
 
-    show_prompts(load_config(config), rows, as_json=as_json)
+    _show_prompts(load_config(config), rows, as_json=as_json)
 
 
-def show_check(config: Config, name: str, today: datetime.date | None, *, as_json: bool) -> None:
+def _show_check(config: Config, name: str, today: datetime.date | None, *, as_json: bool) -> None:
     """Print what a good config comes to.
 
     Raises:
@@ -70,12 +70,12 @@ def show_check(config: Config, name: str, today: datetime.date | None, *, as_jso
         document = {"ok": True, **found.facts, "notices": list(found.notices)}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
         return
-    pairs(out(), f"{name} is good", found.facts)
+    pairs(out(), f"{name} is valid", found.facts)
     for notice in found.notices:
         out().print(f"! {notice}", markup=False)
 
 
-def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
+def _show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
     """Print the zero-shot and few-shot prompts of the first `rows` unlabelled examples."""
     from semievol_api.data import read_data
     from semievol_api.planning.tokens import token_counter
@@ -100,7 +100,9 @@ def show_prompts(config: Config, rows: int, *, as_json: bool) -> None:
             console.print(message["content"], markup=False, soft_wrap=True)
     if any(item["shots"] for item in shown):
         console.rule()
-        console.print("The demonstrations here are the first labelled rows; a run shows each question its neighbours.")
+        console.print(
+            "The demonstrations shown are the first labelled rows. A run uses the nearest neighbours of each question."
+        )
 
 
 def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example, ...]]:
@@ -113,7 +115,7 @@ def _rendered(prompt: Prompt, counter: TokenCounter) -> dict[str, object]:
     return {"tokens": counter.count(prompt), "messages": messages}
 
 
-def write_starter(starter: Starter, folder: Path) -> None:
+def _write_starter(starter: Starter, folder: Path) -> None:
     """Write the files side by side in `folder`; refuses to overwrite any of them.
 
     Raises:
@@ -125,6 +127,8 @@ def write_starter(starter: Starter, folder: Path) -> None:
             f"The folder {str(folder)!r} holds {', '.join(there)} already; nothing was written. Remove it, or "
             f"choose another place with --folder."
         )
+    from semievol_api.tasks.definition import KINDS
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in starter.files.items():
         (folder / name).write_text(text, "utf-8")
@@ -132,14 +136,14 @@ def write_starter(starter: Starter, folder: Path) -> None:
     found = starter.understanding
     columns = {k: v for k, v in found.columns.model_dump(mode="json").items() if v}
     answers = ", ".join(f"{answer} ({count})" for answer, count in found.answer_counts)
-    more = {"answers": answers} if found.kind in ("labels", "multiple_choice") else {}
+    more = {"answers": answers} if KINDS[found.kind].closed else {}
     facts = {"rows": found.rows, "kind": found.kind, **columns, **more}
-    pairs(console, f"What {found.source} seems to hold", facts)
+    pairs(console, f"Recognised in {found.source}", facts)
     for line in (*found.reasons, *starter.remarks):
         console.print(f"- {line}", markup=False)
     console.print(f"Wrote {', '.join(starter.files)} into {folder.resolve()}.", markup=False)
     console.print(
-        f"Read task.toml, and make its instruction say what you would ask a person. Then: semievol preview "
+        f"Edit the instruction in task.toml so that it says what you would ask a person. Then: semievol preview "
         f"{folder / 'semievol.toml'}",
         markup=False,
     )

@@ -30,7 +30,7 @@ QUICK: dict[str, object] = {"data.max_unlabeled": 60, "data.max_test": 60, "trai
 
 def run_demo(folder: Path, *, quick: bool, as_json: bool) -> None:
     """Run the demo in `folder` and print its table; a second run finds everything done."""
-    need_local_packages()
+    _need_local_packages()
     with serving(HERE / "model", "demo-llama", folder / "server") as base_url:
         result = _run(folder, base_url, quick)
     show_result(result, as_json=as_json)
@@ -43,7 +43,7 @@ def _run(folder: Path, base_url: str, quick: bool) -> RunResult:
         return run_blocking(run_async(config, watcher=bars))
 
 
-def need_local_packages() -> None:
+def _need_local_packages() -> None:
     """Refuse to start without what the demo's server is made of.
 
     Raises:
@@ -56,13 +56,13 @@ def need_local_packages() -> None:
             raise MissingExtraError(package, "serve", "The demo's own server")
 
 
-PROCESSES = "processes"
+_PROCESSES = "processes"
 """Folder of what each process took, in seconds, as far as it came: also a killed one's, to its last cell."""
 _SERVED = re.compile(r'semievol_requests_total\{method="POST",route="([a-z_]+)",status="200"\} ([0-9.e+]+)')
 
 
 @dataclass(frozen=True)
-class CellLines:
+class _CellLines:
     """Says one line per cell; `run` hears the stages within."""
 
     say: Callable[[str], None]
@@ -95,7 +95,7 @@ def run_grid(
     place = experiment.experiment.folder / experiment.experiment.name
     place.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.monotonic(), tree_cpu_s()
-    mine = place / PROCESSES / f"{time.time_ns()}.json"
+    mine = place / _PROCESSES / f"{time.time_ns()}.json"
     mine.parent.mkdir(exist_ok=True)
     with _ground(experiment, threads) as found:
         ground = replace(found, accept_lost_journal=accept_lost_journal)
@@ -104,7 +104,7 @@ def run_grid(
             spent = {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(tree_cpu_s() - cpu, 1)}
             mine.write_text(json.dumps({**spent, "served": _served(ground)}) + "\n", "utf-8")
 
-        done = run_blocking(run_experiment(experiment, ground, CellLines(say, note, NullWatcher())))
+        done = run_blocking(run_experiment(experiment, ground, _CellLines(say, note, NullWatcher())))
     return write_results(experiment, done, load_config(ground.base).data.task)
 
 
@@ -115,7 +115,7 @@ def _ground(experiment: Experiment, threads: int) -> Generator[ExperimentContext
     if head.base != DEMO:
         yield ExperimentContext(Path(head.base))
         return
-    need_local_packages()
+    _need_local_packages()
     with serving(HERE / "model", "demo-llama", head.folder / "server", _threaded(head.folder, threads)) as url:
         yield ExperimentContext(HERE / "demo.toml", {"providers.server.base_url": url})
 

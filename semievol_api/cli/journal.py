@@ -16,7 +16,7 @@ import typer
 
 from semievol_api.errors import UserError
 
-JournalPath = Annotated[Path, typer.Argument(help="A run's folder, or its journal.sqlite.")]
+_JournalPath = Annotated[Path, typer.Argument(help="A run folder, or its journal.sqlite.")]
 
 app = typer.Typer(no_args_is_help=True, help="Read the journal of paid answers.")
 
@@ -33,8 +33,8 @@ def _rows(lines: Sequence[tuple[str, ...]]) -> str:
 
 
 @app.command()
-def count(journal: JournalPath) -> None:
-    """How many answers the journal holds, by stage, kind and model."""
+def count(journal: _JournalPath) -> None:
+    """Count stored answers by stage, kind and model."""
     from semievol_api.engine.journal import Journal
 
     opened = Journal.read_only(_file(journal))
@@ -47,8 +47,8 @@ def count(journal: JournalPath) -> None:
 
 
 @app.command()
-def spend(journal: JournalPath) -> None:
-    """What the answers cost, by stage, model and endpoint; lost replies at their upper bound."""
+def spend(journal: _JournalPath) -> None:
+    """Show the cost by stage, model and endpoint. Lost replies count at their upper bound."""
     from semievol_api.engine.journal import Journal
 
     opened = Journal.read_only(_file(journal))
@@ -67,10 +67,10 @@ def spend(journal: JournalPath) -> None:
 
 @app.command()
 def export(
-    journal: JournalPath,
-    out: Annotated[Path, typer.Argument(help="The JSONL file to write; - for standard output.")],
+    journal: _JournalPath,
+    out: Annotated[Path, typer.Argument(help="The JSONL file to write, or - for standard output.")],
 ) -> None:
-    """Write every stored sample as one line of JSON."""
+    """Write all stored samples as JSONL."""
     from semievol_api.engine.journal import Journal
     from semievol_api.engine.requests import as_json
 

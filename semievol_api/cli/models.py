@@ -26,46 +26,50 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    sides: Annotated[list[str], typer.Argument(help="Runs' folders, or folder:model, in pairs; one pair per task.")],
+    sides: Annotated[list[str], typer.Argument(help="Run folders or FOLDER:MODEL, in pairs, one pair per task.")],
     run_config: Annotated[
-        Path | None, typer.Option("--run", help="A config: sides are models of its run or provider, asked on its test.")
+        Path | None, typer.Option("--run", help="A config. SIDES are then models of its run or provider.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models or runs on the same test questions; several pairs are tested together (Holm)."""
+    """Compare two models or runs on the same test questions, with a paired test (Holm over several pairs)."""
     if len(sides) % 2:
         raise UserError(f"Sides come in pairs, and there are {len(sides)}: semievol evaluate RUN_A RUN_B [RUN_C RUN_D]")
-    contests = contests_of(list(zip(sides[::2], sides[1::2], strict=True)), run_config)
+    contests = _contests_of(list(zip(sides[::2], sides[1::2], strict=True)), run_config)
     if as_json:
-        print_json(contests_as_json(contests))
+        print_json(_contests_as_json(contests))
     else:
-        show_contests(out(), contests)
+        _show_contests(out(), contests)
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="semievol, sft, warm or base of the run, or a model of its provider.")],
-    data: Annotated[Path, typer.Argument(help="The rows to label: CSV, JSONL or Parquet, with the run's columns.")],
+    model: Annotated[str, typer.Argument(help="semievol, sft, warm or base of the run, or any model of its provider.")],
+    data: Annotated[
+        Path, typer.Argument(help="Rows to label: CSV, JSONL or Parquet, with the columns of the run's data.")
+    ],
     run_config: Annotated[Path, typer.Option("--run", help="The run's config.")] = Path("semievol.toml"),
     alpha: Annotated[float | None, typer.Option(min=0.001, max=0.999, help="Tolerated share of wrong answers.")] = None,
-    written: Annotated[Path | None, typer.Option("--out", help="The CSV to write; default: beside the data.")] = None,
+    written: Annotated[
+        Path | None, typer.Option("--out", help="The CSV to write. Default: DATA.predicted.csv.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label new rows, each with a confidence; rows below the run's calibrated cut are left to a person."""
+    """Label new rows with confidences. Rows below the calibrated threshold are left for review."""
     from semievol_api.config.settings import load_config
     from semievol_api.report.prediction import predict as label
     from semievol_api.session import run_blocking
 
-    place = place_of(data, written) if data.exists() else data
+    place = _place_of(data, written) if data.exists() else data
     with Bars(err()) as bars:
         found = run_blocking(label(load_config(run_config), model, data, alpha=alpha, watcher=bars))
-    path = write_predictions(found, place)
+    path = _write_predictions(found, place)
     if as_json:
-        print_json(predictions_as_json(found, path))
+        print_json(_predictions_as_json(found, path))
     else:
-        show_predictions(out(), found, path)
+        _show_predictions(out(), found, path)
 
 
-def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[PairComparison, ...]:
+def _contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tuple[PairComparison, ...]:
     """The pairs compared: by what runs answered, or with a config, by asking its models."""
     from semievol_api.config.settings import load_config
     from semievol_api.report.comparison import ask_sides, compare_pairs, compare_sides
@@ -80,7 +84,7 @@ def contests_of(pairs: Sequence[tuple[str, str]], run_config: Path | None) -> tu
     return compare_sides([(sides[ours], sides[theirs]) for ours, theirs in pairs])
 
 
-def show_contests(console: Console, contests: Sequence[PairComparison]) -> None:
+def _show_contests(console: Console, contests: Sequence[PairComparison]) -> None:
     """Every pair in one table; categories where there is one pair."""
     columns = ["model", "accuracy %", "95 % interval", "ECE", "Brier"]
     for contest in contests:
@@ -94,7 +98,7 @@ def show_contests(console: Console, contests: Sequence[PairComparison]) -> None:
         console.print(contest.sentence, markup=False, soft_wrap=True)
 
 
-def contests_as_json(contests: Sequence[PairComparison]) -> list[dict[str, object]]:
+def _contests_as_json(contests: Sequence[PairComparison]) -> list[dict[str, object]]:
     """Everything, for a program."""
     return [{**asdict(contest), "sentence": contest.sentence} for contest in contests]
 
@@ -147,7 +151,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER = re.compile(r"[+-]?(?:\d[\d ,.']*)?\d(?:[eE][+-]?\d+)?\s?%?")
 
 
-def place_of(data: Path, named: Path | None) -> Path:
+def _place_of(data: Path, named: Path | None) -> Path:
     """Where the labelled rows go; looked at before anything is asked.
 
     Raises:
@@ -161,7 +165,7 @@ def place_of(data: Path, named: Path | None) -> Path:
     return path
 
 
-def write_predictions(found: Predictions, path: Path) -> Path:
+def _write_predictions(found: Predictions, path: Path) -> Path:
     """The file's own rows with four more columns; what a spreadsheet would run as a formula begins with an apostrophe.
 
     Raises:
@@ -180,7 +184,7 @@ def write_predictions(found: Predictions, path: Path) -> Path:
     return path
 
 
-def show_predictions(console: Console, found: Predictions, path: Path) -> None:
+def _show_predictions(console: Console, found: Predictions, path: Path) -> None:
     """Counts, the cut and what it promises."""
     unanswered = sum(row.answer is None for row in found.rows)
     console.print(
@@ -195,7 +199,7 @@ def show_predictions(console: Console, found: Predictions, path: Path) -> None:
     console.print(f"Everything is in {path}", markup=False, soft_wrap=True)
 
 
-def predictions_as_json(found: Predictions, path: Path) -> Mapping[str, object]:
+def _predictions_as_json(found: Predictions, path: Path) -> Mapping[str, object]:
     """The counts for a program; the rows are in the file."""
     return {
         "file": str(path),

@@ -1,4 +1,4 @@
-"""`semievol plan`: a plan as tables and remarks, and what was really paid beside it.
+"""`semievol plan`: an estimate as tables and remarks, next to the amounts billed so far.
 
 Heavy imports stand inside the functions. Knows nothing of how the numbers were made.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def plan(
     config: ConfigPath,
-    vendors: Annotated[list[str] | None, typer.Argument(help="With --compare: vendors to price it at.")] = None,
+    vendors: Annotated[list[str] | None, typer.Argument(help="Vendors for --compare.")] = None,
     as_json: AsJson = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Price the same run at the vendors named.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Price the same run at other vendors.")] = False,
     on: OnDay = None,
 ) -> None:
-    """Tell beforehand what a run asks, trains and costs, and until when its models exist; needs no key."""
+    """Estimate requests, tokens, cost and model end dates. Needs no API key."""
     from semievol_api.config.settings import load_config
     from semievol_api.planning.bill import spent_by
     from semievol_api.planning.estimating import estimate
@@ -37,13 +37,13 @@ def plan(
     planned = run_blocking(estimate(settings, today=on.date() if on else None, vendors=named))
     spent = spent_by(settings)
     if as_json:
-        print_json(plan_as_json(planned, spent))
+        print_json(_plan_as_json(planned, spent))
     else:
         show_plan(out(), planned, spent)
 
 
-Cell = Callable[["BillRow"], str]
-COLUMNS: Mapping[str, Cell] = {
+_Cell = Callable[["BillRow"], str]
+_COLUMNS: Mapping[str, _Cell] = {
     "stage": lambda row: row.stage,
     "model": lambda row: row.model,
     "requests": lambda row: _count(row.requests),
@@ -63,7 +63,7 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
     minutes = planned.duration.minutes
     console.print(
         f"The requests take {_minutes(minutes.expected)} ({_minutes(minutes.low)} to {_minutes(minutes.high)}), by "
-        f"{'; '.join(planned.duration.by)}. Trainings come besides.",
+        f"{'; '.join(planned.duration.by)}. Trainings are not included.",
         markup=False,
     )
     for file in planned.trainings:
@@ -74,7 +74,9 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
         )
     if planned.offers:
         offers = [[o.vendor, o.model, _usd(o.usd), _usd_span(o.usd), _usd(o.batch_usd)] for o in planned.offers]
-        console.print(table("The same run elsewhere", ["vendor", "model", "USD", "low to high", "in batches"], offers))
+        console.print(
+            table("The same run at other vendors", ["vendor", "model", "USD", "low to high", "in batches"], offers)
+        )
         for offer in planned.offers:
             console.print(f"- {offer.vendor}, {offer.model}: {' '.join(offer.remarks)}", markup=False)
     for notice in planned.notices:
@@ -86,7 +88,7 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
 def _bill(planned: Estimate) -> object:
     """A row for each stage and model, and the sum; the column of cached tokens only where there are some."""
     caches = any(row.cached.high for row in planned.rows)
-    shown = {name: cell for name, cell in COLUMNS.items() if name != "cached" or caches}
+    shown = {name: cell for name, cell in _COLUMNS.items() if name != "cached" or caches}
     rows = [[cell(row) for cell in shown.values()] for row in planned.rows]
     sums = {"stage": "total", "USD": _usd(planned.usd), "low to high": _usd_span(planned.usd)}
     sums["in batches"] = _usd(planned.batch_usd)
@@ -94,7 +96,7 @@ def _bill(planned: Estimate) -> object:
     return table(f"Plan as of {planned.as_of}; tokens by {planned.tokens_by}", list(shown), rows)
 
 
-def plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
+def _plan_as_json(planned: Estimate, spent: Spent | None) -> dict[str, Any]:
     """The same for a program."""
     return {
         "tokens_by": planned.tokens_by,

@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(help="The run's folder, as \\[run] folder names it.")]
+RunFolder = Annotated[Path, typer.Argument(help="The run folder, as set in \\[run] folder.")]
 
 
 def report(
     run_folder: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="Where to write it; default: report.html in the run folder.")] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run folder.")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Write a run's report as one HTML file: results, every label, cost and config."""
+    """Write an HTML report of a run: results, every label, cost and config."""
     from semievol_api.report.page import write_report
 
     path = write_report(run_folder, out)
@@ -29,8 +29,8 @@ def report(
 
 def review(
     run_folder: RunFolder,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="A port of this machine; 0 takes a free one.")] = 0,
-    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Local port. 0 picks a free one.")] = 0,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Review labels in a local web page: accept, correct or skip them by keyboard, the least certain first."""
     from semievol_api.report.labels import read_decisions
@@ -47,10 +47,10 @@ def review(
 
 def export(
     run_folder: RunFolder,
-    out: Annotated[Path, typer.Option(help="The file to write (hf: a folder).")],
+    out: Annotated[Path, typer.Option(help="The file to write; for hf, the folder.")],
     format: Annotated[
         Literal["openai", "parquet", "hf", "model-card"],
-        typer.Option(help="openai: chat JSONL for fine-tuning; hf: a folder for datasets.load_from_disk."),
+        typer.Option(help="openai: chat JSONL for fine-tuning. hf: a folder for datasets.load_from_disk."),
     ] = "openai",
 ) -> None:
     """Export the selected labels, with reviewed answers taking precedence, or a model card."""

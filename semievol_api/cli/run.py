@@ -40,14 +40,14 @@ def run(  # noqa: PLR0913 - a command line has as many options as it has
     accept_config_change: AcceptChange = False,
     yes: Annotated[bool, typer.Option("--yes", help="Skip the cost confirmation.")] = False,
     cassette: Annotated[
-        Path | None, typer.Option(help="Record the run into this folder, or play it from there.", show_default=False)
+        Path | None, typer.Option(help="Folder to record the run into, or to replay it from.", show_default=False)
     ] = None,
     cassette_mode: Annotated[
         str | None, typer.Option(help="replay, record, record-missing or off.", show_default="replay")
     ] = None,
     accept_lost_journal: AcceptLost = False,
 ) -> None:
-    """Run a config; run it again to resume where it stopped."""
+    """Run the method on a config. Run it again to continue where it stopped."""
     from semievol_api.config.settings import load_config
     from semievol_api.planning.bill import spent_by
     from semievol_api.session import refuse_lost_journal, run_async, run_blocking
@@ -78,7 +78,7 @@ def _agree_on_price(settings: Config) -> None:
 
 
 def status(config: ConfigPath, as_json: AsJson = False) -> None:
-    """Show which stages of a run are done; works while it runs."""
+    """Show which stages of a run are done, also while it runs."""
     from semievol_api.config.settings import load_config
     from semievol_api.store.run_store import stages_done
 
@@ -92,16 +92,14 @@ def status(config: ConfigPath, as_json: AsJson = False) -> None:
 
 
 def experiment(
-    path: Annotated[Path, typer.Argument(help="An experiment, such as examples/ablations.toml.")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny sizes and one seed: to see that all of it works.")
-    ] = False,
-    folder: Annotated[Path | None, typer.Option(help="Where it lies; default: as the file says.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the demo's server.")] = 1,
+    path: Annotated[Path, typer.Argument(help="The experiment file, such as examples/ablations.toml.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Use tiny sizes and one seed, to check the setup.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the one in the file.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the demo server.")] = 1,
     as_json: AsJson = False,
     accept_lost_journal: AcceptLost = False,
 ) -> None:
-    """Run an experiment: a grid of arms and seeds; run it again to resume where it stopped."""
+    """Run a grid of arms and seeds. Run it again to continue where it stopped."""
     from semievol_api.cli.demo import run_grid
 
     lines = err()
@@ -120,11 +118,11 @@ def experiment(
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the run and the server keep their state.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A sixth of the data: quicker, and less to see.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder for the run and the state of its server.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Use a sixth of the data.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole method on this machine with a small model and its server: no key, no GPU."""
+    """Run the whole method on this machine with a small model. Needs no API key and no GPU."""
     from semievol_api.cli.demo import run_demo
 
     run_demo(folder, quick=quick, as_json=as_json)

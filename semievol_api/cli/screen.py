@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from semievol_api.capabilities import JobEvent
     from semievol_api.engine import Progress as RowDone
 
-ConfigPath = Annotated[Path, typer.Argument(help="A config file, such as semievol.toml.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+ConfigPath = Annotated[Path, typer.Argument(help="The config file, such as semievol.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AcceptChange = Annotated[
-    bool, typer.Option("--accept-config-change", help="Go on in a folder that another config made.")
+    bool, typer.Option("--accept-config-change", help="Continue in a run folder that another config made.")
 ]
 AcceptLost = Annotated[bool, typer.Option("--accept-lost-journal", help="Pay again for answers whose journal is gone.")]
-OnDay = Annotated[datetime.datetime | None, typer.Option("--on", formats=["%Y-%m-%d"], help="As if it were this day.")]
+OnDay = Annotated[datetime.datetime | None, typer.Option("--on", formats=["%Y-%m-%d"], help="Use this date as today.")]
 
-PLAIN_INTERVAL_S = 5.0
-PLAIN_WIDTH = 120
+_PLAIN_INTERVAL_S = 5.0
+_PLAIN_WIDTH = 120
 
 
 class Bars:
@@ -102,7 +102,7 @@ class Bars:
 
     def _may_speak(self) -> bool:
         now = time.monotonic()
-        if now - self._spoke_at < PLAIN_INTERVAL_S:
+        if now - self._spoke_at < _PLAIN_INTERVAL_S:
             return False
         self._spoke_at = now
         return True
@@ -110,12 +110,12 @@ class Bars:
 
 def out() -> Console:
     """Where results go."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
 def err() -> Console:
     """Where errors and progress go."""
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PLAIN_WIDTH)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 def providers(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="A config, for the facts of its own \\[catalogue] file.")] = None,
-    fresh: Annotated[Path | None, typer.Option("--refresh", help="Take a newer table of prices and ends.")] = None,
-    back: Annotated[bool, typer.Option("--reset", help="Go back to the package's own table.")] = False,
+    config: Annotated[Path | None, typer.Option(help="A config whose \\[catalogue] file is read too.")] = None,
+    fresh: Annotated[Path | None, typer.Option("--refresh", help="Install a newer catalogue from this file.")] = None,
+    back: Annotated[bool, typer.Option("--reset", help="Restore the catalogue of the package.")] = False,
     as_json: AsJson = False,
     on: OnDay = None,
 ) -> None:
-    """List the installed providers and what is known of vendors' models; `probe` asks one what it really does."""
+    """List providers, vendors and models with prices and end dates."""
     from semievol_api.planning.catalogue import utc_day
     from semievol_api.planning.catalogue_refresh import data_folder, refresh, reset
 
@@ -48,67 +48,71 @@ def providers(
     if fresh is not None or back:
         told = reset(data_folder()) if fresh is None else refresh(fresh, data_folder(), today)
         if as_json:
-            print_json(refreshed_as_json(told))
+            print_json(_refreshed_as_json(told))
         else:
-            show_refreshed(out(), told)
+            _show_refreshed(out(), told)
         return
-    catalogue = catalogue_of(config)
+    catalogue = _catalogue_of(config)
     if as_json:
-        print_json(providers_as_json(catalogue, today))
+        print_json(_providers_as_json(catalogue, today))
     else:
-        show_providers(out(), catalogue, today)
+        _show_providers(out(), catalogue, today)
 
 
 def probe(
-    name: Annotated[str, typer.Argument(help="A provider of the config: \\[providers.NAME].")],
-    config: Annotated[Path, typer.Option(help="The config that names it.")] = Path("semievol.toml"),
+    name: Annotated[str, typer.Argument(help="NAME of \\[providers.NAME] in the config.")],
+    config: Annotated[Path, typer.Option(help="The config.")] = Path("semievol.toml"),
     as_json: AsJson = False,
 ) -> None:
-    """Make one cheap call per ability and show what works, is ignored or refused; kept with the run."""
-    findings, path = probe_provider(name, config)
+    """Test what a provider supports with one cheap request per ability."""
+    findings, path = _probe_provider(name, config)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        show_findings(findings, path)
+        _show_findings(findings, path)
 
 
 def jobs(
-    path: Annotated[Path, typer.Argument(help="A config, or a folder of runs.")] = Path(),
-    poll: Annotated[bool, typer.Option("--poll", help="Ask the vendor where the jobs stand (needs a config).")] = False,
-    cancel: Annotated[str | None, typer.Option(help="Ask the vendor to stop this job (needs a config).")] = None,
+    path: Annotated[Path, typer.Argument(help="A config, or a folder with runs.")] = Path(),
+    poll: Annotated[
+        bool, typer.Option("--poll", help="Ask the vendor for the state of each job (needs a config).")
+    ] = False,
+    cancel: Annotated[str | None, typer.Option(help="Cancel this job (needs a config).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the trainings of all runs: their jobs, models, tokens and price."""
-    found = list_jobs(path, poll=poll, stop=cancel)
+    """List training jobs with their models, tokens and cost."""
+    found = _list_jobs(path, poll=poll, stop=cancel)
     if as_json:
         print_json(found)
     else:
-        show_jobs(found)
+        _show_jobs(found)
 
 
 def clean(
     config: ConfigPath,
     remote: Annotated[
-        bool, typer.Option("--remote", help="What lies at the vendor: files, superseded models.")
+        bool, typer.Option("--remote", help="List uploaded files and superseded models at the vendor.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete everything listed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List, and with --yes delete, what a run left at its vendor."""
+    """List what a run left at its vendor, and delete it with --yes."""
     if not remote:
-        raise UserError("Nothing to do without --remote. To remove a run from this machine, delete its folder.")
-    result = clean_remote(config, yes=yes)
+        raise UserError(
+            "Add --remote to list what the run left at its vendor. To remove a run from disk, delete its folder."
+        )
+    result = _clean_remote(config, yes=yes)
     if as_json:
         print_json(result)
     else:
-        show_clean(result)
+        _show_clean(result)
 
 
-SHOWN_KEYS = 4
+_SHOWN_KEYS = 4
 """Keys of a new row that are told; of a changed row all are."""
 
 
-def catalogue_of(config: Path | None) -> Catalogue:
+def _catalogue_of(config: Path | None) -> Catalogue:
     """What is known, with the own file on top that a config names."""
     from semievol_api.config.settings import load_config
     from semievol_api.planning.catalogue_refresh import known_catalogue
@@ -116,7 +120,7 @@ def catalogue_of(config: Path | None) -> Catalogue:
     return known_catalogue(None if config is None else load_config(config).catalogue.file)
 
 
-def show_providers(console: Console, catalogue: Catalogue, today: datetime.date) -> None:
+def _show_providers(console: Console, catalogue: Catalogue, today: datetime.date) -> None:
     """Kinds, vendors and models for a person; at the end one line on what has gone stale."""
     from semievol_api.registry import provider_kinds
 
@@ -131,7 +135,7 @@ def show_providers(console: Console, catalogue: Catalogue, today: datetime.date)
         console.print(f"! {stale}", markup=False)
 
 
-def providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, Any]:
+def _providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, Any]:
     """The installed providers and the catalogue."""
     from semievol_api.registry import provider_kinds
 
@@ -147,24 +151,27 @@ def providers_as_json(catalogue: Catalogue, today: datetime.date) -> dict[str, A
     }
 
 
-def show_refreshed(console: Console, told: Refreshed) -> None:
+def _show_refreshed(console: Console, told: Refreshed) -> None:
     """What a table changed, row by row, and the way back."""
     for change in told.changes:
         console.print(
             f"{change.kind:<8} {change.row}: {_words(change.kind, change.keys)}", markup=False, soft_wrap=True
         )
     taken = sum(change.kind != "older" for change in told.changes)
-    rows = "Nothing is known otherwise now." if not taken else f"{taken} rows are known otherwise now."
+    rows = "No entry has changed." if not taken else f"{taken} entries have changed."
     console.print(rows, markup=False)
     if told.installed is None:
-        console.print("The package's own table holds.", markup=False)
+        console.print("The catalogue of the package is in use.", markup=False)
     else:
-        console.print(f"Installed as {told.installed}. Back to the package's own: semievol providers --reset", **_LONG)
+        console.print(
+            f"Installed as {told.installed}. To go back to the package's own: semievol providers --reset",
+            **_LONG,
+        )
     if told.kept is not None:
-        console.print(f"The table before is kept: semievol providers --refresh {told.kept}", **_LONG)
+        console.print(f"The previous one is kept. To restore it: semievol providers --refresh {told.kept}", **_LONG)
 
 
-def refreshed_as_json(told: Refreshed) -> dict[str, Any]:
+def _refreshed_as_json(told: Refreshed) -> dict[str, Any]:
     """The same for a program."""
     return {
         "installed": None if told.installed is None else str(told.installed),
@@ -181,10 +188,10 @@ def _words(kind: str, keys: Mapping[str, tuple[Any, Any]]) -> str:
         known, theirs = keys["checked"]
         return f"not taken, since it was read on {theirs} and the package's on {known}"
     if kind == "removed":
-        return "only the table before knew it"
+        return "was only in the previous catalogue"
     if kind == "added":
         told = {key: now for key, (_, now) in keys.items() if now not in (None, "", [], {}) and key in _TELLING}
-        return ", ".join(f"{key} = {now}" for key, now in list(told.items())[:SHOWN_KEYS]) or "new"
+        return ", ".join(f"{key} = {now}" for key, now in list(told.items())[:_SHOWN_KEYS]) or "new"
     return ", ".join(f"{key}: {_value(was)} -> {_value(now)}" for key, (was, now) in keys.items())
 
 
@@ -222,7 +229,7 @@ def _vendors(catalogue: Catalogue) -> object:
         ]
         for name, facts in catalogue.vendors.items()
     ]
-    columns = ["vendor", "jobs", "serves a tune", "USD a GPU hour", "log-probabilities", "read"]
+    columns = ["vendor", "jobs", "serves tuned models", "USD per GPU hour", "log-probabilities", "read"]
     return table("Known vendors", columns, rows)
 
 
@@ -270,10 +277,10 @@ def _read(facts: ModelFacts) -> str:
     return "; ".join(dict.fromkeys(f"{origin.checked} {origin.strength}" for origin in origins))
 
 
-ResultT = TypeVar("ResultT")
+_ResultT = TypeVar("_ResultT")
 
 
-def list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any]]:
+def _list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any]]:
     """The jobs under a folder, or of a config; with `poll` and `stop` the vendor is asked.
 
     Raises:
@@ -300,10 +307,10 @@ def list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, Any
     return _with(provider, ask)
 
 
-def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
+def _show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     """A table for a person."""
     if not jobs:
-        out().print("No run here has started a training.", markup=False)
+        out().print("No training jobs were found.", markup=False)
         return
     console = out()
     for run, of_run in groupby(jobs, key=lambda job: str(job["run"])):
@@ -325,7 +332,7 @@ def show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
             console.print(f"{job['name']}: {job['job_id']}{model}", markup=False, soft_wrap=True)
 
 
-def clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
+def _clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
     """What a run left at its vendor; deleted with `yes`."""
     from semievol_api.config.settings import load_config
     from semievol_api.session import check as check_run
@@ -343,11 +350,11 @@ def clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
     return _with(plan.provider(plan.trainer_ref), ask)
 
 
-def show_clean(result: Mapping[str, Any]) -> None:
+def _show_clean(result: Mapping[str, Any]) -> None:
     """A table for a person, and what to do next."""
     items = result["items"]
     if not items:
-        out().print("Nothing of this run lies at the vendor.", markup=False)
+        out().print("This run left nothing at the vendor.", markup=False)
         return
     rows = [[item["kind"], item["id"], item["why"]] for item in items]
     out().print(table("At the vendor", ["kind", "id", "what it is"], rows))
@@ -358,7 +365,7 @@ def show_clean(result: Mapping[str, Any]) -> None:
     out().print(words, markup=False)
 
 
-def probe_provider(name: str, path: Path) -> tuple[list[Finding], Path]:
+def _probe_provider(name: str, path: Path) -> tuple[list[Finding], Path]:
     """Probe one provider of a config with the models that its roles name; the findings are kept in the run's folder."""
     from semievol_api.config.settings import load_config, nearest
     from semievol_api.planning.provider_probe import probe as probe_abilities
@@ -374,7 +381,7 @@ def probe_provider(name: str, path: Path) -> tuple[list[Finding], Path]:
     return findings, record(findings, name, models.chat or models.embed, config.run.folder)
 
 
-def show_findings(findings: Sequence[Finding], path: Path) -> None:
+def _show_findings(findings: Sequence[Finding], path: Path) -> None:
     """A table for a person."""
     rows = [[finding.ability, finding.outcome, finding.detail] for finding in findings]
     out().print(table("Probe", ["ability", "outcome", "what was seen"], rows))
@@ -393,10 +400,10 @@ def _models_at(name: str, config: Config) -> ProbeModels:
     )
 
 
-def _with(provider: Provider, ask: Callable[[Provider], Awaitable[ResultT]]) -> ResultT:
+def _with(provider: Provider, ask: Callable[[Provider], Awaitable[_ResultT]]) -> _ResultT:
     """Ask a provider in a loop of its own, and close it."""
 
-    async def run() -> ResultT:
+    async def run() -> _ResultT:
         try:
             return await ask(provider)
         finally:
@@ -406,7 +413,7 @@ def _with(provider: Provider, ask: Callable[[Provider], Awaitable[ResultT]]) -> 
 
 
 def _plain_job(job: Job, provider: Provider | None, state: Any) -> dict[str, Any]:
-    known = "succeeded" if job.model else "bought, not seen to end"
+    known = "succeeded" if job.model else "submitted, end not seen"
     return {
         "run": str(job.run_folder),
         "name": job.name,

@@ -1,4 +1,4 @@
-"""The user's TOML as frozen settings: unknown keys refused, every message with its key path and the nearest name.
+"""The config file as frozen settings. An unknown key is an error that names its path and the nearest valid key.
 
     settings = load_config(Path("semievol.toml"))
 
@@ -8,10 +8,9 @@ Settings are neither artifacts nor live clients. Knows nothing of providers' own
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -32,6 +31,7 @@ from semievol_api.config.method import (
     TrainSettings,
 )
 from semievol_api.errors import ConfigError
+from semievol_api.errors import nearest as nearest
 from semievol_api.store.fingerprints import fingerprinted
 
 Mode: TypeAlias = Literal["calibrated", "paper", "official-2025"]
@@ -40,7 +40,7 @@ Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 
 LogTarget: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
+_SettingsT = TypeVar("_SettingsT", bound=BaseModel)
 
 MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
     # Findings of NAACL 2025, arXiv 2410.14745 v2: all settings' own defaults.
@@ -71,22 +71,22 @@ MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
     "mode", "propagation", "seed", "rounds", "ceiling", "max_failed_share", outside=("folder", "journal", "engine")
 )
 class RunSettings(Settings):
-    """`[run]`: where results go and which variant of the method runs."""
+    """`[run]`: the folder for results and the variant of the method."""
 
     folder: Path
     journal: Path | None = None
-    """The journal's file; runs that share it never ask the same thing twice. Default: in the run folder."""
+    """The journal file. Runs that share it never repeat a request. Default: in the run folder."""
     mode: Mode = "calibrated"
-    """A named set of defaults for all other settings, see `modes.py`; what the file says itself wins."""
+    """A named set of defaults, see `MODES`; settings in the file override them."""
     propagation: Propagation = "both"
     seed: int = 0
     rounds: int = Field(default=1, ge=1, le=10)
-    """How often the method is walked: what a round keeps is labelled data in the next, with fresh folds."""
+    """Number of rounds. Kept pseudo-labels of a round are labelled data in the next, with new folds."""
     ceiling: bool = False
-    """Also train on the gold answers of the selected rows, where the unlabelled file has them."""
+    """Also train on the gold answers of the selected rows, if the unlabelled file has them."""
     max_failed_share: Share = 0.05
     engine: Literal["local", "ray"] = "local"
-    """Who walks the parts of the stages that ask: this process, or the workers of `[ray]`. The results are the same."""
+    """Send requests from this process or from the workers of `[ray]`. The results are the same."""
 
     @property
     def journal_path(self) -> Path:
@@ -108,18 +108,18 @@ class RunSettings(Settings):
     "near_duplicates",
 )
 class DataSettings(Settings):
-    """`[data]`: the files, and the task that says how to read them."""
+    """`[data]`: the data files and their task."""
 
     task: str
-    """A built-in task's name, or the path of a task's TOML file."""
+    """The name of a built-in task, or the path of a task file."""
     labeled: Path
     unlabeled: Path
     test: Path | None = None
     dev: Path | None = None
-    """Labelled examples that gate the evolved model; they are never learned from."""
+    """Labelled examples for the gate; they are never trained on."""
     reviewed: Path | None = None
-    """What a person said: the `review.jsonl` of a run, or a filled-in `review_queue.jsonl`. With the rule
-    `human-budget` its answers count as that rule says, otherwise they are labels that never calibrate or gate."""
+    """Review decisions: the `review.jsonl` of a run, or a completed `review_queue.jsonl`. With the rule
+    `human-budget` they are used as that rule says; otherwise they are labels for training only."""
     columns: Mapping[str, str] = {}
     """Overrides of the task's columns, such as `question = "text"`."""
     max_labeled: int | None = Field(default=None, ge=1)
@@ -143,28 +143,28 @@ class ProviderTable(BaseModel):
 
 @fingerprinted("student", "trainer", "embedder", "warm", outside=("tokenizer",))
 class Roles(Settings):
-    """`[roles]`: who does what. Swapping a vendor is a change here and nowhere else."""
+    """`[roles]`: the models of a run. To change the vendor, change this section and `[providers]`."""
 
     student: ModelRef
-    """The model that is asked and, through `trainer`, tuned."""
+    """The model that answers and, through `trainer`, is tuned."""
     trainer: ModelRef | None = None
-    """Where tuning happens and what is tuned; default: the student."""
+    """The provider and the model to tune; default: the student."""
     embedder: ModelRef | None = None
     """Not needed with `[retrieve] method = "bm25"`."""
     warm: str | None = None
-    """A warm model that exists already, such as `ft:...`: skips the first job."""
+    """An existing warm model, such as `ft:...`; the first training is skipped."""
     tokenizer: Path | None = None
-    """The student's own tokenizer, for counting alone: a model's folder, or a vocabulary (*.tiktoken)."""
+    """The student's tokenizer, used for counting only: a model folder or a vocabulary (*.tiktoken)."""
 
 
 @fingerprinted("method", "k", "text", "batch_size")
 class RetrieveSettings(Settings):
-    """`[retrieve]`: which labelled examples stand beside a question (paper §3.2)."""
+    """`[retrieve]`: how demonstrations are chosen for a question (paper §3.2)."""
 
     method: Literal["embedding", "bm25"] = "embedding"
     k: int = Field(default=3, ge=0)
     text: Literal["question", "question+options"] = "question"
-    """Ambiguity 6: what is embedded (the released code: the question only)."""
+    """Ambiguity 6: the text that is embedded (the released code: the question only)."""
     batch_size: int = Field(default=64, ge=1)
 
 
@@ -179,41 +179,41 @@ class EvaluateSettings(Settings):
 
 
 class Limits(Settings):
-    """`[limits]`: quotas and the budget. None: learned from the server's headers, or no cap."""
+    """`[limits]`: quotas and the budget. None: learned from the server's headers, or no limit."""
 
     rpm: int | None = Field(default=None, ge=1)
     tpm: int | None = Field(default=None, ge=1)
     concurrency: int | None = Field(default=None, ge=1)
-    """A cap on requests in flight, and replies not on disk yet; None lets the engine adapt."""
+    """Cap on requests in flight and replies that are not on disk yet; None: adaptive."""
     timeout_s: float = Field(default=120.0, gt=0)
     max_attempts: int = Field(default=6, ge=1)
     max_usd: float | None = Field(default=None, gt=0)
     max_tokens: int | None = Field(default=None, ge=1)
     mode: Literal["direct", "batch"] = "direct"
-    """`batch`: chat requests go through the vendor's batches, within a day and at half the price."""
+    """`batch`: send chat requests through the vendor's batches, answered within a day at half the price."""
     batch_poll_s: float = Field(default=30.0, gt=0)
     ask_above_usd: float = Field(default=10.0, ge=0)
-    """`semievol run` starts a dearer plan only with --yes."""
+    """`semievol run` needs --yes if the expected cost is higher."""
 
 
 class RaySettings(Settings):
     """`[ray]`: the cluster of `[run] engine = "ray"`. The run's folder must lie where all of its nodes see it."""
 
     address: str | None = None
-    """Of a running cluster, such as "auto"; without one a local Ray is started and ended."""
+    """Address of a running cluster, such as "auto"; without it a local Ray is started and ended."""
     workers: int = Field(default=2, ge=1)
-    """Processes that ask; each has a connection of its own to every provider."""
+    """Number of processes that send requests; each has its own connection to every provider."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """For a provider that computes in the worker itself, such as `vllm`."""
+    """For a provider that computes in the worker, such as `vllm`."""
     shard_rows: int = Field(default=1024, ge=1)
-    """Examples that a worker takes at a time, about."""
+    """Approximate number of examples per shard."""
     object_store_mb: int | None = Field(default=None, ge=80)
     """Shared memory of a local Ray; default: Ray's own, a third of the machine's."""
 
 
 class LogSettings(Settings):
-    """`[log]`: where training metrics and the verdict's figures go besides the run's folder."""
+    """`[log]`: loggers for training metrics and results, in addition to the run folder."""
 
     to: tuple[LogTarget, ...] = ()
     project: str = "semievol"
@@ -221,14 +221,14 @@ class LogSettings(Settings):
 
 
 class CatalogueSettings(Settings):
-    """`[catalogue]`: what is known of vendors and models."""
+    """`[catalogue]`: prices, limits and end dates of models."""
 
     file: Path | None = None
-    """Prices, limits and ends of your own, in the form of the package's catalogue.toml; they come first."""
+    """A file in the form of the package's catalogue.toml, whose entries override the others."""
 
 
 class CassetteTable(Settings):
-    """`[cassette]`: record what goes over the wire, or run from a recording with no network and no key."""
+    """`[cassette]`: record the HTTP exchanges of a run, or replay them without network and API key."""
 
     path: Path
     mode: CassetteMode = "replay"
@@ -311,7 +311,7 @@ class Config(Settings):
         if calibrates and self.select.score != "pooled":
             raise ValueError(
                 f'[select] rule {self.select.rule!r} ranks by the pooled probability; set [select] score = "pooled" '
-                f'and a crew with estimators, or [run] mode = "calibrated"'
+                f'and annotators with estimators, or [run] mode = "calibrated"'
             )
         counts = {"top-n": ("n", self.select.n), "human-budget": ("budget", self.select.budget)}
         name, count = counts.get(self.select.rule, ("", 1))
@@ -424,7 +424,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
 
 
-def parse_settings(model: type[SettingsT], tree: Mapping[str, Any], *, where: str) -> SettingsT:
+def parse_settings(model: type[_SettingsT], tree: Mapping[str, Any], *, where: str) -> _SettingsT:
     """A tree as settings; the first fault becomes one paragraph with its key path and the nearest valid name.
 
     Raises:
@@ -437,24 +437,16 @@ def parse_settings(model: type[SettingsT], tree: Mapping[str, Any], *, where: st
         raise ConfigError(_explain(model, first["loc"], first["type"], first["msg"], where)) from None
 
 
-def nearest(name: str, choices: Sequence[str]) -> str:
-    """A sentence that names the nearest choice, or all of them."""
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {close[0]!r}?"
-    return f"Valid names: {', '.join(sorted(choices))}."
-
-
 def _explain(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str, where: str) -> str:
     path = ".".join(str(part) for part in loc)
     if kind == "extra_forbidden":
         return f"{where}: unknown key {path!r}. {nearest(str(loc[-1]), _names_at(model, loc[:-1]))}"
     if kind == "missing":
         return f"{where}: the key {path!r} is missing; it has no default."
-    said = re.sub(r"^Value error, ", "", message)
+    reason = re.sub(r"^Value error, ", "", message)
     if kind == "model_type":
-        said = f"a table belongs there, such as {{ {', '.join(f'{name} = ...' for name in _names_at(model, loc))} }}"
-    return f"{where}: {path!r} is wrong: {said}." if path else f"{where}: {said}."
+        reason = f"a table belongs there, such as {{ {', '.join(f'{name} = ...' for name in _names_at(model, loc))} }}"
+    return f"{where}: {path!r} is wrong: {reason}." if path else f"{where}: {reason}."
 
 
 def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

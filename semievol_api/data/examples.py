@@ -21,7 +21,7 @@ from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Columns, Task
-from semievol_api.tasks.definition import LETTERS
+from semievol_api.tasks.kind import LETTERS
 
 KEYS_REMOVED = "what looks like an API key was taken out; if it is one, revoke it: it stands in the file in clear"
 
@@ -152,7 +152,7 @@ def require_columns(table: Table, task: Task, role: DataRole, columns: Columns) 
 
 def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ...]:
     """The columns that hold options; none where the task's labels stand in for them."""
-    if task.kind != "multiple_choice":
+    if not task.lettered:
         return ()
     if columns.options is None:
         if task.definition.labels:
@@ -177,7 +177,7 @@ def draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Column
     bare = Example(
         id=_text(table.cell(row, columns.id)) if columns.id else "",
         question=f"{context}\n\n{question}" if context else question,
-        options=options if task.kind == "multiple_choice" else (),
+        options=options if task.lettered else (),
         group=group or (content_id(context, ()) if context else None),
         category=(_text(table.cell(row, columns.category)) or None) if columns.category else None,
     )
@@ -201,24 +201,12 @@ def _with_answer(
             "Rows without an answer belong into the unlabelled file."
         )
     gold = task.read_gold(cell, example)
-    remarks = [DIGIT_ANSWER] if task.kind == "multiple_choice" and cell.isdecimal() and gold else []
+    remarks = [DIGIT_ANSWER] if task.lettered and cell.isdecimal() and gold else []
     if role == "unlabeled":
         return replace(example, hidden_answer=gold), remarks if gold else [HIDDEN_UNREADABLE]
     if gold is None:
-        raise DataError(f"{table.where(row)}: the answer {cell[:80]!r} {_why_refused(task, example, cell)}")
+        raise DataError(f"{table.where(row)}: the answer {cell[:80]!r} {task.why_refused(cell, example)}")
     return replace(example, answer=gold), remarks
-
-
-def _why_refused(task: Task, example: Example, cell: str) -> str:
-    if task.kind == "number":
-        return "is no number."
-    if task.kind == "labels":
-        return f"is none of the task's labels: {', '.join(task.definition.labels)}. Add it there, or as an alias."
-    advice = "Write the letter of an option, its position or its exact text."
-    if cell == "0" and task.definition.first_option_digit == 1:
-        advice = "If positions count from 0, set first_option_digit = 0 in the task."
-    last = LETTERS[len(example.options) - 1]
-    return f"is outside the options, which are A to {last}, or fits more than one of them. {advice}"
 
 
 def _options(table: Table, row: int, names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -21,17 +21,12 @@ from semievol_api.data.understanding import Understanding, is_answered, understa
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition
+from semievol_api.tasks.definition import KINDS
 
 TASK_FILE = "task.toml"
 CONFIG_FILE = "semievol.toml"
 _MIN_LABELED_FOR_TEST = 50
 _NAMED_AT_MOST = 5
-_INSTRUCTIONS = {
-    "multiple_choice": "Answer the multiple-choice question.",
-    "labels": "Choose the label that fits the text.",
-    "number": "Answer the question with a number.",
-    "free_text": "Answer the question.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +90,13 @@ def start(
 
 def render_task(found: Understanding) -> str:
     """The text of a task file."""
+    kind = KINDS[found.kind]
     lines = [
         f"# What `semievol init` understood of {found.source}.",
         "# Change what is wrong; docs/tasks.md tells every key.",
         f"name = {_toml(Path(found.source).stem)}",
         f"kind = {_toml(found.kind)}",
-        f"instruction = {_toml(_INSTRUCTIONS[found.kind])}",
+        f"instruction = {_toml(kind.instruction)}",
     ]
     if found.labels:
         lines.append(f"labels = {_toml(list(found.labels))}")
@@ -108,8 +104,8 @@ def render_task(found: Understanding) -> str:
         lines.append("first_option_digit = 0")
     lines += ["", "[columns]"]
     lines += [f"{key} = {_toml(value)}" for key, value in found.columns.model_dump(mode="json").items() if value]
-    if found.kind == "number":
-        lines += ["", "[number]", "tolerance = 0.01", 'percent = "fraction"   # or "points": 15% is the number 15']
+    if kind.starter_lines:
+        lines += ["", *kind.starter_lines]
     return "\n".join(lines) + "\n"
 
 
@@ -151,7 +147,7 @@ def _shared_by(found: Understanding, others: Sequence[Table]) -> Understanding:
 def _with_labels_of(test: Path | None, found: Understanding) -> Understanding:
     """The same with the labels that only the test file knows: the set is one."""
     column = found.columns.answer
-    if test is None or found.kind != "labels" or column is None:
+    if test is None or not KINDS[found.kind].fixed_labels or column is None:
         return found
     table = read_source(test)
     spelled = {label.casefold(): label for label in found.labels}
@@ -177,7 +173,7 @@ def _definition(found: Understanding) -> TaskDefinition:
         {
             "name": Path(found.source).stem,
             "kind": found.kind,
-            "instruction": _INSTRUCTIONS[found.kind],
+            "instruction": KINDS[found.kind].instruction,
             "labels": found.labels,
             "first_option_digit": found.first_option_digit,
             "columns": found.columns,

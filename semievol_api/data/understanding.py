@@ -17,8 +17,8 @@ from semievol_api.data.read_files import Table
 from semievol_api.data.sources import read_source
 from semievol_api.errors import DataError
 from semievol_api.tasks import Columns
-from semievol_api.tasks.definition import LETTERS, Kind, NumberSettings
-from semievol_api.tasks.numbers import read_number
+from semievol_api.tasks.kind import LETTERS
+from semievol_api.tasks.kind_number import NumberSettings, read_number
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "uid", "qid", "question_id", "example_id", "row_id", "guid"),
@@ -62,7 +62,7 @@ class Understanding:
     source: str
     rows: int
     answered: int
-    kind: Kind
+    kind: str
     columns: Columns
     labels: tuple[str, ...]
     answer_counts: tuple[tuple[str, int], ...]
@@ -119,7 +119,7 @@ def is_answered(table: Table, row: int, column: str | None) -> bool:
     return bool(column and _filled(table.cell(row, column)))
 
 
-def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[Kind, str]:
+def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[str, str]:
     if has_options:
         return "multiple_choice", "There are options, so the task is multiple choice."
     distinct = Counter(answer.casefold() for answer in answers)

@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,7 +23,7 @@ from semievol_api.engine.budget import BATCH_SHARE, NOTHING, Budget, Spend, pric
 from semievol_api.engine.journal import GroupCommit, Journal, Row, Source
 from semievol_api.engine.requests import ChatKind
 from semievol_api.engine.sending import until_it_works
-from semievol_api.engine.work import AnyRequestChunk, ResultSink
+from semievol_api.engine.stream import AnyRequestChunk, AnyStream
 from semievol_api.errors import RefusedError, TransientError
 
 
@@ -53,7 +53,7 @@ class OpenBatch(NamedTuple):
     need: Spend
 
 
-class NewBatch(NamedTuple):
+class _NewBatch(NamedTuple):
     """A batch about to be submitted."""
 
     run: str
@@ -68,7 +68,7 @@ class NewBatch(NamedTuple):
 _COLUMNS = "id, run, run_key, provider, model, stage, batch_id, usd, tokens"
 
 
-def write_down(journal: Journal, new: NewBatch) -> OpenBatch:
+def _write_down(journal: Journal, new: _NewBatch) -> OpenBatch:
     """Store a batch before it is submitted; its run key differs from every earlier batch with the same lines."""
     execute = journal.connection.execute
     execute("BEGIN IMMEDIATE")
@@ -92,12 +92,12 @@ def write_down(journal: Journal, new: NewBatch) -> OpenBatch:
     return OpenBatch(number, new.run, run_key, new.provider, new.model, new.stage, None, new.need)
 
 
-def set_batch_id(journal: Journal, batch: int, batch_id: str) -> None:
+def _set_batch_id(journal: Journal, batch: int, batch_id: str) -> None:
     """The vendor has accepted the batch."""
     journal.connection.execute("UPDATE batches SET batch_id = ? WHERE id = ?", (batch_id, batch))
 
 
-def close_batch(journal: Journal, batch: int) -> None:
+def _close_batch(journal: Journal, batch: int) -> None:
     """Everything the batch gave is stored; its lines are forgotten."""
     execute = journal.connection.execute
     execute("BEGIN IMMEDIATE")
@@ -106,7 +106,7 @@ def close_batch(journal: Journal, batch: int) -> None:
     execute("COMMIT")
 
 
-def open_batches(journal: Journal, provider: str) -> list[OpenBatch]:
+def _open_batches(journal: Journal, provider: str) -> list[OpenBatch]:
     """What earlier processes submitted, or were about to, and did not collect."""
     query = f"SELECT {_COLUMNS} FROM batches WHERE open = 1 AND provider = ? ORDER BY id"
     found: list[OpenBatch] = []
@@ -116,7 +116,7 @@ def open_batches(journal: Journal, provider: str) -> list[OpenBatch]:
     return found
 
 
-def lines_of(journal: Journal, batch: int) -> list[BatchLine]:
+def _lines_of(journal: Journal, batch: int) -> list[BatchLine]:
     """The lines of an open batch."""
     query = "SELECT key, first, ask_id FROM batch_lines WHERE batch = ?"
     return [BatchLine(*row) for row in journal.connection.execute(query, (batch,))]
@@ -145,7 +145,7 @@ class BatchRun:
     failures: dict[str, str] = field(default_factory=dict[str, str])
 
 
-class Vendor:
+class _Vendor:
     """The vendor's side of batches, with retries; `writer` stores what must not be forgotten."""
 
     def __init__(self, limits: Limits, writer: GroupCommit, clock: Clock) -> None:
@@ -190,19 +190,19 @@ class Vendor:
 
     async def close(self, batch: OpenBatch) -> None:
         """Everything handed to the writer before is on disk; forget the batch."""
-        await self._writer.step(lambda journal: close_batch(journal, batch.id))
+        await self._writer.step(lambda journal: _close_batch(journal, batch.id))
 
     async def _remember(self, batch: OpenBatch, batch_id: str) -> None:
-        await self._writer.step(lambda journal: set_batch_id(journal, batch.id, batch_id))
+        await self._writer.step(lambda journal: _set_batch_id(journal, batch.id, batch_id))
 
 
-MOST_LINES = 50_000
+_MOST_LINES = 50_000
 MOST_BYTES = 200_000_000
-LINE_BYTES = 700
+_LINE_BYTES = 700
 """Room for the parts of a line that are not prompt text."""
-BATCHES_AHEAD = 4
+_BATCHES_AHEAD = 4
 """So many full batches' asks may be open in one stream."""
-Queue = tuple[ResultSink[Any, Any], str]
+_Queue = tuple[AnyStream, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,14 +219,14 @@ class BatchTools:
 
 
 @dataclass(slots=True)
-class Gathering:
+class _Gathering:
     """Pieces that wait for a batch, and the bytes they will take in its file."""
 
     pieces: list[AnyRequestChunk]
     size: int = 0
 
 
-class Stored:
+class _Stored:
     """Rows of a batch that nobody in this process asked for: paid, and kept."""
 
     def __init__(self, rows: list[Row], paid: Callable[[], None]) -> None:
@@ -249,8 +249,8 @@ class BatchSender:
 
     def __init__(self, tools: BatchTools) -> None:
         self._tools = tools
-        self._vendor = Vendor(tools.limits, tools.writer, tools.clock)
-        self._gathered: dict[Queue, Gathering] = {}
+        self._vendor = _Vendor(tools.limits, tools.writer, tools.clock)
+        self._gathered: dict[_Queue, _Gathering] = {}
         self._runs: dict[BatchRun, asyncio.Task[None]] = {}
         self._lines: dict[str, BatchRun] = {}
         self._rounds: dict[str, int] = {}
@@ -260,7 +260,7 @@ class BatchSender:
 
     def window(self, identity: str, model: str) -> int:
         """How many asks a stream may have open."""
-        return BATCHES_AHEAD * MOST_LINES
+        return _BATCHES_AHEAD * _MOST_LINES
 
     def submit(self, piece: AnyRequestChunk) -> None:
         """Put a piece into the next batch, unless one that is open already asks for it."""
@@ -272,36 +272,36 @@ class BatchSender:
         if run is not None:
             run.waiting.append(piece)
             return
-        size = len(msgspec.json.encode(piece.request.prompt)) + LINE_BYTES
+        size = len(msgspec.json.encode(piece.request.prompt)) + _LINE_BYTES
         queue = (piece.owner, piece.request.model)
-        gathering = self._gathered.setdefault(queue, Gathering([]))
-        if len(gathering.pieces) >= MOST_LINES or gathering.size + size > MOST_BYTES:
+        gathering = self._gathered.setdefault(queue, _Gathering([]))
+        if len(gathering.pieces) >= _MOST_LINES or gathering.size + size > MOST_BYTES:
             self._launch(queue)
-            gathering = self._gathered.setdefault(queue, Gathering([]))
+            gathering = self._gathered.setdefault(queue, _Gathering([]))
         gathering.pieces.append(piece)
         gathering.size += size
         self._added += 1
         if self._idle_watch is None:
             self._idle_watch = self._tools.start(self._launch_when_idle())
 
-    def no_more(self, sink: ResultSink[Any, Any]) -> None:
-        """Send the sink's last batch; at the end of this turn, since more may be on its way."""
-        asyncio.get_running_loop().call_soon(self._launch_all, sink)
+    def no_more(self, stream: AnyStream) -> None:
+        """Send the stream's last batch; at the end of this turn, since more may be on its way."""
+        asyncio.get_running_loop().call_soon(self._launch_all, stream)
 
     def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored; the batch's reservation is settled as a whole."""
         self._tools.budget.add(piece.actual)
 
-    def recall(self, sink: ResultSink[Any, Any]) -> None:
-        """Let go of a sink's pieces. Batches at the vendor go on: what they give is stored, now or later."""
+    def recall(self, stream: AnyStream) -> None:
+        """Let go of a stream's pieces. Batches at the vendor go on: what they give is stored, now or later."""
         gone: list[AnyRequestChunk] = []
-        for queue in [queue for queue in self._gathered if queue[0] is sink]:
+        for queue in [queue for queue in self._gathered if queue[0] is stream]:
             gone += self._gathered.pop(queue).pieces
         for run in self._runs:
-            theirs = [name for name, piece in run.pieces.items() if piece.owner is sink]
+            theirs = [name for name, piece in run.pieces.items() if piece.owner is stream]
             gone += [run.pieces.pop(name) for name in theirs]
-            gone += [piece for piece in run.waiting if piece.owner is sink]
-            run.waiting = [piece for piece in run.waiting if piece.owner is not sink]
+            gone += [piece for piece in run.waiting if piece.owner is stream]
+            run.waiting = [piece for piece in run.waiting if piece.owner is not stream]
         for piece in gone:
             piece.owner.abandon(piece)
 
@@ -311,9 +311,9 @@ class BatchSender:
         """Take over what earlier processes left open at a provider."""
         runs: list[BatchRun] = []
         known = {run.batch.id for run in self._runs}
-        for batch in open_batches(self._tools.journal, provider.identity):
+        for batch in _open_batches(self._tools.journal, provider.identity):
             if batch.id not in known:
-                lines = {line.custom_id: line for line in lines_of(self._tools.journal, batch.id)}
+                lines = {line.custom_id: line for line in _lines_of(self._tools.journal, batch.id)}
                 run = BatchRun(provider, batch, lines)
                 self._begin(run, self._collect_again(run))
                 runs.append(run)
@@ -346,27 +346,27 @@ class BatchSender:
             await self._tools.clock.sleep(self._tools.limits.batch_poll_s)
         self._idle_watch = None
 
-    def _launch_all(self, sink: ResultSink[Any, Any] | None) -> None:
+    def _launch_all(self, stream: AnyStream | None) -> None:
         for queue in list(self._gathered):
-            if sink is None or queue[0] is sink:
+            if stream is None or queue[0] is stream:
                 self._launch(queue)
 
-    def _launch(self, queue: Queue) -> None:
+    def _launch(self, queue: _Queue) -> None:
         """One batch of what is gathered, as far as the budget reaches; the rest waits for a batch to end."""
         owner, model = queue
-        gathered = self._gathered.pop(queue, Gathering([])).pieces
+        gathered = self._gathered.pop(queue, _Gathering([])).pieces
         limits = owner.provider.limits.get(model)
         pieces: list[AnyRequestChunk] = []
         need = NOTHING
         for piece in gathered:
-            more = need.plus(Spend(price(piece.bound, limits, share=BATCH_SHARE), sum_tokens(piece)))
+            more = need.plus(Spend(price(piece.bound, limits, share=BATCH_SHARE), _sum_tokens(piece)))
             if self._tools.budget.capped and not self._tools.budget.could_take(more):
                 break
             need = more
             pieces.append(piece)
         rest = gathered[len(pieces) :]
         if rest:
-            self._gathered[queue] = Gathering(rest, sum(piece.prompt_bytes + LINE_BYTES for piece in rest))
+            self._gathered[queue] = _Gathering(rest, sum(piece.prompt_bytes + _LINE_BYTES for piece in rest))
         if pieces:
             self._tools.budget.adopt(need)
             lines = {_custom_id(piece): _line(piece) for piece in pieces}
@@ -374,7 +374,7 @@ class BatchSender:
             run = BatchRun(owner.provider, unnamed, lines, {_custom_id(piece): piece for piece in pieces})
             self._begin(run, self._send(run))
         elif rest and not self._runs:
-            owner.stop(self._tools.budget.exhausted(Spend(price(rest[0].bound, limits), sum_tokens(rest[0]))))
+            owner.stop(self._tools.budget.exhausted(Spend(price(rest[0].bound, limits), _sum_tokens(rest[0]))))
 
     def _begin(self, run: BatchRun, work: Coroutine[object, object, None]) -> None:
         self._lines.update(dict.fromkeys(run.lines, run))
@@ -412,13 +412,13 @@ class BatchSender:
         chat = require(run.provider.batch, "batches", run.provider)
         requests = {name: piece.request for name, piece in run.pieces.items()}
         batch = run.batch
-        new = NewBatch(
+        new = _NewBatch(
             self._tools.run, _content_hash(run), batch.provider, batch.model, batch.stage, batch.need,
             list(run.lines.values()),
         )  # fmt: skip
 
         def write(journal: Journal) -> None:
-            run.batch = write_down(journal, new)
+            run.batch = _write_down(journal, new)
 
         await self._tools.writer.step(write)
         try:
@@ -489,10 +489,10 @@ class BatchSender:
             rows.append(Row(line.key, line.first + index, source, line.ask_id, *counts, content))
         paid = Spend(usd, usage.prompt + usage.completion)
         if rows:
-            self._tools.writer.put(Stored(rows, lambda: self._tools.budget.add(paid)))
+            self._tools.writer.put(_Stored(rows, lambda: self._tools.budget.add(paid)))
 
 
-def sum_tokens(piece: AnyRequestChunk) -> int:
+def _sum_tokens(piece: AnyRequestChunk) -> int:
     """An upper bound of a piece's tokens."""
     return piece.prompt_bytes + piece.answer_tokens
 

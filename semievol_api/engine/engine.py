@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -23,24 +23,23 @@ from semievol_api.capabilities import ChatRequest, EmbedRequest, OptionReply, Op
 from semievol_api.cassettes.clock import Clock, RealClock
 from semievol_api.config.settings import Limits
 from semievol_api.engine.batch import BatchSender, BatchTools, set_aside
-from semievol_api.engine.budget import Budget, Spend
+from semievol_api.engine.budget import Budget, Ledger, Spend, StageBill
 from semievol_api.engine.journal import Found, GroupCommit, Journal
 from semievol_api.engine.requests import Answer, Ask, ChatKind, EmbedKind, Kind, OptionKind, Progress, ReplyT, RequestT
-from semievol_api.engine.sending import Asker, Dispatcher, Leases
+from semievol_api.engine.sending import Attempts, Dispatcher, Leases
 from semievol_api.engine.stream import EngineState, Sender, Stream
-from semievol_api.engine.work import Ledger, StageBill
 from semievol_api.errors import JournalError, StageError
 from semievol_api.records import FloatMatrix
 
-THRESHOLDS = (20_000, 20, 20)
+_THRESHOLDS = (20_000, 20, 20)
 
 
 @contextmanager
-def rare_collections() -> Generator[None]:
+def _rare_collections() -> Generator[None]:
     """Collect garbage less often inside the block; settings that collect even less often stay as they are."""
     before = gc.get_threshold()
-    if 0 < before[0] < THRESHOLDS[0]:
-        gc.set_threshold(*THRESHOLDS)
+    if 0 < before[0] < _THRESHOLDS[0]:
+        gc.set_threshold(*_THRESHOLDS)
     try:
         yield
     finally:
@@ -71,8 +70,7 @@ class WithOthers(Journal):
         super().close()
 
 
-_T = TypeVar("_T")
-Asks = Iterable[Ask[_T]] | AsyncIterable[Ask[_T]]
+_Asks = Iterable[Ask[RequestT]] | AsyncIterable[Ask[RequestT]]
 
 
 @dataclass(frozen=True)
@@ -152,10 +150,10 @@ class RequestEngine:
         budget.adopt(set_aside(reader, run))
         shared: dict[str, Any] = {"run": run, "journal": reader, "budget": budget, "on_progress": on_progress}
         state = EngineState(**shared, under_way={}, ledger=Ledger(clock.now_s), now_s=clock.now_s)
-        dispatcher = Dispatcher(limits, Asker(limits, budget, clock, leases), writer, clock)
+        dispatcher = Dispatcher(limits, Attempts(limits, budget, clock, leases), writer, clock)
         engine = cls(state, limits, dispatcher, writer, clock)
         try:
-            with rare_collections():
+            with _rare_collections():
                 yield engine
         finally:
             await engine._close()
@@ -166,7 +164,7 @@ class RequestEngine:
             if leases is not None:
                 await leases.closed(budget.spent)
 
-    def chat(self, provider: Provider, asks: Asks[ChatRequest], *, stage: str) -> AsyncGenerator[Answer[Reply], None]:
+    def chat(self, provider: Provider, asks: _Asks[ChatRequest], *, stage: str) -> AsyncGenerator[Answer[Reply], None]:
         """Answers in the order in which they are done, each on disk already.
 
         A row that failed is an answer with its reason. `n` samples are kept one by one: a later call with a
@@ -192,7 +190,7 @@ class RequestEngine:
         return self._run(ChatKind(complete), provider, asks, sender, stage)
 
     def read_options(
-        self, provider: Provider, asks: Asks[OptionRequest], *, stage: str
+        self, provider: Provider, asks: _Asks[OptionRequest], *, stage: str
     ) -> AsyncGenerator[Answer[OptionReply], None]:
         """Like `chat`, for the exact log-probabilities of given labels."""
         reader = require(provider.option_reader, "option reading", provider)
@@ -253,7 +251,7 @@ class RequestEngine:
         return await self._batches.cancel_open(provider)
 
     async def _run(
-        self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: Asks[RequestT], sender: Sender, stage: str
+        self, kind: Kind[RequestT, ReplyT], provider: Provider, asks: _Asks[RequestT], sender: Sender, stage: str
     ) -> AsyncGenerator[Answer[ReplyT], None]:
         stream = Stream(self._state, kind, provider, sender, stage)
         self._streams.add(stream)

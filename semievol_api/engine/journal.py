@@ -99,9 +99,9 @@ class Total(NamedTuple):
     usd: float
 
 
-APPLICATION_ID = 0x53454A31
+_APPLICATION_ID = 0x53454A31
 """Marks the file as a journal of this project."""
-FORMAT = 1
+_FORMAT = 1
 _SCHEMA = """
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY,
@@ -169,13 +169,13 @@ class Journal:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # what SQLite lays beside it gets the same rights
             connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise explain(error, path, "opened") from None
+            raise _explain(error, path, "opened") from None
         journal = cls(connection, path)
         try:
             journal._prepare()
         except sqlite3.Error as error:
             connection.close()
-            raise explain(error, path, "opened") from None
+            raise _explain(error, path, "opened") from None
         except JournalError:
             connection.close()
             raise
@@ -204,7 +204,7 @@ class Journal:
                 error = caught
                 continue
             return journal
-        raise explain(error or sqlite3.Error("unreadable"), path, "read") from None
+        raise _explain(error or sqlite3.Error("unreadable"), path, "read") from None
 
     def _prepare(self) -> None:
         execute = self.connection.execute
@@ -219,8 +219,8 @@ class Journal:
                 for statement in _SCHEMA.split(";\n"):
                     if statement.strip():
                         execute(statement)
-                execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                execute(f"PRAGMA user_version = {FORMAT}")
+                execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                execute(f"PRAGMA user_version = {_FORMAT}")
             execute("COMMIT")
         self._check_format()
 
@@ -245,7 +245,7 @@ class Journal:
             try:
                 rows = self.connection.execute(_FETCH, chunk).fetchall()
             except sqlite3.Error as error:
-                raise explain(error, self.path, "read") from None
+                raise _explain(error, self.path, "read") from None
             for key, sample, prompt, cached, completion, text, finish, numbers, extra in rows:
                 row = Found(sample, prompt, cached, completion, Content(text, finish, numbers, extra))
                 if key in found:
@@ -329,7 +329,7 @@ class Journal:
         try:
             cursor = self.connection.execute("INSERT INTO leases (run, usd, tokens) VALUES (?, 0, 0)", (run,))
         except sqlite3.Error as error:
-            raise explain(error, self.path, "written") from None
+            raise _explain(error, self.path, "written") from None
         return int(cursor.lastrowid or 0)
 
     def set_lease(self, lease: int, usd: float, tokens: int) -> None:
@@ -375,18 +375,18 @@ def _refuse_foreign(path: Path) -> None:
     try:
         header = read_header(path)
     except (DamagedDatabaseError, OSError) as error:
-        raise explain(error, path, "read") from None
+        raise _explain(error, path, "read") from None
     fresh = header is None or (header.is_empty and (header.application_id, header.user_version) == (0, 0))
     if header is not None and not fresh:
         _check_format(path, header.application_id, header.user_version)
 
 
 def _check_format(path: Path, application: int, version: int) -> None:
-    if application != APPLICATION_ID:
+    if application != _APPLICATION_ID:
         raise JournalError(f"{str(path)!r} is a database, but no journal. Give another journal path.")
-    if version != FORMAT:
+    if version != _FORMAT:
         raise JournalError(
-            f"The journal {str(path)!r} has format {version}; this version reads format {FORMAT}. "
+            f"The journal {str(path)!r} has format {version}; this version reads format {_FORMAT}. "
             f"Use the version of semievol-api that wrote it, or another journal path."
         )
 
@@ -401,7 +401,7 @@ def _chunk_sizes(rows: int) -> Iterator[int]:
         rows -= size
 
 
-def explain(error: Exception, path: Path, done: str) -> JournalError:
+def _explain(error: Exception, path: Path, done: str) -> JournalError:
     """One calm paragraph for what the disk or SQLite said."""
     reason = str(error)
     hint = "Check that the folder exists and can be written."
@@ -419,7 +419,7 @@ def explain(error: Exception, path: Path, done: str) -> JournalError:
     return JournalError(f"The journal {str(path)!r} could not be {done}: {reason}. {hint}")
 
 
-LINGER_S = 0.02
+_LINGER_S = 0.02
 """How long the first entry of a group waits for company."""
 
 
@@ -524,7 +524,7 @@ class GroupCommit:
                     self._changed.wait()
                 self._idle = False
                 if not self._closing and not self._urgent:
-                    self._changed.wait(LINGER_S)
+                    self._changed.wait(_LINGER_S)
                 group, self._pending = self._pending, []
                 self._urgent = False
                 if not group:
@@ -532,7 +532,7 @@ class GroupCommit:
             try:
                 self._write(group)
             except (sqlite3.Error, OSError) as error:
-                broken = explain(error, self._journal.path, "written")
+                broken = _explain(error, self._journal.path, "written")
                 self._loop.call_soon_threadsafe(self._break, broken, group)
                 return
             except BaseException as error:  # a bug: nobody may wait for ever

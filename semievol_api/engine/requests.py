@@ -7,6 +7,7 @@ identity; `n` stays out, since samples are numbered. Knows nothing of storing, s
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar, cast
@@ -18,8 +19,8 @@ from semievol_api.capabilities import ChatRequest, EmbedReply, EmbedRequest, Opt
 from semievol_api.engine.journal import Content, Found, Record
 from semievol_api.records import Completion, Finish, JsonValue, Prompt, Usage
 
-RequestT = TypeVar("RequestT")
-ReplyT = TypeVar("ReplyT", bound="PacedReply")
+RequestT = TypeVar("RequestT", bound="_ModelRequest")
+ReplyT = TypeVar("ReplyT", bound="_PacedReply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,14 @@ class Progress:
     failed: bool
 
 
-KEY_BYTES = 20
+_KEY_BYTES = 20
 _KEY_FORMAT = "semievol-key-1"
 _encode = msgspec.msgpack.encode
 _Extra = tuple[tuple[str, ...] | None, tuple[tuple[tuple[str, float], ...], ...] | None]
-decode_extra = msgspec.msgpack.Decoder(_Extra).decode
+_decode_extra = msgspec.msgpack.Decoder(_Extra).decode
 
 
-class PacedReply(Protocol):
+class _PacedReply(Protocol):
     """What every reply has."""
 
     @property
@@ -72,47 +73,53 @@ class PacedReply(Protocol):
     def pace(self) -> Pace: ...
 
 
-class Kind(Protocol, Generic[RequestT, ReplyT]):
-    """One kind of request. `group` is how many asks one request may carry."""
+class _ModelRequest(Protocol):
+    """What every request has."""
+
+    @property
+    def model(self) -> str: ...
+
+
+class Kind(ABC, Generic[RequestT, ReplyT]):
+    """One kind of request. `group` is how many asks one request may carry; `call` asks the provider once."""
 
     name: str
-    group: int
+    group = 1
 
+    def __init__(self, call: Callable[[RequestT], Awaitable[ReplyT]]) -> None:
+        self.call = call
+
+    @abstractmethod
     def key(self, identity: str, request: RequestT) -> bytes:
         """The hash that names the request's answers for ever; 20 bytes."""
-        ...
 
     def model(self, request: RequestT) -> str:
         """The model that is asked."""
-        ...
+        return request.model
 
     def samples(self, request: RequestT) -> int:
         """How many samples the request wants."""
-        ...
+        return 1
 
     def part(self, requests: Sequence[RequestT], first: int, n: int) -> RequestT:
         """The request to send for samples first..first+n-1 of one request, or for a group of requests."""
-        ...
+        return requests[0]
 
+    @abstractmethod
     def size(self, request: RequestT) -> tuple[int, int]:
         """UTF-8 bytes of all prompt text with room for the chat frame, and the most tokens of the answer."""
-        ...
 
-    def call(self, request: RequestT) -> Awaitable[ReplyT]:
-        """Ask the provider once."""
-        ...
-
+    @abstractmethod
     def contents(self, reply: ReplyT) -> list[Content]:
         """The reply's samples (or the group's answers), in order."""
-        ...
 
+    @abstractmethod
     def build(self, samples: Sequence[Found]) -> ReplyT:
         """A reply from stored samples."""
-        ...
 
 
 def _hash(parts: object) -> bytes:
-    return hashlib.blake2b(_encode(parts), digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b(_encode(parts), digest_size=_KEY_BYTES).digest()
 
 
 def _turns(prompt: Prompt) -> list[tuple[str, str]]:
@@ -140,10 +147,6 @@ class ChatKind(Kind[ChatRequest, Reply]):
     """Chat requests: n samples each, log-probabilities as float32 in `numbers`, tokens and top in `extra`."""
 
     name = "chat"
-    group = 1
-
-    def __init__(self, complete: Callable[[ChatRequest], Awaitable[Reply]]) -> None:
-        self._complete = complete
 
     def key(self, identity: str, request: ChatRequest) -> bytes:
         return _hash(
@@ -164,9 +167,6 @@ class ChatKind(Kind[ChatRequest, Reply]):
             )
         )
 
-    def model(self, request: ChatRequest) -> str:
-        return request.model
-
     def samples(self, request: ChatRequest) -> int:
         return request.n
 
@@ -178,9 +178,6 @@ class ChatKind(Kind[ChatRequest, Reply]):
 
     def size(self, request: ChatRequest) -> tuple[int, int]:
         return _prompt_bytes(request.prompt), request.max_tokens * request.n
-
-    def call(self, request: ChatRequest) -> Awaitable[Reply]:
-        return self._complete(request)
 
     def contents(self, reply: Reply) -> list[Content]:
         return self.contents_of(reply)
@@ -222,7 +219,7 @@ def _storable(text: str) -> str:
 
 def _completion(content: Content) -> Completion:
     text, finish, numbers, extra = content
-    tokens, top = decode_extra(extra) if extra is not None else (None, None)
+    tokens, top = _decode_extra(extra) if extra is not None else (None, None)
     return Completion(
         text=text or "",
         finish=cast(Finish, finish),
@@ -237,29 +234,13 @@ class OptionKind(Kind[OptionRequest, OptionReply]):
     in `extra`, as alternatives without a text."""
 
     name = "options"
-    group = 1
-
-    def __init__(self, read: Callable[[OptionRequest], Awaitable[OptionReply]]) -> None:
-        self._read = read
 
     def key(self, identity: str, request: OptionRequest) -> bytes:
         prompt = request.prompt
         return _hash((_KEY_FORMAT, identity, self.name, request.model, _turns(prompt), prompt.prefill, request.labels))
 
-    def model(self, request: OptionRequest) -> str:
-        return request.model
-
-    def samples(self, request: OptionRequest) -> int:
-        return 1
-
-    def part(self, requests: Sequence[OptionRequest], first: int, n: int) -> OptionRequest:
-        return requests[0]
-
     def size(self, request: OptionRequest) -> tuple[int, int]:
         return _prompt_bytes(request.prompt), 1
-
-    def call(self, request: OptionRequest) -> Awaitable[OptionReply]:
-        return self._read(request)
 
     def contents(self, reply: OptionReply) -> list[Content]:
         values = [np.nan if value is None else value for value in reply.logprobs]
@@ -270,7 +251,7 @@ class OptionKind(Kind[OptionRequest, OptionReply]):
         content = samples[0].content
         values = np.frombuffer(content.numbers or b"", np.float64)
         shown = tuple(None if np.isnan(value) else float(value) for value in values)
-        _, top = decode_extra(content.extra) if content.extra else (None, None)
+        _, top = _decode_extra(content.extra) if content.extra else (None, None)
         others = tuple([value for place in top or () for _, value in place])
         return OptionReply(logprobs=shown, usage=_usage(samples), others=others)
 
@@ -281,26 +262,17 @@ class EmbedKind(Kind[EmbedRequest, EmbedReply]):
     name = "embed"
 
     def __init__(self, embed: Callable[[EmbedRequest], Awaitable[EmbedReply]], group: int) -> None:
-        self._embed = embed
+        super().__init__(embed)
         self.group = group
 
     def key(self, identity: str, request: EmbedRequest) -> bytes:
         return _hash((_KEY_FORMAT, identity, self.name, request.model, request.texts))
-
-    def model(self, request: EmbedRequest) -> str:
-        return request.model
-
-    def samples(self, request: EmbedRequest) -> int:
-        return 1
 
     def part(self, requests: Sequence[EmbedRequest], first: int, n: int) -> EmbedRequest:
         return EmbedRequest(model=requests[0].model, texts=tuple(r.texts[0] for r in requests))
 
     def size(self, request: EmbedRequest) -> tuple[int, int]:
         return sum(len(text.encode()) + 2 for text in request.texts), 0
-
-    def call(self, request: EmbedRequest) -> Awaitable[EmbedReply]:
-        return self._embed(request)
 
     def contents(self, reply: EmbedReply) -> list[Content]:
         vectors = np.ascontiguousarray(reply.vectors, np.float32)
@@ -336,7 +308,7 @@ def as_json(record: Record) -> dict[str, JsonValue]:
         if content.numbers is not None:
             line["token_logprobs"] = _numbers(content.numbers, "float32")
         if content.extra is not None:
-            tokens, top = decode_extra(content.extra)
+            tokens, top = _decode_extra(content.extra)
             line["tokens"] = None if tokens is None else list(tokens)
             line["top"] = None if top is None else [[[text, value] for text, value in row] for row in top]
     else:

@@ -1,8 +1,8 @@
-"""Queues and carriers: the only module that starts tasks.
+"""Queues and workers: the only module that starts tasks.
 
-Every key and model has a queue of pieces, a gate, and as many carriers as the gate has room for. A
-carrier takes a piece, has it asked, and hands it to the journal's writer; it does not wait for the commit. Knows
-nothing of where pieces come from, nor of how one is asked.
+Every key and model has a queue of request chunks, a pacer, and as many workers as the pacer allows. A worker takes
+a chunk, sends it with retries and hands it to the journal's writer without waiting for the commit. Knows nothing of
+where chunks come from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import resource
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -21,9 +21,9 @@ from semievol_api.cassettes.clock import Clock
 from semievol_api.cassettes.http import Deadlines
 from semievol_api.config.settings import Limits
 from semievol_api.engine.budget import Budget, Spend, price
-from semievol_api.engine.gate import Gate, Pass
 from semievol_api.engine.journal import GroupCommit
-from semievol_api.engine.work import AnyRequestChunk, ResultSink
+from semievol_api.engine.pacing import Pacer, Pass
+from semievol_api.engine.stream import AnyRequestChunk, AnyStream
 from semievol_api.errors import ModelNotFoundError, RateLimitError, RefusedError, SemievolError, TransientError
 
 
@@ -47,12 +47,12 @@ class Leases(Protocol):
         ...
 
 
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 30.0
-ValueT = TypeVar("ValueT")
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 30.0
+_ValueT = TypeVar("_ValueT")
 
 
-async def after_failure(
+async def _after_failure(
     first: TransientError, attempt: Callable[[], Awaitable[None]], attempts: int, clock: Clock
 ) -> None:
     """Go on after a first failed attempt, which counts as one of `attempts`; waits grow and are random.
@@ -70,10 +70,10 @@ async def after_failure(
     await _retrying(attempts, clock, TransientError)(next_attempt)
 
 
-async def until_it_works(attempt: Callable[[], Awaitable[ValueT]], attempts: int, clock: Clock) -> ValueT:
+async def until_it_works(attempt: Callable[[], Awaitable[_ValueT]], attempts: int, clock: Clock) -> _ValueT:
     """The value of the first attempt that neither fails on the way nor meets a 429."""
 
-    async def once() -> ValueT:  # tenacity awaits coroutine functions only
+    async def once() -> _ValueT:  # tenacity awaits coroutine functions only
         return await attempt()
 
     return await _retrying(attempts, clock, TransientError, RateLimitError)(once)
@@ -83,7 +83,7 @@ def _retrying(attempts: int, clock: Clock, *kinds: type[Exception]) -> AsyncRetr
     return AsyncRetrying(
         retry=retry_if_exception_type(kinds),
         stop=stop_after_attempt(attempts),
-        wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
         sleep=clock.sleep,
         reraise=True,
     )
@@ -94,8 +94,8 @@ PATIENCE_S = 900.0
 _NEVER_SENT = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMFILE, errno.ENFILE}
 
 
-class Load:
-    """What a carrier has in its hands, and whether it is on the wire."""
+class _WorkerState:
+    """The chunk that a worker sends now, and whether it is in flight."""
 
     __slots__ = ("piece", "sent")
 
@@ -104,8 +104,8 @@ class Load:
         self.sent = False
 
 
-class Asker:
-    """Asks for all carriers of an engine."""
+class Attempts:
+    """Sends chunks for all workers of an engine: paced, within the budget, and retried."""
 
     def __init__(self, limits: Limits, budget: Budget, clock: Clock, leases: Leases | None = None) -> None:
         self._leases = leases
@@ -118,7 +118,7 @@ class Asker:
         """No request is broken off any more."""
         self._deadlines.close()
 
-    async def send(self, gate: Gate, load: Load, piece: AnyRequestChunk) -> None:
+    async def send(self, pacer: Pacer, state: _WorkerState, piece: AnyRequestChunk) -> None:
         """Come back when the piece has its reply. The first attempt goes without tenacity's overhead.
 
         Raises:
@@ -128,12 +128,12 @@ class Asker:
         if self._budget.capped:
             piece.need = _most(piece)
         try:
-            await self._attempt(gate, load, piece)
+            await self._attempt(pacer, state, piece)
         except TransientError as error:
-            again = partial(self._attempt, gate, load, piece)
-            await after_failure(error, again, self._limits.max_attempts, self._clock)
+            again = partial(self._attempt, pacer, state, piece)
+            await _after_failure(error, again, self._limits.max_attempts, self._clock)
 
-    async def _attempt(self, gate: Gate, load: Load, piece: AnyRequestChunk) -> None:
+    async def _attempt(self, pacer: Pacer, state: _WorkerState, piece: AnyRequestChunk) -> None:
         """One attempt, and as many 429s as the server likes."""
         while True:
             if self._budget.capped:
@@ -143,13 +143,13 @@ class Asker:
             try:
                 if self._leases is not None:
                     await self._leases.pace(piece.tokens)
-                passed = gate.enter_now(piece.tokens) or await gate.enter(piece.tokens)
-                await self._ask(gate, passed, load, piece)
+                passed = pacer.enter_now(piece.tokens) or await pacer.enter(piece.tokens)
+                await self._ask(pacer, passed, state, piece)
                 return
             except RateLimitError as error:
                 billed = False
                 piece.owner.tally.rate_limited += 1
-                if passed is None or gate.pause(passed, error.retry_after_s) > PATIENCE_S:
+                if passed is None or pacer.pause(passed, error.retry_after_s) > PATIENCE_S:
                     raise
             except (TransientError, RefusedError) as error:
                 billed = _may_be_billed(error)
@@ -158,28 +158,28 @@ class Asker:
                 if piece.reply is None:
                     self._charge(piece, lost=billed and passed is not None)
 
-    async def _ask(self, gate: Gate, passed: Pass, load: Load, piece: AnyRequestChunk) -> None:
+    async def _ask(self, pacer: Pacer, passed: Pass, state: _WorkerState, piece: AnyRequestChunk) -> None:
         owner = piece.owner
         owner.tally.attempts += 1
         deadline = self._deadlines.begin(self._limits.timeout_s)
-        load.sent = True
+        state.sent = True
         try:
             reply = await owner.kind.call(piece.request)
             piece.take(reply)
         except asyncio.CancelledError:
             if not self._deadlines.passed(deadline):
                 raise
-            gate.failed()
+            pacer.failed()
             raise TransientError(f"There was no answer within {self._limits.timeout_s:g} s.") from None
         except TransientError:
-            gate.failed()
+            pacer.failed()
             raise
         else:
-            gate.replied(passed, reply.pace)
+            pacer.replied(passed, reply.pace)
         finally:
             self._deadlines.end(deadline)
-            load.sent = False
-            gate.leave()
+            state.sent = False
+            pacer.leave()
         owner.arrived(piece, reply.usage)
 
     def settle(self, piece: AnyRequestChunk) -> None:
@@ -215,21 +215,21 @@ def _may_be_billed(error: RefusedError | TransientError) -> bool:
     return True
 
 
-SPARE_FILES = 64
+_SPARE_FILES = 64
 """File descriptors that connections leave to the rest of the process."""
-REFUSALS_OF_ALL = 8
+_REFUSALS_OF_ALL = 8
 """So many refusals in a row that speak of the key or the model (401, 403, 404) stop the stage."""
 
 
-class ModelQueue:
+class _ModelQueue:
     """The pieces that wait for one key and model, and who carries them."""
 
-    __slots__ = ("answered", "carriers", "gate", "queue", "refusals")
+    __slots__ = ("answered", "pacer", "queue", "refusals", "workers")
 
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
+    def __init__(self, pacer: Pacer) -> None:
+        self.pacer = pacer
         self.queue: deque[AnyRequestChunk] = deque()
-        self.carriers: dict[asyncio.Task[None], Load] = {}
+        self.workers: dict[asyncio.Task[None], _WorkerState] = {}
         self.refusals = 0
         self.answered = False
 
@@ -240,12 +240,12 @@ class Dispatcher:
     mode = "direct"
     price_share = 1.0
 
-    def __init__(self, limits: Limits, asker: Asker, writer: GroupCommit, clock: Clock) -> None:
+    def __init__(self, limits: Limits, attempts: Attempts, writer: GroupCommit, clock: Clock) -> None:
         self._limits = limits
-        self._asker = asker
+        self._attempts = attempts
         self._writer = writer
         self._clock = clock
-        self._model_queues: dict[tuple[str, str], ModelQueue] = {}
+        self._model_queues: dict[tuple[str, str], _ModelQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ceiling = limits.concurrency or _open_files()
         self._closing = False
@@ -259,103 +259,103 @@ class Dispatcher:
 
     def window(self, identity: str, model: str) -> int:
         """How many asks a stream may have open for this key and model: four times what may be in flight."""
-        return 4 * self._model_queue(identity, model).gate.room
+        return 4 * self._model_queue(identity, model).pacer.room
 
     def settle(self, piece: AnyRequestChunk) -> None:
         """A piece is paid and stored."""
-        self._asker.settle(piece)
+        self._attempts.settle(piece)
         if piece.on_stored is not None:
             piece.on_stored()
 
-    def no_more(self, sink: ResultSink[Any, Any]) -> None:
+    def no_more(self, stream: AnyStream) -> None:
         """Nothing to do: a piece is sent as soon as there is room."""
 
     def submit(self, piece: AnyRequestChunk) -> None:
         """Send a piece in its turn."""
         owner = piece.owner
         model_queue = self._model_queue(owner.provider.identity, owner.kind.model(piece.request))
-        piece.on_stored = model_queue.gate.saved
+        piece.on_stored = model_queue.pacer.saved
         model_queue.queue.append(piece)
-        if len(model_queue.carriers) < model_queue.gate.room:
-            self._add_carrier(model_queue)
+        if len(model_queue.workers) < model_queue.pacer.room:
+            self._add_worker(model_queue)
 
-    def recall(self, sink: ResultSink[Any, Any]) -> None:
-        """Send nothing more for a sink; what is in flight may come home."""
-        for task, load in self._loads(sink):
-            if not load.sent:
+    def recall(self, stream: AnyStream) -> None:
+        """Send nothing more for a stream; what is in flight may come home."""
+        for task, state in self._workers_of(stream):
+            if not state.sent:
                 task.cancel()
 
-    def cancel(self, sink: ResultSink[Any, Any]) -> None:
-        """Break off what is in flight for a sink; the lost replies stay charged."""
-        for task, _ in self._loads(sink):
+    def cancel(self, stream: AnyStream) -> None:
+        """Break off what is in flight for a stream; the lost replies stay charged."""
+        for task, _ in self._workers_of(stream):
             task.cancel()
 
     async def close(self) -> None:
         """Break off everything that still runs."""
         self._closing = True
-        self._asker.close()
+        self._attempts.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _loads(self, sink: ResultSink[Any, Any]) -> list[tuple[asyncio.Task[None], Load]]:
+    def _workers_of(self, stream: AnyStream) -> list[tuple[asyncio.Task[None], _WorkerState]]:
         return [
-            (task, load)
+            (task, state)
             for model_queue in self._model_queues.values()
-            for task, load in model_queue.carriers.items()
-            if load.piece is not None and load.piece.owner is sink
+            for task, state in model_queue.workers.items()
+            if state.piece is not None and state.piece.owner is stream
         ]
 
-    def _model_queue(self, identity: str, model: str) -> ModelQueue:
+    def _model_queue(self, identity: str, model: str) -> _ModelQueue:
         model_queue = self._model_queues.get((identity, model))
         if model_queue is None:
-            model_queue = ModelQueue(Gate(self._limits, self._ceiling, self._clock, self.start))
+            model_queue = _ModelQueue(Pacer(self._limits, self._ceiling, self._clock, self.start))
             self._model_queues[identity, model] = model_queue
         return model_queue
 
-    def _add_carrier(self, model_queue: ModelQueue) -> None:
-        load = Load()
-        task = self.start(self._carry(model_queue, load))
-        model_queue.carriers[task] = load
-        task.add_done_callback(lambda task: self._carrier_ended(model_queue, task))
+    def _add_worker(self, model_queue: _ModelQueue) -> None:
+        state = _WorkerState()
+        task = self.start(self._work(model_queue, state))
+        model_queue.workers[task] = state
+        task.add_done_callback(lambda task: self._worker_ended(model_queue, task))
 
-    def _carrier_ended(self, model_queue: ModelQueue, task: asyncio.Task[None]) -> None:
-        piece = model_queue.carriers.pop(task).piece
+    def _worker_ended(self, model_queue: _ModelQueue, task: asyncio.Task[None]) -> None:
+        piece = model_queue.workers.pop(task).piece
         error = None if task.cancelled() else task.exception()
         if piece is not None:
             if error is not None:
                 piece.owner.stop(error)
             piece.owner.abandon(piece)
-        if model_queue.queue and not model_queue.carriers and not self._closing:
-            self._add_carrier(model_queue)
+        if model_queue.queue and not model_queue.workers and not self._closing:
+            self._add_worker(model_queue)
 
-    async def _carry(self, model_queue: ModelQueue, load: Load) -> None:
-        """Send pieces until none is left, or the gate has room for fewer carriers."""
-        while model_queue.queue and len(model_queue.carriers) <= model_queue.gate.room:
+    async def _work(self, model_queue: _ModelQueue, state: _WorkerState) -> None:
+        """Send pieces until none is left, or the pacer has room for fewer workers."""
+        while model_queue.queue and len(model_queue.workers) <= model_queue.pacer.room:
             piece = model_queue.queue.popleft()
             if piece.owner.stopped:
                 piece.owner.abandon(piece)
                 continue
-            if model_queue.queue and len(model_queue.carriers) < model_queue.gate.room:
-                self._add_carrier(model_queue)
-            load.piece = piece
+            if model_queue.queue and len(model_queue.workers) < model_queue.pacer.room:
+                self._add_worker(model_queue)
+            state.piece = piece
             try:
-                await self._asker.send(model_queue.gate, load, piece)
+                await self._attempts.send(model_queue.pacer, state, piece)
             except (RefusedError, TransientError) as error:
-                load.piece = None
+                state.piece = None
                 self._stop_if_hopeless(model_queue, piece, error)
                 piece.owner.fail(piece, error)
             except SemievolError as error:
-                load.piece = None
+                state.piece = None
                 piece.owner.stop(error)
                 piece.owner.abandon(piece)
             else:
-                load.piece = None
+                state.piece = None
                 model_queue.refusals = 0
                 model_queue.answered = True
                 self._writer.put(piece)
 
-    def _stop_if_hopeless(self, model_queue: ModelQueue, piece: AnyRequestChunk, error: SemievolError) -> None:
+    def _stop_if_hopeless(self, model_queue: _ModelQueue, piece: AnyRequestChunk, error: SemievolError) -> None:
         """Stop a stage whose key or model is refused, before every row has been tried.
 
         A model that never answered and is said not to be there is refused for good: a probe of one question must not
@@ -365,11 +365,11 @@ class Dispatcher:
             piece.owner.stop(error)
         elif isinstance(error, RefusedError) and error.status in (401, 403, 404):
             model_queue.refusals += 1
-            if error.status == 401 or model_queue.refusals >= REFUSALS_OF_ALL:
+            if error.status == 401 or model_queue.refusals >= _REFUSALS_OF_ALL:
                 piece.owner.stop(error)
 
 
 def _open_files() -> int:
     """Connections that the operating system lets this process open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1_000_000 if soft == resource.RLIM_INFINITY else max(1, soft - SPARE_FILES)
+    return 1_000_000 if soft == resource.RLIM_INFINITY else max(1, soft - _SPARE_FILES)

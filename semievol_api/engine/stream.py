@@ -2,7 +2,9 @@
 
 Asks are taken in chunks as the consumer takes answers, so memory stays flat however long the input is. Each
 chunk is looked up in the journal at once; an ask is answered from there, joins an identical one that is under
-way, or becomes a work of its own. Knows nothing of gates, retries or files.
+way, or becomes a `Work` of its own. A `RequestChunk` is one request that is really sent: a work whose samples do not
+fit one request is cut into several, and one of a grouped kind (embeddings) carries many works. Knows nothing of pacing,
+retries or files.
 """
 
 from __future__ import annotations
@@ -15,19 +17,211 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
 from semievol_api.capabilities import Provider
-from semievol_api.engine.budget import Budget, Spend, price
-from semievol_api.engine.journal import Found, Journal, Source
+from semievol_api.engine.budget import NOTHING, Budget, Ledger, Spend, price
+from semievol_api.engine.journal import Content, Found, Journal, Row, Source
 from semievol_api.engine.requests import Answer, Ask, Kind, Progress, ReplyT, RequestT
-from semievol_api.engine.work import AnyRequestChunk, AnyWork, Ledger, RequestChunk, ResultSink, Work
-from semievol_api.errors import ContextLengthError, ProviderError
+from semievol_api.errors import ContextLengthError, ProviderError, TransientError
 from semievol_api.records import Usage
 
 _log = logging.getLogger(__name__)
 
-CHUNK = 256
+_CHUNK = 256
 """Asks that are looked up in the journal together."""
-WINDOW = 1024
-"""Asks under way and answers not taken yet, at least; more where the gate has room for more."""
+_WINDOW = 1024
+"""Asks under way and answers not taken yet, at least; more where the pacer has room for more."""
+_MOST_BYTES_OF_A_TOKEN = 64
+"""On the average of a text; a usage with fewer tokens than this is not believed."""
+
+
+class Work(Generic[RequestT, ReplyT]):
+    """One distinct request under way: the samples it has, the pieces it lacks, and who waits for it."""
+
+    __slots__ = (
+        "ask",
+        "failure",
+        "found",
+        "given_up",
+        "key",
+        "late",
+        "n",
+        "pieces",
+        "reply",
+        "request",
+        "rows",
+        "too_long",
+        "waiters",
+    )
+
+    def __init__(self, key: bytes, ask: Ask[RequestT], n: int, found: Sequence[Found]) -> None:
+        self.key = key
+        self.ask = ask
+        self.request = ask.request
+        self.n = n
+        self.found = found
+        self.pieces = 0
+        self.reply: ReplyT | None = None
+        self.failure: str | None = None
+        self.too_long = False
+        self.given_up = False
+        self.rows: list[Row] = []
+        self.late: Sequence[tuple[Stream[RequestT, ReplyT], Ask[RequestT]]] = ()
+        self.waiters: Sequence[tuple[Stream[RequestT, ReplyT], Ask[RequestT]]] = ()
+
+    def wait(self, stream: Stream[RequestT, ReplyT], ask: Ask[RequestT]) -> None:
+        """Another ask for the same; one that wants more samples is planned again when these are here."""
+        if stream.kind.samples(ask.request) > self.n:
+            self.late = (*self.late, (stream, ask))
+        else:
+            self.waiters = (*self.waiters, (stream, ask))
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Runs of samples that are not there, as (first, count)."""
+        if not self.found:
+            return [(0, self.n)]
+        have = {found.sample for found in self.found}
+        runs: list[tuple[int, int]] = []
+        for sample in range(self.n):
+            if sample in have:
+                continue
+            if runs and sum(runs[-1]) == sample:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((sample, 1))
+        return runs
+
+    def conclude(self) -> None:
+        """Answer everyone who waits; whoever came later than the first was served without sending.
+
+        Where the work was given up, everyone who has not stopped plans anew.
+        """
+        for place, (stream, ask) in enumerate(self.waiters):
+            if self.failure is not None:
+                stream.deliver(Answer(ask.id, None, self.failure, False, self.too_long))
+            elif not self.given_up:
+                stream.deliver(Answer(ask.id, self._reply_for(stream.kind, ask.request), None, place > 0))
+            else:
+                stream.admit_again(ask)
+        for stream, ask in self.late:
+            stream.admit_again(ask)
+
+    def _reply_for(self, kind: Kind[RequestT, ReplyT], request: RequestT) -> ReplyT:
+        n = kind.samples(request)
+        if self.reply is not None and n == self.n:
+            return self.reply
+        fresh = [_found(row) for row in self.rows]
+        return kind.build(sorted([*self.found, *fresh])[:n])
+
+
+class RequestChunk(Generic[RequestT, ReplyT]):
+    """One request to be sent: samples first..first+n-1 of one work, or one sample each of a group of works."""
+
+    __slots__ = (
+        "actual",
+        "answer_tokens",
+        "contents",
+        "first",
+        "n",
+        "need",
+        "on_stored",
+        "owner",
+        "prompt_bytes",
+        "reply",
+        "request",
+        "rows",
+        "works",
+    )
+
+    def __init__(
+        self,
+        owner: Stream[RequestT, ReplyT],
+        works: Sequence[Work[RequestT, ReplyT]],
+        first: int,
+        n: int,
+    ) -> None:
+        self.owner = owner
+        self.works = works
+        self.first = first
+        self.n = n
+        self.request = owner.kind.part([work.request for work in works], first, n)
+        self.prompt_bytes, self.answer_tokens = owner.kind.size(self.request)
+        self.need = NOTHING
+        self.actual = NOTHING
+        self.on_stored: Callable[[], None] | None = None
+        self.reply: ReplyT | None = None
+        self.contents: Sequence[Content] = ()
+        self.rows: Sequence[Row] = ()
+        for work in works:
+            work.pieces += 1
+
+    @property
+    def tokens(self) -> float:
+        """The estimate for pacing: four bytes a token, as servers estimate."""
+        return self.prompt_bytes / 4 + self.answer_tokens
+
+    @property
+    def bound(self) -> Usage:
+        """An upper bound of the request's usage: one token per byte of the prompt."""
+        return Usage(self.prompt_bytes, self.answer_tokens)
+
+    def take(self, reply: ReplyT) -> None:
+        """Read a reply's samples.
+
+        Raises:
+            TransientError: it holds none, or not one for each of a group, or its usage is negative.
+        """
+        if min(reply.usage.prompt, reply.usage.completion, reply.usage.cached) < 0:
+            raise TransientError(f"The server bills a negative number of tokens ({reply.usage}): check base_url.")
+        contents = self.owner.kind.contents(reply)
+        wanted = self.owner.kind.samples(self.request) if len(self.works) == 1 else len(self.works)
+        if not contents or (self.owner.kind.group > 1 and len(contents) != len(self.works)):
+            raise TransientError(f"The reply holds {len(contents)} answers where {wanted} were asked for.")
+        self.reply = reply
+        self.contents = contents if len(contents) <= wanted else contents[:wanted]
+
+    def charged(self, usage: Usage) -> Usage:
+        """The usage that is charged: the server's, or estimated where it says nothing or less than what was sent."""
+        answered = sum(len(content.text.encode()) for content in self.contents if content.text)
+        prompt = _at_least(usage.prompt, self.prompt_bytes)
+        return Usage(prompt, _at_least(usage.completion, answered), min(usage.cached, prompt))
+
+    def make_rows(self, source: Source, usage: Usage, usd: float) -> None:
+        """Rows for the journal; the first carries the usage and the cost."""
+        work, first = self.works[0], self.first
+        counts = (1, usage.prompt, usage.cached, usage.completion, usd)
+        rows = [Row(work.key, first, source, work.ask.id, *counts, self.contents[0])]
+        grouped = self.owner.kind.group > 1
+        for index in range(1, len(self.contents)):
+            work, sample = (self.works[index], 0) if grouped else (work, first + index)
+            rows.append(Row(work.key, sample, source, work.ask.id, 0, 0, 0, 0, 0.0, self.contents[index]))
+        self.rows = rows
+
+    def stored(self) -> None:
+        """The rows are on disk: called by the journal's writer."""
+        self.owner.stored(self)
+
+    def unstored(self) -> None:
+        """The rows could not be written: called by the journal's writer."""
+        self.owner.abandon(self)
+
+    def hand_over(self) -> None:
+        """Give the works what is stored now."""
+        if len(self.works) == 1:
+            work = self.works[0]
+            work.rows += self.rows
+            if self.request is work.request and len(self.rows) == work.n:
+                work.reply = self.reply
+            return
+        for work, row in zip(self.works, self.rows, strict=True):
+            work.rows.append(row)
+
+
+def _found(row: Row) -> Found:
+    return Found(row.sample, row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.content)
+
+
+def _at_least(tokens: int, text_bytes: int) -> int:
+    """A count that a text of this size can have, as it is; else a token for every four bytes, as servers estimate."""
+    return tokens if tokens * _MOST_BYTES_OF_A_TOKEN >= text_bytes else -(-text_bytes // 4)
 
 
 class Sender(Protocol):
@@ -44,20 +238,20 @@ class Sender(Protocol):
         """A piece is paid and stored."""
         ...
 
-    def no_more(self, sink: ResultSink[Any, Any]) -> None:
-        """The sink has no more pieces to submit, until one of its own is submitted anew."""
+    def no_more(self, stream: AnyStream) -> None:
+        """The stream has no more pieces to submit, until one of its own is submitted anew."""
         ...
 
     def window(self, identity: str, model: str) -> int:
         """How many asks a stream may have open for this key and model."""
         ...
 
-    def recall(self, sink: ResultSink[Any, Any]) -> None:
-        """Send nothing more for a sink; what is in flight may come home."""
+    def recall(self, stream: AnyStream) -> None:
+        """Send nothing more for a stream; what is in flight may come home."""
         ...
 
-    def cancel(self, sink: ResultSink[Any, Any]) -> None:
-        """Break off what is in flight for a sink; lost replies stay charged."""
+    def cancel(self, stream: AnyStream) -> None:
+        """Break off what is in flight for a stream; lost replies stay charged."""
         ...
 
 
@@ -76,7 +270,7 @@ class EngineState:
     """Models whose usage is not believed; each is told of once."""
 
 
-class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
+class Stream(Generic[RequestT, ReplyT]):
     """One call of the engine: asks in, answers out, in the order in which they are done."""
 
     def __init__(
@@ -94,7 +288,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         self._ready: deque[Answer[ReplyT]] = deque()
         self._open_asks = 0
         self._open_pieces = 0
-        self._window = WINDOW
+        self._window = _WINDOW
         self._models: set[str] = set()
         self._fed = False
         self._error: BaseException | None = None
@@ -107,7 +301,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         while True:
             while self._ready:
                 self._open_asks -= 1
-                if self._open_asks <= self._window - CHUNK:
+                if self._open_asks <= self._window - _CHUNK:
                     self._space.set()
                 yield self._ready.popleft()
             if self.stopped and self._open_pieces == 0:
@@ -147,7 +341,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
 
         async for ask in _each(asks):
             waiting.append(ask)
-            if len(waiting) >= CHUNK:
+            if len(waiting) >= _CHUNK:
                 admit()
                 await asyncio.sleep(0)
             elif len(waiting) == 1:
@@ -184,7 +378,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
             self._plan(key, ask, stored.get(key, []))
         if self._group:
             self._submit_group()
-        self._window = max(WINDOW, *(self._sender.window(identity, model) for model in self._models), 0)
+        self._window = max(_WINDOW, *(self._sender.window(identity, model) for model in self._models), 0)
 
     def _plan(self, key: bytes, ask: Ask[RequestT], stored: list[Found]) -> None:
         n = self.kind.samples(ask.request)
@@ -228,9 +422,9 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
     # ------------------------------------------------------------------------------- what becomes of the pieces
     def arrived(self, piece: RequestChunk[RequestT, ReplyT], usage: Usage) -> None:
         """Price a reply and make its rows; the sender hands the piece to the writer."""
-        model, said = self.kind.model(piece.request), usage
-        usage = piece.charged(said)
-        if usage.prompt > said.prompt or usage.completion > said.completion:
+        model, reported = self.kind.model(piece.request), usage
+        usage = piece.charged(reported)
+        if usage.prompt > reported.prompt or usage.completion > reported.completion:
             self._tell_of_estimates(model)
         limits = self.provider.limits.get(model)
         usd = price(usage, limits, share=self._sender.price_share)
@@ -275,7 +469,7 @@ class Stream(ResultSink[RequestT, ReplyT], Generic[RequestT, ReplyT]):
         self._end(piece)
 
     def abandon(self, piece: RequestChunk[RequestT, ReplyT]) -> None:
-        """Drop the piece's rows; other sinks that wait for them ask for themselves."""
+        """Drop the piece's rows; other streams that wait for them ask for themselves."""
         self._give_up(piece.works)
         self._end(piece)
 
@@ -329,3 +523,8 @@ async def _each(asks: Iterable[Ask[RequestT]] | AsyncIterable[Ask[RequestT]]) ->
     else:
         for ask in asks:
             yield ask
+
+
+AnyStream = Stream[Any, Any]
+AnyRequestChunk = RequestChunk[Any, Any]
+AnyWork = Work[Any, Any]

@@ -18,7 +18,7 @@ from semievol_api.engine.journal import Journal
 from semievol_api.records import Usage
 from semievol_api.training.jobs import model_trained_by
 
-PROBE = "probe"
+_PROBE = "probe"
 """The stage that asks a fixed number of questions, however many there are."""
 
 
@@ -58,7 +58,7 @@ class Shares:
 
     def of(self, user_turn: str, stage: str) -> float:
         """The weight of a question; one whose turn is worded anew counts as its stage's usual part."""
-        if stage == PROBE:
+        if stage == _PROBE:
             return 1.0
         usual = "test" if stage.startswith("evaluate") else "unlabeled"
         match self.part_of_turn.get(user_turn, usual):
@@ -114,7 +114,7 @@ class Demand:
         amounts.completion += weight * usage.completion
 
 
-Price = Callable[[Line], ModelLimits | None]
+_Price = Callable[[Line], ModelLimits | None]
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Range:
         return cls(min(low, expected), expected, max(high, expected))
 
 
-NOTHING = Range(0.0, 0.0, 0.0)
-CACHE_HITS = 0.5
+_NOTHING = Range(0.0, 0.0, 0.0)
+_CACHE_HITS = 0.5
 """The expected share of repeated beginnings that a vendor still has at hand: a guess."""
 
 
@@ -188,7 +188,7 @@ class BillRow:
         }
 
 
-def bill(demands: Mapping[str, Demand], price: Price, batch_share: Callable[[Line], float | None]) -> list[BillRow]:
+def bill(demands: Mapping[str, Demand], price: _Price, batch_share: Callable[[Line], float | None]) -> list[BillRow]:
     """The rows of three dry runs (`low`, `expected`, `high`), in the order of the run."""
     lines = dict.fromkeys(line for name in ("expected", "low", "high") for line in demands[name].lines)
     rows: list[BillRow] = []
@@ -220,7 +220,7 @@ def bill(demands: Mapping[str, Demand], price: Price, batch_share: Callable[[Lin
 
 def cached_tokens(most: float, prompt: Range) -> Range:
     """What of the prompts is read from a cache: nothing, half of what repeats, all of it (never more than is sent)."""
-    return Range(0.0, min(CACHE_HITS * most, prompt.expected), min(most, prompt.high))
+    return Range(0.0, min(_CACHE_HITS * most, prompt.expected), min(most, prompt.high))
 
 
 def cost(tokens: Tokens, limits: ModelLimits | None) -> Range | None:
@@ -228,7 +228,7 @@ def cost(tokens: Tokens, limits: ModelLimits | None) -> Range | None:
     if limits is None:
         return None
     kinds = ((tokens.prompt, limits.input_usd), (tokens.completion, limits.output_usd))
-    total = NOTHING
+    total = _NOTHING
     for amount, usd in (*kinds, (tokens.training, limits.training_usd)):
         if amount.high == 0:
             continue
@@ -247,7 +247,7 @@ def total(ranges: Iterable[Range | None]) -> Range | None:
     """The sum; None where one is unknown."""
     found = list(ranges)
     known = [r for r in found if r is not None]
-    return sum(known, NOTHING) if len(known) == len(found) else None
+    return sum(known, _NOTHING) if len(known) == len(found) else None
 
 
 def _whole(value: Range) -> dict[str, int]:

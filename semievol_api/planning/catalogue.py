@@ -19,17 +19,17 @@ from semievol_api.config.method import Settings
 from semievol_api.config.settings import parse_settings, read_toml
 from semievol_api.errors import ConfigError, MissingAbilityError
 
-Usd: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Usd: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Strength: TypeAlias = Literal["doc", "source", "third party", "weak", "memory", "own"]
 """The vendor's page, its source code, others' pages, a weak page, memory, or a file of the user's."""
 ANY_MODEL = "*"
-OWN_FILE = "the user's own file"
+_OWN_FILE = "the user's own file"
 
 
 class Origin(Settings):
     """Where facts were read, when, and how far that can be trusted."""
 
-    source: str = OWN_FILE
+    source: str = _OWN_FILE
     checked: datetime.date
     strength: Strength = "own"
 
@@ -37,9 +37,9 @@ class Origin(Settings):
 class Prices(Settings):
     """USD per million tokens."""
 
-    input_usd: Usd | None = None
-    cached_input_usd: Usd | None = None
-    output_usd: Usd | None = None
+    input_usd: _Usd | None = None
+    cached_input_usd: _Usd | None = None
+    output_usd: _Usd | None = None
 
 
 class ModelFacts(Prices, Origin):
@@ -56,7 +56,7 @@ class ModelFacts(Prices, Origin):
     existing_customers_only: bool = False
     context_tokens: int | None = Field(default=None, gt=0)
     tuned: Prices | None = None
-    training_usd: Usd | None = None
+    training_usd: _Usd | None = None
     batch_share: float = Field(default=1.0, ge=0, le=1)
     requests_per_minute: int | None = Field(default=None, gt=0)
     tokens_per_minute: int | None = Field(default=None, gt=0)
@@ -126,7 +126,7 @@ class VendorFacts(Origin):
     tells_ends: bool = True
     closed: datetime.date | None = None
     max_top_logprobs: int | None = Field(default=None, gt=0)
-    gpu_hour_usd: Mapping[str, Usd] = {}
+    gpu_hour_usd: Mapping[str, _Usd] = {}
     gpu_hours_from: Origin | None = None
     cache_from_tokens: int | None = Field(default=None, gt=0)
     cache_step_tokens: int = Field(default=128, gt=0)
@@ -151,7 +151,7 @@ class Catalogue(Settings):
 
     def facts(self, vendor: str, model: str) -> ModelFacts | None:
         """What is known of a model; of a tuned one (`ft:BASE:...`) what is known of its base. None: nothing."""
-        wanted = base_of(model)
+        wanted = _base_of(model)
         exact = [m for m in self.models if m.vendor == vendor and wanted in m.names]
         others = [m for m in self.models if m.vendor == vendor and m.model == ANY_MODEL]
         found = exact or others
@@ -160,7 +160,7 @@ class Catalogue(Settings):
     def prices(self, vendor: str, model: str) -> Prices | None:
         """What a model costs, a tuned one its tuned price."""
         facts = self.facts(vendor, model)
-        if facts is None or not is_tuned(model):
+        if facts is None or not _is_tuned(model):
             return facts
         return facts.tuned or facts
 
@@ -185,14 +185,14 @@ class Catalogue(Settings):
         )
 
 
-def is_tuned(model: str) -> bool:
+def _is_tuned(model: str) -> bool:
     """True for a tuned model's name in OpenAI's form."""
     return model.startswith("ft:")
 
 
-def base_of(model: str) -> str:
+def _base_of(model: str) -> str:
     """The base model's name in `ft:BASE:organisation:suffix:id`; any other name is its own base."""
-    return model.split(":")[1] if is_tuned(model) else model
+    return model.split(":")[1] if _is_tuned(model) else model
 
 
 def load_catalogue(own: Path | None = None, refreshed: Path | None = None) -> Catalogue:
@@ -236,32 +236,24 @@ def parse_catalogue(tree: Mapping[str, Any], where: str) -> Catalogue:
         ConfigError: a key is unknown or missing, or a value is wrong.
     """
     models, vendors = tree.get("models"), tree.get("vendors")
-    if isinstance(models, list):
-        for number, entry in enumerate(_listed(models), start=1):
-            row = f"{where}, [[models]] row {number}"
-            if not isinstance(entry, Mapping):
-                raise ConfigError(f"{row} is no table. Write each model as [[models]] and its keys below.")
-            parse_settings(ModelFacts, entry, where=f"{row} ({entry.get('vendor', '?')}, {entry.get('model', '?')})")
-    if isinstance(vendors, Mapping):
-        for name, entry in _named(vendors).items():
-            if isinstance(entry, Mapping):
-                parse_settings(VendorFacts, entry, where=f"{where}, [vendors.{name}]")
+    rows: list[Any] = models if isinstance(models, list) else []
+    tables: Mapping[str, Any] = vendors if isinstance(vendors, Mapping) else {}
+    for number, entry in enumerate(rows, start=1):
+        row = f"{where}, [[models]] row {number}"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{row} is no table. Write each model as [[models]] and its keys below.")
+        parse_settings(ModelFacts, entry, where=f"{row} ({entry.get('vendor', '?')}, {entry.get('model', '?')})")
+    for name, entry in tables.items():
+        if isinstance(entry, Mapping):
+            parse_settings(VendorFacts, entry, where=f"{where}, [vendors.{name}]")
     return parse_settings(Catalogue, tree, where=where)
-
-
-def _listed(value: list[Any]) -> list[Any]:
-    return value
-
-
-def _named(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return value
 
 
 def _days(known: Catalogue, theirs: Catalogue) -> int:
     return (theirs if "stale_after_days" in theirs.model_fields_set else known).stale_after_days
 
 
-SHORT_LIFE_DAYS = 45
+_SHORT_LIFE_DAYS = 45
 """A model that ends within this many days is worth a warning."""
 MIN_LIFE_DAYS = 7
 """A training whose model would stop sooner than this could hardly be used, and is refused."""
@@ -327,7 +319,7 @@ def _sentence(facts: ModelFacts, model: str, today: datetime.date, job_day: date
             f'its last one as late as {job_day}: set [limits] mode = "direct", or take another vendor.'
         )
     days = None if end is None else (end - today).days
-    if days is None or days > SHORT_LIFE_DAYS:
+    if days is None or days > _SHORT_LIFE_DAYS:
         return None
     jobs = f"; new jobs are accepted until {last} (UTC), the run's last training among them" if last else ""
     hardly = " A training bought now could hardly be used." if days < MIN_LIFE_DAYS and facts.fine_tunable else ""
@@ -343,10 +335,10 @@ def refuse_ended(catalogue: Catalogue, verdict: Verdict, today: datetime.date, *
     if verdict.can_ask and (verdict.can_train or not trains):
         return
     what = " ".join(verdict.lines) or f"{verdict.model} cannot be fine-tuned at {verdict.vendor}."
-    raise MissingAbilityError(f"{what} Nothing was sent. {alternatives(catalogue, verdict, today)}")
+    raise MissingAbilityError(f"{what} Nothing was sent. {_alternatives(catalogue, verdict, today)}")
 
 
-def alternatives(catalogue: Catalogue, verdict: Verdict, today: datetime.date) -> str:
+def _alternatives(catalogue: Catalogue, verdict: Verdict, today: datetime.date) -> str:
     """Where the same config still runs, as lines of a config: the same model first, one model a vendor."""
     base = catalogue.facts(verdict.vendor, verdict.model)
     names = set(base.names) if base else {verdict.model}
@@ -386,5 +378,5 @@ def _terms(catalogue: Catalogue, facts: ModelFacts) -> str:
         else "",
         vendor.needs if vendor else "",
     )
-    said = "; ".join(term for term in known if term)
-    return f" ({said})" if said else ""
+    terms = "; ".join(term for term in known if term)
+    return f" ({terms})" if terms else ""

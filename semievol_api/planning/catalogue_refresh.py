@@ -27,11 +27,11 @@ from semievol_api.planning.catalogue import (
     parse_catalogue,
 )
 
-FOLDER_VARIABLE = "SEMIEVOL_DATA_DIR"
-INSTALLED = "catalogue.toml"
-EARLIER = "earlier"
+_FOLDER_VARIABLE = "SEMIEVOL_DATA_DIR"
+_INSTALLED = "catalogue.toml"
+_EARLIER = "earlier"
 
-ChangeKind: TypeAlias = Literal["added", "changed", "removed", "older"]
+_ChangeKind: TypeAlias = Literal["added", "changed", "removed", "older"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Change:
     """What became of one entry. `keys` holds, by key, the value before and the value now."""
 
     row: str
-    kind: ChangeKind
+    kind: _ChangeKind
     keys: Mapping[str, tuple[Any, Any]]
 
 
@@ -55,8 +55,8 @@ class Refreshed:
 def data_folder(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
     """The user's folder for this package: `SEMIEVOL_DATA_DIR`, else `XDG_DATA_HOME`, else the platform's own."""
     found = os.environ if environ is None else environ
-    if found.get(FOLDER_VARIABLE):
-        return Path(found[FOLDER_VARIABLE]).expanduser()
+    if found.get(_FOLDER_VARIABLE):
+        return Path(found[_FOLDER_VARIABLE]).expanduser()
     xdg = Path(found.get("XDG_DATA_HOME", ""))
     if xdg.is_absolute():
         return xdg / "semievol"
@@ -74,7 +74,7 @@ def known_catalogue(own: Path | None = None, folder: Path | None = None) -> Cata
     Raises:
         ConfigError: one of the files is wrong; it names the entry and the key.
     """
-    installed = (data_folder() if folder is None else folder) / INSTALLED
+    installed = (data_folder() if folder is None else folder) / _INSTALLED
     refreshed = installed if installed.is_file() else None
     if refreshed is not None:
         _readable(refreshed)
@@ -92,7 +92,7 @@ def refresh(file: Path, folder: Path, today: datetime.date) -> Refreshed:
     content = file.read_bytes()
     fresh = parse_catalogue(read_toml(file), file.name)
     _refuse_odd(fresh, file.name, today)
-    installed, before, package = folder / INSTALLED, _before(folder), load_catalogue()
+    installed, before, package = folder / _INSTALLED, _before(folder), load_catalogue()
     after = newer_of(package, fresh)
     changes = (*_changes(before, after), *_older(package, fresh))
     if installed.is_file() and installed.read_bytes() == content:
@@ -114,7 +114,7 @@ def reset(folder: Path) -> Refreshed:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    installed = folder / INSTALLED
+    installed = folder / _INSTALLED
     before = _before(folder)
     try:
         kept = _set_aside(installed)
@@ -145,7 +145,7 @@ def _readable(refreshed: Path) -> None:
 
 def _refuse_odd(fresh: Catalogue, name: str, today: datetime.date) -> None:
     if not fresh.models and not fresh.vendors:
-        raise ConfigError(f"{name} holds neither [[models]] nor [vendors.NAME]: there is nothing to take from it.")
+        raise ConfigError(f"{name} holds neither [[models]] nor [vendors.NAME]: it has no entries.")
     seen: dict[tuple[str, str], int] = {}
     for number, facts in enumerate(fresh.models, start=1):
         row = f"{name}, [[models]] row {number} ({facts.vendor}, {facts.model})"
@@ -160,8 +160,8 @@ def _refuse_odd(fresh: Catalogue, name: str, today: datetime.date) -> None:
 def _refuse_future(facts: ModelFacts | VendorFacts, row: str, today: datetime.date) -> None:
     if facts.looked_at > today:
         raise ConfigError(
-            f"{row}: 'checked' is {facts.looked_at}, and today is {today}: nobody can have looked then. Write the day "
-            f"on which the source was read."
+            f"{row}: 'checked' is {facts.looked_at}, which is after today ({today}). Write the day on which "
+            f"the source was read."
         )
 
 
@@ -169,7 +169,7 @@ def _set_aside(installed: Path) -> Path | None:
     """A copy of the table in use under the next free number; None where there is none."""
     if not installed.is_file():
         return None
-    folder = installed.parent / EARLIER
+    folder = installed.parent / _EARLIER
     folder.mkdir(parents=True, exist_ok=True)
     taken = [int(path.stem.split("-")[-1]) for path in folder.glob("catalogue-*.toml") if _numbered(path)]
     kept = folder / f"catalogue-{max(taken, default=0) + 1}.toml"
@@ -183,7 +183,7 @@ def _numbered(path: Path) -> bool:
 
 def _unwritable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"The folder {str(folder)!r} cannot be written: {error.strerror}. Name another one in {FOLDER_VARIABLE}."
+        f"The folder {str(folder)!r} cannot be written: {error.strerror}. Name another one in {_FOLDER_VARIABLE}."
     )
 
 
@@ -193,7 +193,7 @@ def _rows(catalogue: Catalogue) -> dict[str, dict[str, Any]]:
 
 
 def _changes(before: Catalogue, after: Catalogue) -> list[Change]:
-    """Row by row what is known otherwise now."""
+    """The entries that differ now, one by one."""
     old, new = _rows(before), _rows(after)
     found: list[Change] = []
     for row in dict.fromkeys([*old, *new]):

@@ -19,7 +19,7 @@ from semievol_api.planning.catalogue import utc_day
 from semievol_api.session import Plan, check, check_data, trains
 from semievol_api.training.cost import refuse_unpriced
 
-NAMED_AT_MOST = 5
+_NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,7 @@ class CheckedConfig:
 
     def _repr_html_(self) -> str:
         """Facts and notices as a notebook shows them."""
-        return html_facts("The config is good", self.facts, self.notices)
+        return html_facts("The config is valid", self.facts, self.notices)
 
 
 def check_run(config: Config, today: datetime.date | None = None) -> CheckedConfig:
@@ -88,22 +88,22 @@ def _left_out(config: Config, raw: RawData) -> Iterator[str]:
     held_out = (*raw.test, *raw.development)
     report = clean(raw.labeled, raw.unlabeled, held_out, near=config.data.near_duplicates).report
     words = {
-        "in test": "ask what a test row asks",
-        "in labeled": "ask what a labelled row asks",
+        "in test": "have the question of a test row",
+        "in labeled": "have the question of a labelled row",
         "duplicate": "repeat an earlier row",
-        "conflicting answers": "ask the same and are answered differently",
+        "conflicting answers": "have the same question and different answers",
     }
     for (part, reason), count in Counter((row.part, row.reason) for row in report.dropped).items():
         example = next(row for row in report.dropped if (row.part, row.reason) == (part, reason))
-        yield f"{count} of the {part} rows {words[reason]}, and will be left out; such as: {example.question[:60]!r}."
+        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {example.question[:60]!r}."
 
 
 def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:
     """Labels without a labelled row."""
     seen = {example.answer for example in raw.labeled}
     if len(seen) == 1 and len(raw.labeled) > 1:
-        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model can learn nothing else from them."
+        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model cannot learn any other."
     missing = [label for label in plan.task.definition.labels if label not in seen]
-    if missing and plan.task.kind == "labels":
-        named = ", ".join(map(repr, missing[:NAMED_AT_MOST])) + (", ..." if len(missing) > NAMED_AT_MOST else "")
-        yield f"No labelled row teaches {len(missing)} of the {len(plan.task.definition.labels)} labels: {named}."
+    if missing and plan.task.fixed_labels:
+        named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
+        yield f"{len(missing)} of the {len(plan.task.definition.labels)} labels have no labelled row: {named}."

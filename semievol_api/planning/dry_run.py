@@ -43,7 +43,7 @@ from semievol_api.tasks import Task
 from semievol_api.training.fine_tuning import AUTO_EPOCHS
 from semievol_api.training.jobs import model_trained_by
 
-STEP_CHARACTERS = 512
+_STEP_CHARACTERS = 512
 """How finely beginnings are compared: about 128 tokens of English."""
 
 
@@ -67,7 +67,7 @@ class PrefixCache:
             return 0
         text = "\x00".join(f"{turn.role}\x01{turn.content}" for turn in prompt.messages)
         seen, state, known = self._seen.setdefault(model, set()), hashlib.blake2b(digest_size=12), 0
-        ends = [*range(STEP_CHARACTERS, len(text), STEP_CHARACTERS), len(text)]
+        ends = [*range(_STEP_CHARACTERS, len(text), _STEP_CHARACTERS), len(text)]
         begin = 0
         for end in ends:
             state.update(text[begin:end].encode("utf-8", "surrogatepass"))
@@ -79,8 +79,8 @@ class PrefixCache:
         return whole if whole >= self._from_tokens else 0
 
 
-QUESTION = re.compile(r"(?:^|\n)Question: (.*?)\n\n(?:Options:|Labels:|Reply|Proposed|Weigh)", re.DOTALL)
-OPTION = re.compile(r"^([A-Z])\. (.*)$", re.MULTILINE)
+_QUESTION = re.compile(r"(?:^|\n)Question: (.*?)\n\n(?:Options:|Labels:|Reply|Proposed|Weigh)", re.DOTALL)
+_OPTION = re.compile(r"^([A-Z])\. (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -113,84 +113,49 @@ class AnswerKey:
 
     def choose(self, turn: str, asker: str) -> tuple[str, float]:
         """The answer as the reader of this turn would give it, and how sure it is, in (0, 1)."""
-        found = QUESTION.search(turn)
+        found = _QUESTION.search(turn)
         question = found[1] if found else turn
         one, other = self._pair(turn, self._examples.get(question))
-        easy = uniform(question) < self.guess.easy
+        easy = _uniform(question) < self.guess.easy
         common, rest = (one, other) if easy else (other, one)
-        dissents = uniform(question, turn, asker) < self.guess.dissent
-        surety = (0.9 if easy else 0.45) + 0.09 * uniform(question, asker)
+        dissents = _uniform(question, turn, asker) < self.guess.dissent
+        surety = (0.9 if easy else 0.45) + 0.09 * _uniform(question, asker)
         return (rest, surety - 0.3) if dissents else (common, surety)
 
     def _pair(self, turn: str, example: Example | None) -> tuple[str, str]:
         """A right and a wrong answer, as the turn shows them."""
-        match self._task.kind:
-            case "multiple_choice":
-                return self._letters(turn, example)
-            case "labels":
-                labels = self._task.definition.labels
-                right = example.answer if example and example.answer else labels[0]
-                return right, next((label for label in labels if label != right), right)
-            case "number":
-                return (example.answer if example and example.answer else "1"), "2"
-            case "free_text":
-                return (example.answer if example and example.answer else "yes"), "no"
+        if self._task.lettered:
+            return self._letters(turn, example)
+        answers = self._task.definition.labels or self._task.placeholders
+        right = (example.answer if example else None) or answers[0]
+        return right, next((answer for answer in answers if answer != right), right)
 
     def _letters(self, turn: str, example: Example | None) -> tuple[str, str]:
-        shown = OPTION.findall(turn)
+        shown = _OPTION.findall(turn)
         if len(shown) < 2 or example is None:
             return "A", "B"
-        place = ord(example.answer) - ord("A") if example.answer else int(uniform(example.question) * len(shown))
+        place = ord(example.answer) - ord("A") if example.answer else int(_uniform(example.question) * len(shown))
         text = example.options[place] if place < len(example.options) else ""
         right = next((letter for letter, option in shown if option == text), shown[0][0])
         return right, next(letter for letter, _ in shown if letter != right)
 
 
-def uniform(*parts: str) -> float:
+def _uniform(*parts: str) -> float:
     """A number in [0, 1) that depends on nothing but the parts."""
     digest = hashlib.blake2b("\x00".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-DIMENSIONS = 64
-FILLER = "word "
-
-
-class DryCounter:
-    """Counts tokens, each text once."""
-
-    def __init__(self, counter: TokenCounter) -> None:
-        self._counter = counter
-        self._prompts: dict[Prompt, int] = {}
-        self._texts: dict[str, int] = {}
-
-    def prompt(self, prompt: Prompt) -> int:
-        """Tokens of a prompt."""
-        if prompt not in self._prompts:
-            self._prompts[prompt] = self._counter.count(prompt)
-        return self._prompts[prompt]
-
-    def text(self, text: str) -> int:
-        """Tokens of a bare text."""
-        if text not in self._texts:
-            self._texts[text] = self._counter.count_text(text)
-        return self._texts[text]
-
-    def embedding(self, text: str) -> int:
-        """Tokens of a text that our own server embeds."""
-        return self._counter.count_embedding(text)
-
-    def training(self, messages: Sequence[Message]) -> int:
-        """Tokens of a line of a training file."""
-        return self._counter.count_training(messages)
+_DIMENSIONS = 64
+_FILLER = "word "
 
 
 @dataclass(frozen=True)
-class DrySettings:
+class _DrySettings:
     """What the dry abilities of one provider share."""
 
     provider: str
-    counter: DryCounter
+    counter: TokenCounter
     demand: Demand
     key: AnswerKey
     cache: PrefixCache
@@ -198,10 +163,10 @@ class DrySettings:
     """Ours frames a text that it embeds; others take it as it is."""
 
 
-class DryChat:
+class _DryChat:
     """`Chat`, `ScoredChat` and `OptionReader`."""
 
-    def __init__(self, settings: DrySettings) -> None:
+    def __init__(self, settings: _DrySettings) -> None:
         self._dry = settings
 
     async def complete(self, request: ChatRequest) -> Reply:
@@ -210,12 +175,12 @@ class DryChat:
         turn = request.prompt.messages[-1].content
         answer, surety = dry.key.choose(turn, f"{request.model}/{request.seed}/{len(request.prompt.messages)}")
         text = f"Answer: {answer}"
-        prompt = dry.counter.prompt(request.prompt)
+        prompt = dry.counter.count(request.prompt)
         cached = dry.cache.repeated(request.model, request.prompt, prompt)
         usage = Usage(prompt, self._length(request, text) * request.n, cached)
         dry.demand.asked((dry.provider, request.model, "chat"), usage, dry.demand.shares.of(turn, dry.demand.stage))
         if dry.key.guess.length == "limit":
-            text = f"{FILLER * request.max_tokens}\n{text}"
+            text = f"{_FILLER * request.max_tokens}\n{text}"
         completions = tuple(_completion(request, text, surety) for _ in range(request.n))
         return Reply(completions=completions, usage=usage)
 
@@ -223,7 +188,7 @@ class DryChat:
         """A random distribution."""
         dry = self._dry
         turn = request.prompt.messages[-1].content
-        usage = Usage(prompt=dry.counter.prompt(request.prompt), completion=1)
+        usage = Usage(prompt=dry.counter.count(request.prompt), completion=1)
         dry.demand.asked((dry.provider, request.model, "options"), usage, dry.demand.shares.of(turn, dry.demand.stage))
         answer, surety = dry.key.choose(turn, request.model)
         rest = (1 - surety) / max(1, len(request.labels) - 1)
@@ -236,16 +201,16 @@ class DryChat:
             case "bare":
                 wanted = 1
             case "line":
-                wanted = 2 * self._dry.counter.text(line)
+                wanted = 2 * self._dry.counter.count_text(line)
             case _:
                 wanted = request.max_tokens
         return min(request.max_tokens, wanted)
 
 
-class DryEmbedder:
+class _DryEmbedder:
     """`Embedder`: random directions, so that neighbours are as long as the labelled examples are on average."""
 
-    def __init__(self, settings: DrySettings) -> None:
+    def __init__(self, settings: _DrySettings) -> None:
         self._dry = settings
 
     async def embed(self, request: EmbedRequest) -> EmbedReply:
@@ -253,19 +218,19 @@ class DryEmbedder:
         seeds = [
             int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") for text in request.texts
         ]
-        rows = [np.random.default_rng(seed).standard_normal(DIMENSIONS) for seed in seeds]
+        rows = [np.random.default_rng(seed).standard_normal(_DIMENSIONS) for seed in seeds]
         vectors = np.array(rows, dtype=np.float32)
         dry = self._dry
-        count = dry.counter.embedding if dry.own_server else dry.counter.text
+        count = dry.counter.count_embedding if dry.own_server else dry.counter.count_text
         usage = Usage(prompt=sum(count(text) for text in request.texts))
         dry.demand.asked((dry.provider, request.model, "embed"), usage, dry.demand.shares.mean)
         return EmbedReply(vectors=vectors, usage=usage)
 
 
-class DryFineTuner:
+class _DryFineTuner:
     """`FineTuner`: every job has ended well already."""
 
-    def __init__(self, settings: DrySettings) -> None:
+    def __init__(self, settings: _DrySettings) -> None:
         self._dry = settings
 
     async def submit(self, request: FineTuneRequest) -> JobTicket:
@@ -274,7 +239,7 @@ class DryFineTuner:
         for line in request.training_file.splitlines():
             messages = [Message(turn["role"], turn["content"]) for turn in json.loads(line)["messages"]]
             weight = dry.demand.shares.of_training(messages[-2].content if len(messages) > 1 else "")
-            count = dry.counter.training(messages)
+            count = dry.counter.count_training(messages)
             examples, tokens, longest = examples + weight, tokens + weight * count, max(longest, count)
         epochs = request.spec.n_epochs or AUTO_EPOCHS
         amounts = dry.demand.at(dry.provider, request.model, "train")
@@ -290,7 +255,7 @@ class DryFineTuner:
 
     async def poll(self, ticket: JobTicket) -> JobState:
         """Done."""
-        return JobState(status="succeeded", raw_status="succeeded", model=tuned_name(ticket.run_key))
+        return JobState(status="succeeded", raw_status="succeeded", model=_tuned_name(ticket.run_key))
 
     async def events(self, ticket: JobTicket, after: str | None) -> Sequence[JobEvent]:
         """None."""
@@ -300,9 +265,9 @@ class DryFineTuner:
         """Nothing to cancel."""
 
 
-def dry_provider(provider: Provider, settings: DrySettings) -> Provider:
+def _dry_provider(provider: Provider, settings: _DrySettings) -> Provider:
     """A provider with the same abilities and identity that sends nothing."""
-    chat = DryChat(settings)
+    chat = _DryChat(settings)
     return Provider(
         name=provider.name,
         identity=provider.identity,
@@ -311,12 +276,12 @@ def dry_provider(provider: Provider, settings: DrySettings) -> Provider:
         chat=chat if provider.chat else None,
         scored=chat if provider.scored else None,
         option_reader=chat if provider.option_reader else None,
-        embedder=DryEmbedder(settings) if provider.embedder else None,
-        finetuner=DryFineTuner(settings) if provider.finetuner else None,
+        embedder=_DryEmbedder(settings) if provider.embedder else None,
+        finetuner=_DryFineTuner(settings) if provider.finetuner else None,
     )
 
 
-def tuned_name(run_key: str) -> str:
+def _tuned_name(run_key: str) -> str:
     """The name that a dry training gives its model."""
     return f"dry-tuned-{run_key}"
 
@@ -337,11 +302,11 @@ def _completion(request: ChatRequest, text: str, surety: float) -> Completion:
     return Completion(text, "stop", logprobs, tokens, top)
 
 
-SAMPLE_SEED = 0
-OWN_SERVER = "semievol"
+_SAMPLE_SEED = 0
+_OWN_SERVER = "semievol"
 
 
-async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, rows: int) -> Demand:
+async def dry_run(plan: Plan, raw: RawData, counter: TokenCounter, guess: Guess, rows: int) -> Demand:
     """The demand of the whole run, from at most `rows` rows of each part of the data."""
     sample = _sample(raw, rows)
     demand = Demand(_shares(plan.task, raw, sample))
@@ -355,15 +320,15 @@ async def dry_run(plan: Plan, raw: RawData, counter: DryCounter, guess: Guess, r
     with tempfile.TemporaryDirectory(prefix="semievol-plan-") as folder:
         config = _dry_config(plan.config, Path(folder))
         providers = {
-            name: dry_provider(
+            name: _dry_provider(
                 provider,
-                DrySettings(
+                _DrySettings(
                     provider=name,
                     counter=counter,
                     demand=demand,
                     key=key,
                     cache=PrefixCache.of_vendor(plan.catalogue, provider.vendor),
-                    own_server=provider.vendor == OWN_SERVER,
+                    own_server=provider.vendor == _OWN_SERVER,
                 ),
             )
             for name, provider in plan.providers.items()
@@ -391,10 +356,10 @@ def _dry_config(config: Config, folder: Path) -> Config:
 def _sample(raw: RawData, rows: int) -> RawData:
     return replace(
         raw,
-        labeled=subsample(raw.labeled, rows, SAMPLE_SEED),
-        unlabeled=subsample(raw.unlabeled, rows, SAMPLE_SEED),
-        test=subsample(raw.test, rows, SAMPLE_SEED),
-        development=subsample(raw.development, rows, SAMPLE_SEED),
+        labeled=subsample(raw.labeled, rows, _SAMPLE_SEED),
+        unlabeled=subsample(raw.unlabeled, rows, _SAMPLE_SEED),
+        test=subsample(raw.test, rows, _SAMPLE_SEED),
+        development=subsample(raw.development, rows, _SAMPLE_SEED),
     )
 
 

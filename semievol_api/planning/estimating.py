@@ -16,11 +16,11 @@ from semievol_api.errors import BudgetError, ConfigError
 from semievol_api.notebook import html_table
 from semievol_api.planning.bill import BillRow, Demand, Line, Range, TrainingReport, bill, cost, total
 from semievol_api.planning.catalogue import Catalogue, ModelFacts, availability, utc_day
-from semievol_api.planning.dry_run import EXPECTED, HIGH, LOW, DryCounter, dry_run, is_dry_tuned
+from semievol_api.planning.dry_run import EXPECTED, HIGH, LOW, dry_run, is_dry_tuned
 from semievol_api.planning.tokens import token_counter
 from semievol_api.session import Plan, check, check_data
 
-LOCAL = "local"
+_LOCAL = "local"
 """Our own server, by the name that people try first."""
 
 
@@ -35,7 +35,9 @@ class Offer:
     remarks: tuple[str, ...]
 
 
-def compare(rows: Sequence[BillRow], catalogue: Catalogue, vendors: Sequence[str], today: datetime.date) -> list[Offer]:
+def _compare(
+    rows: Sequence[BillRow], catalogue: Catalogue, vendors: Sequence[str], today: datetime.date
+) -> list[Offer]:
     """Every model of the vendors that can be tuned, priced for chat and training; embeddings stay as they are.
 
     Raises:
@@ -43,10 +45,10 @@ def compare(rows: Sequence[BillRow], catalogue: Catalogue, vendors: Sequence[str
     """
     offers: list[Offer] = []
     for name in vendors:
-        vendor = "semievol" if name == LOCAL else name
+        vendor = "semievol" if name == _LOCAL else name
         known = sorted({m.vendor for m in catalogue.models if m.fine_tunable} | set(catalogue.vendors))
         if vendor not in known:
-            raise ConfigError(f"--compare: the catalogue has no vendor {name!r}. {nearest(name, [*known, LOCAL])}")
+            raise ConfigError(f"--compare: the catalogue has no vendor {name!r}. {nearest(name, [*known, _LOCAL])}")
         models = catalogue.fine_tunable(vendor)
         if not models:
             offers.append(Offer(vendor, "-", None, None, (_note(catalogue, vendor),)))
@@ -67,10 +69,10 @@ def _offer(rows: Sequence[BillRow], catalogue: Catalogue, facts: ModelFacts, tod
     if facts.weak:
         remarks.append(f"Weakly sourced: {', '.join(facts.weak)}.")
     if facts.unsupported:
-        remarks.append(f"Without any source, and so a guess: {', '.join(facts.unsupported)}.")
+        remarks.append(f"Without a source, and so a guess: {', '.join(facts.unsupported)}.")
     vendor = catalogue.vendors.get(facts.vendor)
     if vendor is not None and not vendor.trains_here:
-        remarks.append("No provider of this package buys its jobs.")
+        remarks.append("No provider of this package submits its jobs.")
     if facts.input_usd is None:
         remarks.append("No price is known.")
     remarks.append(_note(catalogue, facts.vendor))
@@ -97,20 +99,20 @@ def _note(catalogue: Catalogue, vendor: str) -> str:
     return facts.note if facts else ""
 
 
-REPLY_S = Range(0.3, 1.0, 4.0)
+_REPLY_S = Range(0.3, 1.0, 4.0)
 """A guess: how long a hosted model takes for a short answer, its completion tokens apart."""
-TOKEN_S = Range(0.002, 0.01, 0.03)
+_TOKEN_S = Range(0.002, 0.01, 0.03)
 """A guess: how long a hosted model takes for one completion token."""
-IN_FLIGHT = 64
+_IN_FLIGHT = 64
 """Requests in flight where the config caps none: where the engine starts."""
-BATCH_MINUTES = Range(10.0, 12 * 60.0, 24 * 60.0)
+_BATCH_MINUTES = Range(10.0, 12 * 60.0, 24 * 60.0)
 """A round of batches: vendors promise a day and are usually quicker (a guess)."""
 BY_LIMITS = "the quotas of [limits]"
 BY_CATALOGUE = "the vendor's quotas for its smallest paying customers (catalogue)"
-BY_GUESS = f"a guess: {IN_FLIGHT} requests in flight, about a second each"
+BY_GUESS = f"a guess: {_IN_FLIGHT} requests in flight, about a second each"
 BY_BATCHES = "batches: a round for each stage, each within a day"
 
-FactsOf = Callable[[BillRow], ModelFacts | None]
+_FactsOf = Callable[[BillRow], ModelFacts | None]
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,12 @@ class Duration:
     by: tuple[str, ...]
 
 
-def duration(limits: Limits, rows: Sequence[BillRow], facts_of: FactsOf) -> Duration:
+def duration(limits: Limits, rows: Sequence[BillRow], facts_of: _FactsOf) -> Duration:
     """The sum over stages and models, as if one came after the other."""
     asking = [row for row in rows if row.kind != "train" and row.requests.high > 0]
     if limits.mode == "batch":
         rounds = len({row.stage for row in asking if row.kind == "chat"})
-        return Duration(BATCH_MINUTES.times(rounds), (BY_BATCHES,))
+        return Duration(_BATCH_MINUTES.times(rounds), (BY_BATCHES,))
     found = [_of_row(limits, row, facts_of(row)) for row in asking]
     total = Range(0.0, 0.0, 0.0)
     for minutes, _ in found:
@@ -158,19 +160,19 @@ def _by_latency(limits: Limits, row: BillRow) -> Range:
     minutes: list[float] = []
     for get in _ENDS:
         requests = get(row.requests)
-        at_once = min(limits.concurrency or IN_FLIGHT, max(1.0, requests))
-        minutes.append((requests * get(REPLY_S) + get(row.completion) * get(TOKEN_S)) / at_once / 60)
+        at_once = min(limits.concurrency or _IN_FLIGHT, max(1.0, requests))
+        minutes.append((requests * get(_REPLY_S) + get(row.completion) * get(_TOKEN_S)) / at_once / 60)
     return Range.around(*minutes)
 
 
 _ENDS: tuple[Callable[[Range], float], ...] = (lambda r: r.low, lambda r: r.expected, lambda r: r.high)
 
 
-SAMPLE_ROWS = 1000
+_SAMPLE_ROWS = 1000
 """Rows of each part that the expected demand is made from; all of them where there are fewer."""
-BOUND_ROWS = 200
+_BOUND_ROWS = 200
 """Rows for the low and the high end."""
-TUNED = "tuned "
+_TUNED = "tuned "
 """Stands before the base's name where a plan speaks of a model that the run will train."""
 
 
@@ -227,15 +229,14 @@ async def estimate(config: Config, *, today: datetime.date | None = None, vendor
     plan = check(config, planning=True, today=day)
     raw = read_data(config.data, plan.task)
     check_data(plan, raw)
-    counted = token_counter(config.roles.student.model, config.roles.tokenizer)
-    counter = DryCounter(counted)
+    counter = token_counter(config.roles.student.model, config.roles.tokenizer).remembering()
     demands: dict[str, Demand] = {}
-    for guess, rows in ((LOW, BOUND_ROWS), (EXPECTED, SAMPLE_ROWS), (HIGH, BOUND_ROWS)):
+    for guess, rows in ((LOW, _BOUND_ROWS), (EXPECTED, _SAMPLE_ROWS), (HIGH, _BOUND_ROWS)):
         demands[guess.name] = _named(await dry_run(plan, raw, counter, guess, rows), plan)
     rows_of_bill = tuple(bill(demands, _price(plan), _batch_share(plan)))
     usd = total([row.usd for row in rows_of_bill])
     return Estimate(
-        tokens_by=counted.name,
+        tokens_by=counter.name,
         as_of=day,
         rows=rows_of_bill,
         trainings=tuple(demands["expected"].trainings),
@@ -246,9 +247,9 @@ async def estimate(config: Config, *, today: datetime.date | None = None, vendor
             *plan.notices,
             *raw.remarks,
             *_price_notices(plan, rows_of_bill, day),
-            *budget_notices(config, usd, rows_of_bill),
+            *_budget_notices(config, usd, rows_of_bill),
         ),
-        offers=tuple(compare(rows_of_bill, plan.catalogue, vendors, day)),
+        offers=tuple(_compare(rows_of_bill, plan.catalogue, vendors, day)),
     )
 
 
@@ -274,30 +275,30 @@ def refuse_too_dear(config: Config, planned: Estimate, *, agreed: bool) -> None:
     cap = config.limits.max_usd
     if cap is not None and expected > cap:
         raise BudgetError(
-            f"The plan passes the budget: about {expected:.2f} USD are expected (up to {high:.2f}), and [limits] "
-            f"max_usd is {cap:g}. Nothing was sent. Raise the cap, take fewer rows ([data] max_unlabeled), or start "
-            f"with --yes to stop wherever the cap is reached."
+            f"The plan exceeds the budget: the expected cost is {expected:.2f} USD (up to {high:.2f}), and [limits] "
+            f"max_usd is {cap:g}. Nothing was sent. Raise the cap, use fewer rows ([data] max_unlabeled), or start "
+            f"with --yes to run until the cap is reached."
         )
     if expected > config.limits.ask_above_usd:
         raise ConfigError(
-            f"This run is expected to cost about {expected:.2f} USD (up to {high:.2f}), more than [limits] "
-            f"ask_above_usd = {config.limits.ask_above_usd:g}. Look at: semievol plan. Start it with --yes."
+            f"The expected cost is {expected:.2f} USD (up to {high:.2f}), more than [limits] ask_above_usd = "
+            f"{config.limits.ask_above_usd:g}. See the details with: semievol plan. To start the run, add --yes."
         )
 
 
-def budget_notices(config: Config, usd: Range | None, rows: Sequence[BillRow]) -> list[str]:
+def _budget_notices(config: Config, usd: Range | None, rows: Sequence[BillRow]) -> list[str]:
     """Warnings where the plan passes a cap."""
     notices: list[str] = []
     caps = config.limits
     if caps.max_usd is not None and usd is not None and usd.high > caps.max_usd:
-        how = "passes" if usd.expected > caps.max_usd else "may pass"
+        how = "exceeds" if usd.expected > caps.max_usd else "may exceed"
         notices.append(
             f"The plan {how} the budget: {usd.expected:.2f} USD expected, up to {usd.high:.2f}, of max_usd = "
             f"{caps.max_usd:g}."
         )
     tokens = total([r for row in rows for r in (row.prompt, row.completion)])
     if caps.max_tokens is not None and tokens is not None and tokens.high > caps.max_tokens:
-        how = "passes" if tokens.expected > caps.max_tokens else "may pass"
+        how = "exceeds" if tokens.expected > caps.max_tokens else "may exceed"
         notices.append(
             f"The plan {how} the budget: {tokens.expected:,.0f} tokens expected, up to {tokens.high:,.0f}, of "
             f"max_tokens = {caps.max_tokens:,}."
@@ -311,7 +312,7 @@ def _named(demand: Demand, plan: Plan) -> Demand:
     renamed = Demand(demand.shares)
     renamed.trainings = demand.trainings
     for line, amounts in demand.lines.items():
-        model = f"{TUNED}{base}" if is_dry_tuned(line.model) else line.model
+        model = f"{_TUNED}{base}" if is_dry_tuned(line.model) else line.model
         renamed.stage = line.stage
         target = renamed.at(line.provider, model, line.kind)
         target.requests += amounts.requests
@@ -324,7 +325,7 @@ def _named(demand: Demand, plan: Plan) -> Demand:
 
 def _price(plan: Plan) -> Callable[[Line], ModelLimits | None]:
     def price(line: Line) -> ModelLimits | None:
-        model = f"ft:{line.model.removeprefix(TUNED)}:plan" if line.model.startswith(TUNED) else line.model
+        model = f"ft:{line.model.removeprefix(_TUNED)}:plan" if line.model.startswith(_TUNED) else line.model
         return plan.providers[line.provider].limits.get(model)
 
     return price
@@ -335,7 +336,7 @@ def _batch_share(plan: Plan) -> Callable[[Line], float | None]:
         provider = plan.providers[line.provider]
         if provider.batch is None or line.kind != "chat":
             return None
-        facts = plan.catalogue.facts(provider.vendor, line.model.removeprefix(TUNED))
+        facts = plan.catalogue.facts(provider.vendor, line.model.removeprefix(_TUNED))
         return facts.batch_share if facts else None
 
     return share
@@ -343,7 +344,7 @@ def _batch_share(plan: Plan) -> Callable[[Line], float | None]:
 
 def _facts_of(plan: Plan) -> Callable[[BillRow], ModelFacts | None]:
     def facts(row: BillRow) -> ModelFacts | None:
-        return plan.catalogue.facts(plan.providers[row.provider].vendor, row.model.removeprefix(TUNED))
+        return plan.catalogue.facts(plan.providers[row.provider].vendor, row.model.removeprefix(_TUNED))
 
     return facts
 
@@ -354,8 +355,8 @@ def _price_notices(plan: Plan, rows: Sequence[BillRow], today: datetime.date) ->
     unknown = dict.fromkeys(f"{row.model} at {row.provider}" for row in rows if row.usd is None)
     if unknown:
         notices.append(
-            f"No price is known for {', '.join(unknown)}: the total cannot be told. Give prices in a file of your own "
-            f"and name it in [catalogue] file (0 for a model that costs nothing)."
+            f"No price is known for {', '.join(unknown)}, so the total is unknown. Set prices in a file and name it in "
+            f"[catalogue] file (0 for a model that costs nothing)."
         )
     trained = {plan.providers[row.provider].vendor for row in rows if row.kind == "train"}
     notices += [
@@ -364,7 +365,7 @@ def _price_notices(plan: Plan, rows: Sequence[BillRow], today: datetime.date) ->
         if v in plan.catalogue.vendors and plan.catalogue.vendors[v].note
     ]
     seen: Mapping[tuple[str, str], None] = dict.fromkeys(
-        (plan.providers[row.provider].vendor, row.model.removeprefix(TUNED)) for row in rows
+        (plan.providers[row.provider].vendor, row.model.removeprefix(_TUNED)) for row in rows
     )
     used = [f for f in (plan.catalogue.facts(vendor, model) for vendor, model in seen) if f is not None]
     notices += _how_sure(used)
@@ -376,6 +377,6 @@ def _how_sure(used: Sequence[ModelFacts]) -> list[str]:
     """One line on the prices that rest on little."""
     weak = [f"{f.model} at {f.vendor}: {', '.join(f.weak)}" for f in used if f.weak]
     guessed = [f"{f.model} at {f.vendor}: {', '.join(f.unsupported)}" for f in used if f.unsupported]
-    said = [f"weakly sourced are {'; '.join(weak)}"] if weak else []
-    said += [f"without any source, and so a guess, are {'; '.join(guessed)}"] if guessed else []
-    return [f"Of the prices, {'; '.join(said)} (semievol providers)."] if said else []
+    doubts = [f"weakly sourced are {'; '.join(weak)}"] if weak else []
+    doubts += [f"without a source, and so a guess, are {'; '.join(guessed)}"] if guessed else []
+    return [f"Of the prices, {'; '.join(doubts)} (semievol providers)."] if doubts else []

@@ -15,7 +15,7 @@ from semievol_api.planning.catalogue import ANY_MODEL, MIN_LIFE_DAYS, Catalogue
 
 
 @dataclass(frozen=True)
-class KnownLimits(Mapping[ModelName, ModelLimits]):
+class _KnownLimits(Mapping[ModelName, ModelLimits]):
     """A provider's own limits, and the catalogue's where those say nothing. A tuned model has its tuned price."""
 
     catalogue: Catalogue
@@ -52,11 +52,11 @@ class KnownLimits(Mapping[ModelName, ModelLimits]):
 
 def with_limits(provider: Provider, catalogue: Catalogue) -> Provider:
     """The same provider, with what the catalogue knows of its models."""
-    return replace(provider, limits=KnownLimits(catalogue, provider.vendor, provider.limits))
+    return replace(provider, limits=_KnownLimits(catalogue, provider.vendor, provider.limits))
 
 
 @dataclass(frozen=True)
-class TunedLimits(Mapping[ModelName, ModelLimits]):
+class _TunedLimits(Mapping[ModelName, ModelLimits]):
     """Known limits, and for a tuned model whose name tells no base the tuned price of the base that `bases` names."""
 
     known: Mapping[ModelName, ModelLimits]
@@ -84,7 +84,7 @@ class TunedLimits(Mapping[ModelName, ModelLimits]):
 
 def with_bases(provider: Provider, bases: Mapping[ModelName, ModelName]) -> Provider:
     """The same provider, which knows what the models cost that were tuned from these bases."""
-    return replace(provider, limits=TunedLimits(provider.limits, bases))
+    return replace(provider, limits=_TunedLimits(provider.limits, bases))
 
 
 def _first(preferred: float | None, other: float | None) -> float | None:
@@ -132,7 +132,7 @@ async def refuse_ended_models(
 async def _end_of(provider: Provider, model: str) -> datetime.date | None:
     assert provider.remote is not None
     try:
-        said = await provider.remote.model(model)
+        told = await provider.remote.model(model)
     except RefusedError as error:
         if error.code == "model_not_found":
             raise MissingAbilityError(
@@ -141,7 +141,7 @@ async def _end_of(provider: Provider, model: str) -> datetime.date | None:
         return None
     except ProviderError:
         return None
-    return _date(said.shutdown_date)
+    return _date(told.shutdown_date)
 
 
 def _date(text: str | None) -> datetime.date | None:

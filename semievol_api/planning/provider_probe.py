@@ -17,9 +17,11 @@ from semievol_api.capabilities import ChatRequest, EmbedRequest, FineTuneRequest
 from semievol_api.errors import ProviderError, RefusedError, UserError
 from semievol_api.records import Message, Prompt
 
-Outcome: TypeAlias = Literal["works", "ignored", "refused", "failed", "absent"]
-QUESTION = Prompt((Message("user", "Question: 2 + 2?\n\nOptions:\nA. 3\nB. 4\n\nReply with one line: Answer: LETTER"),))
-NEVER_BOUGHT = "semievol-probe-never-bought"
+_Outcome: TypeAlias = Literal["works", "ignored", "refused", "failed", "absent"]
+_QUESTION = Prompt(
+    (Message("user", "Question: 2 + 2?\n\nOptions:\nA. 3\nB. 4\n\nReply with one line: Answer: LETTER"),)
+)
+_NEVER_BOUGHT = "semievol-probe-never-bought"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,16 @@ class Finding:
     """What one ability did when asked."""
 
     ability: str
-    outcome: Outcome
+    outcome: _Outcome
     detail: str = ""
 
 
-Check: TypeAlias = Callable[[], Awaitable[Finding]]
+_Check: TypeAlias = Callable[[], Awaitable[Finding]]
 
 
 async def probe(provider: Provider, models: ProbeModels) -> list[Finding]:
     """One finding per ability, in the order of the table; errors are findings."""
-    checks: list[tuple[str, Check | None]] = [
+    checks: list[tuple[str, _Check | None]] = [
         *_chat_checks(provider, models.chat),
         ("embeddings", _embeddings(provider, models.embed)),
         ("fine-tuning", _jobs(provider, models.train)),
@@ -66,7 +68,7 @@ def record(findings: Sequence[Finding], provider: str, model: str | None, folder
     return path
 
 
-async def _run(ability: str, check: Check | None) -> Finding:
+async def _run(ability: str, check: _Check | None) -> Finding:
     if check is None:
         return Finding(ability, "absent", "the provider's table leaves it empty, or no role names a model for it")
     try:
@@ -77,12 +79,12 @@ async def _run(ability: str, check: Check | None) -> Finding:
         return Finding(ability, "failed", str(error))
 
 
-def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, Check | None]]:
+def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Check | None]]:
     chat, scored, reader = provider.chat, provider.scored, provider.option_reader
     names = ("chat", "several answers (n)", "seed", "log-probabilities", "alternatives", "option reading")
     if model is None or chat is None:
         return [(name, None) for name in names]
-    request = ChatRequest(model=model, prompt=QUESTION, max_tokens=8, temperature=0.0)
+    request = ChatRequest(model=model, prompt=_QUESTION, max_tokens=8, temperature=0.0)
 
     async def answers() -> Finding:
         reply = await chat.complete(request)
@@ -110,12 +112,12 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, Check
 
     async def options() -> Finding:
         assert reader is not None
-        asked = OptionRequest(model=model, prompt=Prompt(QUESTION.messages, "Answer:"), labels=("A", "B"))
+        asked = OptionRequest(model=model, prompt=Prompt(_QUESTION.messages, "Answer:"), labels=("A", "B"))
         read = (await reader.read(asked)).logprobs
         seen = sum(value is not None for value in read)
         return Finding("option reading", "works" if seen else "ignored", f"{seen} of 2 labels were listed")
 
-    checks: list[Check | None] = [
+    checks: list[_Check | None] = [
         answers,
         several,
         seeded,
@@ -126,7 +128,7 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, Check
     return list(zip(names, checks, strict=True))
 
 
-def _embeddings(provider: Provider, model: str | None) -> Check | None:
+def _embeddings(provider: Provider, model: str | None) -> _Check | None:
     embedder = provider.embedder
     if embedder is None or model is None:
         return None
@@ -138,25 +140,25 @@ def _embeddings(provider: Provider, model: str | None) -> Check | None:
     return check
 
 
-def _jobs(provider: Provider, model: str | None) -> Check | None:
+def _jobs(provider: Provider, model: str | None) -> _Check | None:
     tuner = provider.finetuner
     if tuner is None or model is None:
         return None
 
     async def check() -> Finding:
-        await tuner.find(FineTuneRequest(model=model, training_file=b"", run_key=NEVER_BOUGHT))
+        await tuner.find(FineTuneRequest(model=model, training_file=b"", run_key=_NEVER_BOUGHT))
         return Finding("fine-tuning", "works", "jobs can be listed; none was started")
 
     return check
 
 
-def _batches(provider: Provider) -> Check | None:
+def _batches(provider: Provider) -> _Check | None:
     batch = provider.batch
     if batch is None:
         return None
 
     async def check() -> Finding:
-        await batch.find(NEVER_BOUGHT)
+        await batch.find(_NEVER_BOUGHT)
         return Finding("batches", "works", "batches can be listed; none was started")
 
     return check

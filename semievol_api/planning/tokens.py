@@ -13,7 +13,8 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ from semievol_api.records import Message, Prompt
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CHARACTERS_PER_TOKEN = 4.0
+_CHARACTERS_PER_TOKEN = 4.0
 """English text in OpenAI's vocabularies; other scripts need more tokens."""
-TURN_TOKENS = 3
+_TURN_TOKENS = 3
 """Tokens that frame a chat turn, and as many that open the answer (OpenAI cookbook, token counting)."""
 WORDS_OF_O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -34,7 +35,7 @@ WORDS_OF_O200K = (
 )
 """How GPT-4o's vocabulary (o200k_base) cuts a text into words before merging."""
 
-RenderChat = Callable[[Sequence[Message], bool], str]
+_RenderChat = Callable[[Sequence[Message], bool], str]
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,12 @@ class TokenCounter:
 
     name: str
     count_text: Callable[[str], int]
-    render: RenderChat | None = None
+    render: _RenderChat | None = None
     framing: int = 0
+
+    def remembering(self) -> TokenCounter:
+        """The same counter, which counts each text once."""
+        return replace(self, count_text=cache(self.count_text))
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a whole prompt, turns' frames and the first words of the answer included."""
@@ -67,7 +72,7 @@ class TokenCounter:
     def _chat(self, messages: Sequence[Message], *, reply_follows: bool) -> int:
         if self.render is not None:
             return self.count_text(self.render(messages, reply_follows))
-        return TURN_TOKENS + sum(TURN_TOKENS + 1 + self.count_text(m.content) for m in messages)
+        return _TURN_TOKENS + sum(_TURN_TOKENS + 1 + self.count_text(m.content) for m in messages)
 
 
 def token_counter(model: str, tokenizer: Path | None = None) -> TokenCounter:
@@ -94,7 +99,8 @@ def token_counter(model: str, tokenizer: Path | None = None) -> TokenCounter:
 
 def _estimate() -> TokenCounter:
     return TokenCounter(
-        f"estimate ({CHARACTERS_PER_TOKEN:g} characters a token)", lambda text: round(len(text) / CHARACTERS_PER_TOKEN)
+        f"estimate ({_CHARACTERS_PER_TOKEN:g} characters a token)",
+        lambda text: round(len(text) / _CHARACTERS_PER_TOKEN),
     )
 
 
@@ -144,7 +150,7 @@ def _framing(tokenizer: Tokenizer) -> int:
     return len(framed) - len(tokenizer.encode("a", add_special_tokens=False).ids) if closed else 0
 
 
-def _chat_template(folder: Path) -> RenderChat | None:
+def _chat_template(folder: Path) -> _RenderChat | None:
     settings = _read_json(folder / "tokenizer_config.json")
     file = folder / "chat_template.jinja"
     source = file.read_text("utf-8") if file.is_file() else settings.get("chat_template")

@@ -111,7 +111,7 @@ async def predict(
         Prediction(
             example_id=row.example_id,
             answer=row.answer,
-            text=_words(plan.task, example, row.answer),
+            text=None if row.answer is None else plan.task.in_words(example, row.answer),
             confidence=None if np.isnan(row.confidence) else row.confidence,
             accepted=bool(accepted),
         )
@@ -241,10 +241,3 @@ async def _corpus(tools: Clients, task: Task, examples: tuple[Example, ...], con
     neighbours = await nearest_among(tools.embedder, folds.warm, examples, config.retrieve, config.evaluate.shots)
     data = Prepared(labeled=folds.warm, unlabeled=(), test=examples, report={})
     return Corpus(task, data, folds, Neighbours(neighbours.ids, neighbours.similarities))
-
-
-def _words(task: Task, example: Example, answer: str | None) -> str | None:
-    labels = task.labels(example) or ()
-    if task.kind == "multiple_choice" and answer in labels and example.options:
-        return example.options[labels.index(answer)]
-    return answer

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from semievol_api.config.settings import Limits
 from semievol_api.engine.budget import NOTHING, Spend
-from semievol_api.engine.gate import Quota
+from semievol_api.engine.pacing import Quota
 
 PACED_S = 0.25
 """Requests are leased for about so long at a time."""

@@ -67,7 +67,7 @@ def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorPr
     `predicted` integers (m,) and `kept` bool (m,) are about the unlabelled examples. Classes are looked at only where
     all questions have the same ones.
     """
-    if corpus.task.kind not in ("multiple_choice", "labels"):
+    if not corpus.task.closed:
         return []
     alerts: list[Alert] = []
     names = _class_names(corpus)
@@ -96,7 +96,7 @@ async def drift_alerts(
 def _class_names(corpus: Corpus) -> tuple[str, ...]:
     """The words of the classes where every question has the same ones; empty otherwise."""
     first = next(itertools.chain(corpus.data.unlabeled, corpus.data.labeled))
-    if corpus.task.kind == "labels":
+    if corpus.task.fixed_labels:
         return corpus.task.labels(first) or ()
     return first.options if one_set_of_options(corpus.data) else ()
 

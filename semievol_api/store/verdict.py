@@ -23,16 +23,8 @@ Range: TypeAlias = tuple[float, float]
 """The low and the high end of an interval."""
 
 
-class ModelScore(Struct, frozen=True, kw_only=True):
-    """One model on the test questions: the accuracy is a share in [0, 1] with its 95 % interval."""
-
-    name: str
-    label: str
-    accuracy: float
+class _WithInterval(Struct, frozen=True, kw_only=True):
     interval: Range
-    abstained: int
-    tokens: int
-    trained_tokens: int | UnsetType | None = UNSET
 
     @property
     def low(self) -> float:
@@ -45,7 +37,18 @@ class ModelScore(Struct, frozen=True, kw_only=True):
         return self.interval[1]
 
 
-class Difference(Struct, frozen=True, kw_only=True):
+class ModelScore(_WithInterval, frozen=True, kw_only=True):
+    """One model on the test questions: the accuracy is a share in [0, 1] with its 95 % interval."""
+
+    name: str
+    label: str
+    accuracy: float
+    abstained: int
+    tokens: int
+    trained_tokens: int | UnsetType | None = UNSET
+
+
+class Difference(_WithInterval, frozen=True, kw_only=True):
     """A paired difference of two models in percentage points, with its 95 % interval."""
 
     of: str
@@ -53,19 +56,8 @@ class Difference(Struct, frozen=True, kw_only=True):
     of_label: str
     against_label: str
     points: float
-    interval: Range
     mcnemar_p: float
     smallest_detectable: float
-
-    @property
-    def low(self) -> float:
-        """The low end of the interval."""
-        return self.interval[0]
-
-    @property
-    def high(self) -> float:
-        """The high end of the interval."""
-        return self.interval[1]
 
 
 class Oracle(Struct, frozen=True, kw_only=True):

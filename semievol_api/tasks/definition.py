@@ -1,30 +1,30 @@
 """A task as the user writes it in TOML: frozen, unknown keys refused.
 
-Knows nothing of how prompts are worded or answers read; it only holds what the file says.
+Holds the table of task kinds. Knows nothing of how prompts are worded or answers read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from semievol_api.cassettes.scrub import find_key_shapes
 from semievol_api.config.method import Settings
 from semievol_api.store.fingerprints import fingerprinted
+from semievol_api.tasks.kind import TaskKind
+from semievol_api.tasks.kind_choice import MultipleChoice
+from semievol_api.tasks.kind_labels import Labels
+from semievol_api.tasks.kind_number import Number, NumberSettings
 
-Kind: TypeAlias = Literal["multiple_choice", "labels", "number", "free_text"]
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""The names of a multiple-choice question's options, in order."""
-
-ANSWER_FORMATS: dict[Kind, str] = {
-    "multiple_choice": "LETTER",
-    "labels": "LABEL",
-    "number": "VALUE",
-    "free_text": "VALUE",
+KINDS: Mapping[str, TaskKind] = {
+    "multiple_choice": MultipleChoice(),
+    "labels": Labels(),
+    "number": Number(),
+    "free_text": TaskKind(),
 }
+"""Every kind of task by its name in a task file."""
 
 
 class Columns(Settings):
@@ -69,21 +69,6 @@ class Hub(Settings):
     """Where the repository's data is no table that the `datasets` library reads by itself."""
 
 
-@fingerprinted("tolerance", "absolute_tolerance", "decimal", "percent", "scale_words")
-class NumberSettings(Settings):
-    """`[number]`: how a number is read and compared."""
-
-    tolerance: float = Field(default=0.01, ge=0)
-    """Relative to the gold number (paper §4.1: within 1 %)."""
-    absolute_tolerance: float = Field(default=0.0, ge=0)
-    """Matters for a gold number of 0."""
-    decimal: Literal[".", ","] = "."
-    percent: Literal["fraction", "points"] = "fraction"
-    """Is `15%` the number 0.15 or the number 15?"""
-    scale_words: bool = True
-    """Is `1.2 million` the number 1200000, or 1.2 in the unit that everybody knows?"""
-
-
 @fingerprinted(
     "name",
     "kind",
@@ -101,7 +86,8 @@ class TaskDefinition(Settings):
     """A whole task file."""
 
     name: Annotated[str, Field(min_length=1)]
-    kind: Kind
+    kind: str
+    """A name of `KINDS`."""
     instruction: Annotated[str, Field(min_length=1)]
     system: str | None = None
     """A system turn of the user's own, with or without shots; solved examples follow it."""
@@ -133,12 +119,18 @@ class TaskDefinition(Settings):
             )
         return text
 
+    @field_validator("kind")
+    @classmethod
+    def _a_known_kind(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"there is no kind of task {kind!r}; the kinds are {', '.join(KINDS)}")
+        return kind
+
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> TaskDefinition:
-        if self.kind == "labels" and len(self.labels) < 2:
-            raise ValueError("a task of kind 'labels' needs at least two labels")
-        if self.kind in ("number", "free_text") and self.labels:
-            raise ValueError(f"a task of kind {self.kind!r} has no labels; remove them or change the kind")
+        fault = KINDS[self.kind].fault(self)
+        if fault is not None:
+            raise ValueError(fault)
         if len(set(map(str.casefold, self.labels))) < len(self.labels):
             raise ValueError("two labels are the same")
         unknown = sorted(set(self.aliases.values()) - set(self.labels))

@@ -1,13 +1,12 @@
-"""Read a multiple-choice answer: a letter in any dress, or an option's own words.
+"""Find the words that a response offers as its answer, whatever kind of answer they are.
 
-Letters are those the reader saw; the caller undoes a permutation. Knows nothing of prompts or of other kinds.
+Knows nothing of prompts or of kinds of task.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _WORD = (
@@ -43,7 +42,7 @@ def find_answer(response: str) -> AnswerText | None:
     The last `Answer:` wins, whatever stands before it. Questions that a base model goes on to invent after its
     answer (`Example 5`, `Question:`) do not count.
     """
-    text = normalize(response)
+    text = _normalize(response)
     if not text:
         return None
     for marker in (_COLON, _BOXED, _IS, _HEADING):
@@ -51,16 +50,16 @@ def find_answer(response: str) -> AnswerText | None:
         if found:
             last = found[-1]
             claim = last.group(1) if marker is _BOXED else _first_line(last.string[last.end() :])
-            return AnswerText(undecorated(claim), marked=True)
+            return AnswerText(_undecorated(claim), marked=True)
     return AnswerText(text, marked=False)
 
 
-def normalize(text: str) -> str:
+def _normalize(text: str) -> str:
     """NFKC (full-width letters and colons become plain), Unix line ends, outer space removed."""
     return unicodedata.normalize("NFKC", text).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def undecorated(text: str) -> str:
+def _undecorated(text: str) -> str:
     """One line without Markdown, quotes and LaTeX wrappers around it."""
     boxed = _BOXED.search(text)
     line = _LATEX_TEXT.sub(r"\1", boxed.group(1) if boxed else text)
@@ -69,7 +68,7 @@ def undecorated(text: str) -> str:
 
 def comparable(text: str) -> str:
     """The form in which two pieces of text are compared: case, spacing and closing punctuation don't count."""
-    return re.sub(r"[\s.,;:!?。、]+$", "", undecorated(normalize(text)).casefold())
+    return re.sub(r"[\s.,;:!?。、]+$", "", _undecorated(_normalize(text)).casefold())
 
 
 def _before_next_example(text: str, marker: re.Pattern[str]) -> str:
@@ -87,130 +86,3 @@ def _first_line(rest: str) -> str:
         if line.strip(" \t*_`~\"'#>"):
             return line
     return ""
-
-
-_CLOSED_LETTER = re.compile(r"^[(\[{<]?\s*([a-z])\s*(?:[)\]}>.:,;/|→⇒]|\s[-–—]\s|[-–—]\s|\s\(|$)")
-_REASON = r"\s+(?:is|because|since|as|due|for|explanation|reason|reasoning|rationale)\b"
-_OPEN_LETTER = re.compile(rf"^[(\[]?([a-z])[)\]]?{_REASON}")
-_NAMED_LETTER = re.compile(
-    rf"\b(?:option|choice|letter|answer(?:\s+is)?|is|ist|est|es)\s*:?\s*[(\[]?([a-z])(?:[)\].,:;]|$|\s\(|{_REASON})"
-)
-_SEVERAL = re.compile(
-    r"^[(\[]?[a-z][)\]]?\s*(?:,|/|&|\+|and|or|und|oder|et|ou|y|o)\s*(?:option\s+)?[(\[]?[a-z](?:[)\]]|\b(?!['’]))"
-    r"\s*(?:[,.;)/&+]|$|and|or|are|could|might)"
-)
-
-
-def read_choice(response: str, options: Sequence[str]) -> int | None:
-    """The place of the option that a response chooses, counted from 0; None where it chooses none or several."""
-    claim = find_answer(response)
-    if claim is None:
-        return None
-    if claim.marked:
-        return _read_claim(claim.text, options, lenient=True)
-    whole = _read_claim(claim.text, options, lenient="\n" not in claim.text)
-    if whole is not None and "\n" not in claim.text:
-        return whole
-    places = {_read_claim(line, options, lenient=False) for line in claim.text.split("\n")} - {None}
-    return places.pop() if len(places) == 1 else None
-
-
-def exact_choice(cell: str, options: Sequence[str], first_digit: int) -> int | None:
-    """The place that a file's cell names: by letter, by position (`first_digit` is the first), or by its text.
-
-    None where it names none, and where position and text name two different options.
-    """
-    text = comparable(cell)
-    letter = _CLOSED_LETTER.fullmatch(text)
-    if letter:
-        place = ord(letter.group(1)) - ord("a")
-        return place if place < len(options) else None
-    by_text = place_of_text(cell, options)
-    position = int(text) - first_digit if text.isdecimal() else -1
-    if 0 <= position < len(options):
-        return position if by_text in (None, position) else None
-    return by_text
-
-
-def place_of_text(text: str, options: Sequence[str]) -> int | None:
-    """The place of the only option with this text; None where there is none, or more than one."""
-    wanted = comparable(text)
-    if not wanted:
-        return None
-    found = [i for i, option in enumerate(options) if comparable(option) == wanted]
-    return found[0] if len(found) == 1 else None
-
-
-def _read_claim(claim: str, options: Sequence[str], *, lenient: bool) -> int | None:
-    text = comparable(claim)
-    if len(text) != 1:
-        place = place_of_text(text, options)
-        if place is not None:
-            return place
-    if _SEVERAL.match(text):
-        return None
-    patterns = (_CLOSED_LETTER, _OPEN_LETTER, _NAMED_LETTER) if lenient else (_CLOSED_LETTER,)
-    for pattern in patterns:
-        found = pattern.search(text)
-        if found:
-            place = ord(found.group(1)) - ord("a")
-            return place if place < len(options) else None
-    return _letter_with_its_text(text, options) if lenient else None
-
-
-def _letter_with_its_text(text: str, options: Sequence[str]) -> int | None:
-    """`B Paris`, or the words of exactly one option inside a longer claim such as `it is Paris`."""
-    letter, _, rest = text.partition(" ")
-    if len(letter) == 1 and letter.isascii() and place_of_text(rest, options) == ord(letter) - ord("a"):
-        return ord(letter) - ord("a")
-    said = [i for i, option in enumerate(options) if _says(text, comparable(option))]
-    negated = re.search(r"\b(?:not|n't|neither|nor|never|except)\b|n't\b", text)
-    return said[0] if len(said) == 1 and not negated else None
-
-
-def _says(text: str, option: str) -> bool:
-    return len(option) > 2 and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text) is not None
-
-
-_NEGATION = re.compile(r"\b(?:not|neither|nor|never|nicht|kein|pas|keine)\b|n't\b")
-
-
-def read_label(response: str, labels: Sequence[str], aliases: Mapping[str, str]) -> str | None:
-    """The label that a response names, in its canonical spelling; None where it names none or several."""
-    claim = find_answer(response)
-    if claim is None:
-        return None
-    names = _names(labels, aliases)
-    lines = [claim.text] if claim.marked or "\n" not in claim.text else claim.text.split("\n")
-    found = {label for label in (_read_claim_of_label(comparable(line), names) for line in lines) if label}
-    return found.pop() if len(found) == 1 else None
-
-
-def exact_label(text: str, labels: Sequence[str], aliases: Mapping[str, str]) -> str | None:
-    """The label that a file's cell spells, in its canonical spelling; the whole cell must be the label."""
-    return _names(labels, aliases).get(comparable(text))
-
-
-def _names(labels: Sequence[str], aliases: Mapping[str, str]) -> dict[str, str]:
-    """Comparable spelling to canonical label."""
-    return {**{comparable(k): v for k, v in aliases.items()}, **{comparable(x): x for x in labels}}
-
-
-def _read_claim_of_label(text: str, names: Mapping[str, str]) -> str | None:
-    if text in names:
-        return names[text]
-    rest = text
-    mentioned: list[str] = []
-    for name in sorted(names, key=len, reverse=True):
-        rest, count = re.subn(_whole(name), " \x00 ", rest)
-        mentioned += [names[name]] * bool(count)
-    if len(set(mentioned)) != 1 or _NEGATION.search(rest):
-        return None
-    return mentioned[0]
-
-
-def _whole(name: str) -> str:
-    """A pattern for the name as a whole word; scripts without spaces between words need no boundary."""
-    if not name.isascii():
-        return re.escape(name)
-    return rf"(?<![\w.+\-]){re.escape(name)}(?![\w%]|[.,]\d|-\w)"

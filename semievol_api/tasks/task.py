@@ -18,103 +18,12 @@ from semievol_api.config.settings import nearest, parse_settings, read_toml
 from semievol_api.errors import ConfigError
 from semievol_api.records import Example, Message, Prompt
 from semievol_api.store.fingerprints import plain
-from semievol_api.tasks.definition import ANSWER_FORMATS, LETTERS, Kind, TaskDefinition
-from semievol_api.tasks.numbers import numbers_equal, read_number
-from semievol_api.tasks.replies import comparable, exact_choice, exact_label, find_answer, read_choice, read_label
+from semievol_api.tasks.definition import KINDS, TaskDefinition
+from semievol_api.tasks.kind import LETTERS, TaskKind
+from semievol_api.tasks.replies import find_answer
 
-_OPENINGS: dict[Kind, str] = {
-    "multiple_choice": "You answer multiple-choice questions.",
-    "labels": "You assign labels.",
-    "number": "You answer questions with a number.",
-    "free_text": "You answer questions.",
-}
 VERDICTS = ("Y", "N")
 """Right and wrong: letters, since every vocabulary has them as single tokens."""
-
-
-def render(definition: TaskDefinition, user: str, shots: Sequence[Example]) -> Prompt:
-    """A prompt of a user turn and, where there are shots or a system text, a system turn before it."""
-    system = _system(definition, shots)
-    turns = (Message("system", system),) if system else ()
-    return Prompt((*turns, Message("user", user)))
-
-
-def user_turn(definition: TaskDefinition, example: Example, permutation: Sequence[int] | None) -> str:
-    """The user turn that asks for one answer."""
-    return _ask(definition, example, permutation, f"Reply with one line: {_answer_line(definition)}")
-
-
-def justify_turn(
-    definition: TaskDefinition, example: Example, proposals: Sequence[str], permutation: Sequence[int] | None
-) -> str:
-    """The user turn that lists proposals and asks for a decision (paper §3.3, self-justification)."""
-    listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(proposals, 1))
-    closing = f"Weigh the proposals, decide, and reply with one line: {_answer_line(definition)}"
-    return _ask(definition, example, permutation, f"Proposed answers:\n{listed}\n\n{closing}")
-
-
-def verify_turn(definition: TaskDefinition, example: Example, answer: str) -> str:
-    """The user turn that asks whether a proposed answer is right (Kadavath et al. 2022, P(True))."""
-    letters = LETTERS[: len(example.options)]
-    words = f"{answer}. {example.options[letters.index(answer)]}" if answer in letters else answer
-    closing = f"Reply with one line: Answer: {' or '.join(VERDICTS)}"
-    return _ask(
-        definition,
-        example,
-        None,
-        f"Proposed answer: {words}\n\nIs the proposed answer right?\n{VERDICTS[0]}. It is right\n"
-        f"{VERDICTS[1]}. It is wrong\n\n{closing}",
-    )
-
-
-def target(answer: str) -> str:
-    """The assistant turn to train on."""
-    return f"Answer: {answer}"
-
-
-def _answer_line(definition: TaskDefinition) -> str:
-    return f"Answer: {definition.answer_format or ANSWER_FORMATS[definition.kind]}"
-
-
-def _with_answer(proposal: str) -> str:
-    """A bare answer gets its `Answer:`; a whole response stays as it is."""
-    text = proposal.strip()
-    claim = find_answer(text)
-    return text if claim is not None and claim.marked else target(text)
-
-
-def _ask(definition: TaskDefinition, example: Example, permutation: Sequence[int] | None, last: str) -> str:
-    closed = ""
-    if definition.kind == "multiple_choice":
-        closed = f"\n\nOptions:\n{_option_lines(example.options, permutation)}"
-    elif definition.kind == "labels":
-        closed = f"\n\nLabels: {', '.join(definition.labels)}"
-    return f"{definition.instruction}\n\nQuestion: {example.question}{closed}\n\n{last}"
-
-
-def _option_lines(options: Sequence[str], permutation: Sequence[int] | None) -> str:
-    order = range(len(options)) if permutation is None else permutation
-    return "\n".join([f"{LETTERS[place]}. {options[i]}" for place, i in enumerate(order)])
-
-
-def _system(definition: TaskDefinition, shots: Sequence[Example]) -> str | None:
-    if not shots:
-        return definition.system
-    opening = definition.system or _OPENINGS[definition.kind]
-    nearest_last = reversed(shots)
-    solved = [f"Example {i}\n{_solved(definition, shot)}" for i, shot in enumerate(nearest_last, 1)]
-    return "\n\n".join((f"{opening} Solved examples:", *solved))
-
-
-def _solved(definition: TaskDefinition, shot: Example) -> str:
-    if shot.answer is None:
-        raise ValueError(f"example {shot.id!r} has no answer and cannot be a demonstration")
-    lines = [f"Question: {shot.question}"]
-    if definition.kind == "multiple_choice" and definition.shots_show_options:
-        lines.append(f"Options:\n{_option_lines(shot.options, None)}")
-    return "\n".join((*lines, target(shot.answer)))
-
-
 _DEFINITIONS = Path(__file__).parent / "definitions"
 _WORDING_VERSION = 1
 """Raised when wording or parsing changes in a way that must not reuse old answers."""
@@ -152,8 +61,8 @@ class Task:
         return self.definition.name
 
     @property
-    def kind(self) -> Kind:
-        """multiple_choice, labels, number or free_text."""
+    def kind(self) -> str:
+        """The name of its kind, such as multiple_choice."""
         return self.definition.kind
 
     @cached_property
@@ -167,6 +76,25 @@ class Task:
         """What enters the fingerprints of the stages that use this task."""
         return self.fingerprint
 
+    @property
+    def closed(self) -> bool:
+        """Whether every question has a closed set of answers."""
+        return self._kind.closed
+
+    @property
+    def lettered(self) -> bool:
+        """Whether every question has options of its own, answered by letter."""
+        return self._kind.lettered
+
+    @property
+    def fixed_labels(self) -> bool:
+        """Whether all questions share the labels that the task names."""
+        return self._kind.fixed_labels
+
+    @property
+    def _kind(self) -> TaskKind:
+        return KINDS[self.definition.kind]
+
     def prompt(
         self, example: Example, shots: Sequence[Example] = (), permutation: Sequence[int] | None = None
     ) -> Prompt:
@@ -177,7 +105,7 @@ class Task:
             shots: solved examples, nearest first, as retrieval returns them; the prompt shows the nearest last.
             permutation: `permutation[i]` is the canonical index of the option shown at position i.
         """
-        return render(self.definition, user_turn(self.definition, example, permutation), shots)
+        return self._render(self._ask(example, permutation, f"Reply with one line: {self._answer_line}"), shots)
 
     def justify_prompt(
         self,
@@ -186,53 +114,48 @@ class Task:
         proposals: Sequence[str],
         permutation: Sequence[int] | None = None,
     ) -> Prompt:
-        """Ask to decide between proposals, which are whole responses or canonical answers.
+        """Ask to decide between proposals, which are whole responses or canonical answers (paper §3.3).
 
         With a permutation the proposals' canonical letters are shown as the letters that the reader sees.
         """
-        if permutation is not None and self.kind == "multiple_choice":
+        if permutation is not None and self.lettered:
             proposals = [self._as_shown(text, example, permutation) for text in proposals]
-        user = justify_turn(self.definition, example, proposals, permutation)
-        return render(self.definition, user, shots)
+        listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(proposals, 1))
+        closing = f"Weigh the proposals, decide, and reply with one line: {self._answer_line}"
+        return self._render(self._ask(example, permutation, f"Proposed answers:\n{listed}\n\n{closing}"), shots)
 
     def verify_prompt(self, example: Example, answer: str) -> Prompt:
-        """Ask whether a canonical answer is right; the reply's label is one of `VERDICTS`."""
-        return render(self.definition, verify_turn(self.definition, example, answer), ())
+        """Ask whether a canonical answer is right; the reply's label is one of `VERDICTS`.
+
+        Kadavath et al. 2022 (arXiv 2207.05221), P(True).
+        """
+        words = f"{answer}. {self.in_words(example, answer)}" if self._is_letter(example, answer) else answer
+        closing = (
+            f"Proposed answer: {words}\n\nIs the proposed answer right?\n{VERDICTS[0]}. It is right\n"
+            f"{VERDICTS[1]}. It is wrong\n\nReply with one line: Answer: {' or '.join(VERDICTS)}"
+        )
+        return self._render(self._ask(example, None, closing), ())
 
     def parse(self, text: str, example: Example, permutation: Sequence[int] | None = None) -> str | None:
         """The canonical answer in a response; None (an abstention) where there is none, or more than one."""
-        match self.kind:
-            case "multiple_choice":
-                order = range(len(example.options)) if permutation is None else permutation
-                place = read_choice(text, [example.options[i] for i in order])
-                return None if place is None else LETTERS[order[place]]
-            case "labels":
-                return read_label(text, self.definition.labels, self.definition.aliases)
-            case "number":
-                return read_number(text, self.definition.number)
-            case "free_text":
-                claim = find_answer(text)
-                return (claim.text or None) if claim else None
+        return self._kind.parse(self.definition, text, example, permutation)
 
     def equal(self, answer: str | None, gold: str | None) -> bool:
         """Whether two canonical answers mean the same; an abstention equals nothing. Tolerance is the gold's."""
-        if not answer or not gold:
-            return False
-        if self.kind == "number":
-            return numbers_equal(answer, gold, self.definition.number)
-        if self.kind == "free_text":
-            return comparable(answer) == comparable(gold)
-        return answer == gold
+        return bool(answer and gold) and self._kind.equal(self.definition, answer or "", gold or "")
 
     def labels(self, example: Example) -> tuple[str, ...] | None:
         """The closed set of canonical answers; None where any answer is possible."""
-        match self.kind:
-            case "multiple_choice":
-                return tuple(LETTERS[: len(example.options)])
-            case "labels":
-                return self.definition.labels
-            case _:
-                return None
+        return self._kind.labels(self.definition, example)
+
+    def in_words(self, example: Example, answer: str) -> str:
+        """A canonical answer without letters: the option's own words, or the answer itself."""
+        return example.options[LETTERS.index(answer)] if self._is_letter(example, answer) else answer
+
+    @property
+    def placeholders(self) -> tuple[str, str]:
+        """Two different answers of usual length, for a plan to count with."""
+        return self._kind.placeholders
 
     def target(self, example: Example, answer: str) -> str:
         """The assistant turn to train on.
@@ -247,26 +170,58 @@ class Task:
 
     def read_gold(self, cell: str, example: Example) -> str | None:
         """A cell of the answer column in canonical form; None where it is no possible answer of the example."""
-        text = cell.strip()
-        match self.kind:
-            case "multiple_choice":
-                return self._gold_choice(text, example)
-            case "labels":
-                return exact_label(text, self.definition.labels, self.definition.aliases)
-            case "number":
-                return read_number(f"Answer: {text}", self.definition.number)
-            case "free_text":
-                return " ".join(text.split()) or None
+        return self._kind.read_gold(self.definition, cell.strip(), example)
 
-    def _gold_choice(self, text: str, example: Example) -> str | None:
-        place = exact_choice(text, example.options, self.definition.first_option_digit)
-        return None if place is None else LETTERS[place]
+    def why_refused(self, cell: str, example: Example) -> str:
+        """The end of a sentence about a cell that `read_gold` could not read."""
+        return self._kind.why_refused(self.definition, cell, example)
+
+    @property
+    def _answer_line(self) -> str:
+        return f"Answer: {self.definition.answer_format or self._kind.answer_word}"
+
+    def _ask(self, example: Example, permutation: Sequence[int] | None, last: str) -> str:
+        """The user turn: instruction, question, possible answers, and what is asked for at the end."""
+        listed = self._kind.listed(self.definition, example, permutation)
+        parts = (self.definition.instruction, f"Question: {example.question}", listed, last)
+        return "\n\n".join(part for part in parts if part)
+
+    def _render(self, user: str, shots: Sequence[Example]) -> Prompt:
+        """A user turn and, where there are shots or a system text, a system turn before it."""
+        system = self.definition.system
+        if shots:
+            nearest_last = reversed(shots)
+            solved = [f"Example {i}\n{self._solved(shot)}" for i, shot in enumerate(nearest_last, 1)]
+            system = "\n\n".join((f"{system or self._kind.opening} Solved examples:", *solved))
+        turns = (Message("system", system),) if system else ()
+        return Prompt((*turns, Message("user", user)))
+
+    def _solved(self, shot: Example) -> str:
+        if shot.answer is None:
+            raise ValueError(f"example {shot.id!r} has no answer and cannot be a demonstration")
+        lines = (f"Question: {shot.question}", self._kind.listed_in_shot(self.definition, shot), target(shot.answer))
+        return "\n".join(line for line in lines if line)
+
+    def _is_letter(self, example: Example, answer: str) -> bool:
+        return self.lettered and answer in (self.labels(example) or ())
 
     def _as_shown(self, proposal: str, example: Example, permutation: Sequence[int]) -> str:
         answer = self.parse(proposal, example)
         if answer is None:
             return proposal
         return target(LETTERS[list(permutation).index(LETTERS.index(answer))])
+
+
+def target(answer: str) -> str:
+    """The assistant turn to train on."""
+    return f"Answer: {answer}"
+
+
+def _with_answer(proposal: str) -> str:
+    """A bare answer gets its `Answer:`; a whole response stays as it is."""
+    text = proposal.strip()
+    claim = find_answer(text)
+    return text if claim is not None and claim.marked else target(text)
 
 
 def task_names() -> tuple[str, ...]:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-import orjson
 
 from semievol_api.errors import DataError
 from semievol_api.records import Message, Role, TrainingExample
 
 MIN_EXAMPLES = 10
 """OpenAI's own minimum for a fine-tuning file."""
-MAX_BYTES = 512 * 2**20
+_MAX_BYTES = 512 * 2**20
 """OpenAI's own limit for one file."""
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_LINE_BYTES = 4 * 2**20
@@ -99,7 +98,7 @@ def _example(number: int, line: bytes) -> ChatExample:
         raise TrainingFileError(f"Line {number} has no list of messages under the key 'messages'.")
     turns = tuple(_turn(number, position, message) for position, message in enumerate(messages))
     if not any(turn.trained for turn in turns):
-        raise TrainingFileError(f"Line {number} has no assistant message to learn from (with a weight other than 0).")
+        raise TrainingFileError(f"Line {number} has no assistant message with a weight other than 0.")
     return ChatExample(number, turns, float(weight))
 
 
@@ -162,9 +161,9 @@ def check_training_file(
     Raises:
         DataError: fewer than ten examples, a malformed line, or one that does not end with an answer; names the line.
     """
-    if len(content) > MAX_BYTES:
+    if len(content) > _MAX_BYTES:
         raise DataError(
-            f"The training file has {len(content) / 2**20:.0f} MiB, and vendors take at most {MAX_BYTES // 2**20}. "
+            f"The training file has {len(content) / 2**20:.0f} MiB, and vendors take at most {_MAX_BYTES // 2**20}. "
             f"Take fewer unlabelled rows: [data] max_unlabeled."
         )
     try:
@@ -197,11 +196,10 @@ def _ending_with_an_answer(example: ChatExample) -> list[Message]:
 # ------------------------------------------------------------------------------------------------ writing
 def jsonl_chunks(lines: Iterable[TrainingExample]) -> Iterator[bytes]:
     """Examples as chat JSONL, always the same bytes: those of `json.dumps` without ASCII escapes."""
+    encode = msgspec.json.encode
     chunk: list[bytes] = []
     for line in lines:
-        turns = [
-            b'{"role": %b, "content": %b}' % (orjson.dumps(m.role), orjson.dumps(m.content)) for m in line.messages
-        ]
+        turns = [b'{"role": %b, "content": %b}' % (encode(m.role), encode(m.content)) for m in line.messages]
         chunk.append(b'{"messages": [%b]}\n' % b", ".join(turns))
         if len(chunk) == _LINES_AT_ONCE:
             yield b"".join(chunk)

@@ -21,7 +21,7 @@ from semievol_api.errors import BudgetError, ConfigError
 from semievol_api.training.chat_jsonl import check_training_file
 from semievol_api.training.fine_tuning import AUTO_EPOCHS, Trainer
 
-CHARACTERS_A_TOKEN = 4
+_CHARACTERS_A_TOKEN = 4
 
 
 def refuse_unpriced(config: Config, provider_of: Callable[[ModelRef], Provider], trained: ModelRef | None) -> None:
@@ -56,11 +56,11 @@ def with_cap(trainer: Trainer, engine: RequestEngine, config: Config) -> Trainer
         return trainer
     paid = (json.loads(path.read_text("utf-8")) for path in config.run.folder.rglob("jobs/*-model/model.json"))
     engine.charge(sum(model.get("training_usd") or 0.0 for model in paid), 0)
-    capped = CappedFineTuner(tuner, trainer, engine, max_usd)
+    capped = _CappedFineTuner(tuner, trainer, engine, max_usd)
     return replace(trainer, provider=replace(trainer.provider, finetuner=capped))
 
 
-class CappedFineTuner:
+class _CappedFineTuner:
     """A `FineTuner` that buys nothing beyond the cap, and charges what a job cost once it has ended well."""
 
     def __init__(self, inner: FineTuner, trainer: Trainer, engine: RequestEngine, max_usd: float) -> None:
@@ -111,7 +111,7 @@ class CappedFineTuner:
 
     def _expected_usd(self, request: FineTuneRequest) -> float:
         report = check_training_file(request.training_file, self._trainer.count())
-        tokens = len(request.training_file) / CHARACTERS_A_TOKEN if report.tokens is None else report.tokens
+        tokens = len(request.training_file) / _CHARACTERS_A_TOKEN if report.tokens is None else report.tokens
         price = self._trainer.limits.training_usd or 0.0
         return tokens * (request.spec.n_epochs or AUTO_EPOCHS) * price / 1e6
 

@@ -34,8 +34,8 @@ from semievol_api.training.jobs import job_artifact
 
 AUTO_EPOCHS = 3
 """What `auto` usually comes to; the vendor decides."""
-LOOKS_AFTER_A_LOST_REPLY = 5
-AWAY_PATIENCE_S = 3600.0
+_LOOKS_AFTER_A_LOST_REPLY = 5
+_AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
 OnEvent = Callable[[str, JobEvent], None]
@@ -95,7 +95,7 @@ async def fine_tune(
         if state.model is None:
             raise JobFailedError(
                 f"The {name} job {ticket.job_id} ended as {state.raw_status!r} without a model"
-                f"{': ' + state.reason if state.reason else ''}. Mend the cause and run again."
+                f"{': ' + state.reason if state.reason else ''}. Fix the cause and run again."
             )
         return TunedModel(
             model=state.model,
@@ -120,12 +120,12 @@ def check_spec(spec: TrainSpec, provider: Provider) -> None:
     Raises:
         ConfigError: it names the keys.
     """
-    lost = [name for name in spec.said if name not in provider.train_keys]
+    lost = [name for name in spec.given if name not in provider.train_keys]
     if lost:
         raise ConfigError(
-            f"[train] {lost[0]} is set, and the trainings of {provider.name!r} take only "
-            f"{', '.join(provider.train_keys)}. Remove {', '.join(lost)} from [train]; a model of your own machine "
-            f"is told where it is served: in [providers.NAME.train], or the server's --train-config."
+            f"[train] {lost[0]} is set, but the trainings of {provider.name!r} support only "
+            f"{', '.join(provider.train_keys)}. Remove {', '.join(lost)} from [train]. For a model on your own "
+            f"machine, set them in [providers.NAME.train] or in the server's --train-config."
         )
 
 
@@ -147,7 +147,7 @@ def _run_key(trainer: Trainer, file: TrainingFile, spec: TrainSpec) -> str:
     A setting that came later is written where it is set, behind the others.
     """
     base = trainer.base_identity or trainer.base
-    later = "".join(f", {name}={value!r}" for name, value in spec.said.items() if name not in HOSTED_TRAIN_KEYS)
+    later = "".join(f", {name}={value!r}" for name, value in spec.given.items() if name not in HOSTED_TRAIN_KEYS)
     settings = (
         f"Hyperparameters(n_epochs={spec.n_epochs!r}, batch_size={spec.batch_size!r}, "
         f"learning_rate_multiplier={spec.learning_rate_multiplier!r}{later})"
@@ -167,7 +167,7 @@ async def _find_or_submit(trainer: Trainer, request: FineTuneRequest) -> JobTick
     try:
         return await tuner.submit(request)
     except TransientError:
-        for look in range(LOOKS_AFTER_A_LOST_REPLY):
+        for look in range(_LOOKS_AFTER_A_LOST_REPLY):
             await trainer.clock.sleep(2.0**look)
             try:
                 found = await tuner.find(request)
@@ -191,9 +191,9 @@ async def _wait(trainer: Trainer, name: str, ticket: JobTicket, poll_s: float) -
         except TransientError as error:
             now_s = trainer.clock.now_s()
             away_since_s = now_s if away_since_s is None else away_since_s
-            if now_s - away_since_s > AWAY_PATIENCE_S:
+            if now_s - away_since_s > _AWAY_PATIENCE_S:
                 raise
-            trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is away: {error}"))
+            trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is not reachable: {error}"))
         else:
             away_since_s = None
             if state.finished:

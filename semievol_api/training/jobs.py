@@ -1,9 +1,9 @@
-"""The trainings of runs: listed from their folders, asked about, cancelled; and what they left at the vendor.
+"""The trainings of runs: list them from their folders, poll and cancel them, clean up at the vendor.
 
     for job in jobs_under(Path("runs")): print(job.job_id, job.model)
 
-A job's receipt is on disk before anyone waits for it, so this needs no key, but for the vendor's own word on where a
-job stands. Knows nothing of how a training is bought.
+Jobs are listed from disk; only polling, cancelling and cleaning up need the vendor and its API key. Knows nothing of
+how a training is submitted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from typing import Any, Literal
 from semievol_api.capabilities import JobState, JobTicket, Provider, require
 from semievol_api.errors import ProviderError, UserError
 
-STORED_JOBS = {"warm": "warm_up"}
-"""Trainings whose folders are called otherwise than their model, as they were first: nothing is bought again."""
-STORED_FILES = {"warm": "warm_up", "semievol": "evolve"}
-"""Models whose training file is called otherwise in a run's folder."""
-KEPT_MODEL = "semievol"
+_STORED_AS = {"warm": ("warm_up", "warm_up"), "semievol": ("semievol", "evolve")}
+"""Models whose training job and training file have another name in a run folder, as in all older folders."""
+_KEPT_MODEL = "semievol"
 """The model that a run was made for; all others are superseded by it."""
 
 
@@ -76,7 +74,7 @@ class Leftover:
 
 def stored_job(model: str) -> str:
     """What the training of a model is called in a run's folder."""
-    return STORED_JOBS.get(model, model)
+    return _STORED_AS.get(model, (model, model))[0]
 
 
 def job_artifact(model: str, which: Literal["ticket", "model"]) -> str:
@@ -86,12 +84,12 @@ def job_artifact(model: str, which: Literal["ticket", "model"]) -> str:
 
 def file_artifact(model: str) -> str:
     """The artifact that holds the training file of a model."""
-    return STORED_FILES.get(model, model)
+    return _STORED_AS.get(model, (model, model))[1]
 
 
 def model_trained_by(stored: str) -> str:
     """The model whose training has this name in a run's folder."""
-    return next((model for model, name in STORED_JOBS.items() if name == stored), stored)
+    return next((model for model, (job, _) in _STORED_AS.items() if job == stored), stored)
 
 
 def jobs_under(folder: Path) -> list[Job]:
@@ -134,9 +132,9 @@ async def leftovers(jobs: Sequence[Job], provider: Provider) -> list[Leftover]:
         if content is not None:
             files |= {file_id: job.name for file_id in await remote.files_with(content) if file_id not in files}
     models = [
-        Leftover("model", job.model, f"the run's {job.name} model, superseded by {KEPT_MODEL}")
+        Leftover("model", job.model, f"the run's {job.name} model, superseded by {_KEPT_MODEL}")
         for job in jobs
-        if job.model is not None and job.name != KEPT_MODEL and any(other.name == KEPT_MODEL for other in jobs)
+        if job.model is not None and job.name != _KEPT_MODEL and any(other.name == _KEPT_MODEL for other in jobs)
     ]
     return [*(Leftover("file", file_id, f"training file of {name}") for file_id, name in files.items()), *models]
 

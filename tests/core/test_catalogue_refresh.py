@@ -109,7 +109,7 @@ def test_what_a_table_replaces_is_kept_and_a_reset_goes_back_to_the_packages(tab
         ("[vendors.crusoe]", "[vendor.crusoe]", ["'vendor'", "'vendors'"]),
         (NEWER, "models = 3", ["models"]),
         (NEWER, "models = [3]", ["row 1"]),
-        (NEWER, "", ["nothing to take"]),
+        (NEWER, "", ["it has no entries"]),
         (NEWER, "[[models", ["not valid TOML"]),
     ],
 )

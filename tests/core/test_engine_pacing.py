@@ -11,7 +11,7 @@ from engine_fakes import FakeServer, PatientClock, asks, provider, question
 from semievol_api.capabilities import ChatRequest, Pace, Reply
 from semievol_api.config.settings import Limits
 from semievol_api.engine import RequestEngine
-from semievol_api.engine.gate import AdaptiveLimit, Quota, Sent
+from semievol_api.engine.pacing import AdaptiveLimit, Quota, Sent
 from semievol_api.errors import RateLimitError
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition
-from semievol_api.tasks.definition import NumberSettings
-from semievol_api.tasks.numbers import read_number
+from semievol_api.tasks.kind_number import NumberSettings, read_number
 
 ITEM = Example(id="q", question="Is it so?")
 EUROPEAN = NumberSettings(decimal=",")

@@ -52,7 +52,7 @@ def test_a_setting_that_came_later_makes_another_training_only_where_it_is_set(t
 
 
 def test_a_setting_that_a_vendor_has_no_place_for_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\[train\] rank is set, and the trainings of 'mine' take only n_epochs,"):
+    with pytest.raises(ConfigError, match=r"\[train\] rank is set, but the trainings of 'mine' support only n_epochs,"):
         _bought(tmp_path, TrainSettings(rank=32), ("n_epochs", "seed"))
     assert not list(tmp_path.rglob("ticket.json"))
 

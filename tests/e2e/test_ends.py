@@ -195,7 +195,7 @@ def test_a_newer_table_is_taken_from_the_command_line_priced_with_and_dropped_ag
     )
     (tmp_path / "newer.toml").write_text(entry)
     done = semievol("providers", "--refresh", tmp_path / "newer.toml", "--on", "2026-11-30")
-    assert done.code == 0 and "1 rows are known otherwise now" in done.out and "providers --reset" in done.out
+    assert done.code == 0 and "1 entries have changed" in done.out and "providers --reset" in done.out
     assert json.loads(semievol("plan", project.config, "--json").out)["usd"]["expected"] > 0
     told = json.loads(semievol("providers", "--reset", "--json").out)
     assert told["installed"] is None and Path(told["kept"]).read_text() == entry

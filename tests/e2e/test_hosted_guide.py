@@ -62,4 +62,4 @@ def test_the_guides_sums_are_those_of_the_catalogue() -> None:
         assert f"(${usd:.2f})" in GUIDE or f"(${usd:.2f} an hour)" in GUIDE.replace("\n", " ")
         assert f"{HOURS * usd / today / 1e6:.0f} million" in GUIDE.replace("\n", " ")
     luna = a_request(catalogue.facts("openai", "gpt-6-luna"))
-    assert f"${luna:.5f} a request" in GUIDE
+    assert f"${luna:.5f} per request" in GUIDE

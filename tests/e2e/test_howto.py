@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -54,8 +57,7 @@ def test_a_provider_made_by_the_page_annotates_in_a_run(
 
 
 def test_a_rule_made_by_the_page_chooses_in_a_run(project: Project, tmp_path: Path, child_env: dict[str, str]) -> None:
-    checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT / "semievol_api", checkout / "semievol_api", ignore=shutil.ignore_patterns("model", "*.pyc"))
+    checkout = copy_of_the_package(tmp_path)
     (module,) = blocks("rule.md", "python")
     (config,) = blocks("rule.md", "toml")
     (checkout / "semievol_api/selection/rule_confident.py").write_text(module)
@@ -64,15 +66,65 @@ def test_a_rule_made_by_the_page_chooses_in_a_run(project: Project, tmp_path: Pa
         apply(file, change)
     project.change(('mode = "paper"', 'mode = "calibrated"'))
     project.config.write_text(f"{project.config.read_text()}\n{config}")
-    environ = {**child_env, "PYTHONPATH": f"{checkout}{os.pathsep}{ROOT / 'providers'}"}
-    command = [sys.executable, "-m", "semievol_api.cli", "run", str(project.config), "--yes"]
-    done = subprocess.run(command, cwd=project.folder, env=environ, capture_output=True, text=True, check=False)
+    done = run_in(checkout, project, child_env)
     assert done.returncode == 0, done.stderr
     summary = json.loads((project.folder / "out" / "select" / "summary.json").read_text())
     assert summary["applied_rule"] == "confident"
     scores = pq.read_table(project.folder / "out" / "select" / "scores.parquet").to_pylist()
     assert 0 < summary["kept"] < summary["unlabeled"]
     assert all(row["kept"] == (row["score"] is not None and row["score"] >= 0.6) for row in scores)
+
+
+def test_a_task_kind_made_by_the_page_is_read_in_a_run(
+    project: Project, tmp_path: Path, child_env: dict[str, str]
+) -> None:
+    (module,) = blocks("task-kind.md", "python")
+    (task,) = blocks("task-kind.md", "toml")
+    checkout = copy_of_the_package(tmp_path)
+    (checkout / "semievol_api/tasks/kind_date.py").write_text(module)
+    for change in blocks("task-kind.md", "diff"):
+        apply(checkout / "semievol_api/tasks/definition.py", change)
+    (project.folder / "task.toml").write_text(f'{task}\n[columns]\nid = "id"\n')
+    for name, first, count in (("labeled", 0, 40), ("unlabeled", 40, 60), ("test", 100, 40)):
+        write_dates(project.folder / f"{name}.csv", range(first, first + count))
+    done = run_in(checkout, project, child_env)
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(project.folder / "out" / "collaborate" / "evidence.parquet").to_pylist()
+    days = {f"q{i}": day_of(i).isoformat() for i in range(40, 100)}
+    read = [(row["answer"], days[row["example_id"]]) for row in rows if row["example_id"] in days]
+    assert all(answer in (day, None) for answer, day in read)
+    assert 0.5 < sum(answer == day for answer, day in read) / len(read) < 1
+    models = json.loads((project.folder / "out" / "verdict" / "verdict.json").read_text())["models"]
+    assert all(model["accuracy"] > 0.5 for model in models if model["name"] != "majority")
+
+
+def day_of(number: int) -> date:
+    """The day that a question asks for."""
+    return date(2024, 1, 1 + number * 11 % 28)
+
+
+def write_dates(path: Path, numbers: Iterable[int]) -> None:
+    """Questions that the scripted provider answers in one way of writing dates, and gold in another."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "question", "answer"])
+        for i in numbers:
+            day = day_of(i)
+            writer.writerow([f"q{i}", f"Item number {i} has cue: {day.isoformat()}", f"{day:%B} {day.day}, {day.year}"])
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    """A checkout that a page may change."""
+    checkout = folder / "checkout"
+    shutil.copytree(ROOT / "semievol_api", checkout / "semievol_api", ignore=shutil.ignore_patterns("model", "*.pyc"))
+    return checkout
+
+
+def run_in(checkout: Path, project: Project, child_env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`semievol run` by the checkout's code."""
+    environ = {**child_env, "PYTHONPATH": f"{checkout}{os.pathsep}{ROOT / 'providers'}"}
+    command = [sys.executable, "-m", "semievol_api.cli", "run", str(project.config), "--yes"]
+    return subprocess.run(command, cwd=project.folder, env=environ, capture_output=True, text=True, check=False)
 
 
 def apply(file: Path, change: str) -> None:

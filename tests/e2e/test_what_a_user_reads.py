@@ -137,7 +137,7 @@ def test_check_tells_what_the_run_will_leave_out(project: Project, semievol: Sem
         file.write("\n".join(f"again-{line}" for line in lines) + "\n")
     shown = semievol("check", project.config)
     assert shown.code == 0
-    assert "5 of the labeled rows ask what a test row asks, and will be left out" in shown.out
+    assert "5 of the labeled rows have the question of a test row, and will be left out" in shown.out
 
 
 def test_check_warns_of_labels_that_nothing_teaches(project: Project, semievol: Semievol) -> None:
@@ -150,11 +150,11 @@ def test_check_warns_of_labels_that_nothing_teaches(project: Project, semievol: 
     project.change(('test = "test.csv"\n', ""))
     said = " ".join(semievol("check", project.config).out.split())
     assert "All labelled rows have the same answer, 'good'" in said
-    assert "No labelled row teaches 2 of the 3 labels: 'bad', 'odd'." in said
+    assert "2 of the 3 labels have no labelled row: 'bad', 'odd'." in said
 
 
 def test_a_preview_says_whose_demonstrations_it_shows(project: Project, semievol: Semievol) -> None:
-    assert "a run shows each question its neighbours" in semievol("preview", project.config).out
+    assert "the first labelled rows" in semievol("preview", project.config).out
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_asked(done: Project, semievol: Semievol) -> None:

@@ -11,6 +11,7 @@ import pytest
 from server_running import RunningServer
 
 from tests.conformance import SPECIFICATION
+from tests.openai_types import check_answer
 
 pytest_plugins = ("local_fixtures",)
 
@@ -31,7 +32,7 @@ def client(server: RunningServer) -> openai.OpenAI:
 
 @pytest.fixture
 def conforms() -> Callable[[object, str], None]:
-    """`conforms(answer, "FineTuningJob")` fails where an answer breaks the published specification."""
+    """`conforms(answer, "FineTuningJob")` fails where an answer breaks the specification or the package's types."""
     from jsonschema import Draft202012Validator
     from referencing import Registry, Resource
     from referencing.jsonschema import DRAFT202012
@@ -42,5 +43,6 @@ def conforms() -> Callable[[object, str], None]:
     def check(answer: object, schema: str) -> None:
         reference = {"$ref": f"urn:spec#/components/schemas/{schema}"}
         Draft202012Validator(reference, registry=registry).validate(answer)
+        check_answer(schema, answer)
 
     return check

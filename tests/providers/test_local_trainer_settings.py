@@ -178,7 +178,7 @@ START = StartingPoint(base="/m/tiny", adapter="/a", device="cuda:1")
 
 @pytest.mark.parametrize("name", TrainSpec.model_fields)
 def test_every_field_of_a_spec_reaches_the_trainer(name: str) -> None:
-    asked, defaults = ASKED.said[name], TrainDefaults(learning_rate=1e-3)
+    asked, defaults = ASKED.given[name], TrainDefaults(learning_rate=1e-3)
     resolved = defaults.resolve(TrainSpec(**{name: asked}), 100)
     told = msgspec.structs.asdict(training_job(resolved, defaults, START, Path("/j"), validates=False))
     if name == "learning_rate_multiplier":

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import orjson
+import msgspec
 import pytest
 
 from semievol_api.capabilities import EmbedRequest, Provider, ProviderSettings, require
@@ -82,7 +82,7 @@ class BreakingSend:
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
     ) -> HttpResponse:
         if method == "POST" and url.endswith(self._path) and body is not None:
-            content: Any = orjson.loads(body)
+            content: Any = msgspec.json.decode(body)
             node = content
             for step in self._place[:-1]:
                 node = node[step]
@@ -90,7 +90,7 @@ class BreakingSend:
             node[self._place[-1]] = self._value
             if self._value is None:
                 del node[self._place[-1]]
-            body = orjson.dumps(content)
+            body = msgspec.json.encode(content)
             self.broken += 1
         return await self._send(method, url, body, headers, timeout_s)
 

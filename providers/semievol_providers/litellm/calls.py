@@ -42,12 +42,12 @@ _ADVICE: dict[int, str] = {
 }
 
 
-def translate(what: str, error: Exception, access: Access) -> ProviderError:
+def _translate(what: str, error: Exception, access: Access) -> ProviderError:
     """The error that an exception of litellm's stands for. `what` names the call."""
     known: Any = error
     status = _status(known)
     name = type(error).__name__
-    quote = _said(str(error), access)
+    quote = _quote(str(error), access)
     opening = f"{access.provider}: {what} through litellm failed ({name}{f', {status}' if status else ''})"
     if name == "ContextWindowExceededError" or (status == 400 and "context length" in quote.lower()):
         return RefusedError(
@@ -75,15 +75,15 @@ def translate(what: str, error: Exception, access: Access) -> ProviderError:
     return refusal(f'{opening}: "{quote}". {advice}', status=status)
 
 
-def scrub(text: str, access: Access) -> str:
+def _scrub(text: str, access: Access) -> str:
     """The text without the key or anything of its shape."""
     if access.api_key and access.api_key != "none":
         text = text.replace(access.api_key, "[key]")
     return _KEY_SHAPE.sub("[key]", text)
 
 
-def _said(text: str, access: Access) -> str:
-    quote = " ".join(scrub(text, access).split()).rstrip(".")
+def _quote(text: str, access: Access) -> str:
+    quote = " ".join(_scrub(text, access).split()).rstrip(".")
     return quote if len(quote) <= _LONGEST_QUOTE else quote[:_LONGEST_QUOTE] + "…"
 
 
@@ -116,7 +116,7 @@ def _number(text: object) -> float:
         return 0.0
 
 
-OFFLINE = "LITELLM_LOCAL_MODEL_COST_MAP"
+_OFFLINE = "LITELLM_LOCAL_MODEL_COST_MAP"
 """Without this variable `import litellm` downloads a price table."""
 
 
@@ -126,7 +126,7 @@ class LiteLLM:
     @cached_property
     def module(self) -> Any:
         """litellm itself, silent and offline."""
-        os.environ.setdefault(OFFLINE, "True")
+        os.environ.setdefault(_OFFLINE, "True")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its import raises deprecations of its own dependencies
             litellm: Any = import_module("litellm")
@@ -165,7 +165,7 @@ class LiteLLMChat:
                 "has. Ask without a prefill, or give the role to another provider."
             )
         answer = await _call(
-            "chat", self._library.module.acompletion, chat_arguments(request, self._access), self._access
+            "chat", self._library.module.acompletion, _chat_arguments(request, self._access), self._access
         )
         choices = sorted(answer.get("choices") or [], key=lambda choice: choice.get("index") or 0)
         if not choices:
@@ -196,7 +196,7 @@ class LiteLLMEmbedder:
         return EmbedReply(vectors=np.array([row["embedding"] for row in rows], dtype=np.float32), usage=_usage(answer))
 
 
-def chat_arguments(request: ChatRequest, access: Access) -> dict[str, Any]:
+def _chat_arguments(request: ChatRequest, access: Access) -> dict[str, Any]:
     """The arguments of `acompletion`; what the vendor does not know is left out, if the config says so."""
     arguments: dict[str, Any] = {
         "model": access.prefix + request.model,
@@ -239,7 +239,7 @@ async def _call(what: str, function: Any, arguments: dict[str, Any], access: Acc
         answer = await function(**arguments)
     except openai.OpenAIError as error:  # the root of litellm's own errors
         # From None: its messages and causes quote requests, and so keys.
-        raise translate(what, error, access) from None
+        raise _translate(what, error, access) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydantic's remarks on litellm's own types
         plain: dict[str, Any] = answer.model_dump()

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 
 from semievol_api.capabilities import ModelLimits, ModelName, Provider, ProviderSettings
 from semievol_api.errors import ConfigError, MissingExtraError
@@ -23,7 +23,7 @@ from semievol_providers.litellm.settings import read_access
 _FILE = "model_prices_and_context_window_backup.json"
 
 
-class LiteLLMPrices(Mapping[ModelName, ModelLimits]):
+class _LiteLLMPrices(Mapping[ModelName, ModelLimits]):
     """Limits by litellm's model names, with or without the vendor's prefix; read when first asked."""
 
     def __getitem__(self, name: ModelName) -> ModelLimits:
@@ -51,7 +51,7 @@ class LiteLLMPrices(Mapping[ModelName, ModelLimits]):
         for folder in folders:
             path = Path(folder) / _FILE
             if path.is_file():
-                table: Mapping[str, Any] = orjson.loads(path.read_bytes())
+                table: Mapping[str, Any] = msgspec.json.decode(path.read_bytes())
                 return table
         return {}
 
@@ -85,7 +85,7 @@ def connect(settings: ProviderSettings) -> Provider:
         name=access.provider,
         identity=access.identity,
         vendor="litellm",
-        limits=LiteLLMPrices(),
+        limits=_LiteLLMPrices(),
         chat=chat,
         scored=None if "logprobs" in access.leave_out else chat,
         embedder=LiteLLMEmbedder(access, library),

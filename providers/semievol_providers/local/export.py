@@ -29,11 +29,13 @@ _ROOM = 1.05
 
 def export(
     adapter: Annotated[Path, typer.Argument(help="Folder of an adapter, such as .../jobs/ftjob-.../adapter.")],
-    target: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
-    base: Annotated[Path | None, typer.Option(help="Its base model; the one it was trained on if left out.")] = None,
-    push: Annotated[str | None, typer.Option(help="OWNER/NAME on the Hugging Face hub, private.")] = None,
+    target: Annotated[Path, typer.Argument(help="Folder to write. It must not exist.")],
+    base: Annotated[Path | None, typer.Option(help="The base model. Default: the one that it was trained on.")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Also push to this private OWNER/NAME on the Hugging Face hub.")
+    ] = None,
 ) -> None:
-    """Merge an adapter into its base model's weights, as safetensors with tokenizer, template and model card."""
+    """Merge an adapter into its base model and write safetensors, tokenizer and model card."""
     folder = merge(adapter, target, base)
     sys.stdout.write(f"The merged model is in {folder}\n")
     if push is not None:

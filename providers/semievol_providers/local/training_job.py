@@ -134,7 +134,7 @@ def training_job(
     if spec.n_epochs is None or spec.batch_size is None:
         raise ValueError("The spec leaves epochs or batch size open; resolve it first.")
     values = {name: value for name, value in msgspec.structs.asdict(defaults).items() if name in _VALUES}
-    values |= {name: value for name, value in spec.said.items() if name in _VALUES}
+    values |= {name: value for name, value in spec.given.items() if name in _VALUES}
     values["learning_rate"] = defaults.learning_rate * (spec.learning_rate_multiplier or 1.0)
     return TrainingJob(
         base=start.base,

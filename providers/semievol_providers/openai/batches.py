@@ -19,11 +19,11 @@ from semievol_providers.openai.errors import error_from_answer, error_in_body, j
 from semievol_providers.openai.finetuner import RUN_KEY, Files, content_name, short_key
 from semievol_providers.openai.sdk import Sdk
 
-BatchStatus: TypeAlias = Literal["running", "completed", "expired", "failed", "cancelled"]
+_BatchStatus: TypeAlias = Literal["running", "completed", "expired", "failed", "cancelled"]
 
 _WHAT = "batches"
 _ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-_STATUSES: dict[str, BatchStatus] = {
+_STATUSES: dict[str, _BatchStatus] = {
     "completed": "completed",
     "expired": "expired",
     "failed": "failed",
@@ -60,18 +60,18 @@ class Batch(Struct):
     errors: BatchFaults | None = None
 
 
-class LineAnswer(Struct):
+class _LineAnswer(Struct):
     """What one request was answered."""
 
     status_code: int = 0
     body: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class Line(Struct):
+class _Line(Struct):
     """One line of an output or error file."""
 
     custom_id: str
-    response: LineAnswer | None = None
+    response: _LineAnswer | None = None
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -161,7 +161,7 @@ class OpenAIBatchChat:
 
     def _answer(self, line: bytes) -> BatchAnswer:
         """One line as an answer; a cut line is a `TransientError`, since the download may be whole next time."""
-        decoded = self._sdk.decode(Line, "files/content", line)
+        decoded = self._sdk.decode(_Line, "files/content", line)
         response = decoded.response
         if response is None or response.status_code == 0:
             return self._unanswered(decoded)
@@ -182,7 +182,7 @@ class OpenAIBatchChat:
             return BatchAnswer(custom_id=decoded.custom_id, reply=None, error=str(hidden), retryable=again)
         return BatchAnswer(custom_id=decoded.custom_id, reply=reply)
 
-    def _unanswered(self, line: Line) -> BatchAnswer:
+    def _unanswered(self, line: _Line) -> BatchAnswer:
         fault = read_vendor_error(bytes(line.error))
         reason = job_failure(fault, self._sdk.connection) or "The vendor gave neither an answer nor a reason."
         again = fault.code in _ASK_AGAIN_CODES or not fault.code

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
-import orjson
 from msgspec import Struct
 
 from semievol_api.capabilities import ChatRequest, Pace, Reply
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from semievol_api.cassettes.http import HttpResponse, HttpSend
 
 
-SLOT_HEADER = "x-semievol-slot"
+_SLOT_HEADER = "x-semievol-slot"
 """Read by cassettes; what sends to the network drops it."""
 
 
@@ -45,7 +44,7 @@ class HotPath:
             RateLimitError, TransientError, RefusedError: see error_translation.py.
         """
         connection = self.connection
-        headers = {**self._headers, SLOT_HEADER: slot} if slot else self._headers
+        headers = {**self._headers, _SLOT_HEADER: slot} if slot else self._headers
         try:
             answer = await self._send("POST", connection.url(path, model), body, headers, connection.timeout_s)
         except TransientError as error:
@@ -106,8 +105,8 @@ def encode(body: dict[str, Any]) -> bytes:
         DataError: a text holds half of a surrogate pair, which no server can read.
     """
     try:
-        return orjson.dumps(body)
-    except TypeError as error:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
         raise DataError(
             f"A prompt cannot be written as JSON ({error}); the usual cause is a broken character (half of a "
             f"surrogate pair) in a question or an option. Repair the row in the data file."
@@ -129,26 +128,26 @@ class TokenWithAlternatives(Struct, gc=False):
     top_logprobs: list[Alternative] | None = None
 
 
-TokenT = TypeVar("TokenT", Alternative, TokenWithAlternatives)
+_TokenT = TypeVar("_TokenT", Alternative, TokenWithAlternatives)
 
 
-Shown: TypeAlias = dict[str, float | None]
+_Shown: TypeAlias = dict[str, float | None]
 
 
-class Logprobs(Struct, Generic[TokenT], gc=False):
+class _Logprobs(Struct, Generic[_TokenT], gc=False):
     """The log-probabilities of one message: OpenAI's `content`, or Together's lists side by side.
 
     Together's alternatives count where there is a table for each token; its SDK types one table for a whole answer,
     which belongs to a place only where the answer has a single token.
     """
 
-    content: list[TokenT] | None = None
+    content: list[_TokenT] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
-    top_logprobs: list[Shown | None] | Shown | None = None
+    top_logprobs: list[_Shown | None] | _Shown | None = None
 
     @property
-    def entries(self) -> Sequence[TokenT | TokenWithAlternatives] | None:
+    def entries(self) -> Sequence[_TokenT | TokenWithAlternatives] | None:
         """A place each; None where the server showed none, or lists that do not fit each other."""
         if self.content is not None:
             return self.content
@@ -164,20 +163,20 @@ class Logprobs(Struct, Generic[TokenT], gc=False):
         ]
 
 
-class AnswerMessage(Struct, gc=False):
+class _AnswerMessage(Struct, gc=False):
     """What the assistant said."""
 
     content: str | None = None
     refusal: str | None = None
 
 
-class Choice(Struct, Generic[TokenT], gc=False):
+class _Choice(Struct, Generic[_TokenT], gc=False):
     """One of the n completions."""
 
-    message: AnswerMessage
+    message: _AnswerMessage
     index: int = 0
     finish_reason: str | None = None
-    logprobs: Logprobs[TokenT] | None = None
+    logprobs: _Logprobs[_TokenT] | None = None
 
 
 class PromptDetails(Struct, gc=False):
@@ -200,10 +199,10 @@ class UsageFields(Struct, gc=False):
         return Usage(self.prompt_tokens or 0, self.completion_tokens or 0, cached or 0)
 
 
-class ChatAnswer(Struct, Generic[TokenT], gc=False):
+class ChatAnswer(Struct, Generic[_TokenT], gc=False):
     """The whole answer. Some proxies send errors with status 200; they have no choices."""
 
-    choices: list[Choice[TokenT]] = []
+    choices: list[_Choice[_TokenT]] = []
     usage: UsageFields | None = None
 
 
@@ -253,11 +252,11 @@ class ChatDecoder:
         return Reply(completions=completions, usage=answer.usage.usage() if answer.usage else Usage(), pace=pace)
 
 
-def _index(choice: Choice[Alternative] | Choice[TokenWithAlternatives]) -> int:
+def _index(choice: _Choice[Alternative] | _Choice[TokenWithAlternatives]) -> int:
     return choice.index
 
 
-def _completion(choice: Choice[Alternative] | Choice[TokenWithAlternatives]) -> Completion:
+def _completion(choice: _Choice[Alternative] | _Choice[TokenWithAlternatives]) -> Completion:
     message = choice.message
     if message.refusal and not message.content:
         return Completion(message.refusal, "refused")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import orjson
+import msgspec
 
 from semievol_api.capabilities import Pace
 from semievol_api.errors import (
@@ -84,7 +84,7 @@ def _count(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
 
 
-QUOTA_CODES = frozenset(
+_QUOTA_CODES = frozenset(
     {
         "insufficient_quota",
         "billing_hard_limit_reached",
@@ -98,7 +98,7 @@ QUOTA_CODES = frozenset(
 """Codes that vendors send with status 429 although waiting would not help."""
 
 _RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens_exceeded"})
-ABSENT_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
+_ABSENT_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
 
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
 _KEY = "Check that {key_source} holds a current key of this vendor, then start again; nothing is lost."
@@ -110,7 +110,7 @@ _ROOM = "The quota of files, jobs or deployments is used up: look at `semievol c
 _TRAINING = "Choose a base model that this vendor still trains, or give the trainer role to another provider."
 
 _BY_CODE: Mapping[str, str] = {
-    **dict.fromkeys(QUOTA_CODES, _MONEY),
+    **dict.fromkeys(_QUOTA_CODES, _MONEY),
     "invalid_api_key": _KEY,
     "invalid_organization": "Check the organization and project variables; a key works only within its own.",
     "mismatched_organization": "Check the organization and project variables; a key works only within its own.",
@@ -180,12 +180,12 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
 )
 
 
-def is_context_length(code: str | None, message: str) -> bool:
+def _is_context_length(code: str | None, message: str) -> bool:
     """Whether a refusal is about the prompt's length, in this vendor's words."""
-    return next_step(None, code, message) is _LENGTH
+    return _next_step(None, code, message) is _LENGTH
 
 
-def next_step(status: int | None, code: str | None, message: str) -> str:
+def _next_step(status: int | None, code: str | None, message: str) -> str:
     """One sentence; `{key_source}` and `{base_url}` in it are the caller's to fill."""
     if code is not None and code in _BY_CODE:
         return _BY_CODE[code]
@@ -229,14 +229,14 @@ def error_from_answer(
         text = f"{opening}{quote}. The server failed, not the request; another attempt may succeed."
         return TransientError(text, status=status, code=fault.code, param=fault.param)
     code = "insufficient_quota" if status == 429 and fault.code is None else fault.code
-    advice = _fill(next_step(status, code, fault.message), connection)
+    advice = _fill(_next_step(status, code, fault.message), connection)
     return _refusal(code, fault.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=fault.param)
 
 
 def _refusal(code: str | None, message: str) -> type[RefusedError]:
-    if is_context_length(code, message):
+    if _is_context_length(code, message):
         return ContextLengthError
-    return ModelNotFoundError if code in ABSENT_MODEL_CODES else RefusedError
+    return ModelNotFoundError if code in _ABSENT_MODEL_CODES else RefusedError
 
 
 def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> ProviderError:
@@ -278,7 +278,7 @@ def error_on_the_way(what: str, error: Exception, connection: Connection) -> Tra
             f"{unasked}: nothing listens at {connection.base_url}. Check that the server runs and that base_url "
             f"names its port."
         )
-    reason = scrub(str(error) or type(error).__name__, connection).rstrip(".")
+    reason = _scrub(str(error) or type(error).__name__, connection).rstrip(".")
     opening = _opening(what, "gave no whole answer", connection)
     return TransientError(f"{opening}: {reason}. Another attempt may succeed.")
 
@@ -286,8 +286,8 @@ def error_on_the_way(what: str, error: Exception, connection: Connection) -> Tra
 def read_vendor_error(body: bytes) -> VendorError:
     """The message, code and param of an error body: OpenAI's, Azure's, FastAPI's, vLLM's, or a page of HTML."""
     try:
-        tree: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        tree: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
         return VendorError(_plain_text(body))
     if tree is None:
         return VendorError()
@@ -321,7 +321,7 @@ def _behind(found: Mapping[str, Any], message: str) -> str:
     """What the vendor behind a router said, which OpenRouter keeps in `metadata.raw`."""
     metadata = found.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
-    text = "" if raw is None else (raw if isinstance(raw, str) else orjson.dumps(raw).decode())
+    text = "" if raw is None else (raw if isinstance(raw, str) else msgspec.json.encode(raw).decode())
     return f" ({text})" if text and text not in message else ""
 
 
@@ -330,10 +330,10 @@ def _status_of_code(fault: VendorError) -> int | None:
     for word in (fault.code, fault.kind):
         if word in _RATE_CODES:
             return 429
-        if word in QUOTA_CODES:
+        if word in _QUOTA_CODES:
             return 429
         if word in _BY_CODE:
-            return 404 if word in ABSENT_MODEL_CODES else 400
+            return 404 if word in _ABSENT_MODEL_CODES else 400
     return None
 
 
@@ -341,12 +341,12 @@ def job_failure(fault: VendorError, connection: Connection) -> str | None:
     """Why a fine-tuning job failed and what to do, or None where the vendor says nothing."""
     if not fault.message and not fault.code:
         return None
-    advice = _fill(next_step(None, fault.code, fault.message), connection)
-    message = scrub(fault.message or "no reason given", connection).rstrip(".")
+    advice = _fill(_next_step(None, fault.code, fault.message), connection)
+    message = _scrub(fault.message or "no reason given", connection).rstrip(".")
     return f"{message}{_code_words(fault)}. {advice}"
 
 
-def scrub(text: str, connection: Connection) -> str:
+def _scrub(text: str, connection: Connection) -> str:
     """The text without the key or anything of its shape."""
     if connection.api_key:
         text = text.replace(connection.api_key, "[key]")
@@ -359,7 +359,7 @@ def _opening(what: str, happened: str, connection: Connection) -> str:
 
 
 def _quote(message: str, connection: Connection) -> str:
-    text = " ".join(scrub(message, connection).split()).rstrip(".")
+    text = " ".join(_scrub(message, connection).split()).rstrip(".")
     if len(text) > _LONGEST_QUOTE:
         text = text[:_LONGEST_QUOTE] + "…"
     return f': "{text}"' if text else ""
@@ -389,7 +389,7 @@ def _plain_text(body: bytes) -> str:
 
 
 def _out_of_money(fault: VendorError) -> bool:
-    return fault.code in QUOTA_CODES or fault.kind in QUOTA_CODES
+    return fault.code in _QUOTA_CODES or fault.kind in _QUOTA_CODES
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

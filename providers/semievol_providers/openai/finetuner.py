@@ -29,7 +29,7 @@ from semievol_api.capabilities import (
 )
 from semievol_api.errors import RefusedError
 from semievol_providers.openai.errors import job_failure, read_vendor_error
-from semievol_providers.openai.sdk import OpenAIModels, Sdk
+from semievol_providers.openai.sdk import ModelFacts, Sdk
 from semievol_providers.openai.settings import Dialect
 
 RUN_KEY = "semievol_run_key"
@@ -52,7 +52,7 @@ _BEST_FIRST: tuple[JobStatus, ...] = ("succeeded", "running", "queued", "paused"
 
 _UNUSABLE = frozenset({"error", "deleted", "deleting", "failed"})
 
-Purpose: TypeAlias = Literal["fine-tune", "batch"]
+_Purpose: TypeAlias = Literal["fine-tune", "batch"]
 
 
 class Job(Struct):
@@ -232,7 +232,7 @@ def job_arguments(
 
 def _hyperparameters(spec: TrainSpec) -> dict[str, int | float | str]:
     """What of a training the API has a place for; the rest is refused while planning."""
-    return {name: value for name, value in spec.said.items() if name in HOSTED_TRAIN_KEYS and name != "seed"}
+    return {name: value for name, value in spec.given.items() if name in HOSTED_TRAIN_KEYS and name != "seed"}
 
 
 def job_suffix(request: FineTuneRequest, suffix_chars: int) -> str:
@@ -300,7 +300,7 @@ class Files:
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk
 
-    async def upload_once(self, content: bytes, name: str, purpose: Purpose) -> str:
+    async def upload_once(self, content: bytes, name: str, purpose: _Purpose) -> str:
         """The id of a file with this name and size, uploaded now unless it is already there."""
         for there in await self.named(name, purpose):
             if there.bytes in (None, len(content)):
@@ -312,7 +312,7 @@ class Files:
         )
         return uploaded.id
 
-    async def named(self, start: str, purpose: Purpose) -> list[RemoteFile]:
+    async def named(self, start: str, purpose: _Purpose) -> list[RemoteFile]:
         """The usable files whose names begin so."""
         found = self._sdk.items(
             RemoteFile,
@@ -344,11 +344,12 @@ class OpenAIStorage:
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk
         self._files = Files(sdk)
-        self._models = OpenAIModels(sdk)
 
     async def model(self, name: ModelName) -> RemoteModel:
         """One model; `RefusedError` with code `model_not_found` where there is none."""
-        facts = await self._models.retrieve(name)
+        facts = await self._sdk.ask_for(
+            ModelFacts, "models", lambda client: client.models.with_raw_response.retrieve(name)
+        )
         return RemoteModel(name=facts.id, shutdown_date=facts.end)
 
     async def files_with(self, training_file: bytes) -> Sequence[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -47,7 +47,7 @@ class RawAnswer(Protocol):
         ...
 
 
-class Listed(Protocol):
+class _Listed(Protocol):
     """Anything that stands in a list with cursor paging."""
 
     @property
@@ -56,8 +56,8 @@ class Listed(Protocol):
         ...
 
 
-ListedT = TypeVar("ListedT", bound=Listed)
-ShapeT = TypeVar("ShapeT")
+_ListedT = TypeVar("_ListedT", bound=_Listed)
+_ShapeT = TypeVar("_ShapeT")
 
 
 class Sdk:
@@ -88,12 +88,12 @@ class Sdk:
             raise error_on_the_way(what, error, self.connection) from error
 
     async def ask_for(
-        self, shape: type[ShapeT], what: str, call: Callable[[AsyncOpenAI], Awaitable[RawAnswer]]
-    ) -> ShapeT:
+        self, shape: type[_ShapeT], what: str, call: Callable[[AsyncOpenAI], Awaitable[RawAnswer]]
+    ) -> _ShapeT:
         """The answer of one call, decoded; a body of another shape is a `TransientError`."""
         return self.decode(shape, what, await self.ask(what, call))
 
-    def decode(self, shape: type[ShapeT], what: str, body: bytes) -> ShapeT:
+    def decode(self, shape: type[_ShapeT], what: str, body: bytes) -> _ShapeT:
         """A body as a value of the shape; a `TransientError` where it is none."""
         try:
             return msgspec.json.decode(body, type=shape)
@@ -101,8 +101,8 @@ class Sdk:
             raise invalid_answer(what, body, self.connection) from error
 
     async def items(
-        self, shape: type[ListedT], what: str, call: Callable[[AsyncOpenAI, dict[str, Any]], Awaitable[RawAnswer]]
-    ) -> AsyncIterator[ListedT]:
+        self, shape: type[_ListedT], what: str, call: Callable[[AsyncOpenAI, dict[str, Any]], Awaitable[RawAnswer]]
+    ) -> AsyncIterator[_ListedT]:
         """Everything in a list, page after page; `call` passes the paging arguments on."""
         paging: dict[str, Any] = {"limit": _PAGE}
         while True:
@@ -140,7 +140,7 @@ class _Page(Struct):
     has_more: bool | None = None
 
 
-def _page_of(shape: type[ListedT]) -> Any:
+def _page_of(shape: type[_ListedT]) -> Any:
     return msgspec.defstruct(f"PageOf{shape.__name__}", [("data", GenericAlias(list, (shape,)), [])], bases=(_Page,))
 
 
@@ -169,9 +169,6 @@ async def _drop_bearer(request: Any) -> None:
     request.headers.pop("authorization", None)
 
 
-_WHAT = "models"
-
-
 class Deprecation(Struct, frozen=True):
     """Azure's dates of a model's end, in Unix seconds."""
 
@@ -193,19 +190,3 @@ class ModelFacts(Struct, frozen=True):
         if self.shutdown_date or self.deprecation is None or self.deprecation.inference is None:
             return self.shutdown_date
         return datetime.datetime.fromtimestamp(self.deprecation.inference, datetime.UTC).date().isoformat()
-
-
-class OpenAIModels:
-    """Lists and looks up models at one endpoint."""
-
-    def __init__(self, sdk: Sdk) -> None:
-        self._sdk = sdk
-
-    async def list(self) -> Sequence[ModelFacts]:
-        """All models that the key may see."""
-        listed = self._sdk.items(ModelFacts, _WHAT, lambda client, _: client.models.with_raw_response.list())
-        return [model async for model in listed]
-
-    async def retrieve(self, name: str) -> ModelFacts:
-        """One model; `RefusedError` with code `model_not_found` where there is none."""
-        return await self._sdk.ask_for(ModelFacts, _WHAT, lambda client: client.models.with_raw_response.retrieve(name))

@@ -7,28 +7,25 @@ The key comes from a variable or from a file, never from the config itself. Know
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from semievol_api.capabilities import ProviderSettings
-from semievol_api.cassettes.scrub import is_variable_name
-from semievol_api.errors import ConfigError
+from semievol_api.capabilities import ProviderSettings, plain_header
+from semievol_api.errors import ConfigError, nearest
 
-OptionRead: TypeAlias = Literal["prefill", "position", "off"]
-MaxTokensField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
-KeyHeader: TypeAlias = Literal["authorization", "api-key"]
-LogprobsShape: TypeAlias = Literal["openai", "flat"]
-Lack: TypeAlias = Literal["fine-tuning", "batches", "log-probabilities", "embeddings"]
+_OptionRead: TypeAlias = Literal["prefill", "position", "off"]
+_MaxTokensField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
+_KeyHeader: TypeAlias = Literal["authorization", "api-key"]
+_LogprobsShape: TypeAlias = Literal["openai", "flat"]
+_Lack: TypeAlias = Literal["fine-tuning", "batches", "log-probabilities", "embeddings"]
 
 
 class Preset(BaseModel):
@@ -41,13 +38,13 @@ class Preset(BaseModel):
     organization_env: str | None = None
     project_env: str | None = None
     continue_final_message: bool
-    option_read: OptionRead
-    max_tokens_field: MaxTokensField
+    option_read: _OptionRead
+    max_tokens_field: _MaxTokensField
     suffix_chars: int
     top_logprobs: int = 20
-    logprobs_shape: LogprobsShape = "openai"
-    lacks: list[Lack] = []
-    key_header: KeyHeader = "authorization"
+    logprobs_shape: _LogprobsShape = "openai"
+    lacks: list[_Lack] = []
+    key_header: _KeyHeader = "authorization"
     api_version: str | None = None
     deployment_paths: bool = False
     job_metadata: bool = True
@@ -61,14 +58,14 @@ def load_presets() -> Mapping[str, Preset]:
     return {vendor: Preset.model_validate(table) for vendor, table in tomllib.loads(text).items()}
 
 
-def vendor_at(base_url: str | None) -> str:
+def _vendor_at(base_url: str | None) -> str:
     """The vendor meant by a config that names none: OpenAI at its own address, else a compatible server."""
     if base_url is None or urlsplit(base_url).hostname == "api.openai.com":
         return "openai"
     return "compatible"
 
 
-class OpenAIOptions(BaseModel):
+class _OpenAIOptions(BaseModel):
     """The provider's own keys. What is left out comes from the vendor's preset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -84,8 +81,8 @@ class OpenAIOptions(BaseModel):
     timeout_s: float = Field(default=120.0, gt=0)
     api_version: str | None = Field(default=None, pattern="^[A-Za-z0-9._-]+$")
     continue_final_message: bool | None = None
-    option_read: OptionRead | None = None
-    max_tokens_field: MaxTokensField | None = None
+    option_read: _OptionRead | None = None
+    max_tokens_field: _MaxTokensField | None = None
     top_logprobs: int | None = Field(default=None, ge=1, le=20)
     embedding_dimensions: int | None = Field(default=None, gt=0)
     embedding_format: str = Field(default="base64", pattern="^(base64|float)$")
@@ -99,12 +96,12 @@ class Dialect:
     """How requests are worded for this server; presets.toml explains the fields."""
 
     continue_final_message: bool = True
-    option_read: OptionRead = "prefill"
-    max_tokens_field: MaxTokensField = "max_tokens"
+    option_read: _OptionRead = "prefill"
+    max_tokens_field: _MaxTokensField = "max_tokens"
     suffix_chars: int = 64
     top_logprobs: int = 20
-    logprobs_shape: LogprobsShape = "openai"
-    lacks: tuple[Lack, ...] = ()
+    logprobs_shape: _LogprobsShape = "openai"
+    lacks: tuple[_Lack, ...] = ()
     embedding_dimensions: int | None = None
     embedding_format: str = "base64"
     deployment_paths: bool = False
@@ -130,7 +127,7 @@ class Connection:
     timeout_s: float = 120.0
     given_identity: str | None = None
     vendor: str = "compatible"
-    key_header: KeyHeader = "authorization"
+    key_header: _KeyHeader = "authorization"
     api_version: str | None = None
     dialect: Dialect = Dialect()
 
@@ -140,7 +137,7 @@ class Connection:
         endpoint = self.given_identity or self.base_url
         if not self.dialect.extra_body:
             return endpoint
-        extra = orjson.dumps(dict(self.dialect.extra_body), option=orjson.OPT_SORT_KEYS)
+        extra = msgspec.json.encode(dict(self.dialect.extra_body), order="sorted")
         return f"{endpoint}#{hashlib.sha256(extra).hexdigest()[:12]}"
 
     @property
@@ -168,11 +165,13 @@ def read_connection(settings: ProviderSettings) -> Connection:
     Raises:
         ConfigError: an unknown or wrong key, an unusable address, a missing key variable or key file.
     """
-    where = f"providers.{settings.name}"
-    options = _read_options(settings.options, where)
+    where, options = settings.where, settings.read(_OpenAIOptions)
     preset = _read_preset(options, where)
     address = _read_address(options.base_url or preset.base_url, where)
-    key, source = _read_key(options, preset, settings, where)
+    if options.api_key_file is not None and options.api_key_env:
+        raise ConfigError(f"'{where}' has both api_key_env and api_key_file. Keep the one that holds the key.")
+    variable = preset.api_key_env if options.api_key_env is None else options.api_key_env
+    key, source = settings.read_key(variable, options.api_key_file)
     return Connection(
         provider=settings.name,
         base_url=address,
@@ -182,41 +181,18 @@ def read_connection(settings: ProviderSettings) -> Connection:
         project=_read_header(options.project_env, preset.project_env, settings),
         timeout_s=options.timeout_s,
         given_identity=options.identity,
-        vendor=options.vendor or vendor_at(options.base_url),
+        vendor=options.vendor or _vendor_at(options.base_url),
         key_header=preset.key_header,
         api_version=options.api_version or preset.api_version,
         dialect=_dialect(options, preset, where),
     )
 
 
-def _read_options(options: Mapping[str, object], where: str) -> OpenAIOptions:
-    try:
-        return OpenAIOptions.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join([where, *(str(part) for part in first["loc"])])
-        if first["type"] == "extra_forbidden":
-            names = list(OpenAIOptions.model_fields)
-            message = f"Unknown key {path!r}. {_nearest(str(first['loc'][0]), names)}"
-            if first["loc"][0] in ("api_key", "key"):
-                message = (
-                    f"Unknown key {path!r}: keys never stand in a config. Put the key into a variable and name it "
-                    f"with api_key_env, or into a file and name that with api_key_file."
-                )
-            raise ConfigError(message) from None
-        raise ConfigError(f"{path!r} is wrong: {first['msg']}.") from None
-
-
-def _nearest(name: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    return f"Did you mean {close[0]!r}?" if close else f"Valid names: {', '.join(sorted(choices))}."
-
-
-def _read_preset(options: OpenAIOptions, where: str) -> Preset:
+def _read_preset(options: _OpenAIOptions, where: str) -> Preset:
     presets = load_presets()
-    vendor = options.vendor or vendor_at(options.base_url)
+    vendor = options.vendor or _vendor_at(options.base_url)
     if vendor not in presets:
-        raise ConfigError(f"'{where}.vendor': there is no preset {vendor!r}. {_nearest(vendor, list(presets))}")
+        raise ConfigError(f"'{where}.vendor': there is no preset {vendor!r}. {nearest(vendor, list(presets))}")
     return presets[vendor]
 
 
@@ -237,61 +213,16 @@ def _read_address(base_url: str | None, where: str) -> str:
     return base_url.rstrip("/")
 
 
-def _read_key(options: OpenAIOptions, preset: Preset, settings: ProviderSettings, where: str) -> tuple[str, str]:
-    if options.api_key_file is not None:
-        if options.api_key_env:
-            raise ConfigError(f"'{where}' has both api_key_env and api_key_file. Keep the one that holds the key.")
-        path = Path(settings.base_folder) / options.api_key_file
-        if settings.planning and not path.exists():
-            return "", f"the file {str(path)!r} (absent: planning needs no key)"
-        return _read_key_file(path, where)
-    variable = preset.api_key_env if options.api_key_env is None else options.api_key_env
-    if not variable:
-        return "", "no key"
-    if not is_variable_name(variable):
-        raise ConfigError(
-            f"'{where}.api_key_env' is not the name of a variable. If it is a key (it is not shown here), take it out "
-            f"of the config: put it into a variable, such as OPENAI_API_KEY, and write that name."
-        )
-    key = settings.environ.get(variable, "").strip()
-    if not key and settings.planning:
-        return "", f"the variable {variable!r} (not set: planning needs no key)"
-    if not key:
-        raise ConfigError(
-            f"The variable {variable!r} is not set; the provider {settings.name!r} reads its key there. Set it, "
-            f"name another with '{where}.api_key_env', or write api_key_env = \"\" for a server that needs no key."
-        )
-    return _plain(key, f"variable {variable!r}"), f"the variable {variable!r}"
-
-
-def _read_key_file(path: Path, where: str) -> tuple[str, str]:
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"'{where}.api_key_file': {str(path)!r} cannot be read: {reason}.") from None
-    if not key:
-        raise ConfigError(f"'{where}.api_key_file': {str(path)!r} is empty. It should hold the key and nothing else.")
-    return _plain(key, f"file {str(path)!r}"), f"the file {str(path)!r}"
-
-
-def _plain(key: str, source: str) -> str:
-    """The key, if it can stand in a header."""
-    if key.isascii() and key.isprintable() and " " not in key:
-        return key
-    raise ConfigError(f"The {source} does not hold a key: there are spaces, line breaks or non-ASCII letters in it.")
-
-
 def _read_header(asked: str | None, usual: str | None, settings: ProviderSettings) -> str | None:
     """The value of a variable that the config asks for, or of the vendor's usual one where that is set."""
     variable = usual if asked is None else asked
     value = settings.environ.get(variable, "").strip() if variable else ""
     if asked and not value and not settings.planning:
         raise ConfigError(f"The variable {asked!r}, which the provider {settings.name!r} asks for, is not set.")
-    return _plain(value, f"variable {variable!r}") if value else None
+    return plain_header(value, f"variable {variable!r}") if value else None
 
 
-def _dialect(options: OpenAIOptions, preset: Preset, where: str) -> Dialect:
+def _dialect(options: _OpenAIOptions, preset: Preset, where: str) -> Dialect:
     goes_on = preset.continue_final_message
     if options.continue_final_message is not None:
         goes_on = options.continue_final_message

@@ -7,14 +7,13 @@ byte for byte. Jobs live in memory, or in a folder (`state = "..."`) to outlive 
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from semievol_api.capabilities import Provider, ProviderSettings
-from semievol_api.errors import ConfigError
 from semievol_providers.scripted.provider import Manners, ScriptedChat, ScriptedEmbedder, ScriptedJobs
 
 
-class ScriptedSettings(BaseModel):
+class _ScriptedSettings(BaseModel):
     """`[providers.NAME]` of kind `scripted`.
 
     `ignore_logprobs` plays a vendor that leaves log-probabilities out, `refuse_logprobs` one that answers 400,
@@ -36,12 +35,7 @@ class ScriptedSettings(BaseModel):
 
 def connect(settings: ProviderSettings) -> Provider:
     """The table of a provider that answers from a script."""
-    try:
-        chosen = ScriptedSettings.model_validate(dict(settings.options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"[providers.{settings.name}]: {key!r} is wrong: {first['msg']}.") from None
+    chosen = settings.read(_ScriptedSettings)
     jobs = ScriptedJobs(chosen.state, settings.base_folder)
     manners = Manners(
         ignores_logprobs=chosen.ignore_logprobs,

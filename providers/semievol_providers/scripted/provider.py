@@ -81,12 +81,12 @@ class ScriptedJobs:
         self._lines.pop(ticket.run_key, None)
 
 
-DIMENSIONS = 64
-SURE = 0.6
-LABEL_LINE = re.compile(r"^Labels: (.+)$", re.MULTILINE)
-OPEN_CUE = re.compile(r"cue: (\S+)")
-PROPOSED = re.compile(r"^Proposed answer: (?:[A-Z]\. )?(.+)$", re.MULTILINE)
-OPTION_LINE = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
+_DIMENSIONS = 64
+_SURE = 0.6
+_LABEL_LINE = re.compile(r"^Labels: (.+)$", re.MULTILINE)
+_OPEN_CUE = re.compile(r"cue: (\S+)")
+_PROPOSED = re.compile(r"^Proposed answer: (?:[A-Z]\. )?(.+)$", re.MULTILINE)
+_OPTION_LINE = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class ScriptedChat:
         tokens = ("Answer", ":", f" {letter}")
         logprobs = np.array([-1e-4, -1e-4, math.log(surety)], dtype=np.float32)
         if "Confidence:" in shown:
-            sure = "almost certain" if surety > SURE else "about even"
+            sure = "almost certain" if surety > _SURE else "about even"
             return Completion(f"Answer: {letter}\nConfidence: {sure}", "stop")
         if self._manners.ignores_logprobs or not request.logprobs:
             return Completion(f"Answer: {letter}", "stop")
@@ -148,11 +148,11 @@ class ScriptedChat:
         options = _options(question)
         luck = _uniform(model, shown, noise)
         sees = luck < self._jobs.skill_of(model, self._skill)
-        if proposed := PROPOSED.search(question):
+        if proposed := _PROPOSED.search(question):
             right = re.search(rf"cue: {re.escape(proposed[1])}\b", question) is not None
             return ("Y" if right == sees else "N"), 0.6 + 0.39 * (1 - luck) if sees else 0.55
         cued = [name for name, text in options if f"cue: {text}" in question]
-        if not options and (found := OPEN_CUE.search(question)):
+        if not options and (found := _OPEN_CUE.search(question)):
             return (found[1], 0.6 + 0.39 * (1 - luck)) if sees else (f"{len(question)}{found[1]}", 0.4)
         if not options:
             return "A", 0.5
@@ -164,10 +164,10 @@ class ScriptedChat:
 
 def _options(question: str) -> list[tuple[str, str]]:
     """Each possible answer and the words that it stands for."""
-    labels = LABEL_LINE.search(question)
+    labels = _LABEL_LINE.search(question)
     if labels:
         return [(label, label) for label in labels[1].split(", ")]
-    return OPTION_LINE.findall(question)
+    return _OPTION_LINE.findall(question)
 
 
 def _alternatives(shown: str, letter: str, surety: float) -> tuple[tuple[str, float], ...]:
@@ -182,10 +182,10 @@ class ScriptedEmbedder:
 
     async def embed(self, request: EmbedRequest) -> EmbedReply:
         """float32 vectors of 64 dimensions."""
-        vectors = np.zeros((len(request.texts), DIMENSIONS), dtype=np.float32)
+        vectors = np.zeros((len(request.texts), _DIMENSIONS), dtype=np.float32)
         for row, text in enumerate(request.texts):
             for word in text.lower().split():
-                vectors[row, int(_uniform(word) * DIMENSIONS)] += 1
+                vectors[row, int(_uniform(word) * _DIMENSIONS)] += 1
         return EmbedReply(vectors=vectors, usage=Usage(prompt=sum(len(t) // 4 for t in request.texts)))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import orjson
+import msgspec
 from starlette.responses import Response
 
 
@@ -54,7 +54,7 @@ def _error_type(status: int) -> str:
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
-    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
 def unsupported(param: str, why: str = "is not supported by this server") -> ApiError:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import TypeVar
 
-import orjson
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -206,4 +206,4 @@ class _ClosingStream(StreamingResponse):
 
 
 def _event(chunk: dict[str, JsonValue]) -> bytes:
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

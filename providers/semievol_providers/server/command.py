@@ -28,27 +28,25 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(  # noqa: PLR0913 - a command line has as many options as it has
-    model: Annotated[
-        str, typer.Argument(help="A model's folder, a GGUF file, or a name that `semievol models` lists.")
-    ],
-    name: Annotated[str | None, typer.Option(help="Model name for clients; the folder's name if not given.")] = None,
-    host: Annotated[str, typer.Option(help="Address to bind. Others than 127.0.0.1 need an API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    model: Annotated[str, typer.Argument(help="A model folder, a GGUF file, or a name that `semievol models` lists.")],
+    name: Annotated[str | None, typer.Option(help="Model name for clients. Default: the folder's name.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind. Any but 127.0.0.1 needs an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port. 0 picks a free one.")] = 8000,
     state: Annotated[Path, typer.Option(help="Folder for files, jobs and tuned models.")] = Path("semievol-server"),
-    alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: another name of a model.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="NAME=MODEL: an alias for a model.")] = None,
     api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable with the API key, or several by commas.")
+        str | None, typer.Option(help="Environment variable with the API key, or several, separated by commas.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
     limits: Annotated[Path | None, typer.Option(help="TOML file with limits: sizes, rates, times.")] = None,
-    log_requests: Annotated[bool, typer.Option(help="One JSON line per request on standard error.")] = False,
-    ready_file: Annotated[Path | None, typer.Option(help="Write url and pid as JSON here when ready.")] = None,
-    stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input ends, as a child should.")] = False,
+    log_requests: Annotated[bool, typer.Option(help="Log each request as a JSON line on standard error.")] = False,
+    ready_file: Annotated[Path | None, typer.Option(help="Write URL and PID as JSON to this file when ready.")] = None,
+    stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input closes.")] = False,
     recover: Annotated[bool, typer.Option(help="Rebuild a lost database from the state folder's jobs.")] = False,
 ) -> None:
-    """Serve a model with the OpenAI API, fine-tuning included."""
+    """Serve a model over the OpenAI API, with fine-tuning."""
     from semievol_api.errors import ConfigError
     from semievol_providers.local.model_folder import read_facts
     from semievol_providers.local.packaged_models import folder_for

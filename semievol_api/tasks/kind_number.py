@@ -1,18 +1,71 @@
-"""Read a number as people write it: separators, units, percent, currency, negative in parentheses.
+"""Task kind `number`: every answer is a number, as people write it.
 
-    read_number("$(1,234.5)", NumberSettings())     # Decimal("-1234.5")
+Reads separators, units, percent, currency and negative numbers in parentheses, and never evaluates text.
 
-Knows nothing of prompts or of other kinds of task. Never evaluates text.
+    read_number("$(1,234.5)", NumberSettings())     # "-1234.5"
+
+Knows nothing of files, models or other kinds.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from decimal import Decimal, DivisionByZero, InvalidOperation
+from typing import TYPE_CHECKING, Literal
 
-from semievol_api.tasks.definition import NumberSettings
+from pydantic import Field
+
+from semievol_api.config.method import Settings
+from semievol_api.records import Example
+from semievol_api.store.fingerprints import fingerprinted
+from semievol_api.tasks.kind import TaskKind
 from semievol_api.tasks.replies import find_answer
+
+if TYPE_CHECKING:
+    from semievol_api.tasks.definition import TaskDefinition
+
+
+@fingerprinted("tolerance", "absolute_tolerance", "decimal", "percent", "scale_words")
+class NumberSettings(Settings):
+    """`[number]`: how a number is read and compared."""
+
+    tolerance: float = Field(default=0.01, ge=0)
+    """Relative to the gold number (paper §4.1: within 1 %)."""
+    absolute_tolerance: float = Field(default=0.0, ge=0)
+    """Matters for a gold number of 0."""
+    decimal: Literal[".", ","] = "."
+    percent: Literal["fraction", "points"] = "fraction"
+    """Is `15%` the number 0.15 or the number 15?"""
+    scale_words: bool = True
+    """Is `1.2 million` the number 1200000, or 1.2 in the unit that everybody knows?"""
+
+
+class Number(TaskKind):
+    """The canonical answer is a plain decimal text; answers within the gold number's tolerance are equal."""
+
+    opening = "You answer questions with a number."
+    instruction = "Answer the question with a number."
+    placeholders = ("1", "2")
+    starter_lines = ("[number]", "tolerance = 0.01", 'percent = "fraction"   # or "points": 15% is the number 15')
+
+    def parse(self, task: TaskDefinition, text: str, example: Example, order: Sequence[int] | None) -> str | None:
+        """The number that a response gives."""
+        return read_number(text, task.number)
+
+    def equal(self, task: TaskDefinition, answer: str, gold: str) -> bool:
+        """Whether `answer` lies within the tolerance of `gold`."""
+        return _numbers_equal(answer, gold, task.number)
+
+    def read_gold(self, task: TaskDefinition, cell: str, example: Example) -> str | None:
+        """The number of a cell."""
+        return read_number(f"Answer: {cell}", task.number)
+
+    def why_refused(self, task: TaskDefinition, cell: str, example: Example) -> str:
+        """The end of a sentence about a cell that `read_gold` could not read."""
+        return "is no number."
+
 
 _SCALES = {"thousand": 3, "million": 6, "mn": 6, "mln": 6, "billion": 9, "bn": 9, "bln": 9, "trillion": 12}
 _MAX_EXPONENT = 300
@@ -45,17 +98,17 @@ def read_number(response: str, settings: NumberSettings) -> str | None:
     if len(found) != 1:
         return None
     value = _value(found[0], settings)
-    return None if value is None else canonical_number(value)
+    return None if value is None else _canonical_number(value)
 
 
-def canonical_number(value: Decimal) -> str:
+def _canonical_number(value: Decimal) -> str:
     """A plain decimal text: no exponent, no trailing zeros, no negative zero."""
     text = format(value, "f")
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text in ("-0", "") else text
 
 
-def numbers_equal(answer: str, gold: str, settings: NumberSettings) -> bool:
+def _numbers_equal(answer: str, gold: str, settings: NumberSettings) -> bool:
     """Whether `answer` lies within the tolerance of `gold`; text that is no finite number equals nothing."""
     try:
         a, b = Decimal(answer), Decimal(gold)
@@ -105,7 +158,7 @@ def _separators(digits: str, decimal: str) -> str | None:
 
 def _ratio(over: str, under: str) -> str | None:
     try:
-        return canonical_number((Decimal(over) / Decimal(under)).normalize())
+        return _canonical_number((Decimal(over) / Decimal(under)).normalize())
     except (DivisionByZero, InvalidOperation):
         return None
 

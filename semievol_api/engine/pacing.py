@@ -1,4 +1,4 @@
-"""The gate of one key and model: every request passes it, and it decides when.
+"""The pacer of one key and model: it decides when each request may be sent.
 
 Two quotas (requests and tokens per minute), a limit on requests in flight, and the pauses that the server
 asks for. A pause holds everyone; after it the waiters go one by one. Knows nothing of retrying, budgets or what
@@ -18,9 +18,9 @@ from semievol_api.capabilities import Pace
 from semievol_api.cassettes.clock import Clock
 from semievol_api.config.settings import Limits
 
-CATCH_UP_S = 0.1
+_CATCH_UP_S = 0.1
 """How far a late timer's lost time is made up for."""
-MARGIN = 0.05
+_MARGIN = 0.05
 """Share of the server's bucket that is left in it, against errors of the token estimate."""
 
 
@@ -74,36 +74,36 @@ class Quota:
         needed = amount
         if self._holds is not None:
             level = min(level, self._holds)
-            needed = min(amount + MARGIN * self._holds, 0.95 * self._holds)
+            needed = min(amount + _MARGIN * self._holds, 0.95 * self._holds)
         return wait_s if level >= needed else max(wait_s, (needed - level) / rate)
 
     def claim(self, now_s: float, amount: float) -> None:
         """Count a request that goes now."""
         self.claimed += amount
         if self.per_minute:
-            self._next_s = max(self._next_s, now_s - CATCH_UP_S) + amount * self._spacing_s
+            self._next_s = max(self._next_s, now_s - _CATCH_UP_S) + amount * self._spacing_s
 
     def hold_until(self, at_s: float) -> None:
         """Nothing goes before; the spacing starts anew there."""
         self._next_s = max(self._next_s, at_s)
 
 
-START = 64
-DOUBLE = 2.0
-STEP = 1.25
-FEWEST = 8
+_START = 64
+_DOUBLE = 2.0
+_STEP = 1.25
+_FEWEST = 8
 """Nothing goes below, but a lower ceiling."""
-JUDGED = 50
+_JUDGED = 50
 """Fewer replies than this are no evidence."""
-TOO_MANY_FAILURES = 0.4
-ENOUGH = 0.97
+_TOO_MANY_FAILURES = 0.4
+_ENOUGH = 0.97
 """Share of the throughput that a step down must keep."""
-GAIN = 1.05
+_GAIN = 1.05
 """Growth of the throughput that justifies a step up."""
-STEPS_AT_REST = 6
+_STEPS_AT_REST = 6
 """Epochs between trials."""
-FIRST_EPOCH_S = 0.2
-EPOCH_S = 1.0
+_FIRST_EPOCH_S = 0.2
+_EPOCH_S = 1.0
 """Throughput is measured over so long, at least; shorter while it still doubles."""
 
 
@@ -112,10 +112,10 @@ class AdaptiveLimit:
 
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
-        self.value = min(START, ceiling)
+        self.value = min(_START, ceiling)
         self._base = 0
         self._base_rate = 0.0
-        self._growth = DOUBLE
+        self._growth = _DOUBLE
         self._rest = 0
         self._try_less = False
         self._begin(0.0)
@@ -134,51 +134,51 @@ class AdaptiveLimit:
         self._failures += failed
         self._filled |= in_flight >= self.value
         count = self._replies + self._failures
-        epoch_s = FIRST_EPOCH_S if self._growth == DOUBLE else EPOCH_S
-        if count > max(self.value, JUDGED) and now_s - self._since_s >= epoch_s:
-            self._judge(self._replies / (now_s - self._since_s), self._failures > TOO_MANY_FAILURES * count)
+        epoch_s = _FIRST_EPOCH_S if self._growth == _DOUBLE else _EPOCH_S
+        if count > max(self.value, _JUDGED) and now_s - self._since_s >= epoch_s:
+            self._judge(self._replies / (now_s - self._since_s), self._failures > _TOO_MANY_FAILURES * count)
             self._begin(now_s)
 
     def _judge(self, rate: float, many_failures: bool) -> None:
         """The end of an epoch: keep what the last trial brought, or go back; rest, and try the other way."""
         if many_failures:
-            self._settle(max(min(FEWEST, self.ceiling), int(self.value * 0.7)))
+            self._settle(max(min(_FEWEST, self.ceiling), int(self.value * 0.7)))
         elif not self._filled:
             return
         elif self._rest > 0:
             self._rest -= 1
-            self._base_rate = rate if self._rest == STEPS_AT_REST - 1 else 0.7 * self._base_rate + 0.3 * rate
+            self._base_rate = rate if self._rest == _STEPS_AT_REST - 1 else 0.7 * self._base_rate + 0.3 * rate
             if self._rest == 0:
                 self._base = self.value
                 self.value = self._step()
-        elif self.value > self._base and rate >= GAIN * self._base_rate:
+        elif self.value > self._base and rate >= _GAIN * self._base_rate:
             self._base, self._base_rate = self.value, rate
             self.value = min(self.ceiling, max(self.value + 1, int(self.value * self._growth)))
         else:
-            less_is_enough = self.value < self._base and rate >= ENOUGH * self._base_rate
-            self._growth = STEP
+            less_is_enough = self.value < self._base and rate >= _ENOUGH * self._base_rate
+            self._growth = _STEP
             self._settle(self.value if less_is_enough else self._base)
 
     def _step(self) -> int:
         """The next trial: more and less in turn, so that noise cannot carry the limit away."""
         self._try_less = not self._try_less
-        if self._try_less and self.value > FEWEST:
-            return max(FEWEST, int(self.value / self._growth))
+        if self._try_less and self.value > _FEWEST:
+            return max(_FEWEST, int(self.value / self._growth))
         return min(self.ceiling, max(self.value + 1, int(self.value * self._growth)))
 
     def _settle(self, value: int) -> None:
         self.value = self._base = value
-        self._rest = STEPS_AT_REST
+        self._rest = _STEPS_AT_REST
 
 
 _log = logging.getLogger(__name__)
-FIRST_IN_FLIGHT = 16
+_FIRST_IN_FLIGHT = 16
 """Requests in flight until the first reply has told the quotas."""
-FIRST_PAUSE_S = 0.5
-SHORTEST_PAUSE_S = 0.05
+_FIRST_PAUSE_S = 0.5
+_SHORTEST_PAUSE_S = 0.05
 """Whatever a server asks for; doubled with every pause after which it still refuses all."""
-LONGEST_PAUSE_S = 60.0
-LEARN_EVERY_S = 0.01
+_LONGEST_PAUSE_S = 60.0
+_LEARN_EVERY_S = 0.01
 _NO_PACE = Pace()
 
 
@@ -190,7 +190,7 @@ class Pass(NamedTuple):
     tokens: float
 
 
-class Gate:
+class Pacer:
     """Holds requests back until they may go. `start` starts a background task."""
 
     def __init__(
@@ -226,7 +226,7 @@ class Gate:
     @property
     def room(self) -> int:
         """How many requests may be in flight now."""
-        return self.limit.value if self._known else min(FIRST_IN_FLIGHT, self.limit.value)
+        return self.limit.value if self._known else min(_FIRST_IN_FLIGHT, self.limit.value)
 
     @property
     def _full(self) -> bool:
@@ -269,7 +269,7 @@ class Gate:
         self.refused_since_s = None
         self._reply_s += 0.1 * (now_s - passed.sent_s - self._reply_s)
         self.limit.replied(now_s, self.in_flight, failed=False)
-        if pace is not _NO_PACE and now_s - self._learned_s >= LEARN_EVERY_S:
+        if pace is not _NO_PACE and now_s - self._learned_s >= _LEARN_EVERY_S:
             self._learned_s = now_s
             sent_s, requests, tokens = passed
             self._requests.observe(
@@ -295,17 +295,17 @@ class Gate:
             # Requests that the last pause let through may be under way: look at two periods before growing.
             self._vain_pauses = 0 if self._replies or self._replies_before else self._vain_pauses + 1
             self._replies_before, self._replies = self._replies, 0
-            floor_s = SHORTEST_PAUSE_S * 2.0 ** min(self._vain_pauses, 6)
+            floor_s = _SHORTEST_PAUSE_S * 2.0 ** min(self._vain_pauses, 6)
             retry_after_s = self._backoff_s() if retry_after_s is None else max(retry_after_s, floor_s)
         elif retry_after_s is None:
             retry_after_s = 0.0
         self._hold(now_s + retry_after_s * self._random.uniform(1.0, 1.1))
-        if retry_after_s > LONGEST_PAUSE_S:
+        if retry_after_s > _LONGEST_PAUSE_S:
             _log.warning("the server asks for a pause of %.0f s", retry_after_s)
         return now_s - self.refused_since_s
 
     def _backoff_s(self) -> float:
-        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**self._vain_pauses)
+        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**self._vain_pauses)
         return self._random.uniform(0.5, 1.0) * longest
 
     def _hold(self, until_s: float) -> None:
