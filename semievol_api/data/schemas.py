@@ -135,9 +135,10 @@ def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
     ordered = sorted(rows, key=lambda row: (row.example_id, row.annotator_id))
     checked = any(row.p_true is not None for row in ordered)
     schema = CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA
+    getters = [attrgetter(str(_USAGE.get(name, name))) for name in schema.names]
     columns = [
-        pa.array(map(attrgetter(_USAGE.get(field.name, field.name)), ordered), field.type, size=len(ordered))
-        for field in schema
+        pa.array(map(getter, ordered), field.type, size=len(ordered))
+        for getter, field in zip(getters, schema, strict=True)
     ]
     return pa.table(columns, schema=schema)
 

@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -345,13 +346,13 @@ def _convert(gguf: Path, target: Path, chat_template: str | None) -> None:
 
     A model read from GGUF refuses to be saved, so its weights go into a fresh one.
     """
-    try:
-        import gguf as gguf_package  # noqa: F401  # transformers reads GGUF files with it
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
-    except ImportError as error:
-        raise MissingExtraError(error.name or "gguf", "local", "Reading GGUF files") from error
+    for package in ("gguf", "torch", "transformers"):  # transformers reads GGUF files with the first
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "local", "Reading GGUF files")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
     chatter: Any = logging
     chatter.disable_progress_bar()
     bars = io.StringIO()  # transformers draws one for every tensor, and no setting of its own turns it off
