@@ -136,8 +136,8 @@ def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
     checked = any(row.p_true is not None for row in ordered)
     schema = CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA
     columns = [
-        pa.array(map(attrgetter(_USAGE.get(field.name, field.name)), ordered), field.type, size=len(ordered))
-        for field in schema
+        pa.array(map(attrgetter(_USAGE.get(name, name)), ordered), schema.field(name).type, size=len(ordered))
+        for name in map(str, schema.names)
     ]
     return pa.table(columns, schema=schema)
 
