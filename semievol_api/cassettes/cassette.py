@@ -13,13 +13,15 @@ Knows nothing of providers, pipelines or what the exchanges mean.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,9 +42,10 @@ from semievol_api.cassettes.exchange import (
     save,
 )
 from semievol_api.cassettes.http import SLOT_HEADER, AiohttpSend, HttpResponse, HttpSend, sdk_transport
+from semievol_api.cassettes.miss import MODE_VARIABLE
 from semievol_api.cassettes.miss import CassetteMiss as CassetteMiss
 from semievol_api.cassettes.miss import CassetteMode as Mode
-from semievol_api.cassettes.scrub import Scrubber
+from semievol_api.cassettes.scrub import Scrubber, secret_values
 from semievol_api.errors import ConfigError, TransientError, UserError
 
 _SHORTENED_S = 0.001
@@ -80,10 +83,33 @@ class CassetteSettings:
 
 
 class Cassette:
-    """One open cassette: `send` and the SDK transports share its exchanges.
+    """One open cassette, from `cassette` or `open_cassette`: `send` and the SDK transports share its exchanges.
 
-    `clock` is virtual at replay, so that whoever waits by it does not wait. `misses` lists every request that
-    a replay could not answer, even when somebody swallowed the error.
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    mode : str
+        `replay`, `record`, `record-missing` or `off`.
+    clock : Clock
+        Virtual at replay, so that whoever waits by it does not wait; in seconds.
+    misses : list of CassetteMiss
+        Every request that a replay could not answer, even when somebody swallowed the error.
+    exchanges : Mapping
+        All exchanges that are known now.
+
+    Raises
+    ------
+    ConfigError
+        There is no such mode.
+    DataError
+        At replay, there is no readable cassette.
+
+    Examples
+    --------
+    >>> with semievol_api.cassette("cassettes/colours", allow_unplayed=True) as tape:
+    ...     len(tape.exchanges), len(tape.unplayed())
+    (1, 1)
     """
 
     def __init__(self, path: Path, mode: Mode, settings: CassetteSettings) -> None:
@@ -162,15 +188,19 @@ class Cassette:
     ) -> None:
         """Finish after success; after an error keep what "record-missing" got. Close connections."""
         try:
-            if kind is None:
-                self.finish()
-            elif self.mode == "record-missing" and self._added:
-                self._exchanges = {
-                    identity: one for identity, one in self._exchanges.items() if one.response.failure != _GIVEN_UP
-                }
-                self.save()
+            self.leave(failed=kind is not None)
         finally:
             await self.aclose()
+
+    def leave(self, *, failed: bool) -> None:
+        """`finish` after success; after a failure keep what "record-missing" got and write nothing else."""
+        if not failed:
+            self.finish()
+        elif self.mode == "record-missing" and self._added:
+            self._exchanges = {
+                identity: one for identity, one in self._exchanges.items() if one.response.failure != _GIVEN_UP
+            }
+            self.save()
 
     def finish(self) -> None:
         """Write a recording, or check a replay.
@@ -280,6 +310,67 @@ def open_cassette(path: Path, mode: Mode = "replay", settings: CassetteSettings 
         DataError: at replay, there is no readable cassette.
     """
     return Cassette(path, mode, settings or CassetteSettings())
+
+
+@contextmanager
+def cassette(
+    path: str | Path, mode: Mode | None = None, *, seed: int | None = None, allow_unplayed: bool = False
+) -> Generator[Cassette, None, None]:
+    """Record what goes over the wire inside the block, or replay it with no network and no key.
+
+    A test that uses it is recorded once, with `pytest --cassette-mode=record`, and replayed ever after. Works around
+    synchronous and asynchronous code.
+
+    Parameters
+    ----------
+    path : path
+        The cassette's folder.
+    mode : str, optional
+        `replay` (strict: an unknown request fails), `record` (starts again), `record-missing` (adds) or `off`. Default:
+        pytest's `--cassette-mode`, the variable SEMIEVOL_CASSETTE_MODE, or `replay`.
+    seed : int, optional
+        Noted in the recording, for whoever repeats it.
+    allow_unplayed : bool, default False
+        Whether a replay may end before every recorded exchange was asked for.
+
+    Yields
+    ------
+    Cassette
+        For `connect(..., cassette=...)`; `httpx_transport()` and `httpx2_transport()` are for the SDK's own clients.
+
+    Raises
+    ------
+    DataError
+        At replay, there is no readable cassette.
+    CassetteMiss
+        A request was not recorded; the message shows where it differs from the nearest one.
+    CassetteUnplayed
+        Recorded exchanges were never asked for.
+    ConfigError
+        There is no such mode.
+
+    Examples
+    --------
+    >>> with semievol_api.cassette("cassettes/colours") as tape:
+    ...     provider = semievol_api.connect("openai", base_url="http://127.0.0.1:8000/v1", cassette=tape)
+    ...     replies = semievol_api.ask(provider, ["Which colour? cue: red"], "tiny")
+    >>> replies.texts
+    ['Answer: red']
+    """
+    # A connection per request: nothing is left to be closed in an event loop that has gone by then.
+    settings = CassetteSettings(
+        seed=seed,
+        secrets=secret_values(os.environ),
+        live=AiohttpSend(keep_alive=False),
+        allow_unplayed=allow_unplayed,
+    )
+    opened = open_cassette(Path(path), mode or cast("Mode", os.environ.get(MODE_VARIABLE, "replay")), settings)
+    try:
+        yield opened
+    except BaseException:
+        opened.leave(failed=True)
+        raise
+    opened.leave(failed=False)
 
 
 def shorten_waits(response: Response) -> Response:

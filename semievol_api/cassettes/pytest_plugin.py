@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from semievol_api.cassettes.miss import MODE_VARIABLE
+
 if TYPE_CHECKING:
     from semievol_api.cassettes.cassette import Cassette
     from semievol_api.cassettes.miss import CassetteMode as Mode
@@ -32,14 +34,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("semievol").addoption(
         "--cassette-mode",
         choices=MODES,
-        default="replay",
-        help="what the `cassette` fixture does: %(choices)s (default: %(default)s)",
+        default=os.environ.get(MODE_VARIABLE, "replay"),
+        help="what cassettes do: %(choices)s (default: %(default)s)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker."""
+    """Declare the marker, and tell `semievol_api.cassette` the mode."""
+    before = os.environ.get(MODE_VARIABLE)
+    mode = str(config.getoption("--cassette-mode"))
+    if mode != (before or "replay"):
+        os.environ[MODE_VARIABLE] = mode
+        config.add_cleanup(lambda: _restore(before))
     config.addinivalue_line("markers", "cassette(folder): where the test's `cassette` is kept")
+
+
+def _restore(mode: str | None) -> None:
+    if mode is None:
+        os.environ.pop(MODE_VARIABLE, None)
+    else:
+        os.environ[MODE_VARIABLE] = mode
 
 
 @pytest.hookimpl(wrapper=True)

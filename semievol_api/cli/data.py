@@ -9,8 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +20,9 @@ from semievol_api.errors import UserError
 
 if TYPE_CHECKING:
     from semievol_api.config.settings import Config
-    from semievol_api.data import RawData, Starter
+    from semievol_api.data import Starter
     from semievol_api.planning.tokens import TokenCounter
     from semievol_api.records import Example, Prompt
-    from semievol_api.session import Plan
 
 
 def init(
@@ -59,80 +57,22 @@ def preview(
     _show_prompts(load_config(config), rows, as_json=as_json)
 
 
-_NAMED_AT_MOST = 5
-
-
 def _show_check(config: Config, name: str, today: datetime.date | None, *, as_json: bool) -> None:
     """Print what a good config comes to.
 
     Raises:
         UserError: something needs mending.
     """
-    from semievol_api.data import read_data
-    from semievol_api.session import check as check_run
-    from semievol_api.session import check_data, trains
-    from semievol_api.training.cost import refuse_unpriced
+    from semievol_api.planning.checking import check_run
 
-    plan = check_run(config, today=today)
-    raw = read_data(config.data, plan.task)
-    check_data(plan, raw)
-    refuse_unpriced(config, plan.provider, plan.trainer_ref if trains(config) else None)
-    facts = {
-        "task": plan.task.name,
-        "labelled": len(raw.labeled),
-        "unlabelled": len(raw.unlabeled),
-        "test": len(raw.test),
-        "student": f"{config.roles.student.model} at {config.roles.student.provider}",
-        "trainer": f"{plan.trainer_ref.model} at {plan.trainer_ref.provider}",
-    }
-    notices = [*plan.notices, *_stale(plan, today), *raw.remarks, *_left_out(config, raw), *_unbalanced(plan, raw)]
+    found = check_run(config, today)
     if as_json:
-        document = {"ok": True, **facts, "notices": notices}
+        document = {"ok": True, **found.facts, "notices": list(found.notices)}
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
         return
-    pairs(out(), f"{name} is valid", facts)
-    for notice in notices:
+    pairs(out(), f"{name} is valid", found.facts)
+    for notice in found.notices:
         out().print(f"! {notice}", markup=False)
-
-
-def _stale(plan: Plan, today: datetime.date | None) -> list[str]:
-    """One line where what is known of the roles' models was read long ago."""
-    from semievol_api.planning.catalogue import utc_day
-
-    known = [plan.catalogue.facts(provider.vendor, model) for provider, model in plan.role_models]
-    line = plan.catalogue.stale([facts for facts in known if facts is not None], today or utc_day())
-    return [line] if line else []
-
-
-def _left_out(config: Config, raw: RawData) -> Iterator[str]:
-    """What the run's cleaning will drop; a large file is cleaned by the run alone."""
-    from semievol_api.data import clean
-    from semievol_api.data.schemas import chunked_examples
-
-    if chunked_examples(raw.unlabeled).content:
-        return
-    held_out = (*raw.test, *raw.development)
-    report = clean(raw.labeled, raw.unlabeled, held_out, near=config.data.near_duplicates).report
-    words = {
-        "in test": "have the question of a test row",
-        "in labeled": "have the question of a labelled row",
-        "duplicate": "repeat an earlier row",
-        "conflicting answers": "have the same question and different answers",
-    }
-    for (part, reason), count in Counter((row.part, row.reason) for row in report.dropped).items():
-        example = next(row for row in report.dropped if (row.part, row.reason) == (part, reason))
-        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {example.question[:60]!r}."
-
-
-def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:
-    """Labels without a labelled row."""
-    seen = {example.answer for example in raw.labeled}
-    if len(seen) == 1 and len(raw.labeled) > 1:
-        yield f"All labelled rows have the same answer, {next(iter(seen))!r}: a model cannot learn any other."
-    missing = [label for label in plan.task.definition.labels if label not in seen]
-    if missing and plan.task.fixed_labels:
-        named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
-        yield f"{len(missing)} of the {len(plan.task.definition.labels)} labels have no labelled row: {named}."
 
 
 def _show_prompts(config: Config, rows: int, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -250,7 +251,30 @@ class CassetteTable(Settings):
     outside=("limits", "ray", "catalogue", "log", "cassette"),
 )
 class Config(Settings):
-    """The whole file."""
+    """A run's settings, frozen: one attribute for each section of the file (`docs/method.md`, `docs/hosted.md`).
+
+    Attributes
+    ----------
+    run, data, providers, roles : RunSettings, DataSettings, Mapping, Roles
+        Where results go, which rows, who answers and trains; these have no default.
+    split, retrieve, annotate, annotators, justify, select, train, evolve, evaluate
+        The method's steps; what is left out comes from `run.mode`.
+    limits : Limits
+        Quotas a minute, concurrency, `timeout_s` in seconds, and caps in USD and tokens.
+    ray, catalogue, log, cassette
+        A cluster, prices of your own, metric logs, a recording.
+
+    Raises
+    ------
+    ConfigError
+        By `load_config` and `run`: a key is unknown, missing or of the wrong type.
+
+    Examples
+    --------
+    >>> config = semievol_api.load_config("semievol.toml")
+    >>> config.run.mode, config.select.alpha
+    ('calibrated', 0.1)
+    """
 
     run: RunSettings
     data: DataSettings
@@ -309,19 +333,43 @@ def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
+def load_config(path: str | Path, overrides: Mapping[str, object] | None = None) -> Config:
     """Read a config; relative paths in it are resolved against its own folder.
 
-    `overrides` maps dotted key paths such as `"run.seed"` to values.
+    Parameters
+    ----------
+    path : path
+        The TOML file.
+    overrides : Mapping, optional
+        Dotted key paths such as `"run.seed"` and their values, in place of the file's.
 
-    Raises:
-        ConfigError: the file is missing, is no TOML, or a key or value is wrong.
+    Returns
+    -------
+    Config
+        The settings, every path absolute.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is no TOML, or a key or value is wrong.
+
+    Examples
+    --------
+    >>> semievol_api.load_config("semievol.toml", {"select.alpha": 0.2}).select.alpha
+    0.2
     """
-    tree = read_toml(path)
+    path = Path(path)
+    return parse_config(read_toml(path), path.resolve().parent, overrides, where=path.name)
+
+
+def parse_config(
+    tree: Mapping[str, Any], folder: Path, overrides: Mapping[str, object] | None = None, *, where: str
+) -> Config:
+    """A config from its tables; relative paths in it start at `folder`. See `load_config`."""
+    changed = deepcopy(dict(tree))
     for dotted, value in (overrides or {}).items():
-        _set(tree, dotted, value)
-    config = parse_settings(Config, tree, where=path.name)
-    return _resolve(config, path.resolve().parent)
+        _set(changed, dotted, value)
+    return _resolve(parse_settings(Config, changed, where=where), folder)
 
 
 def _set(tree: dict[str, Any], dotted: str, value: object) -> None:

@@ -13,6 +13,7 @@ from semievol_api.capabilities import ModelLimits
 from semievol_api.config.settings import Config, Limits, nearest
 from semievol_api.data import read_data
 from semievol_api.errors import BudgetError, ConfigError
+from semievol_api.notebook import html_table
 from semievol_api.planning.bill import BillRow, Demand, Line, Range, TrainingReport, bill, cost, total
 from semievol_api.planning.catalogue import Catalogue, ModelFacts, availability, utc_day
 from semievol_api.planning.dry_run import EXPECTED, HIGH, LOW, dry_run, is_dry_tuned
@@ -175,7 +176,7 @@ _TUNED = "tuned "
 """Stands before the base's name where a plan speaks of a model that the run will train."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """What a run will ask, train and cost, and how long its requests take."""
 
@@ -194,6 +195,28 @@ class Estimate:
         """Prompt, completion and training tokens together."""
         found = total([r for row in self.rows for r in (row.prompt, row.completion)])
         return found or Range(0, 0, 0)
+
+    def __repr__(self) -> str:
+        requests = sum(row.requests.expected for row in self.rows if row.kind != "train")
+        usd = "no price known" if self.usd is None else f"{self.usd.expected:.2f} USD (up to {self.usd.high:.2f})"
+        tokens = f"{self.tokens.expected:,.0f} tokens (up to {self.tokens.high:,.0f})"
+        return f"Estimate({requests:,.0f} requests, {tokens}, {len(self.trainings)} trainings, {usd})"
+
+    def _repr_html_(self) -> str:
+        """The rows as a notebook shows them."""
+        rows = [
+            (
+                row.stage,
+                row.model,
+                f"{row.requests.expected:,.0f}",
+                f"{row.prompt.expected + row.completion.expected:,.0f}",
+                f"{row.training.expected:,.0f}",
+                "?" if row.usd is None else f"{row.usd.expected:.2f}",
+            )
+            for row in self.rows
+        ]
+        columns = ("stage", "model", "requests", "tokens", "training tokens", "USD")
+        return html_table(repr(self), columns, rows, self.notices)
 
 
 async def estimate(config: Config, *, today: datetime.date | None = None, vendors: Sequence[str] = ()) -> Estimate:

@@ -29,6 +29,7 @@ from semievol_api.evaluation import (
     paired_bootstrap,
     smallest_detectable_effect,
 )
+from semievol_api.notebook import html_table
 from semievol_api.report.prediction import answers_of
 from semievol_api.report.report_data import categories_of
 from semievol_api.selection.values import BoolArray, FloatArray
@@ -71,7 +72,7 @@ class CategoryGain:
     gain: Interval
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PairComparison:
     """One pair on one task. `holm_p` is McNemar's p-value adjusted for all pairs that were asked together."""
 
@@ -94,6 +95,18 @@ class PairComparison:
                 f"smallest one that a test of this size shows is {100 * self.detectable:.1f} points."
             )
         return f"{self.ours.name} is {'better' if gain.estimate > 0 else 'worse'} than {self.theirs.name}: {figures}."
+
+    def __repr__(self) -> str:
+        ours, theirs = (f"{side.name} {side.accuracy.estimate:.1%}" for side in (self.ours, self.theirs))
+        return f"PairComparison({ours}, {theirs} of {self.gain.n} questions; {100 * self.gain.estimate:+.1f} points)"
+
+    def _repr_html_(self) -> str:
+        """Both sides as a notebook shows them."""
+        rows = [
+            (side.name, f"{side.accuracy.estimate:.1%}", f"{side.accuracy.low:.1%} to {side.accuracy.high:.1%}")
+            for side in (self.ours, self.theirs)
+        ]
+        return html_table(f"{self.gain.n} questions", ("model", "accuracy", "95 % interval"), rows, [self.sentence])
 
 
 def compare_pairs(

@@ -24,6 +24,7 @@ from semievol_api.errors import MissingExtraError, RunFolderError
 from semievol_api.report.labels import AnnotatorAnswers, LabelTable, same_answer
 from semievol_api.report.read_run import read_report_data
 from semievol_api.report.report_data import ReportData, percent, seconds, signed, thousands
+from semievol_api.run_result import RunResult
 from semievol_api.selection.values import FloatArray, IntArray
 
 
@@ -202,6 +203,38 @@ def _cut(text: str, limit: int | None, mark: str) -> str:
 
 _MAX_BYTES = 3_950_000
 """The page's size; mail and chat clients carry files up to 4 MB almost everywhere."""
+
+
+def report(run: str | Path | RunResult, out: str | Path | None = None) -> Path:
+    """Write one HTML file with the proof, every label, the cost and the config of a run, finished or not.
+
+    Parameters
+    ----------
+    run : path or RunResult
+        The run, or its folder.
+    out : path, optional
+        Where to write it; default: `report.html` in the run's folder.
+
+    Returns
+    -------
+    Path
+        The file: one page that needs no network, 4 MB at most.
+
+    Raises
+    ------
+    RunFolderError
+        The folder is no run, or the file cannot be written.
+    MissingExtraError
+        matplotlib is not installed; the message has the command.
+
+    Examples
+    --------
+    >>> result = semievol_api.run("semievol.toml")
+    >>> semievol_api.report(result).name
+    'report.html'
+    """
+    folder = run.folder if isinstance(run, RunResult) else Path(run)
+    return write_report(folder, None if out is None else Path(out))
 
 
 def write_report(run_folder: Path, out: Path | None = None) -> Path:

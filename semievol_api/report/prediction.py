@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from semievol_api.data import RawData, Table, read_examples, read_table
 from semievol_api.data.examples import columns_of
 from semievol_api.errors import RunFolderError
 from semievol_api.evaluation.answers import evaluate
+from semievol_api.notebook import html_table
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import Calibration, RuleSettings, select
 from semievol_api.selection.values import ENOUGH_CALIBRATION, BoolArray
@@ -31,6 +33,9 @@ from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, T
 from semievol_api.store.run_store import load_artifact
 from semievol_api.tasks import Columns, Task
 from semievol_api.training.jobs import job_artifact, model_trained_by
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Prediction:
     accepted: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """All rows in the file's order, the cut in terms of confidence (None: no row passes, or there is no cut).
 
@@ -58,6 +63,26 @@ class Predictions:
     cut: float | None
     calibration: int
     messages: tuple[str, ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows as given, each with `prediction`, `prediction_text`, `confidence` and `accepted`; needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(list(as_rows(self)))
+
+    def __repr__(self) -> str:
+        accepted = sum(row.accepted for row in self.rows)
+        cut = "no cut" if self.cut is None else f"cut at {self.cut:.4g}"
+        return f"Predictions({len(self.rows)} rows by {self.model!r}: {accepted} accepted, {cut})"
+
+    def _repr_html_(self) -> str:
+        """The first rows as a notebook shows them."""
+        shown = [
+            (row.example_id, row.text, "-" if row.confidence is None else f"{row.confidence:.3f}", row.accepted)
+            for row in self.rows[:10]
+        ]
+        return html_table(repr(self), ("id", "prediction", "confidence", "accepted"), shown, self.messages)
 
 
 async def predict(

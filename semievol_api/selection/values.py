@@ -69,7 +69,28 @@ class Selected:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
-    """The calibration slice: `scores` float64 (n,), NaN where the crew abstained; `wrong` bool (n,)."""
+    """Held-out examples whose answers are known: how sure the annotators were, and where they were wrong.
+
+    Attributes
+    ----------
+    scores : ndarray of float64, shape (n,)
+        The score of each example's answer, higher is better; NaN = abstain.
+    wrong : ndarray of bool, shape (n,)
+        Whether that answer is wrong.
+
+    Raises
+    ------
+    DataError
+        The two are not one-dimensional or differ in length.
+
+    Examples
+    --------
+    >>> calibration = semievol_api.Calibration(scores=np.array([0.9, 0.4]), wrong=np.array([False, True]))
+    >>> calibration
+    Calibration(n=2, wrong=1)
+    >>> calibration.error
+    0.5
+    """
 
     scores: FloatArray
     wrong: BoolArray
@@ -80,6 +101,9 @@ class Calibration:
                 f"Calibration needs one score and one verdict per item; got shapes {self.scores.shape} and "
                 f"{self.wrong.shape}. Pass two one-dimensional arrays of equal length."
             )
+
+    def __repr__(self) -> str:
+        return f"Calibration(n={self.size}, wrong={int(np.count_nonzero(self.wrong))})"
 
     @property
     def size(self) -> int:
@@ -94,11 +118,37 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSettings:
-    """Which rule of `rules.RULES`, and its numbers.
+    """Which selection rule, and its numbers.
 
-    `alpha` and `delta` belong to the rules with a budget, `share` (theta) to `percentile`, `random` and the fallback,
-    `n` to `top-n`. Over `rounds` iterations the budget is shared out unless every round has a calibration fold
-    of its own; `gone` items of the pool were kept in earlier rounds.
+    Attributes
+    ----------
+    rule : str
+        `fdr`, `high-probability`, `percentile`, `random` or `top-n`.
+    alpha : float
+        The tolerated share of false labels, in (0, 1): of `fdr` on average, of `high-probability` mostly.
+    delta : float
+        How often `high-probability` may exceed alpha, in (0, 1).
+    share : float
+        theta, the share that `percentile`, `random` and the fallback keep, in [0, 1].
+    n : int
+        How many `top-n` keeps.
+    seed : int
+        Of `random`, and of ties in `top-n`.
+    rounds, fresh_fold_per_round : int, bool
+        Over several rounds the budget is shared out, unless each has a calibration fold of its own.
+    gone : int
+        Items of the pool that earlier rounds kept.
+
+    Raises
+    ------
+    ConfigError
+        By `select`, where a number lies outside its range.
+
+    Examples
+    --------
+    >>> best_two = semievol_api.RuleSettings(rule="top-n", n=2)
+    >>> semievol_api.select([0.3, 0.9, 0.8], rule=best_two).kept
+    array([False,  True,  True])
     """
 
     rule: str = "fdr"

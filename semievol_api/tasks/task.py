@@ -31,7 +31,27 @@ _WORDING_VERSION = 1
 
 @dataclass(frozen=True)
 class Task:
-    """One task: all that turns examples into prompts and responses into answers."""
+    """One task, from `load_task`: all that turns examples into prompts and responses into answers.
+
+    Attributes
+    ----------
+    definition : TaskDefinition
+        The task's file.
+    name, kind : str
+        Its name; multiple_choice, labels, number or free_text.
+
+    Raises
+    ------
+    ConfigError
+        By `load_task`, where the file is wrong.
+
+    Examples
+    --------
+    >>> task = semievol_api.load_task("task.toml")
+    >>> example = Example(id="q1", question="The sky?", options=("red", "blue"))
+    >>> task.parse("Answer: B", example), task.equal("B", "B")
+    ('B', True)
+    """
 
     definition: TaskDefinition
 
@@ -212,8 +232,25 @@ def task_names() -> tuple[str, ...]:
 def load_task(name_or_path: str | Path) -> Task:
     """A built-in task by name, or the user's own by the path of its TOML file.
 
-    Raises:
-        ConfigError: there is no such task, or its file is wrong.
+    Parameters
+    ----------
+    name_or_path : str or path
+        `mmlu`, `mmlu-pro`, `arc`, `fpb`, `usmle`, `pubmedqa`, `convfinqa`, or a path that ends in `.toml`.
+
+    Returns
+    -------
+    Task
+        What words prompts and reads answers.
+
+    Raises
+    ------
+    ConfigError
+        There is no such task, or its file is wrong.
+
+    Examples
+    --------
+    >>> semievol_api.load_task("mmlu").kind
+    'multiple_choice'
     """
     text = str(name_or_path)
     path = Path(text) if text.endswith(".toml") else _DEFINITIONS / f"{text}.toml"

@@ -299,8 +299,10 @@ class EngineHolder:
 
     async def release(self) -> None:
         """End the engine once what is queued has run."""
-        if self._loading is not None:
-            await asyncio.gather(self._loading, return_exceptions=True)
+        loading = self._loading
+        if loading is not None:
+            await asyncio.gather(loading, return_exceptions=True)
+            self._loading = None if self._loading is loading else self._loading  # its loop may be over by the next call
         async with self._lock:
             engine, self._engine = self._engine, None
             if engine is not None:
