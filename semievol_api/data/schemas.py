@@ -135,10 +135,9 @@ def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
     ordered = sorted(rows, key=lambda row: (row.example_id, row.annotator_id))
     checked = any(row.p_true is not None for row in ordered)
     schema = CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA
-    getters = [attrgetter(str(_USAGE.get(name, name))) for name in schema.names]
     columns = [
-        pa.array(map(getter, ordered), field.type, size=len(ordered))
-        for getter, field in zip(getters, schema, strict=True)
+        pa.array(map(attrgetter(_USAGE.get(name, name)), ordered), schema.field(name).type, size=len(ordered))
+        for name in map(str, schema.names)
     ]
     return pa.table(columns, schema=schema)
 
