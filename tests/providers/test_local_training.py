@@ -287,7 +287,7 @@ def test_running_out_of_memory_says_what_to_lower(
     def starve(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("semievol_providers.local.training_loop.with_adapter", starve)
+    monkeypatch.setattr("semievol_providers.local.train.with_adapter", starve)
     status, events = train_here(make_job(tiny_model, tmp_path / "a"), monkeypatch)
     assert status == 3
     assert events[-1].code == "out_of_memory"
