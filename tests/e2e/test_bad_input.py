@@ -60,7 +60,7 @@ CASES = [
     ),
     Case("too few labels for a job", lambda p: write_rows(p.folder / "labeled.csv", 9), ("9 labelled", "10")),
     Case("a provider that cannot train", swap('state = "server"', "can_train = false"), ("'mine'", "fine-tuning")),
-    Case("an unknown key of a provider", swap('state = "server"', 'stat = "server"'), ("'stat'",)),
+    Case("an unknown key of a provider", swap('state = "server"', 'stat = "server"'), ("'providers.mine.stat'",)),
     Case("no embedder", swap('embedder = { provider = "mine", model = "tiny" }', ""), ("embedder", "bm25")),
 ]
 
