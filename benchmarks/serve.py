@@ -132,7 +132,7 @@ def _length(tokens: list[int], ends: set[int]) -> int:
 
 # --------------------------------------------------------------------------------------------------- measuring
 @dataclass(frozen=True, slots=True)
-class PooledSelectionContext:
+class OtherServers:
     """Folders with the commands of other servers; None where there is none to ask."""
 
     transformers: Path | None
@@ -160,7 +160,7 @@ def measure(name: str, folder: Path, shape: Shape, threads: int, rounds: int) ->
     }
 
 
-def measure_beside(folder: Path, shape: Shape, threads: int, beside: PooledSelectionContext) -> dict[str, Any]:
+def measure_beside(folder: Path, shape: Shape, threads: int, beside: OtherServers) -> dict[str, Any]:
     """The same requests to other servers; null where there is none, and why."""
     found: dict[str, Any] = {"transformers_serve": None, "vllm_cpu": None, "absent": {}}
     for name, bin_folder, start, with_n in (
@@ -219,7 +219,7 @@ def models(asked: argparse.Namespace, work: Path) -> list[tuple[str, Path, Shape
 def main() -> int:
     """Measure, print, and compare with the target."""
     asked = parse_arguments()
-    beside = PooledSelectionContext(asked.transformers_bin, asked.vllm_bin)
+    beside = OtherServers(asked.transformers_bin, asked.vllm_bin)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
         for name, folder, shape in models(asked, Path(work)):
