@@ -73,3 +73,8 @@ def check_metadata(metadata: Mapping[str, str] | None) -> None:
         raise ApiError(
             "'metadata' takes at most 16 pairs, keys up to 64 and values up to 512 characters.", param="metadata"
         )
+
+
+def whole_number(text: str) -> int | None:
+    """A count that a client wrote in decimal digits; None for anything else, and for more than 18 digits."""
+    return int(text) if len(text) <= 18 and text.isascii() and text.isdigit() else None

@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.api_errors import ApiError, whole_number
 from semievol_providers.server.settings import Limits, ServerSettings
 from semievol_providers.server.state import new_id
 
@@ -97,7 +97,8 @@ class Gate:
         scope.setdefault("state", {})["known"] = bool(owner) or not self._settings.api_keys
         declared = headers.get("content-length", "0")
         limit = _body_limit(scope, self._settings.limits)
-        if not declared.isdigit() or int(declared) > limit:
+        length = whole_number(declared)
+        if length is None or length > limit:
             raise _too_large(limit)
         return owner
 
@@ -111,7 +112,7 @@ class Gate:
                 status=403,
                 code="unknown_host",
             )
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _host_and_port(origin) != host:
             raise ApiError(f"Requests from pages of {origin!r} are not allowed.", status=403, code="foreign_origin")
 
     def _marked(self, visit: _Visit, send: Send) -> Send:
@@ -181,6 +182,13 @@ def _patient(visit: _Visit, receive: Receive, limits: Limits) -> Receive:
 
 def _body_limit(scope: Scope, limits: Limits) -> int:
     return limits.upload_bytes + _FORM_OVERHEAD_BYTES if scope["path"] == _UPLOAD_PATH else limits.body_bytes
+
+
+def _host_and_port(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError as error:
+        raise ApiError(f"The Origin header is no address: {url[:100]!r}.", code="invalid_origin") from error
 
 
 def _hostname(url: str) -> str | None:

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.api_errors import ApiError, json_response
+from semievol_providers.server.api_errors import ApiError, check_metadata, json_response, whole_number
 from semievol_providers.server.batches import UNFINISHED, BatchBody, new_batch
 from semievol_providers.server.completions import parse
 from semievol_providers.server.deletion import delete_expired
@@ -79,11 +79,12 @@ async def _read_rest(request: Request) -> None:
 def _expires_after(anchor: object, seconds: object) -> int | None:
     if anchor is None and seconds is None:
         return None
-    if anchor != "created_at" or not isinstance(seconds, str) or not seconds.isdigit():
+    lifetime_s = whole_number(seconds) if isinstance(seconds, str) else None
+    if anchor != "created_at" or lifetime_s is None:
         raise ApiError("'expires_after' needs anchor 'created_at' and seconds.", param="expires_after")
-    if not 3600 <= int(seconds) <= 2592000:
+    if not 3600 <= lifetime_s <= 2592000:
         raise ApiError("'expires_after.seconds' must be from 3600 to 2592000.", param="expires_after.seconds")
-    return int(seconds)
+    return lifetime_s
 
 
 async def list_files(request: Request) -> Response:
@@ -212,6 +213,7 @@ async def list_jobs(request: Request) -> Response:
         matched = _METADATA_KEY.match(name)
         if matched:
             metadata[matched.group(1)] = value
+    check_metadata(metadata)
     page = services(request).state.list_jobs(owner_of(request), metadata, cursor_of(request, 20, _MAX_PAGE))
     return json_response(_listed(page))
 

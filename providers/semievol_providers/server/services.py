@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.api_errors import ApiError
+from semievol_providers.server.api_errors import ApiError, whole_number
 from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.batches import BatchRunner
 from semievol_providers.server.completions import Answers
@@ -64,10 +64,10 @@ def cursor_of(request: Request, default_limit: int, most: int) -> Cursor:
     Raises:
         ApiError: one of them cannot be used.
     """
-    asked = request.query_params.get("limit", str(default_limit))
-    if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked) <= most:
+    limit = whole_number(request.query_params.get("limit", str(default_limit)))
+    if limit is None or not 1 <= limit <= most:
         raise ApiError(f"'limit' must be a number from 1 to {most}.", param="limit")
     order = request.query_params.get("order", "desc")
     if order not in ("asc", "desc"):
         raise ApiError("'order' must be 'asc' or 'desc'.", param="order")
-    return Cursor(int(asked), request.query_params.get("after") or None, order == "asc")
+    return Cursor(limit, request.query_params.get("after") or None, order == "asc")
