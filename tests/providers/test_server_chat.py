@@ -97,6 +97,50 @@ def test_text_completions_conform_and_echo_the_token_scores(client: openai.OpenA
     assert "".join(piece.choices[0].text for piece in pieces) == body["choices"][0]["text"]
 
 
+def test_a_streamed_token_comes_with_its_own_log_probability(client: openai.OpenAI) -> None:
+    settings: Any = {"model": "tiny", "messages": MESSAGES, "n": 2, "seed": 3, "max_tokens": 15, "logprobs": True}
+    settings["top_logprobs"] = 3
+    plain = client.chat.completions.create(**settings)
+    streamed: dict[int, list[Any]] = {0: [], 1: []}
+    for chunk in client.chat.completions.create(**settings, stream=True):
+        for choice in chunk.choices:
+            if choice.delta.content:
+                assert choice.logprobs is not None and choice.logprobs.content
+                bytes_of = b"".join(bytes(token.bytes or []) for token in choice.logprobs.content)
+                assert bytes_of.decode("utf-8", errors="replace") == choice.delta.content
+                streamed[choice.index] += choice.logprobs.content
+    assert [streamed[c.index] for c in plain.choices] == [c.logprobs and c.logprobs.content for c in plain.choices]
+
+
+def test_a_streamed_text_completion_has_the_scores_and_offsets_of_the_whole_one(client: openai.OpenAI) -> None:
+    settings: Any = {"model": "tiny", "prompt": "one", "max_tokens": 9, "logprobs": 2, "seed": 1}
+    whole = client.completions.create(**settings).choices[0].logprobs
+    assert whole is not None
+    pieces = [c.choices[0].logprobs for c in client.completions.create(**settings, stream=True)]
+    for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [x for piece in pieces if piece is not None for x in getattr(piece, field)] == getattr(whole, field)
+
+
+def test_an_answer_goes_back_into_the_history_as_the_sdk_prints_it(client: openai.OpenAI) -> None:
+    settings: Any = {"model": "tiny", "seed": 1, "max_tokens": 5}
+    first = client.chat.completions.create(**settings, messages=MESSAGES)
+    assert first.usage is not None and first.usage.prompt_tokens_details is not None
+    assert first.usage.prompt_tokens_details.cached_tokens == 0
+    assert first.usage.completion_tokens_details is not None
+    text = first.choices[0].message.content
+    again: Any = {"role": "user", "content": "and now?"}
+    bare: Any = [*MESSAGES, {"role": "assistant", "content": text}, again]
+    printed = {**first.choices[0].message.model_dump(), "annotations": [], "audio": None, "tool_calls": []}
+    answers = [
+        client.chat.completions.create(**settings, messages=history).choices[0].message.content
+        for history in (bare, [*MESSAGES, printed, again])
+    ]
+    assert answers[0] == answers[1]
+    refused = {"role": "assistant", "content": None, "refusal": text, "tool_calls": None, "function_call": None}
+    refused_history: Any = [*MESSAGES, refused, again]
+    assert client.chat.completions.create(**settings, messages=refused_history).choices[0].message.content == answers[0]
+
+
 def test_embeddings_come_as_floats_and_as_base64(client: openai.OpenAI, conforms: Conforms) -> None:
     raw = client.embeddings.with_raw_response.create(model="tiny", input=["a", "b c"], encoding_format="float")
     body = json.loads(raw.content)
@@ -150,6 +194,16 @@ def test_models_are_listed_found_by_alias_and_unknown_ones_refused(client: opena
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "name": "ann", "content": "x"}]}, "messages[0].name"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}], "content": "x"}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "a"}, "content": "x"}]}, "messages[0].audio"),
+        ({"messages": [{"role": "user", "content": None, "refusal": "no"}]}, "messages[0].content"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"audio": {}}, "audio"),
+        ({"prediction": {}}, "prediction"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"prompt_cache_options": {}}, "prompt_cache_options"),
+        ({"metadata": {f"k{i}": "v" for i in range(17)}}, "metadata"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(

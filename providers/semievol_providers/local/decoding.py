@@ -9,6 +9,7 @@ prompts, queues or who waits.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -130,6 +131,7 @@ class Transcript:
         self._counted = 0
         self._cut: int | None = None
         self._sent = 0
+        self._told = 0
 
     def add(self, token_id: int, ends_turn: bool, logprob: float | None, top: tuple[TokenChoice, ...] | None) -> None:
         """Take the next token; the end-of-turn token is counted and otherwise left out."""
@@ -182,7 +184,19 @@ class Transcript:
             end = max(self._sent, _whole_characters(self._bytes, end))
         text = bytes(self._bytes[self._sent : end]).decode("utf-8", errors="replace")
         self._sent = max(self._sent, end)
-        return Delta(self.index, text, output) if text or output else None
+        certain = len(output.token_ids) if output is not None else bisect_right(self._ends, self._sent)
+        told = slice(self._told, certain)
+        if not text and output is None:
+            return None
+        self._told = certain
+        return Delta(
+            index=self.index,
+            text=text,
+            output=output,
+            token_ids=tuple(self._ids[told]),
+            logprobs=tuple(self._logprobs[told]) if self._logprobs else None,
+            top=tuple(self._top[told]) if self._top else None,
+        )
 
 
 def _whole_characters(data: bytearray, end: int) -> int:

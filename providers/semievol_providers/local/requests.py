@@ -66,11 +66,17 @@ class SampleOutput:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a continuation as soon as it is certain: `output` is set on the last piece."""
+    """A piece of a continuation as soon as it is certain: `output` is set on the last piece.
+
+    `token_ids` are the tokens that end in this piece's text, with `logprobs` and `top` as in `SampleOutput`.
+    """
 
     index: int
     text: str
     output: SampleOutput | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    top: tuple[tuple[TokenChoice, ...], ...] | None = None
 
 
 DeltaSink: TypeAlias = Callable[[Delta], None]

@@ -24,7 +24,7 @@ from semievol_providers.server.completions import (
     chat_logprobs,
     head,
     parse,
-    text_choice,
+    text_logprobs,
     usage,
 )
 from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
@@ -129,9 +129,8 @@ class _ChatStream:
         """The chunks of one piece of text."""
         choice = tell.choice
         chunks: list[dict[str, JsonValue]] = []
-        scores = choice.scores if choice is not None else None
-        if tell.text or scores:
-            chunks.append(self._chunk(tell.index, {"content": tell.text}, chat_logprobs(scores), None))
+        if tell.text or tell.scores:
+            chunks.append(self._chunk(tell.index, {"content": tell.text}, chat_logprobs(tell.scores), None))
         if choice is not None:
             chunks.append(self._chunk(tell.index, {}, None, choice.finish))
         return chunks
@@ -152,13 +151,17 @@ class _TextStream(_ChatStream):
 
     def __init__(self, head: dict[str, JsonValue], include_usage: bool) -> None:
         super().__init__(head, 0, include_usage)
+        self._scored_characters: dict[int, int] = {}
 
     def pieces(self, tell: DeltaTell) -> list[dict[str, JsonValue]]:
-        choice = tell.choice
-        if choice is None:
-            part: JsonValue = {"index": tell.index, "text": tell.text, "logprobs": None, "finish_reason": None}
-        else:
-            part = text_choice(choice, tell.index) | {"text": tell.text}
+        before = self._scored_characters.get(tell.index, 0)
+        part: JsonValue = {
+            "index": tell.index,
+            "text": tell.text,
+            "logprobs": text_logprobs(tell.scores, before),
+            "finish_reason": tell.choice.finish if tell.choice is not None else None,
+        }
+        self._scored_characters[tell.index] = before + sum(len(score.text) for score in tell.scores or ())
         return [{**self._head, "choices": [part], **self._usage}]
 
 

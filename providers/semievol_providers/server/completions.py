@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.api_errors import ApiError, unsupported
+from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.engine_wire import (
     ChatAsk,
@@ -56,24 +56,36 @@ class _TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="te
 
 
 class _MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One chat turn."""
+    """One chat turn. An earlier answer may come back as SDKs print it, with the fields that it left empty."""
 
     role: str
     content: str | list[_TextPart] | None = None
     name: str | None = None
     refusal: str | None = None
+    annotations: list[object] | None = None
+    audio: object = None
+    function_call: object = None
+    tool_calls: list[object] | None = None
 
     def plain(self, position: int) -> dict[str, str]:
-        """Role and text, as chat templates take them."""
+        """Role and text, as chat templates take them; a refusal is the text of the turn that has no other."""
         if self.role not in ("system", "developer", "user", "assistant"):
             raise ApiError(
                 f"The role {self.role!r} is not supported by this server; use system, user or assistant.",
                 param=f"messages[{position}].role",
                 code="unsupported_value",
             )
-        if self.content is None:
+        empty_only = {
+            "name": self.name, "annotations": self.annotations, "audio": self.audio,
+            "function_call": self.function_call, "tool_calls": self.tool_calls,
+        }  # fmt: skip
+        for name, value in empty_only.items():
+            if value not in (None, []):
+                raise unsupported(f"messages[{position}].{name}")
+        content = self.refusal if self.content is None and self.role == "assistant" else self.content
+        if content is None:
             raise ApiError("A message needs content.", param=f"messages[{position}].content")
-        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -166,12 +178,16 @@ class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=T
         Raises:
             ApiError: names the first field that it cannot.
         """
+        check_metadata(self.metadata)
         asked = {
             "tools": self.tools, "tool_choice": self.tool_choice not in (None, "none"),
             "functions": self.functions, "function_call": self.function_call not in (None, "none"),
-            "audio": self.audio, "prediction": self.prediction, "reasoning_effort": self.reasoning_effort,
-            "verbosity": self.verbosity, "web_search_options": self.web_search_options,
-            "moderation": self.moderation, "store": self.store,
+            "parallel_tool_calls": self.parallel_tool_calls is not None,
+            "audio": self.audio is not None, "prediction": self.prediction is not None,
+            "reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity,
+            "web_search_options": self.web_search_options is not None,
+            "prompt_cache_options": self.prompt_cache_options is not None,
+            "moderation": self.moderation is not None, "store": self.store,
             "modalities": self.modalities not in (None, ["text"]),
             "service_tier": self.service_tier not in (None, "auto", "default"),
             "response_format": self.response_format not in (None, {"type": "text"}),
@@ -318,16 +334,16 @@ def text_choice(choice: Choice, index: int) -> dict[str, JsonValue]:
     return {
         "index": index,
         "text": choice.text,
-        "logprobs": _text_logprobs(choice.scores),
+        "logprobs": text_logprobs(choice.scores),
         "finish_reason": choice.finish,
     }
 
 
-def _text_logprobs(scores: Sequence[TokenScore] | None) -> JsonValue:
+def text_logprobs(scores: Sequence[TokenScore] | None, at: int = 0) -> JsonValue:
+    """The `logprobs` of a text choice whose scored text begins at the character `at`."""
     if scores is None:
         return None
     offsets: list[JsonValue] = []
-    at = 0
     for score in scores:
         offsets.append(at)
         at += len(score.text)
@@ -346,6 +362,13 @@ def usage(prompt_tokens: int, choices: Iterable[Choice]) -> dict[str, JsonValue]
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 

@@ -259,7 +259,7 @@ class EngineService:
 
     def _tell_delta(self, number: int, delta: Delta) -> None:
         choice = _choice(delta.output, self._engine.tokens) if delta.output is not None else None
-        self.tell(DeltaTell(number, delta.index, delta.text, choice))
+        self.tell(DeltaTell(number, delta.index, delta.text, choice, _scores(delta, self._engine.tokens)))
 
     def _still_wanted(self, number: int, future: Future[Generated] | Future[Embedded]) -> bool:
         """Whether a result is to be sent: not for cancelled requests, nor after a failure was sent."""
@@ -293,27 +293,30 @@ def _request(prompt: tuple[int, ...], ask: ChatAsk | TextAsk, room: int) -> Gene
 
 
 def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
-    scores: tuple[TokenScore, ...] | None = None
-    if sample.logprobs is not None:
-        tops = sample.top if sample.top is not None else ((),) * len(sample.token_ids)
-        scores = tuple(
-            TokenScore(
-                tokens.token_text(token),
-                tokens.token_bytes(token),
-                max(logprob, _LEAST_LOGPROB),
-                tuple(
-                    (tokens.token_text(t.token_id), tokens.token_bytes(t.token_id), max(t.logprob, _LEAST_LOGPROB))
-                    for t in top
-                ),
-            )
-            for token, logprob, top in zip(sample.token_ids, sample.logprobs, tops, strict=True)
-        )
     return Choice(
         index=sample.index,
         text=sample.text,
         finish=sample.finish,
         tokens=sample.counted_tokens,
-        scores=scores,
+        scores=_scores(sample, tokens),
+    )
+
+
+def _scores(scored: SampleOutput | Delta, tokens: ChatTokens) -> tuple[TokenScore, ...] | None:
+    if scored.logprobs is None:
+        return None
+    tops = scored.top if scored.top is not None else ((),) * len(scored.token_ids)
+    return tuple(
+        TokenScore(
+            tokens.token_text(token),
+            tokens.token_bytes(token),
+            max(logprob, _LEAST_LOGPROB),
+            tuple(
+                (tokens.token_text(t.token_id), tokens.token_bytes(t.token_id), max(t.logprob, _LEAST_LOGPROB))
+                for t in top
+            ),
+        )
+        for token, logprob, top in zip(scored.token_ids, scored.logprobs, tops, strict=True)
     )
 
 

@@ -113,12 +113,13 @@ class ChoicesTell(msgspec.Struct, frozen=True, tag="choices"):
 
 
 class DeltaTell(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
-    """A piece of one continuation; `choice` is set on its last piece."""
+    """A piece of one continuation, with the scores of the tokens that end in it; `choice` is set on its last piece."""
 
     id: int
     index: int
     text: str
     choice: Choice | None = None
+    scores: tuple[TokenScore, ...] | None = None
 
 
 class VectorsTell(msgspec.Struct, frozen=True, tag="vectors"):
