@@ -54,7 +54,7 @@ def test_a_session_that_leaves_a_key_behind_fails(
     test = tmp_path / "test_leaky.py"
     test.write_text(LEAKY.format(leak=leak.replace("KEY", KEY)))
     (tmp_path / "conftest.py").write_text("from tests.planted_keys import *\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(test)]
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(test)]
     command += ["-n", str(processes), f"--rootdir={tmp_path}", f"--basetemp={tmp_path / 'inner'}"]
     try:
         done = subprocess.run(command, env=child_env, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -64,4 +64,4 @@ def test_a_session_that_leaves_a_key_behind_fails(
             if path.is_file():
                 path.unlink()
     assert done.returncode == code, done.stdout + done.stderr
-    assert ("planted keys were found" in done.stdout) == (code == 1)
+    assert ("planted keys were found" in done.stderr) == (code == 1)

@@ -71,8 +71,8 @@ def test_the_numbers_of_llama_31_8b_are_those_that_the_docs_tell(tmp_path: Path)
         f"{weight_bytes(shape, qlora=True) / 1e9:.1f} GB",
         f"{cache_bytes(shape) / 1e3:.0f} kB",
         f"{adapter_parameters(shape, 16) / 1e6:.0f} M",
-        f"{activation_bytes(shape, 16) / 1e6:.1f} MB a token",
-        f"{activation_bytes(shape, 16, checkpointing=True) / 1e6:.2f} MB a token",
+        f"{activation_bytes(shape, 16) / 1e6:.1f} MB per token",
+        f"{activation_bytes(shape, 16, checkpointing=True) / 1e6:.2f} MB per token",
         f"{training_flops(shape, 400_000) / 1e15:.1f} PFLOP",
         *(
             f"{tokens_that_fit(shape, gb * 1e9, Plan(qlora=qlora, checkpointing=checkpointing)):,}"

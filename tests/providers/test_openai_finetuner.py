@@ -16,9 +16,9 @@ from semievol_api.capabilities import FineTuner, FineTuneRequest, JobTicket, Pro
 from semievol_api.cassettes.http import HttpResponse
 from semievol_api.errors import RefusedError, TransientError
 from semievol_providers.openai import connect
-from semievol_providers.openai.finetuner import job_status, job_suffix
+from semievol_providers.openai.finetuner import OpenAIStorage, job_status, job_suffix
 from semievol_providers.openai.provider import Wires, provider_over
-from semievol_providers.openai.sdk import OpenAIModels, Sdk
+from semievol_providers.openai.sdk import Sdk
 from semievol_providers.openai.settings import Connection, read_connection
 from tests.providers.openai_loopback import Cut, Fault, LoopbackServer, error_body
 
@@ -247,13 +247,12 @@ async def test_models_tell_their_shutdown_date() -> None:
     async with LoopbackServer() as server:
         options = {"base_url": server.base_url, "api_key_env": ""}
         sdk = Sdk(read_connection(ProviderSettings(name="x", options=options, environ={})))
-        models = OpenAIModels(sdk)
-        (listed,) = await models.list()
-        assert listed == await models.retrieve("tiny")
+        storage = OpenAIStorage(sdk)
+        found = await storage.model("tiny")
         with pytest.raises(RefusedError) as caught:
-            await models.retrieve("absent")
+            await storage.model("absent")
         await sdk.aclose()
-    assert listed.shutdown_date == "2027-01-14"
+    assert (found.name, found.shutdown_date) == ("tiny", "2027-01-14")
     assert caught.value.code == "model_not_found"
 
 

@@ -156,7 +156,8 @@ def test_a_stop_while_the_engine_loads_is_quick_and_refuses_who_waits(
 
 
 def test_an_engine_that_still_loads_ends_with_a_killed_server(tiny_model: Path, tmp_path: Path) -> None:
-    with RunningServer(tiny_model, tmp_path) as server, ThreadPoolExecutor() as pool:
+    slow = {"SEMIEVOL_PRELOADED": "off"}  # the engine's process imports everything itself, which takes seconds
+    with RunningServer(tiny_model, tmp_path, env=slow) as server, ThreadPoolExecutor() as pool:
         asked = pool.submit(_answer, server.client(), "tiny")
         while (pid := _health(server)["engine_pid"]) is None:
             time.sleep(0.01)
