@@ -15,10 +15,11 @@ from typing import Any, get_type_hints
 import pydantic
 from openai import types
 from openai.pagination import AsyncCursorPage, AsyncPage
-from openai.types import batch_create_params, completion_create_params, embedding_create_params, fine_tuning
+from openai.types import batch_create_params, completion_create_params, embedding_create_params, fine_tuning, responses
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.fine_tuning import job_create_params
+from openai.types.responses import response_create_params
 
 REQUESTS: Mapping[str, Any] = {
     "/chat/completions": chat_create_params.CompletionCreateParamsNonStreaming,
@@ -26,6 +27,7 @@ REQUESTS: Mapping[str, Any] = {
     "/embeddings": embedding_create_params.EmbeddingCreateParams,
     "/batches": batch_create_params.BatchCreateParams,
     "/fine_tuning/jobs": job_create_params.JobCreateParams,
+    "/responses": response_create_params.ResponseCreateParamsNonStreaming,
 }
 ANSWERS: Mapping[str, type[pydantic.BaseModel]] = {
     "Batch": types.Batch,
@@ -40,11 +42,12 @@ ANSWERS: Mapping[str, type[pydantic.BaseModel]] = {
     "ListModelsResponse": AsyncPage[types.Model],
     "ListPaginatedFineTuningJobsResponse": AsyncCursorPage[fine_tuning.FineTuningJob],
     "OpenAIFile": types.FileObject,
+    "Response": responses.Response,
 }
 LIST_FIELDS = frozenset({"object", "has_more", "first_id", "last_id"})
 """Of a list, which the package's pages leave untyped."""
-UNTYPED = frozenset({"user_provided_suffix"})
-"""What OpenAI's own answers have (recorded in tests/data) and the package does not type."""
+UNTYPED = frozenset({"user_provided_suffix", "cache_write_tokens"})
+"""What OpenAI's own answers have (recorded in tests/data) and the package, or its second major, does not type."""
 
 
 class UnlikeTypesError(AssertionError):
@@ -70,8 +73,12 @@ def check_request(path: str, body: Mapping[str, Any], extensions: Iterable[str] 
 def check_answer(schema: str, body: Any) -> None:
     """Refuse a missing or unknown field, or a value that the package's strict models do not take."""
     model = ANSWERS.get(schema)
-    if model is None:
-        return  # such as an error, which the package has no model for
+    if model is not None:  # None: such as an error, which the package has no model for
+        check_model(model, schema, body)
+
+
+def check_model(model: type[pydantic.BaseModel], schema: str, body: Any) -> None:
+    """`check_answer` by one of the package's models."""
     try:
         answer = model.model_validate(body, strict=True)
     except pydantic.ValidationError as error:

@@ -19,7 +19,7 @@ from semievol_providers.openai import batches, chat, embeddings, finetuner, sdk
 from semievol_providers.openai.sdk import installed_major
 from semievol_providers.openai.settings import Dialect
 from semievol_providers.server import batches as server_batches
-from semievol_providers.server import completions, job_events
+from semievol_providers.server import completions, job_events, responses
 from tests.openai_types import UnlikeTypesError, check_answer, check_request, fields_of
 
 OF_VLLM = frozenset({"continue_final_message", "add_generation_prompt"})
@@ -118,6 +118,7 @@ def test_what_we_read_is_typed_by_the_openai_package_or_named_as_another_vendors
         ("/embeddings", completions.EmbeddingBody),
         ("/batches", server_batches.BatchBody),
         ("/fine_tuning/jobs", job_events.JobBody),
+        ("/responses", responses.ResponseBody),
     ],
 )
 def test_the_server_knows_every_field_that_the_package_can_send(path: str, body: type[msgspec.Struct]) -> None:

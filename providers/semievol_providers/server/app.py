@@ -180,6 +180,7 @@ def _routes() -> list[Route]:
         Route("/v1/models/{model:path}", _delete_model, methods=["DELETE"]),
         Route("/v1/chat/completions", chat_routes.create_chat, methods=["POST"]),
         Route("/v1/chat/completions", chat_routes.list_chats, methods=["GET"]),
+        Route("/v1/responses", chat_routes.create_response, methods=["POST"]),
         Route("/v1/completions", chat_routes.create_completion, methods=["POST"]),
         Route("/v1/embeddings", chat_routes.create_embedding, methods=["POST"]),
         Route("/v1/files", object_routes.create_file, methods=["POST"]),

@@ -1,4 +1,4 @@
-"""Routes that ask the engine: chat completions, text completions, embeddings.
+"""Routes that ask the engine: chat completions, responses, text completions, embeddings.
 
 Work for a client that disconnects is cancelled. Knows nothing of how the engine runs, of files or of jobs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -28,6 +28,7 @@ from semievol_providers.server.completions import (
     usage,
 )
 from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
+from semievol_providers.server.responses import ResponseBody, ResponseWriter
 from semievol_providers.server.services import owner_of, services
 from semievol_providers.server.state import Record
 
@@ -82,6 +83,30 @@ async def list_chats(_request: Request) -> Response:
     return json_response({"object": "list", "data": [], "first_id": "", "last_id": "", "has_more": False})
 
 
+async def create_response(request: Request) -> Response:
+    """POST /responses"""
+    answers, owner = services(request).answers, owner_of(request)
+    body = parse(await request.body(), ResponseBody).checked()
+    writer = ResponseWriter(body)
+    ask = ChatAsk(
+        id=answers.engine.next_number(),
+        messages=body.messages(),
+        sampling=body.sampling(answers.limits),
+        adapter=answers.models.find(body.model, owner).adapter,
+        owner=owner,
+        stream=bool(body.stream),
+    )
+    if body.stream:
+        return await _streamed(writer, request, ask)
+    try:
+        tell = await _while_there(request, answers.engine.ask(ask))
+    except _ClientLeftError:
+        return Response(status_code=_CLIENT_LEFT)
+    assert isinstance(tell, ChoicesTell)
+    services(request).charge(owner, usage(tell.prompt_tokens, tell.choices))
+    return json_response(writer.whole(tell))
+
+
 async def create_completion(request: Request) -> Response:
     """POST /completions"""
     answers, owner = services(request).answers, owner_of(request)
@@ -112,6 +137,18 @@ async def _charged(request: Request, asking: Coroutine[None, None, Record]) -> R
 
 
 # ---------------------------------------------------------------------------------------------- streaming
+class _Stream(Protocol):
+    """Turns the engine's pieces into a stream's events."""
+
+    end: bytes
+
+    def opening(self) -> list[dict[str, JsonValue]]: ...
+    def pieces(self, tell: DeltaTell) -> list[dict[str, JsonValue]]: ...
+    def closing(self, tell: ChoicesTell) -> list[dict[str, JsonValue]]: ...
+    def failed(self, error: ApiError) -> dict[str, JsonValue]: ...
+    def encoded(self, event: dict[str, JsonValue]) -> bytes: ...
+
+
 class _ChatStream:
     """Turns the engine's pieces into chunks of a chat completion."""
 
@@ -141,6 +178,18 @@ class _ChatStream:
             return []
         return [{**self._head, "choices": [], "usage": usage(tell.prompt_tokens, tell.choices)}]
 
+    def failed(self, error: ApiError) -> dict[str, JsonValue]:
+        """The last chunk of a stream that cannot go on."""
+        return {"error": dict(error.body())}
+
+    @staticmethod
+    def encoded(event: dict[str, JsonValue]) -> bytes:
+        """One server-sent event."""
+        return b"data: " + msgspec.json.encode(event) + b"\n\n"
+
+    end = b"data: [DONE]\n\n"
+    """What follows the last chunk."""
+
     def _chunk(self, index: int, delta: JsonValue, logprobs: JsonValue, finish: str | None) -> dict[str, JsonValue]:
         choice: JsonValue = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head, "choices": [choice], **self._usage}
@@ -165,7 +214,7 @@ class _TextStream(_ChatStream):
         return [{**self._head, "choices": [part], **self._usage}]
 
 
-async def _streamed(stream: _ChatStream, request: Request, ask: ChatAsk | TextAsk) -> Response:
+async def _streamed(stream: _Stream, request: Request, ask: ChatAsk | TextAsk) -> Response:
     """Server-sent events; waits for the first piece, so that a refusal still gets its own status."""
     served, owner = services(request), owner_of(request)
     tells = served.engine.stream(ask)
@@ -177,19 +226,19 @@ async def _streamed(stream: _ChatStream, request: Request, ask: ChatAsk | TextAs
     async def events() -> AsyncIterator[bytes]:
         async with aclosing(tells):
             for chunk in stream.opening():
-                yield _event(chunk)
+                yield stream.encoded(chunk)
             tell = first
             try:
                 while isinstance(tell, DeltaTell):
                     for chunk in stream.pieces(tell):
-                        yield _event(chunk)
+                        yield stream.encoded(chunk)
                     tell = await anext(tells)
                 served.charge(owner, usage(tell.prompt_tokens, tell.choices))
                 for chunk in stream.closing(tell):
-                    yield _event(chunk)
-                yield b"data: [DONE]\n\n"
+                    yield stream.encoded(chunk)
+                yield stream.end
             except ApiError as error:
-                yield _event({"error": dict(error.body())})
+                yield stream.encoded(stream.failed(error))
 
     return _ClosingStream(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
@@ -206,7 +255,3 @@ class _ClosingStream(StreamingResponse):
         assert isinstance(source, AsyncGenerator)
         async with aclosing(source):
             await super().__call__(scope, receive, send)
-
-
-def _event(chunk: dict[str, JsonValue]) -> bytes:
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -32,7 +32,7 @@ from semievol_providers.server.state import new_id
 
 _REQUEST_LOG = "semievol.server.requests"
 _OPEN_PATHS = ("/healthz", "/")
-_RATED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+_RATED_PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings")
 _UPLOAD_PATH = "/v1/files"
 _FORM_OVERHEAD_BYTES = 2**16
 _log = logging.getLogger(_REQUEST_LOG)
