@@ -164,6 +164,14 @@ def test_a_bad_training_file_fails_the_job_with_its_line(
         ({"suffix": "x" * 65}, "suffix"),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
         ({"lora_rank": 5}, "lora_rank"),
+        ({"method": {"type": "supervised", "dpo": {"hyperparameters": {"beta": 0.1}}}}, "method.dpo"),
+        (
+            {
+                "hyperparameters": {"n_epochs": 3},
+                "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4}}},
+            },
+            "hyperparameters.n_epochs",
+        ),
         ({"metadata": {"k" * 65: "v"}}, "metadata"),
     ],
 )  # fmt: skip
@@ -174,6 +182,17 @@ def test_a_job_that_cannot_be_run_as_asked_is_refused(
     with pytest.raises(openai.BadRequestError) as raised:
         client.post("/fine_tuning/jobs", body=body, cast_to=object)
     assert raised.value.param == param
+
+
+def test_hyperparameters_in_both_places_are_taken_together(client: openai.OpenAI) -> None:
+    job = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=_upload(client),
+        hyperparameters={"batch_size": 2, "n_epochs": 3},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": "auto"}}},
+    )
+    assert (job.hyperparameters.batch_size, job.hyperparameters.n_epochs) == (2, 3)
+    client.fine_tuning.jobs.cancel(job.id)
 
 
 def test_jobs_queue_pause_resume_and_cancel(server: RunningServer, client: openai.OpenAI) -> None:

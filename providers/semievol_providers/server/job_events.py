@@ -43,11 +43,13 @@ class _SupervisedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     hyperparameters: _HyperparametersBody = _HyperparametersBody()
 
 
-class _MethodBody(msgspec.Struct, frozen=True, kw_only=True):
+class _MethodBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`method`; other types than supervised are refused with a message of their own."""
 
     type: str
     supervised: _SupervisedBody | None = None
+    dpo: object = None
+    reinforcement: object = None
 
 
 class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +77,10 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 param="method.type",
                 code="unsupported_parameter",
             )
+        if self.method is not None:
+            for name, value in (("dpo", self.method.dpo), ("reinforcement", self.method.reinforcement)):
+                if value is not None:
+                    raise unsupported(f"method.{name}", "has no place beside the type 'supervised'")
         if self.integrations:
             raise unsupported("integrations")
         check_metadata(self.metadata)
@@ -82,10 +88,25 @@ class JobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def settings(self) -> _HyperparametersBody:
-        """Hyperparameters, from the newer place or the older one."""
-        if self.method is not None and self.method.supervised is not None:
-            return self.method.supervised.hyperparameters
-        return self.hyperparameters or _HyperparametersBody()
+        """Hyperparameters, from the newer place and the older one together.
+
+        Raises:
+            ApiError: the two name different numbers for the same setting.
+        """
+        older = self.hyperparameters or _HyperparametersBody()
+        if self.method is None or self.method.supervised is None:
+            return older
+        newer = msgspec.structs.asdict(self.method.supervised.hyperparameters)
+        for name, value in msgspec.structs.asdict(older).items():
+            if newer[name] in ("auto", None):
+                newer[name] = value
+            elif value not in ("auto", None, newer[name]):
+                raise ApiError(
+                    f"'hyperparameters.{name}' is {value} and 'method.supervised.hyperparameters.{name}' is "
+                    f"{newer[name]}. Send one of them.",
+                    param=f"hyperparameters.{name}",
+                )
+        return _HyperparametersBody(**newer)
 
     @property
     def run_key(self) -> str | None:
