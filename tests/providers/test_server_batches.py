@@ -95,6 +95,7 @@ def test_embeddings_come_by_batch_and_batches_are_paged(client: openai.OpenAI, c
         ([_chat_line(1) | {"method": "GET"}], "invalid_request", 1),
         ([{"custom_id": "x"}], "invalid_request", 1),
         ([_chat_line(1), _chat_line(2, model="other")], "mismatched_model", 2),
+        ([_chat_line(1, model="other"), _chat_line(2), _chat_line(3)], "mismatched_model", 1),
         ([_chat_line(1) | {"body": {}}], "invalid_request", 1),
     ],
 )

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,8 +102,31 @@ class _InputCheck:
     """What reading a whole input file found."""
 
     total: int = 0
-    model: str | None = None
     faults: list[JsonValue] = field(default_factory=list[JsonValue])
+    models: Counter[str] = field(default_factory=Counter[str])
+    first_lines: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+
+    @property
+    def model(self) -> str | None:
+        """The model of most lines, the earlier one of two that are asked equally often."""
+        return max(self.models, key=self.models.__getitem__, default=None)
+
+    def count_model(self, model: str, line: int) -> None:
+        """Note whom a line asks, and the number of the model's first lines."""
+        self.models[model] += 1
+        lines = self.first_lines.setdefault(model, [])
+        if len(lines) < _MAX_FAULTS:
+            lines.append(line)
+
+    def fault_other_models(self) -> None:
+        """Note the lines that ask another model than most."""
+        others = [(line, model) for model, lines in self.first_lines.items() if model != self.model for line in lines]
+        for line, model in sorted(others):
+            self.fault(
+                "mismatched_model",
+                f"All lines of a batch must name one model: this one asks {model!r}, most ask {self.model!r}.",
+                line,
+            )
 
     def fault(self, code: str, message: str, line: int | None) -> None:
         """Note one fault; a file full of them shows the first ones."""
@@ -132,6 +156,7 @@ def _check_input(path: Path, endpoint: str, limits: Limits) -> _InputCheck:
             found.fault("too_many_requests", f"A batch takes at most {limits.batch_requests:,} requests.", number)
             return found
         _check_line(found, seen, number, raw, endpoint)
+    found.fault_other_models()
     if found.total == 0:
         found.fault("empty_file", "The input file has no requests.", None)
     return found
@@ -154,10 +179,8 @@ def _check_line(found: _InputCheck, seen: set[str], number: int, raw: bytes, end
         found.fault("duplicate_custom_id", f"The custom_id {line.custom_id!r} occurs twice.", number)
     if line.url != endpoint:
         found.fault("mismatched_url", f"The line asks {line.url!r}, its batch {endpoint!r}.", number)
-    if found.model not in (None, model):
-        found.fault("mismatched_model", "All lines of a batch must name one model.", number)
     seen.add(line.custom_id)
-    found.model = model
+    found.count_model(model, number)
 
 
 class _Answered(msgspec.Struct, frozen=True):
