@@ -72,4 +72,4 @@ def requested(driver: Any) -> list[str]:
     """Every address that pages asked for since the last call, the browser's own pages left out."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith(("chrome:", "chrome-extension:", "about:"))]
+    return [url for url in sent if not url.startswith(("chrome:", "chrome-", "about:"))]

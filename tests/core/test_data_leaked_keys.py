@@ -12,6 +12,7 @@ from semievol_api.cassettes.scrub import find_key_shapes
 from semievol_api.config.settings import DataSettings
 from semievol_api.data import read_data, read_source
 from semievol_api.data.examples import mask_keys
+from semievol_api.data.read_files import read_table
 from semievol_api.errors import ConfigError
 from semievol_api.tasks import load_task
 
@@ -68,5 +69,7 @@ def test_looking_for_keys_costs_little(tmp_path: Path) -> None:
     row = {"id": "a", "question": "What is the boiling point of water at sea level?" * 5, "options": ["x", "y"]}
     (tmp_path / "many.jsonl").write_text((json.dumps(row) + "\n") * 50_000)
     begun = time.process_time()
+    read_table(tmp_path / "many.jsonl")
+    bare_s = time.process_time() - begun
     assert len(read_source(tmp_path / "many.jsonl").rows) == 50_000
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun - bare_s < 8 * bare_s
