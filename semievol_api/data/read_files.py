@@ -5,7 +5,6 @@ Every fault names the file, the line and what to try. Knows nothing of tasks: a 
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
@@ -17,6 +16,7 @@ from typing import TypeAlias, TypeVar
 
 from semievol_api.config.settings import nearest
 from semievol_api.data import table as tables
+from semievol_api.data.delimited import PLAIN, FileFormat, records_of
 from semievol_api.errors import DataError
 
 Row: TypeAlias = Mapping[str, object]
@@ -65,17 +65,17 @@ CHUNK_ROWS = 4096
 ItemT = TypeVar("ItemT")
 
 
-def read_table(path: Path) -> Table:
-    """The rows of a file, by its ending.
+def read_table(path: Path, how: FileFormat = PLAIN) -> Table:
+    """The rows of a file, by its ending; `how` is what its owner says of a text file.
 
     Raises:
         DataError: the file is missing, unreadable, of an unknown kind, empty or malformed.
     """
     kind = path.suffix.lower()
     if path.is_file() and kind in _READERS and kind != ".parquet":
-        with _faults_told(path):
-            _refuse_no_utf8(path)
-    tables = list(read_chunks(path))
+        with _faults_told(path, how):
+            _refuse_undecodable(path, how)
+    tables = list(read_chunks(path, how))
     first = tables[0]
     rows = tuple(row for table in tables for row in table.rows)
     return Table(first.source, first.unit, first.columns, rows, tuple(line for table in tables for line in table.lines))
@@ -89,7 +89,7 @@ def is_large(path: Path) -> bool:
     return _many_rows(path) if kind == ".parquet" else path.stat().st_size > LARGE_BYTES
 
 
-def read_chunks(path: Path) -> Iterator[Table]:
+def read_chunks(path: Path, how: FileFormat = PLAIN) -> Iterator[Table]:
     """The rows of a file in tables of at most `CHUNK_ROWS`; a JSON file is one list, and one table.
 
     Raises:
@@ -106,8 +106,8 @@ def read_chunks(path: Path) -> Iterator[Table]:
             f"saved as 'CSV UTF-8' first, a compressed file is unpacked."
         )
     empty = True
-    with _faults_told(path):
-        for table in reader(path):
+    with _faults_told(path, how):
+        for table in reader(path, how):
             empty = empty and not table.rows
             yield table
     if empty:
@@ -115,19 +115,31 @@ def read_chunks(path: Path) -> Iterator[Table]:
 
 
 @contextmanager
-def _faults_told(path: Path) -> Generator[None]:
+def _faults_told(path: Path, how: FileFormat) -> Generator[None]:
     """Inside the block the file is read; what cannot be read is told."""
     try:
         yield
-    except UnicodeDecodeError:
-        _refuse_no_utf8(path)
+    except UnicodeError:
+        _refuse_undecodable(path, how)
         raise
+    except LookupError:
+        raise DataError(f"There is no encoding {how.encoding!r}. Usual ones: utf-8, gbk, cp1252, utf-16.") from None
     except OSError as error:
         raise DataError(f"The file {str(path)!r} cannot be read: {error.strerror or error}.") from None
 
 
-def _refuse_no_utf8(path: Path) -> None:
-    """Says where a file stops being UTF-8, looking at it line by line."""
+def _refuse_undecodable(path: Path, how: FileFormat) -> None:
+    """Says where a file stops being text in its encoding, and how that line reads in others."""
+    if how.encoding != PLAIN.encoding:
+        try:
+            with path.open(encoding=how.encoding) as file:
+                for _ in file:
+                    pass
+        except UnicodeError as error:
+            raise DataError(
+                f"The file {str(path)!r} is not in the encoding {how.encoding!r} ({error}). Name another."
+            ) from None
+        return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -135,69 +147,48 @@ def _refuse_no_utf8(path: Path) -> None:
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"The file {str(path)!r} is not UTF-8: line {number} holds the byte 0x{line[error.start]:02x}. "
-                    "Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again."
+                    f"{_readings_of(path, line)}Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again, or "
+                    f"name its encoding, such as: semievol init {path.name} --encoding gbk."
                 ) from None
 
 
-def _read_csv(path: Path) -> Iterator[Table]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        csv.field_size_limit(2**31 - 1)
-        records = _csv_records(path, file, header)
-        columns = _csv_header(path, next(records, None))
-        for some in _batches(records):
-            rows = tuple(_csv_row(path, columns, record) for record in some)
-            yield Table(path.name, "line", columns, rows, tuple(line for line, _ in some))
+def _readings_of(path: Path, line: bytes) -> str:
+    """How a line reads in the encodings that spreadsheets write; empty where none fits."""
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            return "It begins as UTF-16 does. "
+    found: list[str] = []
+    for encoding in ("gbk", "cp1252", "shift_jis", "cp1251"):
+        try:
+            text = line.decode(encoding).strip()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{text[:40]!r} in {encoding}"] if text.isprintable() else []
+    return f"That line reads {'; '.join(found[:3])}. " if found else ""
 
 
-def _csv_header(path: Path, record: tuple[int, list[str]] | None) -> tuple[str, ...]:
-    """The columns that a file's first record names."""
-    if record is None:
-        raise DataError(f"The file {str(path)!r} is empty: it has not even a header line.")
-    columns = tuple(name.strip() for name in record[1])
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise DataError(f"{path.name} names the column {twice[0]!r} twice in its header. Rename one of them.")
-    return columns
-
-
-def _csv_row(path: Path, columns: Sequence[str], record: tuple[int, list[str]]) -> Row:
-    """A record's fields by their columns."""
-    line, fields = record
-    if len(fields) != len(columns):
-        raise DataError(
-            f"{path.name}, line {line}: {len(fields)} fields where the header has {len(columns)} columns. "
-            "A comma or a line break inside a value needs double quotes around the value."
-        )
-    return dict(zip(columns, fields, strict=True))
-
-
-def _csv_records(path: Path, text: Iterable[str], header: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line where it begins; empty lines are passed over. `header` tells the delimiter."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max((",", ";", "\t"), key=header.count)
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for fields in reader:
-            if fields:
-                yield line, fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path.name}, line {line}: the CSV is broken there ({error}). "
-            "Look for a double quote that is opened and never closed."
-        ) from None
-
-
-def _read_jsonl(path: Path) -> Iterator[Table]:
-    columns = tuple(dict.fromkeys(name for _, row in _json_rows(path) for name in row))
-    for some in _batches(_json_rows(path)):
+def _read_csv(path: Path, how: FileFormat) -> Iterator[Table]:
+    columns, rows = records_of(path, how)
+    for some in _batches(rows):
         yield Table(path.name, "line", columns, tuple(row for _, row in some), tuple(line for line, _ in some))
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="\n") as file:
+def _read_jsonl(path: Path, how: FileFormat) -> Iterator[Table]:
+    if _begins_with(path, how, "["):
+        yield from _read_json(path, how)
+        return
+    columns = tuple(dict.fromkeys(name for _, row in _json_rows(path, how) for name in row))
+    for some in _batches(_json_rows(path, how)):
+        yield Table(path.name, "line", columns, tuple(row for _, row in some), tuple(line for line, _ in some))
+
+
+def _begins_with(path: Path, how: FileFormat, sign: str) -> bool:
+    with path.open(encoding=how.encoding) as file:
+        return next((line.lstrip() for line in file if line.strip()), "").startswith(sign)
+
+
+def _json_rows(path: Path, how: FileFormat) -> Iterator[tuple[int, Row]]:
+    with io.TextIOWrapper(path.open("rb"), encoding=how.encoding, newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, _json_line(path, number, line.removesuffix("\n"))
@@ -208,19 +199,22 @@ def _json_line(path: Path, number: int, line: str) -> Row:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
+        hint = " This line ends with a comma: take the commas at the line ends out." if line.endswith(("},", "},\r")) else ""
         raise DataError(
             f"{path.name}, line {number}: this is not JSON ({error.msg}, column {error.colno}). "
-            "Each line of a JSONL file is one JSON object."
+            f"Each line of a JSONL file is one JSON object.{hint}"
         ) from None
     return _object(value, f"{path.name}, line {number}")
 
 
-def _read_json(path: Path) -> Iterator[Table]:
+def _read_json(path: Path, how: FileFormat) -> Iterator[Table]:
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        value = json.loads(path.read_bytes().decode(how.encoding))
     except json.JSONDecodeError as error:
-        hint = " If each line is one object, name the file .jsonl." if error.msg == "Extra data" else ""
+        several = path.suffix.lower() == ".json" and error.msg == "Extra data"
+        hint = " If each line is one object, name the file .jsonl." if several else ""
         raise DataError(f"{path.name}, line {error.lineno}: this is not JSON ({error.msg}).{hint}") from None
+    value = _only_list(path, value) if isinstance(value, dict) else value
     if not isinstance(value, list):
         raise DataError(f"{path.name} holds no list. A JSON file is a list of objects, one per example.")
     rows = [_object(item, f"{path.name}, item {i}") for i, item in enumerate(value, 1)]
@@ -228,27 +222,60 @@ def _read_json(path: Path) -> Iterator[Table]:
     yield Table(path.name, "item", columns, tuple(rows), tuple(range(1, len(rows) + 1)))
 
 
+def _only_list(path: Path, value: Mapping[str, object]) -> object:
+    """The examples in an object such as `{"version": 1, "examples": [...]}`."""
+    lists = {name: part for name, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)}
+    if len(lists) > 1:
+        raise DataError(
+            f"{path.name} holds several lists of objects: {', '.join(lists)}. Save the one with the examples as a file "
+            f"of its own."
+        )
+    return next(iter(lists.values()), None)
+
+
 def _object(value: object, where: str) -> Row:
     if not isinstance(value, dict):
-        hint = " A file that is one list is named .json." if isinstance(value, list) else ""
-        raise DataError(f"{where}: this is a {type(value).__name__}, not an object with named values.{hint}")
+        raise DataError(f"{where}: this is a {type(value).__name__}, not an object with named values.")
     return value
 
 
-def _read_parquet(path: Path) -> Iterator[Table]:
+def _read_parquet(path: Path, how: FileFormat) -> Iterator[Table]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             columns, at = tuple(file.schema_arrow.names), 1
+            names = _class_names(file.schema_arrow.metadata or {})
             for batch in file.iter_batches(CHUNK_ROWS):
                 if batch.num_rows:
-                    rows: tuple[Row, ...] = tuple(batch.to_pylist())
+                    rows: tuple[Row, ...] = tuple(with_class_names(row, names) for row in batch.to_pylist())
                     yield Table(path.name, "row", columns, rows, tuple(range(at, at + len(rows))))
                     at += len(rows)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path.name} is no Parquet file, or a damaged one: {str(error).splitlines()[0]}") from None
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of the classes in a column of numbers, which `datasets` writes beside a Parquet file's schema."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {column: feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def with_class_names(row: Row, names: Mapping[str, Sequence[str]]) -> Row:
+    """The row with its class numbers as names; -1 is how the `datasets` library writes an unknown class."""
+    if not names:
+        return row
+    return {column: _class_name(value, names[column]) if column in names else value for column, value in row.items()}
+
+
+def _class_name(value: object, names: Sequence[str]) -> object:
+    if not isinstance(value, int):
+        return value
+    return None if value == -1 else names[value] if 0 <= value < len(names) else value
 
 
 def _many_rows(path: Path) -> bool:
@@ -266,7 +293,7 @@ def _batches(items: Iterator[ItemT]) -> Iterator[list[ItemT]]:
         yield some
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Table]]] = {
+_READERS: dict[str, Callable[[Path, FileFormat], Iterator[Table]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".jsonl": _read_jsonl,

@@ -22,7 +22,8 @@ import numpy as np
 from semievol_api.config.settings import DataSettings
 from semievol_api.data import table as tables
 from semievol_api.data.examples import DataRole, Note, Reading, columns_of, mask_keys, read_examples, without_keys
-from semievol_api.data.read_files import Row, Table, is_large, read_chunks, read_table
+from semievol_api.data.delimited import PLAIN, FileFormat
+from semievol_api.data.read_files import Row, Table, is_large, read_chunks, read_table, with_class_names
 from semievol_api.data.schemas import chunked_examples
 from semievol_api.data.splits import order_of, split, subsample
 from semievol_api.data.table import ChunkedTable
@@ -133,23 +134,15 @@ def _table(source: str, dataset: Any) -> Table:
     """A dataset's rows; class numbers become their names."""
     import datasets
 
-    names: dict[str, Any] = {
-        column: feature.int2str
+    names: dict[str, Sequence[str]] = {
+        column: feature.names
         for column, feature in dataset.features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
-    rows = tuple(_named(row, names) for row in dataset)
+    rows = tuple(with_class_names(row, names) for row in dataset)
     if not rows:
         raise DataError(f"The dataset {source!r} is empty: it holds no row of data.")
     return Table(source, "row", tuple(dataset.column_names), rows, tuple(range(1, len(rows) + 1)))
-
-
-def _named(row: Mapping[str, object], names: Mapping[str, Any]) -> Row:
-    """-1 is how the library writes an unknown class."""
-    return {
-        column: (None if value in (None, -1) else names[column](value)) if column in names else value
-        for column, value in row.items()
-    }
 
 
 def _first_line(error: Exception) -> str:
@@ -241,7 +234,7 @@ class RawData:
         return tuple(note.sentence for note in self.notes)
 
 
-def read_source(source: str | Path) -> Table:
+def read_source(source: str | Path, how: FileFormat = PLAIN) -> Table:
     """The rows of a file, a saved dataset's folder (`folder` or `folder:split`) or a hub address (`hf:...`).
 
     What looks like an API key is taken out of them: nothing behind this door ever sees it.
@@ -249,10 +242,10 @@ def read_source(source: str | Path) -> Table:
     Raises:
         DataError: the source is missing, unreadable, empty or malformed.
     """
-    return without_keys(_read_as_it_is(str(source)))
+    return without_keys(_read_as_it_is(str(source), how))
 
 
-def _read_as_it_is(text: str) -> Table:
+def _read_as_it_is(text: str, how: FileFormat) -> Table:
     address = hub_address(text)
     if address is not None:
         return read_address(address)
@@ -260,7 +253,7 @@ def _read_as_it_is(text: str) -> Table:
     folder, _, name = text.rpartition(":")
     if folder and not path.exists() and Path(folder).is_dir():
         return read_folder(Path(folder), name)
-    return read_folder(path, None) if path.is_dir() else read_table(path)
+    return read_folder(path, None) if path.is_dir() else read_table(path, how)
 
 
 def read_data(settings: DataSettings, task: Task, seed: int = 0) -> RawData:

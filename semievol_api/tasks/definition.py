@@ -17,6 +17,7 @@ from semievol_api.tasks.kind import TaskKind
 from semievol_api.tasks.kind_choice import MultipleChoice
 from semievol_api.tasks.kind_labels import Labels
 from semievol_api.tasks.kind_number import Number, NumberSettings
+from semievol_api.tasks.replies import THOUGHTS
 
 KINDS: Mapping[str, TaskKind] = {
     "multiple_choice": MultipleChoice(),
@@ -80,7 +81,7 @@ class Hub(Settings):
     "aliases",
     "first_option_digit",
     "number",
-    outside=("columns", "hub"),
+    outside=("prompt", "columns", "hub"),
 )
 class TaskDefinition(Settings):
     """A whole task file."""
@@ -101,6 +102,10 @@ class TaskDefinition(Settings):
     first_option_digit: Literal[0, 1] = 1
     """Where a file names answers by position: is the first option 0 or 1?"""
     number: NumberSettings = NumberSettings()
+    thoughts: tuple[tuple[str, str], ...] = THOUGHTS
+    """What opens and what closes a thought that a model writes before its answer: it is cut off before reading."""
+    prompt: Annotated[str | None, Field(min_length=1)] = None
+    """The question's text, made of columns in braces, such as `"{premise}\\n{hypothesis}"`. Default: one column."""
     columns: Columns = Columns()
     hub: Hub | None = None
 

