@@ -10,6 +10,7 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,18 +26,35 @@ if TYPE_CHECKING:
     from semievol_api.records import Example, Prompt
 
 
-def init(
-    data: Annotated[Path, typer.Argument(help="The labelled data: CSV, JSONL or Parquet.")],
+def init(  # noqa: PLR0913 - a command line has as many options as it has
+    data: Annotated[Path, typer.Argument(help="The labelled data: CSV, TSV, JSON, JSONL or Parquet.")],
     folder: Annotated[Path, typer.Option(help="Folder for task.toml and semievol.toml.")] = Path(),
     unlabeled: Annotated[Path | None, typer.Option(help="The unlabelled data.")] = None,
     test: Annotated[Path | None, typer.Option(help="The test data.")] = None,
     question: Annotated[str | None, typer.Option(help="Column with the question. Default: guessed.")] = None,
     answer: Annotated[str | None, typer.Option(help="Column with the answer. Default: guessed.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of text files, such as gbk. Default: UTF-8.")] = None,
+    names: Annotated[str | None, typer.Option(help="Columns of a CSV without a header, such as text,label.")] = None,
+    header: Annotated[bool, typer.Option("--header", help="The first line is a header, whatever it says.")] = False,
+    placeholder: Annotated[str | None, typer.Option(help="Answer that means: no label, such as -1.")] = None,
+    no_placeholder: Annotated[bool, typer.Option("--no-placeholder", help="Every answer is a label.")] = False,
 ) -> None:
     """Write a task file and a config for your data."""
     from semievol_api.data import start
+    from semievol_api.data.delimited import PLAIN, FileFormat
+    from semievol_api.data.doubts import PlaceholderError, Told
 
-    _write_starter(start(data, unlabeled, test, question=question, answer=answer), folder)
+    columns = tuple(name.strip() for name in names.split(",")) if names else ()
+    told = Told(FileFormat(encoding or PLAIN.encoding, columns), header, "" if no_placeholder else placeholder)
+    try:
+        starter = start(data, unlabeled, test, question=question, answer=answer, told=told)
+    except PlaceholderError as doubt:
+        if not sys.stdin.isatty():
+            raise
+        means_none = typer.confirm(f"{doubt}\nDoes {doubt.value!r} mean that a row has no label?")
+        told = replace(told, placeholder=doubt.value if means_none else "")
+        starter = start(data, unlabeled, test, question=question, answer=answer, told=told)
+    _write_starter(starter, folder)
 
 
 def check(config: ConfigPath, as_json: AsJson = False, on: OnDay = None) -> None:
@@ -115,6 +133,16 @@ def _rendered(prompt: Prompt, counter: TokenCounter) -> dict[str, object]:
     return {"tokens": counter.count(prompt), "messages": messages}
 
 
+_SHOWN_CHARACTERS = 300
+
+
+def _short(text: str) -> str:
+    """A text without empty lines, as a block beside its name; of a long one the beginning and the end."""
+    half = _SHOWN_CHARACTERS // 2
+    text = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"
+    return "\n            ".join(line for line in text.splitlines() if line.strip())
+
+
 def _write_starter(starter: Starter, folder: Path) -> None:
     """Write the files side by side in `folder`; refuses to overwrite any of them.
 
@@ -141,6 +169,10 @@ def _write_starter(starter: Starter, folder: Path) -> None:
     pairs(console, f"Recognised in {found.source}", facts)
     for line in (*found.reasons, *starter.remarks):
         console.print(f"- {line}", markup=False)
+    for number, row in enumerate(starter.shown, 1):
+        gold = row.gold if row.gold == row.cell else f"{row.gold}   (the cell: {_short(row.cell)})"
+        facts = {"question": _short(row.question), "prompt": _short(row.prompt), "gold": gold}
+        pairs(console, f"Row {number} as read", facts)
     console.print(f"Wrote {', '.join(starter.files)} into {folder.resolve()}.", markup=False)
     console.print(
         f"Edit the instruction in task.toml so that it says what you would ask a person. Then: semievol preview "

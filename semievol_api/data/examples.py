@@ -6,10 +6,8 @@ stage but the oracle report reads. Knows nothing of file formats, hygiene or spl
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from semievol_api.cassettes.scrub import replace_key_shapes
 from semievol_api.config.settings import parse_settings
+from semievol_api.data.cells import Options, fields_of, filled, options_of, passage_of, text_of
 from semievol_api.data.read_files import Row, Table
 from semievol_api.data.schemas import HIDDEN, as_examples, examples_table
 from semievol_api.data.table import ChunkedTable, Scratch, free_memory, hash_of, repeated
@@ -115,8 +114,7 @@ LINE = "line"
 STORED_ROWS = 4096
 """Rows that are held before they are stored, and read together."""
 DIGIT_ANSWER = "answers given by position were read as letters"
-NULL_OPTION = "empty options were read as the word None, which some libraries write as NaN"
-SAME_OPTIONS = "two options have the same text"
+EMPTY_QUESTION = "rows without a question were left out"
 MOST_ROWS_NAMED = 8
 HIDDEN_UNREADABLE = "answers of the unlabelled file are no possible answers and were ignored"
 
@@ -140,16 +138,22 @@ def read_examples(
     tables, scratch = ((source,), None) if isinstance(source, Table) else (source, Scratch())
     store, where = _Store(scratch), ("", "")
     remarks: dict[str, array[int]] = {}
+    left_out = array("q")
     for table in tables:
         where = (table.source, table.unit)
         _require_columns(table, task, role, columns)
+        reader = _Reader(table, task, role, columns)
         for row in range(len(table.rows)):
-            draft = _draft_of(table, row, task, role, columns)
+            draft = reader.draft(row)
+            if draft is None:
+                left_out.append(table.lines[row])
+                continue
             for remark in draft.remarks:
                 remarks.setdefault(remark, array("q")).append(len(store.keys))
             store.add(draft.example, draft.line)
     examples = _with_own_ids(store.table(), np.frombuffer(store.keys, np.uint64), where, columns)
-    notes = (_note(where, kind, examples, np.frombuffer(rows, np.int64)) for kind, rows in remarks.items())
+    notes = [_note(where, kind, examples, np.frombuffer(rows, np.int64)) for kind, rows in remarks.items()]
+    notes += [Note(where[0], EMPTY_QUESTION, (), _lines_named(where[1], left_out))] if left_out else []
     return Reading(examples, tuple(notes))
 
 
@@ -228,10 +232,14 @@ def _note(where: tuple[str, str], kind: str, examples: ChunkedTable[Example], pl
     for table in examples.where(concerned).tables(["id", LINE]):
         ids += table["id"].to_pylist()
         lines += table[LINE].to_pylist()
-    source, unit = where
+    return Note(where[0], kind, tuple(ids), _lines_named(where[1], lines))
+
+
+def _lines_named(unit: str, lines: Sequence[int]) -> str:
+    """Where something stands, for a person: the first places and how many more."""
     named = ", ".join(str(line) for line in lines[:MOST_ROWS_NAMED])
-    more = f" and {len(ids) - MOST_ROWS_NAMED} more" if len(ids) > MOST_ROWS_NAMED else ""
-    return Note(source, kind, tuple(ids), f"{unit} {named}{more}")
+    more = f" and {len(lines) - MOST_ROWS_NAMED} more" if len(lines) > MOST_ROWS_NAMED else ""
+    return f"{unit} {named}{more}"
 
 
 def content_id(question: str, options: Sequence[str]) -> str:
@@ -242,7 +250,8 @@ def content_id(question: str, options: Sequence[str]) -> str:
 
 def _require_columns(table: Table, task: Task, role: DataRole, columns: Columns) -> None:
     """Refuse a table that lacks a column."""
-    table.require(columns.question, "question")
+    for column in fields_of(task.definition.prompt) if task.definition.prompt else (columns.question,):
+        table.require(column, "question")
     for column in _option_columns(table, task, columns):
         table.require(column, "options")
     if role != "unlabeled":
@@ -270,110 +279,79 @@ def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ..
     return () if missing and task.definition.labels else names
 
 
-def _draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Columns) -> _Draft:
-    """A row as an example."""
-    question = _text(table.cell(row, columns.question))
-    if not question:
-        raise DataError(f"{table.where(row)}: the question (column {columns.question!r}) is empty.")
-    context = _passage(table.cell(row, columns.context)) if columns.context else ""
-    names = _option_columns(table, task, columns)
-    options, remarks = _options(table, row, names) if names else (task.definition.labels, [])
-    group = _text(table.cell(row, columns.group)) if columns.group else ""
-    whole = f"{context}\n\n{question}" if context else question
-    options = options if task.lettered else ()
-    bare = Example(
-        id=_text(table.cell(row, columns.id)) if columns.id else content_id(whole, options),
-        question=whole,
-        options=options,
-        group=group or (content_id(context, ()) if context else None),
-        category=(_text(table.cell(row, columns.category)) or None) if columns.category else None,
-    )
-    if columns.id and not bare.id:
-        raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
-    answered, remark = _with_answer(table, row, bare, task, (role, columns.answer))
-    held_key = [KEYS_REMOVED] if row in table.held_keys else []
-    return _Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
+class _Reader:
+    """Reads the rows of one table."""
 
+    def __init__(self, table: Table, task: Task, role: DataRole, columns: Columns) -> None:
+        self._table, self._task, self._role, self._columns = table, task, role, columns
+        self._names = _option_columns(table, task, columns)
+        self._keys = _answers_are_keys(table, self._names, columns.answer)
 
-def _with_answer(
-    table: Table, row: int, example: Example, task: Task, place: tuple[DataRole, str | None]
-) -> tuple[Example, list[str]]:
-    role, column = place
-    cell = _text(table.cell(row, column)) if column else ""
-    if not cell:
-        if role == "unlabeled":
-            return example, []
-        raise DataError(
-            f"{table.where(row)}: the answer (column {column!r}) is empty. "
-            "Rows without an answer belong into the unlabelled file."
+    def draft(self, row: int) -> _Draft | None:
+        """A row as an example; None for an unlabelled row without a question."""
+        table, task, columns = self._table, self._task, self._columns
+        template = task.definition.prompt
+        question = filled(table, row, template) if template else text_of(table, row, columns.question)
+        if not question and self._role == "unlabeled":
+            return None
+        if not question:
+            raise DataError(f"{table.where(row)}: the question (column {columns.question!r}) is empty.")
+        context = passage_of(table, row, columns.context) if columns.context else ""
+        given = options_of(table, row, self._names) if self._names else Options(task.definition.labels, None, ())
+        group = text_of(table, row, columns.group) if columns.group else ""
+        whole = f"{context}\n\n{question}" if context else question
+        options = given.texts if task.lettered else ()
+        bare = Example(
+            id=text_of(table, row, columns.id) if columns.id else content_id(whole, options),
+            question=whole,
+            options=options,
+            group=group or (content_id(context, ()) if context else None),
+            category=(text_of(table, row, columns.category) or None) if columns.category else None,
         )
-    gold = task.read_gold(cell, example)
-    remarks = [DIGIT_ANSWER] if task.lettered and cell.isdecimal() and gold else []
-    if role == "unlabeled":
-        return replace(example, hidden_answer=gold), remarks if gold else [HIDDEN_UNREADABLE]
-    if gold is None:
-        raise DataError(f"{table.where(row)}: the answer {cell[:80]!r} {task.why_refused(cell, example)}")
-    return replace(example, answer=gold), remarks
+        if columns.id and not bare.id:
+            raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
+        answered, remark = self._with_answer(row, bare, given)
+        held_key = [KEYS_REMOVED] if row in table.held_keys else []
+        return _Draft(answered, table.lines[row], (*given.remarks, *remark, *held_key))
+
+    def _with_answer(self, row: int, example: Example, given: Options) -> tuple[Example, list[str]]:
+        table, column = self._table, self._columns.answer
+        cell = text_of(table, row, column) if column else ""
+        if not cell:
+            if self._role == "unlabeled":
+                return example, []
+            raise DataError(
+                f"{table.where(row)}: the answer (column {column!r}) is empty. "
+                "Rows without an answer belong into the unlabelled file."
+            )
+        gold = self._gold(cell, example, given)
+        remarks = [DIGIT_ANSWER] if self._task.lettered and cell.isdecimal() and gold else []
+        if self._role == "unlabeled":
+            return replace(example, hidden_answer=gold), remarks if gold else [HIDDEN_UNREADABLE]
+        if gold is None:
+            why = self._task.why_refused(cell, example)
+            raise DataError(f"{table.where(row)}: the answer {cell[:80]!r} {why}")
+        return replace(example, answer=gold), remarks
+
+    def _gold(self, cell: str, example: Example, given: Options) -> str | None:
+        """The canonical answer: by the file's own names of the options where all answers are such names."""
+        place = given.place_of_key(cell) if self._keys and given.keys else None
+        return LETTERS[place] if place is not None else self._task.read_gold(cell, example)
 
 
-def _options(table: Table, row: int, names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    if len(names) > 1:
-        cells = [table.cell(row, name) for name in names]
-        while cells and not _text(cells[-1]):
-            cells.pop()
-    else:
-        cells = _list_cell(table, row, names[0])
-    remarks = [NULL_OPTION] if any(_is_null(cell) for cell in cells) else []
-    options = tuple("None" if _is_null(cell) else _text(cell) for cell in cells)
-    where = f"{table.where(row)}: the options (column {', '.join(names)})"
-    if len(options) < 2:
-        raise DataError(f"{where} are fewer than two.")
-    if len(options) > len(LETTERS):
-        raise DataError(f"{where} are {len(options)}; there are letters for {len(LETTERS)}.")
-    if not all(options):
-        raise DataError(f"{where} hold an empty text.")
-    return options, remarks + ([SAME_OPTIONS] if len(set(options)) < len(options) else [])
+_ROWS_LOOKED_AT = 500
 
 
-def _list_cell(table: Table, row: int, column: str) -> list[object]:
-    """A list, a JSON list, a Python list, or a mapping of letters to texts."""
-    value = table.cell(row, column)
-    if isinstance(value, str):
-        value = _parsed(value)
-    if isinstance(value, Mapping):
-        value = value["text"] if "text" in value else [value[key] for key in sorted(value) if value[key] is not None]
-    if not isinstance(value, list | tuple):
-        raise DataError(
-            f"{table.where(row)}: the options (column {column!r}) are not a list but "
-            f"{_text(table.cell(row, column))[:60]!r}. "
-            'Write them as a JSON list, such as ["yes", "no"], or name one column per option.'
-        )
-    return list(value)
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return text
-
-
-def _is_null(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _text(value: object) -> str:
-    """A cell as text: outer space removed, Unix line ends, nothing for a missing value."""
-    if _is_null(value):
-        return ""
-    return str(value).replace("\r\n", "\n").strip()
-
-
-def _passage(value: object) -> str:
-    """A context that may come as a list of paragraphs."""
-    if isinstance(value, list | tuple):
-        return "\n".join(_text(part) for part in value)
-    return _text(value)
+def _answers_are_keys(table: Table, names: Sequence[str], answer: str | None) -> bool:
+    """Whether the options have names of their own, and every answer (of the first rows) is one of them."""
+    if not names or answer is None or len(names) > 1:
+        return False
+    for row in range(min(len(table.rows), _ROWS_LOOKED_AT)):
+        cell = table.cell(row, answer)
+        options = options_of(table, row, names)
+        if options.keys is None:
+            return False
+        text = "" if isinstance(cell, list | Mapping) else text_of(table, row, answer)
+        if text and options.place_of_key(text) is None:
+            return False
+    return True

@@ -199,7 +199,11 @@ def _json_line(path: Path, number: int, line: str) -> Row:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        hint = " This line ends with a comma: take the commas at the line ends out." if line.endswith(("},", "},\r")) else ""
+        hint = (
+            " This line ends with a comma: take the commas at the line ends out."
+            if line.endswith(("},", "},\r"))
+            else ""
+        )
         raise DataError(
             f"{path.name}, line {number}: this is not JSON ({error.msg}, column {error.colno}). "
             f"Each line of a JSONL file is one JSON object.{hint}"
@@ -224,7 +228,9 @@ def _read_json(path: Path, how: FileFormat) -> Iterator[Table]:
 
 def _only_list(path: Path, value: Mapping[str, object]) -> object:
     """The examples in an object such as `{"version": 1, "examples": [...]}`."""
-    lists = {name: part for name, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)}
+    lists = {
+        name: part for name, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)
+    }
     if len(lists) > 1:
         raise DataError(
             f"{path.name} holds several lists of objects: {', '.join(lists)}. Save the one with the examples as a file "
@@ -260,7 +266,9 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """The names of the classes in a column of numbers, which `datasets` writes beside a Parquet file's schema."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {column: feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        return {
+            column: feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"
+        }
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -13,20 +13,26 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from semievol_api.config.settings import parse_settings
+from semievol_api.data.cells import text_of
+from semievol_api.data.delimited import PLAIN
+from semievol_api.data.doubts import NOTHING_TOLD, Told, refuse_no_header
 from semievol_api.data.examples import read_examples
 from semievol_api.data.read_files import Table
 from semievol_api.data.sources import read_source
 from semievol_api.data.splits import split
-from semievol_api.data.understanding import Understanding, is_answered, understand
+from semievol_api.data.understanding import Understanding, is_answered, joined_labels, understood
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition
 from semievol_api.tasks.definition import KINDS
+from semievol_api.tasks.replies import exact
 
 TASK_FILE = "task.toml"
 CONFIG_FILE = "semievol.toml"
 _MIN_LABELED_FOR_TEST = 50
 _NAMED_AT_MOST = 5
+_SHOWN_ROWS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,17 @@ class Starter:
     understanding: Understanding
     files: Mapping[str, str]
     remarks: tuple[str, ...]
+    shown: tuple[Shown, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A labelled row as it was read: the question, the user turn of its prompt, the cell and the answer in it."""
+
+    question: str
+    prompt: str
+    cell: str
+    gold: str
 
 
 def start(
@@ -54,21 +71,24 @@ def start(
     *,
     question: str | None = None,
     answer: str | None = None,
+    told: Told = NOTHING_TOLD,
 ) -> Starter:
     """Everything that `semievol init` writes for a file of the user's own.
 
     Without an unlabelled file, the rows without an answer are it; where every row has one, the file is split
     labelled : unlabelled : test = 2 : 6 : 2 (the unlabelled part's answers stay hidden from the method). `question`
-    and `answer` name columns that could not be guessed.
+    and `answer` name columns that could not be guessed, `told` is what the file does not say by itself. Files that need
+    it to be read are written anew.
 
     Raises:
         DataError: the file cannot be read, holds no answers, or its rows don't fit what was understood.
     """
-    others = [path for path in (unlabeled, test) if path is not None]
-    understood = understand(data, question=question, answer=answer)
-    found = _with_labels_of(test, _shared_by(understood, [read_source(path) for path in others]))
-    task_text = render_task(found)
-    table = read_source(data)
+    table = read_source(data, told.format)
+    others = {name: read_source(path, told.format) for name, path in (("unlabeled", unlabeled), ("test", test)) if path}
+    for other in others.values():
+        refuse_no_header(other, told)
+    seen, table = understood(table, question=question, answer=answer, told=told)
+    found = _with_labels_of(others.get("test"), _shared_by(seen, list(others.values())))
     if not found.answered:
         why = "no column looks like the answer" if found.columns.answer is None else "the answers are all empty"
         raise DataError(
@@ -77,15 +97,38 @@ def start(
         )
     task = Task(_definition(found))
     if unlabeled is not None:
-        seen = {example.answer for example in read_examples(table, task, "labeled").examples}
-        paths = DataPaths(str(data.resolve()), str(unlabeled.resolve()), str(test.resolve()) if test else None)
-        return Starter(found, {TASK_FILE: task_text, CONFIG_FILE: render_config(paths)}, tuple(_untaught(found, seen)))
-    parts, remarks = _parts(table, task, found, with_test=test is None)
-    paths = DataPaths("labeled.jsonl", "unlabeled.jsonl", str(test.resolve()) if test else None)
-    if parts.get("test.jsonl"):
-        paths = DataPaths(paths.labeled, paths.unlabeled, "test.jsonl")
-    files = {TASK_FILE: task_text, CONFIG_FILE: render_config(paths), **{k: v for k, v in parts.items() if v}}
-    return Starter(found, files, remarks)
+        labeled = read_examples(table, task, "labeled").examples
+        parts, remarks = dict[str, str](), tuple(_untaught(found, {example.answer for example in labeled}))
+    else:
+        parts, remarks = _parts(table, task, found, with_test=test is None)
+    if told.format != PLAIN:
+        parts |= {f"{name}.jsonl": _jsonl(other, range(len(other.rows))) for name, other in others.items()}
+        parts.setdefault("labeled.jsonl", _jsonl(table, range(len(table.rows))))
+    given = {"labeled": data, "unlabeled": unlabeled, "test": test}
+    paths = {name: f"{name}.jsonl" if parts.get(f"{name}.jsonl") else _absolute(path) for name, path in given.items()}
+    config = render_config(DataPaths(paths["labeled"] or "", paths["unlabeled"] or "", paths["test"]))
+    files = {TASK_FILE: render_task(found), CONFIG_FILE: config, **{k: v for k, v in parts.items() if v}}
+    return Starter(found, files, remarks, _shown(table, task))
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
+def _shown(table: Table, task: Task) -> tuple[Shown, ...]:
+    """The first labelled rows as they were read."""
+    columns = task.definition.columns
+    answered = [row for row in range(len(table.rows)) if is_answered(table, row, columns.answer)][:_SHOWN_ROWS]
+    few = replace(
+        table, rows=tuple(table.rows[row] for row in answered), lines=tuple(table.lines[row] for row in answered)
+    )
+    examples = read_examples(replace(few, held_keys=frozenset()), task, "labeled").examples
+    return tuple(
+        Shown(
+            e.question, task.prompt(e).messages[-1].content, text_of(few, place, columns.answer or ""), e.answer or ""
+        )
+        for place, e in enumerate(examples)
+    )
 
 
 def render_task(found: Understanding) -> str:
@@ -102,10 +145,15 @@ def render_task(found: Understanding) -> str:
         lines.append(f"labels = {_toml(list(found.labels))}")
     if found.first_option_digit == 0:
         lines.append("first_option_digit = 0")
+    if isinstance(found.more.get("prompt"), str):
+        lines.append(f"prompt = {_toml(found.more['prompt'])}")
     lines += ["", "[columns]"]
     lines += [f"{key} = {_toml(value)}" for key, value in found.columns.model_dump(mode="json").items() if value]
     if kind.starter_lines:
         lines += ["", *kind.starter_lines]
+    number = found.more.get("number")
+    if isinstance(number, Mapping):
+        lines += [f"{key} = {_toml(value)}" for key, value in number.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -144,18 +192,15 @@ def _shared_by(found: Understanding, others: Sequence[Table]) -> Understanding:
     return replace(found, columns=columns.model_copy(update=lacking))
 
 
-def _with_labels_of(test: Path | None, found: Understanding) -> Understanding:
+def _with_labels_of(table: Table | None, found: Understanding) -> Understanding:
     """The same with the labels that only the test file knows: the set is one."""
     column = found.columns.answer
-    if test is None or not KINDS[found.kind].fixed_labels or column is None:
+    if table is None or not KINDS[found.kind].fixed_labels or column is None:
         return found
-    table = read_source(test)
-    spelled = {label.casefold(): label for label in found.labels}
-    for row in range(len(table.rows)):
-        if is_answered(table, row, column):
-            label = str(table.cell(row, column)).strip()
-            spelled.setdefault(label.casefold(), label)
-    return replace(found, labels=tuple(sorted(spelled.values())))
+    cells = [text_of(table, row, column) for row in range(len(table.rows)) if is_answered(table, row, column)]
+    known = {spelling for label in found.labels for spelling in (label, label.casefold(), f"{label}.0")}
+    labels, _ = joined_labels([cell for cell in map(exact, cells) if not {cell, cell.casefold()} & known])
+    return replace(found, labels=tuple(sorted((*found.labels, *labels))))
 
 
 def _untaught(found: Understanding, seen: Container[str | None]) -> Iterator[str]:
@@ -169,16 +214,16 @@ def _untaught(found: Understanding, seen: Container[str | None]) -> Iterator[str
 
 
 def _definition(found: Understanding) -> TaskDefinition:
-    return TaskDefinition.model_validate(
-        {
-            "name": Path(found.source).stem,
-            "kind": found.kind,
-            "instruction": KINDS[found.kind].instruction,
-            "labels": found.labels,
-            "first_option_digit": found.first_option_digit,
-            "columns": found.columns,
-        }
-    )
+    tree = {
+        "name": Path(found.source).stem,
+        "kind": found.kind,
+        "instruction": KINDS[found.kind].instruction,
+        "labels": found.labels,
+        "first_option_digit": found.first_option_digit,
+        "columns": found.columns,
+        **found.more,
+    }
+    return parse_settings(TaskDefinition, tree, where=f"The task that {found.source} asks for")
 
 
 def _parts(

@@ -7,52 +7,32 @@ or a config file is worded.
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from semievol_api.data.cells import text_of
+from semievol_api.data.column_roles import roles_of
+from semievol_api.data.doubts import NOTHING_TOLD, Told, refuse_no_header, without_placeholders
 from semievol_api.data.read_files import Table
 from semievol_api.data.sources import read_source
 from semievol_api.errors import DataError
 from semievol_api.tasks import Columns
-from semievol_api.tasks.kind import LETTERS
-from semievol_api.tasks.kind_number import NumberSettings, read_number
+from semievol_api.tasks.kind_number import NumberSettings, read_gold_number
+from semievol_api.tasks.replies import comparable, exact
 
-_NAMES: Mapping[str, tuple[str, ...]] = {
-    "id": ("id", "uid", "qid", "question_id", "example_id", "row_id", "guid"),
-    "question": (
-        "question", "query", "text", "sentence", "input", "prompt", "review", "content", "message", "title",
-    ),
-    "answer": (
-        "answer", "label", "gold", "target", "output", "class", "sentiment", "answerkey", "answer_idx", "correct",
-        "gold_answer", "final_decision", "response", "y",
-    ),
-    "context": ("context", "passage", "article", "abstract", "document", "background"),
-    "options": ("options", "choices", "candidates", "alternatives", "endings"),
-    "group": ("group", "article_id", "conversation_id", "dialogue_id", "passage_id", "document_id"),
-    "category": ("category", "subject", "topic", "domain", "field"),
-}  # fmt: skip
-_OPTION_SERIES = tuple(
-    tuple(f"{stem}{mark}" for mark in marks)
-    for stem in (
-        "",
-        "option_",
-        "option",
-        "option ",
-        "choice_",
-        "choice",
-        "choice ",
-        "opt_",
-        "opt",
-        "answer_",
-        "answer",
-    )
-    for marks in (LETTERS.lower(), "123456789", "0123456789")
-    if stem or marks == LETTERS.lower()
-)
 MAX_LABELS = 150
+_NAMED_AT_MOST = 5
+_WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+")
+_COMMA = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|\d+,(?:\d{1,2}|\d{4,})|(?:0|\d{4,}),\d+)(?![\d.,])")
+_POINT = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+\.\d+|\d*\.(?:\d{1,2}|\d{4,})|\d{4,}\.\d+|0\.\d+)(?![\d.,])")
+_UNCLEAR = re.compile(r"(?<![\d.,])\d{1,3}[.,]\d{3}(?![\d.,])")
+_ONE_CLASS = {
+    "yes": frozenset(("yes", "y", "true", "t", "1", "1.0")),
+    "no": frozenset(("no", "n", "false", "f", "0", "0.0")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +49,8 @@ class Understanding:
     """The most frequent answers as the file writes them, most frequent first, at most ten."""
     first_option_digit: int
     reasons: tuple[str, ...]
+    more: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Further keys of the task file, such as the template of the question."""
 
 
 def understand(path: Path, *, question: str | None = None, answer: str | None = None) -> Understanding:
@@ -77,46 +59,109 @@ def understand(path: Path, *, question: str | None = None, answer: str | None = 
     Raises:
         DataError: the file cannot be read, no column looks like a question, or a named one is not there.
     """
-    table = read_source(path)
-    for named in (question, answer):
-        if named is not None and named not in table.columns:
-            raise DataError(f"{table.source} has no column {named!r}. Its columns: {', '.join(table.columns)}.")
-    options = _options(table)
-    taken: set[str | None] = {options} if isinstance(options, str) else set(options or ())
-    answer = answer or _named(table, "answer", taken | {question})
-    question = question or _question(table, taken | {answer})
-    taken |= {answer, question}
-    columns = Columns(
-        question=question,
-        options=options,
-        answer=answer,
-        context=_named(table, "context", taken),
-        id=_unique(table, _named(table, "id", taken)),
-        group=_named(table, "group", taken),
-        category=_named(table, "category", taken),
-    )
-    answers = _answers(table, answer)
-    kind, why = _kind(answers, has_options=options is not None)
-    counts = Counter(answers).most_common()
-    spelled: dict[str, str] = {}
-    for label, _ in counts:  # the most frequent spelling stands for all
-        spelled.setdefault(label.casefold(), label)
-    return Understanding(
+    return understood(read_source(path), question=question, answer=answer)[0]
+
+
+def understood(
+    table: Table, *, question: str | None = None, answer: str | None = None, told: Told = NOTHING_TOLD
+) -> tuple[Understanding, Table]:
+    """What a table holds, and the table with empty answers where the owner has said that a cell means no label.
+
+    Raises:
+        DataError: as `understand`; or only its owner can say something of it.
+    """
+    refuse_no_header(table, told)
+    roles = roles_of(table, question=question, answer=answer)
+    table, emptied = without_placeholders(table, roles.columns.answer, told)
+    answers = _answers(table, roles.columns.answer)
+    kind, why = _kind(answers, has_options=roles.columns.options is not None)
+    labels, joined = joined_labels(answers) if kind == "labels" else ((), ())
+    number, seen = _number_rules(table.source, answers) if kind == "number" else ({}, ())
+    found = Understanding(
         source=table.source,
         rows=len(table.rows),
         answered=len(answers),
         kind=kind,
-        columns=columns,
-        labels=tuple(sorted(spelled.values())) if kind == "labels" else (),
-        answer_counts=tuple(counts[:10]),
-        first_option_digit=0 if kind == "multiple_choice" and "0" in dict(counts) else 1,
-        reasons=(*_column_reasons(columns), why),
+        columns=roles.columns,
+        labels=labels,
+        answer_counts=tuple(Counter(answers).most_common(10)),
+        first_option_digit=roles.first_option_digit if kind == "multiple_choice" else 1,
+        reasons=(*roles.reasons, *emptied, why, *joined, *seen),
+        more={**({"prompt": roles.template} if roles.template else {}), **({"number": number} if number else {})},
     )
+    return found, table
+
+
+def joined_labels(answers: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The labels that answers spell, each in its most frequent spelling, and sentences that say what was joined."""
+    spelled: dict[str, dict[str, None]] = {}
+    for label, _ in Counter(answers).most_common():  # the most frequent spelling stands for all
+        spelled.setdefault(exact(label).casefold(), {})[label] = None
+    several = [list(forms) for forms in spelled.values() if len(forms) > 1]
+    unseen = [forms for forms in several if len({exact(form) for form in forms}) < len(forms)]
+    cased = [forms for forms in several if len({exact(form) for form in forms}) > 1]
+    told: list[str] = []
+    if unseen:
+        told.append(
+            f"{len(unseen)} labels are written in several ways that look the same (bytes of accents, kinds of space), such "
+            f"as {unseen[0][0]!r}: each is one label."
+        )
+    if cased:
+        told.append(f"Spellings that differ by case are one label: {', '.join(map(repr, cased[0][:_NAMED_AT_MOST]))}.")
+    labels = tuple(sorted(exact(next(iter(forms))) for forms in spelled.values()))
+    return labels, (*told, *_alike(labels))
+
+
+def _alike(labels: Sequence[str]) -> Iterator[str]:
+    """One sentence per group of labels that may be one, with the lines that would join them."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        group = next((name for name, words in _ONE_CLASS.items() if label.casefold() in words), comparable(label))
+        groups.setdefault(group, []).append(label)
+    for group in groups.values():
+        if len(group) > 1 and group[0]:
+            first, *others = sorted(
+                group, key=lambda label: (label not in _ONE_CLASS, not label.isalpha(), -len(label))
+            )
+            lines = "; ".join(
+                f"{json.dumps(other, ensure_ascii=False)} = {json.dumps(first, ensure_ascii=False)}" for other in others
+            )
+            yield (
+                f"Labels that may be one: {', '.join(map(repr, group))}. If so, take the others out of `labels` in "
+                f"task.toml and write under [aliases]: {lines}"
+            )
+
+
+def _number_rules(source: str, answers: Sequence[str]) -> tuple[dict[str, object], tuple[str, ...]]:
+    """What the numbers of a column show of how they are written, and sentences that tell it.
+
+    Raises:
+        DataError: some have a decimal comma, others a decimal point.
+    """
+    behind = sum("####" in cell for cell in answers)
+    answers = [cell.rpartition("####")[2].strip() for cell in answers]
+    comma = next((cell for cell in answers if _COMMA.search(cell)), None)
+    point = next((cell for cell in answers if _POINT.search(cell)), None)
+    if comma is not None and point is not None:
+        raise DataError(
+            f"{source}: the answer {comma!r} has a decimal comma and {point!r} a decimal point, so that a number such as "
+            f"1,234 could be either. Write all answers in one way."
+        )
+    told = [f"Answers such as {comma!r} have a decimal comma: see [number] in task.toml."] if comma is not None else []
+    if comma is None and point is None:
+        unclear = next((cell for cell in answers if _UNCLEAR.search(cell)), None)
+        if unclear is not None:
+            read = read_gold_number(unclear, NumberSettings())
+            told.append(f'{unclear!r} is read as {read}. If it is not, set decimal = "," under [number] in task.toml.')
+    told += [f"{behind} answers end with #### and a number: that number is the answer."] if behind else []
+    percents = sum("%" in cell for cell in answers)
+    told += ['15% is read as 0.15: see `percent` in task.toml ("points": 15).'] if percents else []
+    return ({"decimal": ","} if comma is not None else {}), tuple(told)
 
 
 def is_answered(table: Table, row: int, column: str | None) -> bool:
     """Whether a row has an answer."""
-    return bool(column and _filled(table.cell(row, column)))
+    return bool(column and text_of(table, row, column))
 
 
 def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[str, str]:
@@ -128,11 +173,13 @@ def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[str, str]:
     if len(distinct) == 1 < len(answers):
         return "free_text", f"All {len(answers)} answers are {answers[0]!r}: is it the right column? (--answer COLUMN)"
     few = 2 <= len(distinct) <= MAX_LABELS and len(answers) >= 3 * len(distinct)
-    numeric = sum(read_number(f"Answer: {a}", NumberSettings()) is not None for a in answers) / len(answers)
+    if sum("####" in answer for answer in answers) > 0.5 * len(answers):
+        return "number", "The answers end with #### and a number, so answers count as right within 1 %."
+    numeric = sum(read_gold_number(a, NumberSettings()) is not None for a in answers) / len(answers)
     worded = all(any(c.isalpha() for c in a) for a in distinct)
-    if few and (numeric < 0.95 or worded or all(a.lstrip("-").isdecimal() for a in distinct)):
+    if few and (numeric < 0.95 or worded or all(a.lstrip("+-").isdecimal() for a in distinct)):
         why = f"The answers are {len(distinct)} repeated values, so they are labels."
-        if all(a.lstrip("-").isdecimal() for a in distinct):
+        if all(a.lstrip("+-").isdecimal() for a in distinct):
             why += " They are numbers: write into the task's instruction what each of them means."
         return "labels", why
     if numeric >= 0.95:
@@ -143,81 +190,9 @@ def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[str, str]:
     )
 
 
-def _column_reasons(columns: Columns) -> tuple[str, ...]:
-    reasons: list[str] = []
-    for role, value in columns.model_dump().items():
-        if isinstance(value, str):
-            reasons.append(f"Column {value!r} holds the {role}.")
-        elif value is not None:
-            reasons.append(f"Columns {', '.join(map(repr, value))} hold the {role}.")
-    return tuple(reasons)
-
-
-def _named(table: Table, role: str, taken: Container[str | None]) -> str | None:
-    """The first column with one of the role's usual names."""
-    by_name = {column.strip().casefold().replace(" ", "_"): column for column in table.columns}
-    return next((by_name[n] for n in _NAMES[role] if n in by_name and by_name[n] not in taken), None)
-
-
-def _question(table: Table, taken: Container[str | None]) -> str:
-    """The column with a usual name, else the one with the longest texts."""
-    named = _named(table, "question", taken)
-    if named is not None:
-        return named
-    lengths = {
-        column: sum(len(str(row.get(column) or "")) for row in table.rows)
-        for column in table.columns
-        if column not in taken and any(isinstance(row.get(column), str) for row in table.rows)
-    }
-    if not lengths:
-        raise DataError(
-            f"{table.source} has no column that looks like a question. Its columns: {', '.join(table.columns)}. "
-            "Rename one to 'question', or write a task file by hand (docs/tasks.md)."
-        )
-    return max(lengths, key=lambda column: lengths[column])
-
-
-def _options(table: Table) -> str | tuple[str, ...] | None:
-    named = _named(table, "options", set())
-    if named is not None:
-        return f"{named}.text" if _mostly(table, named, _has_texts) else named
-    folded = {column.casefold(): column for column in table.columns}
-    for series in _OPTION_SERIES:
-        found = [folded[name] for name in series if name in folded]
-        if len(found) >= 2 and [name.casefold() for name in found] == list(series[: len(found)]):
-            return tuple(found)
-    return next((c for c in table.columns if _mostly(table, c, _is_list)), None)
-
-
-def _mostly(table: Table, column: str, test: Callable[[object], bool]) -> bool:
-    sample = [row.get(column) for row in table.rows[:50]]
-    return sum(map(test, sample)) > 0.8 * len(sample)
-
-
-def _has_texts(value: object) -> bool:
-    return isinstance(value, Mapping) and "text" in value
-
-
-def _is_list(value: object) -> bool:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            return False
-    return isinstance(value, list) and len(value) > 1
-
-
-def _unique(table: Table, column: str | None) -> str | None:
-    """An id column whose values repeat is none."""
-    values = [row.get(column) for row in table.rows] if column else []
-    return column if column and all(map(_filled, values)) and len(set(map(str, values))) == len(values) else None
-
-
 def _answers(table: Table, column: str | None) -> list[str]:
+    """The answers as texts; whole numbers that a table writes as 1.0 are whole numbers."""
     rows = range(len(table.rows))
-    return [str(table.cell(row, column)).strip() for row in rows if column and is_answered(table, row, column)]
-
-
-def _filled(value: object) -> bool:
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return not missing and bool(str(value).strip())
+    found = [text for row in rows if column and (text := text_of(table, row, column))]
+    whole = [_WHOLE_FLOAT.fullmatch(text) for text in found]
+    return [match.group(1) for match in whole if match] if all(whole) else found

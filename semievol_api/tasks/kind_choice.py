@@ -45,7 +45,7 @@ class MultipleChoice(TaskKind):
 
     def read_gold(self, task: TaskDefinition, cell: str, example: Example) -> str | None:
         """The letter that a cell names by letter, by position or by the option's text."""
-        place = _exact_choice(cell, example.options, task.first_option_digit)
+        place = exact_choice(cell, example.options, task.first_option_digit)
         return None if place is None else LETTERS[place]
 
     def why_refused(self, task: TaskDefinition, cell: str, example: Example) -> str:
@@ -89,7 +89,7 @@ def _read_choice(response: str, options: Sequence[str]) -> int | None:
     return places.pop() if len(places) == 1 else None
 
 
-def _exact_choice(cell: str, options: Sequence[str], first_digit: int) -> int | None:
+def exact_choice(cell: str, options: Sequence[str], first_digit: int) -> int | None:
     """The place that a file's cell names: by letter, by position (`first_digit` is the first), or by its text.
 
     None where it names none, and where position and text name two different options.

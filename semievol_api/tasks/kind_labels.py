@@ -109,7 +109,9 @@ def _fault_of_labels(labels: tuple[str, ...], aliases: _Aliases) -> str | None:
     for label in labels:
         twin = seen.setdefault(exact(label), label)
         if twin != label:
-            return f"the labels {twin!r} and {label!r} differ only in bytes or spaces that nobody sees; keep one of them"
+            return (
+                f"the labels {twin!r} and {label!r} differ only in bytes or spaces that nobody sees; keep one of them"
+            )
     for label in labels:
         read = _read_label(f"Answer: {label}", labels, aliases)
         if read is None:

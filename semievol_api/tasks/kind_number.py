@@ -145,7 +145,10 @@ def _scale_unclear(text: str) -> bool:
 
 def _other_digits(text: str) -> bool:
     """Whether a text holds digits beside its only number; those of a unit such as m2 are none."""
-    if any(unicodedata.category(sign) == "No" and not before.isalpha() for before, sign in zip(f" {text}", text, strict=False)):
+    if any(
+        unicodedata.category(sign) == "No" and not before.isalpha()
+        for before, sign in zip(f" {text}", text, strict=False)
+    ):
         return True
     numbers = list(_NUMBER.finditer(text))
     if len(numbers) != 1:

@@ -12,7 +12,8 @@ import pytest
 
 from semievol_api.config.settings import DataSettings
 from semievol_api.data import content_id, read_data, read_examples, read_source, read_table
-from semievol_api.data.examples import DIGIT_ANSWER, HIDDEN_UNREADABLE, NULL_OPTION, SAME_OPTIONS
+from semievol_api.data.cells import NULL_OPTION, SAME_OPTIONS
+from semievol_api.data.examples import DIGIT_ANSWER, HIDDEN_UNREADABLE
 from semievol_api.data.sources import SAME_ID, archive_rows, hub_address
 from semievol_api.errors import ConfigError, DataError
 from semievol_api.records import Example

@@ -9,7 +9,8 @@ import pytest
 
 from semievol_api.config.settings import DataSettings
 from semievol_api.data import RawData, clean, read_data
-from semievol_api.data.examples import DIGIT_ANSWER, NULL_OPTION
+from semievol_api.data.cells import NULL_OPTION
+from semievol_api.data.examples import DIGIT_ANSWER
 from semievol_api.data.hygiene import normalized
 from semievol_api.tasks import load_task
 
