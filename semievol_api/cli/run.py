@@ -151,7 +151,9 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
     if verdict.n_test:
         console.print(_models(verdict, result.seconds))
         console.print(_differences(verdict.differences))
-    for line in (*verdict.notes, *_beware(verdict.differences), *filter(None, [result.advice]), verdict.sentence):
+    said = (*verdict.notes, *_beware(verdict.differences))
+    faster = [] if result.advice is None or _contradicts(result.advice, said) else [result.advice]
+    for line in (*said, *faster, verdict.sentence):
         console.print(line, markup=False)
     for name, model in trained.items():
         console.print(f"Trained ({name}): {model}", markup=False, soft_wrap=True)
@@ -165,6 +167,12 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
         soft_wrap=True,
     )
     console.print(f"To read it, with every label: semievol report {result.folder}", markup=False, soft_wrap=True)
+
+
+def _contradicts(faster: str, said: Sequence[str]) -> bool:
+    """Whether advice to lower a setting stands against a line that asks to raise it."""
+    raised = [line for line in said if "raise [" in line or "more epochs" in line]
+    return any(key in faster and any(key in line for line in raised) for key in ("n_epochs", "max_tokens"))
 
 
 def _beware(differences: Sequence[Difference]) -> list[str]:
@@ -187,7 +195,7 @@ def _models(verdict: Verdict, seconds: Mapping[str, float]) -> object:
         ]
         for model in verdict.models
     ]
-    columns = ["model", "accuracy %", "95 % interval", "training tokens", "answer tokens", "seconds"]
+    columns = ["model", "accuracy %", "95 % interval", "training tokens", "tokens asked and answered", "seconds"]
     return table(f"n = {verdict.n_test} test questions", columns, rows)
 
 

@@ -131,14 +131,7 @@ def _faults_told(path: Path, how: FileFormat) -> Generator[None]:
 def _refuse_undecodable(path: Path, how: FileFormat) -> None:
     """Says where a file stops being text in its encoding, and how that line reads in others."""
     if how.encoding != PLAIN.encoding:
-        try:
-            with path.open(encoding=how.encoding) as file:
-                for _ in file:
-                    pass
-        except UnicodeError as error:
-            raise DataError(
-                f"The file {str(path)!r} is not in the encoding {how.encoding!r} ({error}). Name another."
-            ) from None
+        _refuse_other_encoding(path, how)
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -150,6 +143,28 @@ def _refuse_undecodable(path: Path, how: FileFormat) -> None:
                     f"{_readings_of(path, line)}Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8') and try again, or "
                     f"name its encoding, such as: semievol init {path.name} --encoding gbk."
                 ) from None
+
+
+def _refuse_other_encoding(path: Path, how: FileFormat) -> None:
+    """Refuse a file that is not in the encoding that its owner names, or that is UTF-8 beyond doubt."""
+    try:
+        with path.open(encoding=how.encoding) as file:
+            for _ in file:
+                pass
+    except UnicodeError as error:
+        raise DataError(
+            f"The file {str(path)!r} is not in the encoding {how.encoding!r} ({error}). Name another."
+        ) from None
+    try:
+        with path.open("rb") as raw:
+            beyond_ascii = [line for line in raw if not line.isascii() and line.decode("utf-8")]
+    except UnicodeDecodeError:
+        return
+    if beyond_ascii:
+        raise DataError(
+            f"The file {str(path)!r} is UTF-8: {beyond_ascii[0].decode('utf-8').strip()[:40]!r}. Leave the encoding "
+            f"{how.encoding!r} out."
+        )
 
 
 def _readings_of(path: Path, line: bytes) -> str:

@@ -25,6 +25,7 @@ from semievol_api.evaluation.statistics import (
     promotion_gate,
     smallest_detectable_effect,
 )
+from semievol_api.selection.warnings import cut_answers
 from semievol_api.store.artifacts import Answers, Selection, TunedModel
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.verdict import Difference, Gate, ModelScore, Oracle, PaperSummary, PooledSummary, Verdict
@@ -77,7 +78,7 @@ async def compare(
         selection=selection.summary,
         oracle=oracle,
         hygiene=dict(corpus.data.report),
-        notes=tuple(_notes(corpus, selection.summary, oracle)),
+        notes=(*_cut(answers, labels), *_notes(corpus, selection.summary, oracle)),
         sentence=_sentence(differences),
     )
     if not isinstance(selection.summary, PooledSummary):
@@ -187,8 +188,15 @@ def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> Or
     return Oracle(kept_with_gold=len(right), right=sum(right), false_share=1 - sum(right) / len(right))
 
 
+def _cut(answers: Sequence[Answers], labels: Mapping[str, str]) -> list[str]:
+    """What is said of test answers that ended at `max_tokens`, by model."""
+    told = [cut_answers(f"test answers of {labels[a.label]}", "[evaluate] max_tokens", a.evidence) for a in answers]
+    return [sentence for sentences in told for sentence in sentences]
+
+
 def _notes(corpus: Corpus, summary: PaperSummary | PooledSummary, oracle: Oracle | None) -> list[str]:
     notes = [
+        *(summary.cut or ()),
         f"Selection kept {summary.kept} of {summary.unlabeled} unlabelled examples.",
         *_method_notes(corpus, summary),
     ]

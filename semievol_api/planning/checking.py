@@ -8,6 +8,7 @@ Knows nothing of the terminal.
 from __future__ import annotations
 
 import datetime
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from semievol_api.session import Plan, check, check_data, trains
 from semievol_api.training.cost import refuse_unpriced
 
 _NAMED_AT_MOST = 5
+_ALIKE = 20
+"""Questions from which it is told what all begin with: a row is named by what follows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,9 +97,10 @@ def _left_out(config: Config, raw: RawData) -> Iterator[str]:
         "duplicate": "repeat an earlier row",
         "conflicting answers": "have the same question and different answers",
     }
+    same = len(os.path.commonprefix([row.question for row in (*raw.labeled[:_ALIKE], *raw.unlabeled[:_ALIKE])]))
     for (part, reason), count in Counter((row.part, row.reason) for row in report.dropped).items():
         example = next(row for row in report.dropped if (row.part, row.reason) == (part, reason))
-        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {example.question[:60]!r}."
+        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {example.question[same:][:60]!r}."
 
 
 def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:

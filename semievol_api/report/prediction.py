@@ -9,6 +9,7 @@ Asks through the run's journal. Knows nothing of the command line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,15 @@ from semievol_api.annotate.clients import Clients
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import nearest_among
 from semievol_api.config.settings import Config, nearest
-from semievol_api.data import RawData, Table, read_examples, read_table
-from semievol_api.data.examples import columns_of
+from semievol_api.data import RawData, Reading, Table, read_examples, read_source
+from semievol_api.data.examples import EMPTY_QUESTION, KEYS_REMOVED, LINE, columns_of
 from semievol_api.errors import RunFolderError
 from semievol_api.evaluation.answers import evaluate
 from semievol_api.notebook import html_table
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import Calibration, RuleSettings, select
 from semievol_api.selection.values import ENOUGH_CALIBRATION, BoolArray
+from semievol_api.selection.warnings import cut_answers
 from semievol_api.session import NullWatcher, Plan, Watcher, check, open_tools
 from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TunedModel
 from semievol_api.store.run_store import load_artifact
@@ -58,6 +60,8 @@ class Predictions:
 
     rows: tuple[Prediction, ...]
     table: Table
+    places: tuple[int, ...]
+    """The row of the table that each prediction is about; rows without a question have none."""
     model: str
     alpha: float
     cut: float | None
@@ -97,10 +101,11 @@ async def predict(
         RunFolderError: the run has no such model.
     """
     plan = check(config, purpose="ask")
-    table = read_table(data)
+    table = read_source(data)
     columns = _without_absent(columns_of(plan.task, config.data.columns), table)
     model = _name_in(config, model)
-    examples = tuple(read_examples(table, plan.task, "unlabeled", columns).examples)
+    reading = read_examples(table, plan.task, "unlabeled", columns)
+    examples, places = tuple(reading.examples), _places(reading, table)
     tolerated = config.select.alpha if alpha is None else alpha
     (answered,) = await answers_of(plan, [model], examples, watcher)
     by_id = {row.example_id: row for row in answered.evidence.rows()}
@@ -118,7 +123,18 @@ async def predict(
         for example, row, accepted in zip(examples, annotations, cut.accepted, strict=True)
     )
     known = 0 if calibration is None else calibration.size
-    return Predictions(rows, table, model, tolerated, cut.threshold, known, (cut.message,))
+    cut_short = cut_answers("answers", "[evaluate] max_tokens", answered.evidence)
+    said = (*(note.sentence for note in reading.notes if note.what in _TOLD), *cut_short, cut.message)
+    return Predictions(rows, table, places, model, tolerated, cut.threshold, known, said)
+
+
+_TOLD = (EMPTY_QUESTION, KEYS_REMOVED)
+
+
+def _places(reading: Reading, table: Table) -> tuple[int, ...]:
+    """Where each example stands among the rows of the table."""
+    place_of = {line: place for place, line in enumerate(table.lines)}
+    return tuple(place_of[line] for line in reading.examples.values(LINE))
 
 
 async def answers_of(
@@ -187,7 +203,9 @@ def held_out(config: Config, model: str) -> Calibration | None:
 
 def as_rows(found: Predictions) -> Iterator[Mapping[str, object]]:
     """The file's own rows, each with `prediction`, `prediction_text`, `confidence` and `accepted`."""
-    for row, made in zip(found.table.rows, found.rows, strict=True):
+    made_of = dict(zip(found.places, found.rows, strict=True))
+    for place, row in enumerate(found.table.rows):
+        made = made_of.get(place, _NO_PREDICTION)
         yield {
             **row,
             "prediction": made.answer,
@@ -195,6 +213,9 @@ def as_rows(found: Predictions) -> Iterator[Mapping[str, object]]:
             "confidence": None if made.confidence is None else round(made.confidence, 6),
             "accepted": made.accepted,
         }
+
+
+_NO_PREDICTION = Prediction("", None, None, None, accepted=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,11 +244,17 @@ def _place_cut(annotations: Sequence[Evidence], calibration: Calibration | None,
 
 def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -> str:
     if not accepted:
-        right = 1.0 - float(np.mean(calibration.wrong))
+        right = int(calibration.size - np.sum(calibration.wrong))
+        held = f"of the {calibration.size} held-out answers of the run {right} were right"
+        least = math.ceil(1000 / (calibration.size + 1)) / 1000
+        if alpha < 1 / (calibration.size + 1):
+            return (
+                f"Accepted: 0 of {rows}. {held[0].upper()}{held[1:]}, but {calibration.size} are too few to show that the "
+                f"share of wrong answers is within {alpha:.1%}: use an --alpha of at least {least:.1%}."
+            )
         return (
-            f"Accepted: 0 of {rows}. No cut keeps the expected share of wrong answers within {alpha:.1%}: of the "
-            f"{calibration.size} held-out answers of the run {right:.0%} were right. A larger --alpha accepts more; "
-            f"the confidences are in the file."
+            f"Accepted: 0 of {rows}. No cut keeps the expected share of wrong answers within {alpha:.1%}; {held}. A "
+            f"larger --alpha accepts more; the confidences are in the file."
         )
     return (
         f"Accepted: {accepted} of {rows}. Among them at most {alpha:.0%} wrong answers are expected, on average over "

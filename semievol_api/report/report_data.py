@@ -182,7 +182,8 @@ def _reading_notes(data: Prepared) -> Iterator[str]:
     for note in msgspec.convert(data.report.get("notes", []), list[_Note]):
         ids = ", ".join(note.example_ids[:_MOST_IDS_NAMED])
         more = "" if len(note.example_ids) <= _MOST_IDS_NAMED else " ..."
-        yield f"{note.source}{', ' if note.rows else ''}{note.rows}: {note.what} (examples {ids}{more})."
+        named = f" (examples {ids}{more})" if ids else ""
+        yield f"{note.source}{', ' if note.rows else ''}{note.rows}: {note.what}{named}."
 
 
 def _size_warnings(data: Prepared) -> Iterator[str]:

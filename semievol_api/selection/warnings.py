@@ -27,6 +27,7 @@ from semievol_api.selection.alerts import (
     drift_test,
 )
 from semievol_api.selection.values import BoolArray, LabelArray
+from semievol_api.store.artifacts import EvidenceTable
 
 _DRIFT_ROWS = 500
 """Questions of each side that the drift test looks at."""
@@ -43,6 +44,20 @@ SETTING_TO_LOWER = {
     "jobs": "[train] n_epochs or final_epochs",
     "evaluate": "[data] max_test or [evaluate] max_tokens",
 }
+
+
+_MOST_CUT = 0.02
+"""The share of a stage's answers that may end at `max_tokens` without a word."""
+
+
+def cut_answers(what: str, key: str, answers: EvidenceTable) -> tuple[str, ...]:
+    """One sentence where more than 2 % of a stage's answers ended at `max_tokens`; `key` is the setting to raise."""
+    rows, cut = len(answers.parts), 0
+    for table in answers.parts.tables(["finish"]):
+        cut += int(np.count_nonzero(table["finish"].to_numpy(zero_copy_only=False) == "length"))
+    if cut <= _MOST_CUT * rows:
+        return ()
+    return (f"{cut} of {rows} {what} were cut at max_tokens, and a cut answer counts as none: raise {key}.",)
 
 
 def slow_stage(seconds: Mapping[str, float]) -> str | None:

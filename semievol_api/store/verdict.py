@@ -97,6 +97,8 @@ class SelectionSummary(Struct, frozen=True, kw_only=True):
     kept: int
     messages: tuple[str, ...]
     shortened_prompts: int = 0
+    cut: tuple[str, ...] | UnsetType = UNSET
+    """Sentences about answers that ended at `max_tokens`, where they were many."""
 
     @property
     def enough_to_train(self) -> bool:

@@ -100,7 +100,7 @@ def test_new_rows_need_no_id(done: Project, semievol: Semievol) -> None:
 def test_no_accepted_row_is_explained_instead_of_promised(done: Project, semievol: Semievol) -> None:
     write_rows(done.folder / "new.csv", 10, start=5000)
     shown = semievol("predict", "base", done.folder / "new.csv", "--run", done.config, "--alpha", "0.001")
-    assert "Accepted: 0 of 10. No cut keeps" in shown.out and "A larger --alpha accepts more" in shown.out
+    assert "Accepted: 0 of 10. Of the 240 held-out answers" in shown.out and "an --alpha of at least 0.5%" in shown.out
     assert "are expected" not in shown.out
 
 
