@@ -46,6 +46,12 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     log_requests: Annotated[bool, typer.Option(help="Log each request as a JSON line on standard error.")] = False,
     ready_file: Annotated[Path | None, typer.Option(help="Write URL and PID as JSON to this file when ready.")] = None,
     stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input closes.")] = False,
+    deployments: Annotated[
+        bool, typer.Option(help="Answer with tuned models only while they are deployed (POST /v1/deployments).")
+    ] = False,
+    usd_per_hour: Annotated[
+        float, typer.Option(min=0, help="Price of a deployment's hour, as clients are told.")
+    ] = 0.0,
     recover: Annotated[bool, typer.Option(help="Rebuild a lost database from the state folder's jobs.")] = False,
 ) -> None:
     """Serve a model over the OpenAI API, with fine-tuning."""
@@ -74,6 +80,8 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         device=device,
         limits=read_limits(limits),
         log_requests=log_requests,
+        deployments=deployments,
+        usd_per_hour=usd_per_hour,
         train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
     )
     _run(settings, ready_file, stop_with_stdin, recover)
