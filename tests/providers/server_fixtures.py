@@ -34,9 +34,9 @@ def client(server: RunningServer) -> openai.OpenAI:
 @pytest.fixture(scope="session")
 def deploying(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
     folder = tmp_path_factory.mktemp("deploying")
-    (folder / "limits.toml").write_text("deployment_start_s = 1.0\n")
+    (folder / "limits.toml").write_text("deployment_start_s = 1.0\ndeployment_usd_per_hour = 3.99\n")
     options = (
-        "--deployments", "--usd-per-hour", "3.99", "--api-key-env", "KEYS", "--limits", str(folder / "limits.toml"),
+        "--deployments", "--api-key-env", "KEYS", "--limits", str(folder / "limits.toml"),
     )  # fmt: skip
     with RunningServer(tiny_model, folder, options, {"KEYS": "mine,theirs"}) as server:
         client = server.client(api_key="mine")

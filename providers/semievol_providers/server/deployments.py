@@ -87,7 +87,7 @@ class DeploymentTable:
                 "min_replicas": body.min_replicas,
                 "max_replicas": body.max_replicas,
                 "idle_timeout_s": body.idle_timeout_s,
-                "usd_per_hour": self._settings.usd_per_hour,
+                "usd_per_hour": self._settings.limits.deployment_usd_per_hour,
                 "awake_since": now if body.min_replicas else None,
                 "metadata": {**(body.metadata or {})},
             }
