@@ -127,7 +127,7 @@ def cheapest_by_requests(rows: Iterable[Serving], *, without_own: bool = True) -
 
 
 def compare(one: Serving, other: Serving) -> str:
-    """How `one` costs beside `other`: "less", "more", "as much", or by requests a month "less from N", "less below N"."""
+    """How `one` costs beside `other`: "less", "more", "as much", "less from N" or "less below N" requests a month."""
     steeper, higher = one.usd_per_request - other.usd_per_request, one.usd_per_month - other.usd_per_month
     if steeper == 0 or higher == 0:
         gap = steeper or higher
