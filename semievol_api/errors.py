@@ -13,7 +13,8 @@
     │   ├── TransientError      worth another attempt: timeout, cut, 408, 409, 5xx, invalid body
     │   ├── RefusedError        asking again would not help: 400, 401, 403, 404, 422
     │   │   ├── ContextLengthError  the prompt and its answer do not fit the model's context
-    │   │   └── ModelNotFoundError  there is no such model, or it is not deployed yet
+    │   │   ├── ModelNotFoundError  there is no such model, or it is not deployed yet
+    │   │   └── SettingRefusedError the server does not take a setting, whatever the text
     │   └── JobFailedError      a fine-tuning job ended without a model
     ├── BudgetError             the next request could pass the cap; everything paid for is kept
     └── StageError              too many rows of a stage failed
@@ -146,6 +147,10 @@ class ContextLengthError(RefusedError):
 
 class ModelNotFoundError(RefusedError):
     """The vendor has no such model for this key: misspelt, ended, or trained and not deployed yet."""
+
+
+class SettingRefusedError(RefusedError):
+    """The server does not take a setting of the request, whatever its text; every request with it will be refused."""
 
 
 class JobFailedError(ProviderError):

@@ -50,7 +50,7 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
         models["warm"] = clients.given(config.roles.warm)
     elif config.run.propagation != "in-context" and folds.tunable:
         file = await once("warm_up", TrainingFile, labeled_file, task, folds.warm)
-        models["warm"] = await fine_tune(clients.trainer, store, "warm", file, train)
+        models["warm"] = await fine_tune(clients.checking(task, folds.warm, config), store, "warm", file, train)
     annotators = build_annotators(config, conditions_of(task, data, "warm" in models, clients.embedder is not None))
     k = max(config.retrieve.k, annotators.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, clients.embedder, data, folds, config.retrieve, k)

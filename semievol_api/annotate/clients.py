@@ -5,18 +5,23 @@ Built from the config by `session.py`, handed to the pipeline. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from semievol_api.annotate.requests import Student
 from semievol_api.annotate.retrieval import EmbeddingTool
+from semievol_api.annotate.shapes import ShapeCheck
 from semievol_api.capabilities import Provider
 from semievol_api.config.method import TrainSettings
+from semievol_api.config.settings import Config
 from semievol_api.engine import RequestEngine
 from semievol_api.planning.limits import with_bases
+from semievol_api.records import Example
 from semievol_api.scale.executor import Executor, LocalExecutor
 from semievol_api.store.artifacts import Abilities, TunedModel
+from semievol_api.tasks import Task
 from semievol_api.training.fine_tuning import Trainer
+from semievol_api.training.new_models import patient_with
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class Clients:
             return self
         return replace(self, student_provider=replace(self.student_provider, scored=None, option_reader=None))
 
+    def checking(self, task: Task, labeled: Sequence[Example], config: Config) -> Trainer:
+        """The trainer, which first asks the server one question in every shape of the run."""
+        student = self.student({"subject": self.base})
+        return replace(self.trainer, before_buying=ShapeCheck(student, task, labeled, config))
+
     def training(
         self, name: str, settings: TrainSettings, models: Mapping[str, TunedModel]
     ) -> tuple[Trainer, TrainSettings]:
@@ -71,7 +81,10 @@ class Clients:
         """The models to be asked, by role."""
         return Student(
             engine=self.engine,
-            provider=with_bases(self.student_provider, {model.model: model.base for model in models.values()}),
+            provider=with_bases(
+                patient_with(self.student_provider, self.trainer.made_s, self.trainer.clock),
+                {model.model: model.base for model in models.values()},
+            ),
             models={role: model.model for role, model in models.items()} | self._external_models,
             identities={role: model.identity for role, model in models.items()},
             seed=self.trainer.seed,

@@ -6,7 +6,7 @@ run: the next estimator takes over. Knows nothing of what estimators compute.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.estimators import (
@@ -23,6 +23,8 @@ from semievol_api.store.artifacts import Abilities, Ability
 from semievol_api.store.fingerprints import stage
 from semievol_api.tasks import Task
 
+_FEWER_ALTERNATIVES = (5, 1)
+"""Asked for where a server refuses as many as are wanted."""
 _BEST_FIRST: tuple[Ability, ...] = ("options", "alternatives", "logprobs")
 
 
@@ -33,7 +35,17 @@ async def probe(student: Student, corpus: Corpus, crew: Crew, max_tokens: int) -
     examples = corpus.data.unlabeled[:1] or corpus.data.labeled[:1]
     if not roles or not examples:
         return Abilities({})
-    return Abilities({role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles})
+    found = {role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles}
+    most = {role: one.most for role, one in found.items() if one.most is not None}
+    return Abilities({role: one.ability for role, one in found.items()}, most)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a server gives; `most` is how many alternatives it shows, where it refused as many as were wanted."""
+
+    ability: Ability
+    most: int | None = None
 
 
 def resolve_estimators(crew: Crew, abilities: Abilities, task: Task) -> Crew:
@@ -54,10 +66,11 @@ def _resolved(annotator: Annotator, abilities: Abilities, task: Task) -> Annotat
     ability = abilities.of.get(annotator.role, "text")
     given = evidence_given(ability, task.closed)
     asking = choose_estimator(given, named.name if named else None).asked[ability]
-    return replace(annotator, reading=asking.reading, alternatives=asking.alternatives)
+    alternatives = min(asking.alternatives, abilities.most.get(annotator.role, asking.alternatives))
+    return replace(annotator, reading=asking.reading, alternatives=alternatives)
 
 
-async def _ability(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> Ability:
+async def _ability(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> _Found:
     provider = student.provider_of(role)
     closed = corpus.task.labels(example) is not None
     for ability in _BEST_FIRST:
@@ -65,16 +78,29 @@ async def _ability(student: Student, corpus: Corpus, role: str, example: Example
             ability != "options" and provider.scored is None
         ):
             continue
-        asking = probing_of(ability)
-        annotator = Annotator(f"probe-{role}", role, 0, reading=asking.reading, alternatives=asking.alternatives)
-        questions = questions_of(student, corpus, annotator, (example,), SamplingParams(max_tokens, 0.0))
-        try:
-            rows = await ask(replace(student, max_failed_share=1.0), corpus.task, questions, stage="probe")
-        except MissingAbilityError:
-            continue
-        if rows and _shows(rows[0], ability, corpus.task):
-            return ability
-    return "text"
+        wanted = probing_of(ability).alternatives
+        for alternatives in (wanted, *(few for few in _FEWER_ALTERNATIVES if few < wanted)):
+            row = await _asked(student, corpus, (role, ability, alternatives), example, max_tokens)
+            if row is not None and _shows(row, ability, corpus.task):
+                return _Found(ability, alternatives if alternatives < wanted else None)
+            if row is None or row.finish != "failed":
+                break
+    return _Found("text")
+
+
+async def _asked(
+    student: Student, corpus: Corpus, how: tuple[str, Ability, int], example: Example, max_tokens: int
+) -> Evidence | None:
+    """The row of one question, asked of a role so as to show an ability; None where the provider cannot ask it."""
+    role, ability, alternatives = how
+    reading = probing_of(ability).reading
+    annotator = Annotator(f"probe-{role}", role, 0, reading=reading, alternatives=alternatives)
+    questions = questions_of(student, corpus, annotator, (example,), SamplingParams(max_tokens, 0.0))
+    try:
+        rows = await ask(replace(student, max_failed_share=1.0), corpus.task, questions, stage="probe")
+    except MissingAbilityError:
+        return None
+    return rows[0] if rows else None
 
 
 def _shows(row: Evidence, ability: Ability, task: Task) -> bool:

@@ -195,7 +195,7 @@ def _models(verdict: Verdict, seconds: Mapping[str, float]) -> object:
         ]
         for model in verdict.models
     ]
-    columns = ["model", "accuracy %", "95 % interval", "training tokens", "tokens asked and answered", "seconds"]
+    columns = ["model", "accuracy %", "95 % interval", "training tokens", "tokens", "seconds"]
     return table(f"n = {verdict.n_test} test questions", columns, rows)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import json
 import math
 import re
@@ -63,7 +64,7 @@ def text_of(table: Table, row: int, column: str) -> str:
         return plain_text(value)
     parts = ", ".join(f"{column}.{key}" for key in value) if isinstance(value, Mapping) else ""
     raise DataError(
-        f"{table.where(row)}: the column {column!r} holds {_shape(value)}, {str(value)[:60]!r}, where one text is wanted. "
+        f"{table.where(row)}: the column {column!r} holds {_shape(value)}, {str(value)[:60]!r}, not one text. "
         + (f"Name one of its parts as the column: {parts}." if parts else "Write each value into a column of its own.")
     )
 
@@ -180,8 +181,8 @@ def _parsed(table: Table, row: int, column: str, text: str) -> object:
         return text
     if _glued(text.strip()):
         raise DataError(
-            f"{table.where(row)}: the options (column {column!r}) have no commas between them: {text[:60]!r}. NumPy prints "
-            f'lists so; write them as a JSON list, such as ["yes", "no"].'
+            f"{table.where(row)}: the options (column {column!r}) have no commas between them: {text[:60]!r}. "
+            f'NumPy prints lists so; write them as a JSON list, such as ["yes", "no"].'
         )
     return value
 
@@ -190,7 +191,7 @@ def _glued(text: str) -> bool:
     """Whether two strings stand side by side, which Python reads as one."""
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
     kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
-    return any(a == b == tokenize.STRING for a, b in zip(kinds, kinds[1:], strict=False))
+    return any(a == b == tokenize.STRING for a, b in itertools.pairwise(kinds))
 
 
 def _shape(value: object) -> str:

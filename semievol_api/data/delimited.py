@@ -1,7 +1,7 @@
 """Rows of delimited text: the separator, the quoting and the header of a file, and its records with their lines.
 
-Reads a file as it is written (TSV without quotes, semicolons, empty columns at the right) and refuses what can be read in
-two ways. Knows nothing of tasks: a cell is what the file holds.
+Reads a file as it is written (TSV without quotes, semicolons, empty columns at the right) and refuses what can be read
+in two ways. Knows nothing of tasks: a cell is what the file holds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from semievol_api.errors import DataError
 
@@ -47,7 +48,7 @@ class _Dialect:
         Raises:
             DataError: a quote is opened and never closed.
         """
-        quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
         line = 1
         with path.open(encoding=how.encoding, newline="") as file:
             reader = csv.reader(file, delimiter=self.separator, strict=True, quoting=quoting)
@@ -173,8 +174,8 @@ def _separator_of(path: Path, head: Sequence[str]) -> str:
     if len(whole) > 1 and len(head) > 1:
         both = " and ".join(_NAMES_OF_SEPARATORS[separator] for separator in whole[:2])
         raise DataError(
-            f"{path.name} can be read in two ways: {both} both divide every line into equally many columns. Take the one "
-            f"that separates nothing out of the header line, or save the file as JSONL."
+            f"{path.name} can be read in two ways: {both} both divide every line into equally many columns. Take the "
+            f"one that separates nothing out of the header line, or save the file as JSONL."
         )
     return max(shares, key=lambda separator: (shares[separator], head[0].count(separator)))
 
@@ -206,7 +207,8 @@ def _read_through(path: Path, how: FileFormat, dialect: _Dialect) -> _Reading | 
     fault: int | None = None
     joined: tuple[int, int] | None = None
     try:
-        for count, (line, fields) in enumerate(dialect.records(path, how), 1):
+        for line, fields in dialect.records(path, how):
+            count += 1
             width = width or len(fields)
             joined = joined or _joined(before, began, dialect.separator)
             if len(fields) != width:

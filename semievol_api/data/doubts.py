@@ -1,4 +1,4 @@
-"""What a file does not say by itself, and its owner must: whether it has a header, and which cells mean that no label is.
+"""What a file does not say by itself, and its owner must: whether it has a header, and which cells mean "no label".
 
 Each doubt is refused with the flag of `semievol init` that settles it. Knows nothing of kinds of task.
 """
@@ -19,15 +19,44 @@ _PLACEHOLDERS = ("-1", "-1.0", "nan", "null", "unlabelled", "unlabeled", "?", "t
 _CODE = ("-1", "-1.0")
 _MOSTLY = 0.4
 """The share of rows from which on a -1 beside 0 and 1 is asked about; below, it is a class, as in -1, 0, 1."""
-_COMMON_WORDS = frozenset(
-    "id text label labels question answer query sentence review input output prompt completion title body content "
-    "message class category target gold score rating options choices premise hypothesis context passage".split()
+_COMMON_NAMES = frozenset(
+    (
+        "id",
+        "text",
+        "label",
+        "labels",
+        "question",
+        "answer",
+        "query",
+        "sentence",
+        "review",
+        "input",
+        "output",
+        "prompt",
+        "completion",
+        "title",
+        "body",
+        "content",
+        "message",
+        "class",
+        "category",
+        "target",
+        "gold",
+        "score",
+        "rating",
+        "options",
+        "choices",
+        "premise",
+        "hypothesis",
+        "context",
+        "passage",
+    )
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the owner says of a file: how its text is written, that its first line is a header, what stands for no label.
+    """What the owner says of a file: how its text is written, whether it has a header, what stands for no label.
 
     `placeholder` is None where nothing was said, and empty where nothing stands for it.
     """
@@ -57,7 +86,7 @@ def refuse_no_header(table: Table, told: Told) -> None:
     delimited = Path(table.source).suffix.lower() in (".csv", ".tsv")
     if not delimited or told.header or told.format.names or not table.rows:
         return
-    if any(name.strip().casefold().replace(" ", "_") in _COMMON_WORDS for name in table.columns):
+    if any(name.strip().casefold().replace(" ", "_") in _COMMON_NAMES for name in table.columns):
         return
     alike = next((name for name in table.columns if _is_value_of(table, name)), None)
     if alike is not None:
@@ -105,8 +134,8 @@ def without_placeholders(table: Table, answer: str | None, told: Told) -> tuple[
             said = f"{value!r} is taken for a class. If it means that a row has no label: --placeholder {value}"
             return table, (said,)
         raise PlaceholderError(
-            f"{table.source}: {count} of {len(cells)} answers (column {answer!r}) are {value!r}, which often means that a "
-            f"row has no label. Say --placeholder {value} if it does (those rows are the unlabelled part), or "
+            f"{table.source}: {count} of {len(cells)} answers (column {answer!r}) are {value!r}, which often means "
+            f"that a row has no label. Say --placeholder {value} if it does (those rows are the unlabelled part), or "
             f"--no-placeholder if it is a class like the others.",
             value,
         )

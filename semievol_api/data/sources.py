@@ -21,8 +21,8 @@ import numpy as np
 
 from semievol_api.config.settings import DataSettings
 from semievol_api.data import table as tables
-from semievol_api.data.examples import DataRole, Note, Reading, columns_of, mask_keys, read_examples, without_keys
 from semievol_api.data.delimited import PLAIN, FileFormat
+from semievol_api.data.examples import DataRole, Note, Reading, columns_of, mask_keys, read_examples, without_keys
 from semievol_api.data.read_files import Row, Table, is_large, read_chunks, read_table, with_class_names
 from semievol_api.data.schemas import chunked_examples
 from semievol_api.data.splits import order_of, split, subsample

@@ -103,8 +103,8 @@ def joined_labels(answers: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, .
     told: list[str] = []
     if unseen:
         told.append(
-            f"{len(unseen)} labels are written in several ways that look the same (bytes of accents, kinds of space), such "
-            f"as {unseen[0][0]!r}: each is one label."
+            f"{len(unseen)} labels are written in several ways that look the same (bytes of accents, kinds of space), "
+            f"such as {unseen[0][0]!r}: each is one label."
         )
     if cased:
         told.append(f"Spellings that differ by case are one label: {', '.join(map(repr, cased[0][:_NAMED_AT_MOST]))}.")
@@ -116,10 +116,10 @@ def _alike(labels: Sequence[str]) -> Iterator[str]:
     """One sentence per group of labels that may be one, with the lines that would join them."""
     groups: dict[str, list[str]] = {}
     for label in labels:
-        group = next((name for name, words in _ONE_CLASS.items() if label.casefold() in words), comparable(label))
-        groups.setdefault(group, []).append(label)
+        key = next((name for name, words in _ONE_CLASS.items() if label.casefold() in words), comparable(label))
+        groups.setdefault(key, []).append(label)
     for group in groups.values():
-        if len(group) > 1 and group[0]:
+        if len(group) > 1:
             first, *others = sorted(
                 group, key=lambda label: (label not in _ONE_CLASS, not label.isalpha(), -len(label))
             )
@@ -144,8 +144,8 @@ def _number_rules(source: str, answers: Sequence[str]) -> tuple[dict[str, object
     point = next((cell for cell in answers if _POINT.search(cell)), None)
     if comma is not None and point is not None:
         raise DataError(
-            f"{source}: the answer {comma!r} has a decimal comma and {point!r} a decimal point, so that a number such as "
-            f"1,234 could be either. Write all answers in one way."
+            f"{source}: the answer {comma!r} has a decimal comma and {point!r} a decimal point, so that a number such "
+            f"as 1,234 could be either. Write all answers in one way."
         )
     told = [f"Answers such as {comma!r} have a decimal comma: see [number] in task.toml."] if comma is not None else []
     if comma is None and point is None:

@@ -24,7 +24,14 @@ from semievol_api.engine.budget import Budget, Spend, price
 from semievol_api.engine.journal import GroupCommit
 from semievol_api.engine.pacing import Pacer, Pass
 from semievol_api.engine.stream import AnyRequestChunk, AnyStream
-from semievol_api.errors import ModelNotFoundError, RateLimitError, RefusedError, SemievolError, TransientError
+from semievol_api.errors import (
+    ModelNotFoundError,
+    RateLimitError,
+    RefusedError,
+    SemievolError,
+    SettingRefusedError,
+    TransientError,
+)
 
 
 class Leases(Protocol):
@@ -364,7 +371,9 @@ class Dispatcher:
         A model that never answered and is said not to be there is refused for good: a probe of one question must not
         take it for a model that gives no log-probabilities.
         """
-        if isinstance(error, ModelNotFoundError) and not model_queue.answered:
+        no_model = isinstance(error, ModelNotFoundError) and not model_queue.answered
+        no_setting = isinstance(error, SettingRefusedError) and piece.owner.refuses_again(str(error))
+        if no_model or no_setting:
             piece.owner.stop(error)
         elif isinstance(error, RefusedError) and error.status in (401, 403, 404):
             model_queue.refusals += 1

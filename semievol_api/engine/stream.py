@@ -280,6 +280,7 @@ class Stream(Generic[RequestT, ReplyT]):
         self.provider = provider
         self.tally = state.ledger.tally(stage)
         self.stopped = False
+        self._refused = ""
         self._state = state
         self._sender = sender
         self.stage = stage
@@ -505,6 +506,11 @@ class Stream(Generic[RequestT, ReplyT]):
         self._admit([ask])
         if self._fed:
             self._sender.no_more(self)
+
+    def refuses_again(self, reason: str) -> bool:
+        """Whether the refusal before this one had the same reason."""
+        again, self._refused = reason == self._refused, reason
+        return again
 
     def stop(self, error: BaseException) -> None:
         """Send nothing more; what is in flight comes home first."""

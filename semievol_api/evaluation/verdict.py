@@ -196,7 +196,7 @@ def _cut(answers: Sequence[Answers], labels: Mapping[str, str]) -> list[str]:
 
 def _notes(corpus: Corpus, summary: PaperSummary | PooledSummary, oracle: Oracle | None) -> list[str]:
     notes = [
-        *(summary.cut or ()),
+        *(summary.lost or ()),
         f"Selection kept {summary.kept} of {summary.unlabeled} unlabelled examples.",
         *_method_notes(corpus, summary),
     ]

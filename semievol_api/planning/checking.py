@@ -8,7 +8,7 @@ Knows nothing of the terminal.
 from __future__ import annotations
 
 import datetime
-import os
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -97,10 +97,12 @@ def _left_out(config: Config, raw: RawData) -> Iterator[str]:
         "duplicate": "repeat an earlier row",
         "conflicting answers": "have the same question and different answers",
     }
-    same = len(os.path.commonprefix([row.question for row in (*raw.labeled[:_ALIKE], *raw.unlabeled[:_ALIKE])]))
+    some = [row.question for row in (*raw.labeled[:_ALIKE], *raw.unlabeled[:_ALIKE])]
+    same = len(list(itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*some, strict=False))))
     for (part, reason), count in Counter((row.part, row.reason) for row in report.dropped).items():
         example = next(row for row in report.dropped if (row.part, row.reason) == (part, reason))
-        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {example.question[same:][:60]!r}."
+        named = example.question[same:][:60]
+        yield f"{count} of the {part} rows {words[reason]}, and will be left out, such as: {named!r}."
 
 
 def _unbalanced(plan: Plan, raw: RawData) -> Iterator[str]:

@@ -249,8 +249,8 @@ def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -
         least = math.ceil(1000 / (calibration.size + 1)) / 1000
         if alpha < 1 / (calibration.size + 1):
             return (
-                f"Accepted: 0 of {rows}. {held[0].upper()}{held[1:]}, but {calibration.size} are too few to show that the "
-                f"share of wrong answers is within {alpha:.1%}: use an --alpha of at least {least:.1%}."
+                f"Accepted: 0 of {rows}. {held[0].upper()}{held[1:]}, but {calibration.size} are too few to show that "
+                f"the share of wrong answers is within {alpha:.1%}: use an --alpha of at least {least:.1%}."
             )
         return (
             f"Accepted: 0 of {rows}. No cut keeps the expected share of wrong answers within {alpha:.1%}; {held}. A "

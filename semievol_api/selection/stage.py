@@ -27,7 +27,7 @@ from semievol_api.selection.rule_ranking import at_random
 from semievol_api.selection.stage_official import official
 from semievol_api.selection.stage_pooled import by_pool
 from semievol_api.selection.values import BoolArray, FloatArray, Selected
-from semievol_api.selection.warnings import cut_answers
+from semievol_api.selection.warnings import cut_answers, few_alternatives
 from semievol_api.store.artifacts import Selection
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.verdict import PaperSummary
@@ -58,11 +58,12 @@ async def select(corpus: Corpus, crew: Crew, inputs: SelectionInputs, settings: 
     shortened = 0
     for part in inputs.annotations.parts.tables(["dropped_shots"]):
         shortened += int(np.count_nonzero(part["dropped_shots"].to_numpy()))
-    cut = (
+    lost = (
         *cut_answers("answers of the annotators", "[annotate] max_tokens", inputs.annotations),
         *cut_answers("answers of the judge", "[justify] max_tokens", inputs.final),
+        *few_alternatives(crew),
     )
-    summary = structs.replace(chosen.summary, shortened_prompts=shortened, cut=cut or UNSET)
+    summary = structs.replace(chosen.summary, shortened_prompts=shortened, lost=lost or UNSET)
     return replace(chosen, summary=summary)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from semievol_api.annotate.annotators import one_set_of_options
+from semievol_api.annotate.annotators import Crew, one_set_of_options
+from semievol_api.annotate.estimators import TOP_ALTERNATIVES
 from semievol_api.annotate.pooled import AnnotatorProbs
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, embedded
@@ -58,6 +59,16 @@ def cut_answers(what: str, key: str, answers: EvidenceTable) -> tuple[str, ...]:
     if cut <= _MOST_CUT * rows:
         return ()
     return (f"{cut} of {rows} {what} were cut at max_tokens, and a cut answer counts as none: raise {key}.",)
+
+
+def few_alternatives(crew: Crew) -> tuple[str, ...]:
+    """One sentence where a server shows fewer alternatives of a token than were wanted."""
+    few = {a.role: a.alternatives for a in crew.everybody if a.reading == "option_prob" and a.alternatives > 0}
+    return tuple(
+        f"The server of {role!r} shows at most {most} alternatives of a token; labels beyond them share what is left."
+        for role, most in few.items()
+        if most < TOP_ALTERNATIVES
+    )
 
 
 def slow_stage(seconds: Mapping[str, float]) -> str | None:

@@ -116,15 +116,19 @@ class Abilities:
     """What each asked model's server gives, found by one cheap call each; by role."""
 
     of: Mapping[str, Ability]
+    most: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many alternatives of a token a role's server shows, where it refused as many as were wanted."""
 
     def pack(self) -> Packed:
-        """One document."""
-        return Packed(documents={"abilities": dict(self.of)})
+        """One document, and another where a server shows few alternatives."""
+        few = {"most_alternatives": dict(self.most)} if self.most else {}
+        return Packed(documents={"abilities": dict(self.of), **few})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]))
+        most = packed.documents.get("most_alternatives", {})
+        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]), cast("Mapping[str, int]", most))
 
 
 @fingerprinted("ids", "similarities", "making", "note")

@@ -97,8 +97,8 @@ class SelectionSummary(Struct, frozen=True, kw_only=True):
     kept: int
     messages: tuple[str, ...]
     shortened_prompts: int = 0
-    cut: tuple[str, ...] | UnsetType = UNSET
-    """Sentences about answers that ended at `max_tokens`, where they were many."""
+    lost: tuple[str, ...] | UnsetType = UNSET
+    """Sentences about answers cut at `max_tokens` and alternatives that a server did not show."""
 
     @property
     def enough_to_train(self) -> bool:

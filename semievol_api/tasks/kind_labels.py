@@ -118,8 +118,8 @@ def _fault_of_labels(labels: tuple[str, ...], aliases: _Aliases) -> str | None:
             return f"the label {label!r} cannot be read back from the reply 'Answer: {label}'; write it in words"
         if read != label:
             return (
-                f"the labels {label!r} and {read!r} cannot be told apart: the reply 'Answer: {label}' is read as {read!r}; "
-                f"write them in words"
+                f"the labels {label!r} and {read!r} cannot be told apart: the reply 'Answer: {label}' is read as "
+                f"{read!r}; write them in words"
             )
     return None
 

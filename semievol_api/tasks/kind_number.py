@@ -123,7 +123,7 @@ def read_gold_number(cell: str, settings: NumberSettings) -> str | None:
         return None
     else:
         text = answer.text if answer.marked else cell
-        if not answer.marked and ("\n" in text or "=" in text and _SEVERAL.search(text)):
+        if not answer.marked and ("\n" in text or ("=" in text and _SEVERAL.search(text))):
             return None
     plain = _plain_digits(_GROUPING.sub("", _SUPERSCRIPT.sub(_caret, text)))
     last = _POWER.sub("", plain.rsplit("=", 1)[-1])

@@ -78,12 +78,12 @@ def _undecorated(text: str) -> str:
 
 
 def exact(text: str) -> str:
-    """The form in which two labels are the same: composed letters (NFC), single spaces, nothing invisible at the ends."""
+    """The form in which two labels are the same: composed letters (NFC), single spaces, no invisible ends."""
     return " ".join(unicodedata.normalize("NFC", text).split()).strip("\ufeff\u200b ")
 
 
 def as_written(response: str) -> Iterator[frozenset[str]]:
-    """What a response may offer as its answer, letter by letter: its last answer line, then with ever fewer outer signs.
+    """What a response may offer as its answer, letter by letter: its last answer line, with ever fewer outer signs.
 
     Each set has the texts that are left when one more quote, Markdown sign or closing mark is taken off an end.
     """

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from semievol_api.capabilities import (
     HOSTED_TRAIN_KEYS,
@@ -25,7 +25,7 @@ from semievol_api.capabilities import (
 )
 from semievol_api.cassettes.clock import Clock
 from semievol_api.config.method import TrainSettings
-from semievol_api.errors import ConfigError, JobFailedError, TransientError
+from semievol_api.errors import ConfigError, JobFailedError, ProviderError, TransientError
 from semievol_api.store.artifacts import Ticket, TrainingFile, TunedModel
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
@@ -38,7 +38,16 @@ _LOOKS_AFTER_A_LOST_REPLY = 5
 _AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
+_NAME_PATIENCE_S = 300.0
+"""How long a job that succeeded may not name its model."""
+_WORD_AFTER_S = 60.0
+"""After so long a state that does not change is told, then after twice as long each time."""
+
 OnEvent = Callable[[str, JobEvent], None]
+
+
+async def _nothing_to_check() -> None:
+    """Buy as asked."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,10 @@ class Trainer:
     base_identity: str | None = None
     """What the base is, where its name is a job's and so another one elsewhere."""
 
+    before_buying: Callable[[], Awaitable[None]] = _nothing_to_check
+    """What may still refuse a training, at the price of a question or two."""
+    made_s: dict[str, float] = field(default_factory=dict[str, float])
+    """When this process saw a model's training end, by the clock."""
     count: Callable[[], CountTokens | None] = lambda: None
     """Makes what counts the tokens of a training example, when it is first needed."""
 
@@ -86,6 +99,7 @@ async def fine_tune(
     async def submit(run_key: str) -> Ticket:
         looked_at = check_training_file(file.content, trainer.count(), trainer.limits.context_tokens)
         trainer.on_event(name, JobEvent(id="", message=looked_at.sentence))
+        await trainer.before_buying()
         ticket = await _find_or_submit(trainer, request)
         return Ticket(job_id=ticket.job_id, run_key=run_key, training_file_id=ticket.training_file_id)
 
@@ -95,8 +109,9 @@ async def fine_tune(
         if state.model is None:
             raise JobFailedError(
                 f"The {name} job {ticket.job_id} ended as {state.raw_status!r} without a model"
-                f"{': ' + state.reason if state.reason else ''}. Fix the cause and run again."
+                f"{': ' + state.reason.rstrip('.') if state.reason else ''}. Fix the cause and run again."
             )
+        trainer.made_s[state.model] = trainer.clock.now_s()
         return TunedModel(
             model=state.model,
             base=trainer.base,
@@ -179,24 +194,70 @@ async def _find_or_submit(trainer: Trainer, request: FineTuneRequest) -> JobTick
 
 
 async def _wait(trainer: Trainer, name: str, ticket: JobTicket, poll_s: float) -> JobState:
-    """Poll until the job ends, riding through a server that is away; events are handed on as they come."""
-    last_event: str | None = None
-    away_since_s: float | None = None
+    """Poll until the job ends, riding through a server that is away; events are handed on as they come.
+
+    A job that succeeded without naming its model is looked at again for some minutes: some vendors name it later.
+    """
+    told = _Told(trainer, name, ticket)
     while True:
         try:
             state = await trainer.finetuner.poll(ticket)
-            for event in await trainer.finetuner.events(ticket, last_event):
-                trainer.on_event(name, event)
-                last_event = event.id
         except TransientError as error:
-            now_s = trainer.clock.now_s()
-            away_since_s = now_s if away_since_s is None else away_since_s
-            if now_s - away_since_s > _AWAY_PATIENCE_S:
-                raise
-            trainer.on_event(name, JobEvent(id="", level="warn", message=f"The server is not reachable: {error}"))
+            told.away(error)
         else:
-            away_since_s = None
-            if state.finished:
+            await told.standing(state)
+            if state.finished and not told.waits_for_name(state):
                 return state
         await trainer.clock.sleep(poll_s)
         await asyncio.sleep(0)
+
+
+class _Told:
+    """What is told of a job while it is waited for."""
+
+    def __init__(self, trainer: Trainer, name: str, ticket: JobTicket) -> None:
+        self._trainer, self._name, self._ticket = trainer, name, ticket
+        self._last_event: str | None = None
+        self._away_since_s: float | None = None
+        self._state: tuple[str, float] = ("", 0.0)
+        self._next_word_s = _WORD_AFTER_S
+
+    def away(self, error: TransientError) -> None:
+        """The server could not be asked.
+
+        Raises:
+            TransientError: for too long.
+        """
+        now_s = self._trainer.clock.now_s()
+        self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
+        if now_s - self._away_since_s > _AWAY_PATIENCE_S:
+            raise error
+        self._say(f"The server is not reachable: {error}", level="warn")
+
+    async def standing(self, state: JobState) -> None:
+        """Where the job stands: its new events, and now and then the vendor's word where it does not change.
+
+        Events are for show: what their list answers stops nothing.
+        """
+        self._away_since_s = None
+        try:
+            for event in await self._trainer.finetuner.events(self._ticket, self._last_event):
+                self._trainer.on_event(self._name, event)
+                self._last_event = event.id
+        except ProviderError:
+            pass
+        now_s = self._trainer.clock.now_s()
+        if state.raw_status != self._state[0]:
+            self._state, self._next_word_s = (state.raw_status, now_s), _WORD_AFTER_S
+        lasted_s = now_s - self._state[1]
+        if not state.finished and lasted_s >= self._next_word_s:
+            self._next_word_s *= 2
+            self._say(f"The vendor has said {state.raw_status!r} for {lasted_s / 60:.0f} min.")
+
+    def waits_for_name(self, state: JobState) -> bool:
+        """Whether the name of a trained model may still come."""
+        since_s = self._trainer.clock.now_s() - self._state[1]
+        return state.status == "succeeded" and state.model is None and since_s < _NAME_PATIENCE_S
+
+    def _say(self, message: str, level: str = "info") -> None:
+        self._trainer.on_event(self._name, JobEvent(id="", level=level, message=message))

@@ -14,7 +14,6 @@ import pytest
 
 from semievol_api.config.settings import load_config
 from semievol_api.data import Starter, read_data, start
-from semievol_api.data.delimited import FileFormat
 from semievol_api.data.doubts import Told
 from semievol_api.errors import DataError, UserError
 from semievol_api.records import Example
@@ -156,7 +155,7 @@ CASES: dict[str, Case] = {
         kind="multiple_choice", said="Not used: 'column 1'",
     ),
     "38-ragged-option-columns": Case(
-        "data.csv", "question,A,B,C,D,E,answer\nq one?,1,2,,0,,A\nq two?,1,2,3,0,,A\nq three?,1,2,3,0,,B\n".encode(),
+        "data.csv", b"question,A,B,C,D,E,answer\nq one?,1,2,,0,,A\nq two?,1,2,3,0,,A\nq three?,1,2,3,0,,B\n",
         refused="line 2: the options .* empty text",
     ),
     "39-parquet-nested": Case(
@@ -167,7 +166,7 @@ CASES: dict[str, Case] = {
     ),
     "40-parquet-dictionary": Case("data.parquet", parquet(labelled(*PRAISE, None, n=30)), labels=TWO),
     "42-best-and-incorrect-answers": Case(
-        "data.csv", "Question,Best Answer,Incorrect Answers\nWhat falls?,It falls,It flies\n".encode(),
+        "data.csv", b"Question,Best Answer,Incorrect Answers\nWhat falls?,It falls,It flies\n",
         refused="Question, Best Answer.*--answer COLUMN",
     ),
     "43-price-labels-dollars": Case("data.csv", delimited("$", "$$", "$$$"), labels=("$", "$$", "$$$")),

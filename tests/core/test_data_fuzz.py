@@ -28,7 +28,7 @@ from semievol_api.tasks import load_task
 from semievol_api.tasks.replies import exact
 
 SIGNS = string.punctuation + "abC 19" + "é\u0301\u00a0★好"
-WORDS = ("kettle", "lamp", 'a 5" screen', "it's; odd", "tabs | bars", "née Gräf", "好的", "#1, 2%", "say \"so\"", "-1")
+WORDS = ("kettle", "lamp", 'a 5" screen', "it's; odd", "tabs | bars", "née Gräf", "好的", "#1, 2%", 'say "so"', "-1")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Written:
 
 
 def questions(draw: st.DrawFn, n: int, *, several_lines: bool) -> list[str]:
-    ends = [" and\nmore", " and, then", ' "quoted"', "", "?"] if several_lines else [" and, then", "?", "", ' "so"', "\"'"]
+    ends = (
+        [" and\nmore", " and, then", ' "quoted"', "", "?"] if several_lines else [" and, then", "?", "", ' "so"', "\"'"]
+    )
     begins = ['"', "", "", "'", "(", "[1] "]
     return [
         f"{draw(st.sampled_from(begins))}{draw(st.sampled_from(WORDS))} number {i}{draw(st.sampled_from(ends))}"
@@ -69,7 +71,9 @@ def encoded(text: str, encoding: str) -> bytes:
 
 def file_of(draw: st.DrawFn, columns: list[str], rows: list[list[str]]) -> tuple[str, bytes, FileFormat, bool]:
     """A name, the content, what is told of it, and whether a header is missing."""
-    shape = draw(st.sampled_from(["csv", "csv", "tsv", "tsv-plain", "jsonl", "json", "list.jsonl", "wrapped", "parquet"]))
+    shape = draw(
+        st.sampled_from(["csv", "csv", "tsv", "tsv-plain", "jsonl", "json", "list.jsonl", "wrapped", "parquet"])
+    )
     objects = [dict(zip(columns, row, strict=True)) for row in rows]
     encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "gbk", "cp1252", "utf-16"]))
     how = PLAIN if encoding.startswith("utf-8") or draw(st.booleans()) else FileFormat(encoding)
@@ -108,7 +112,9 @@ def label_tables(draw: st.DrawFn) -> Written:
     columns = ["text", "label"] if draw(st.booleans()) else ["label", "text"]
     cells = [{"text": q, "label": placeholder if g is None else g} for q, g in zip(asked, golds, strict=True)]
     name, content, how, _ = file_of(draw, columns, [[cell[column] for column in columns] for cell in cells])
-    meant = [(q, placeholder if g is None and said == "" and placeholder else g) for q, g in zip(asked, golds, strict=True)]
+    meant = [
+        (q, placeholder if g is None and said == "" and placeholder else g) for q, g in zip(asked, golds, strict=True)
+    ]
     return Written(tuple(meant), name, content, Told(how, placeholder=said), "labels")
 
 
@@ -134,7 +140,11 @@ def number_tables(draw: st.DrawFn) -> Written:
     cents = st.integers(-500_000, 5_000_000).map(lambda value: Decimal(value) / 100)
     european = draw(st.booleans())
     values = draw(st.lists(cents if european else st.one_of(whole, cents), min_size=n, max_size=n, unique=True))
-    styles = ["european"] if european else draw(st.lists(st.sampled_from(sorted(set(STYLES) - {"european"})), min_size=1, max_size=3))
+    styles = (
+        ["european"]
+        if european
+        else draw(st.lists(st.sampled_from(sorted(set(STYLES) - {"european"})), min_size=1, max_size=3))
+    )
     cells = [STYLES[styles[i % len(styles)]](value) for i, value in enumerate(values)]
     if european and not any("," in cell for cell in cells):
         cells[0], values[0] = "0,5", Decimal("0.5")
@@ -215,7 +225,9 @@ def check(written: Written) -> None:
         assert same(written.kind, plain[key], meant), f"{question!r}: {meant!r} was read as {plain[key]!r}"
 
 
-QUICK = settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, phases=[Phase.generate])
+QUICK = settings(
+    max_examples=700, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, phases=[Phase.generate]
+)
 
 
 @given(label_tables())

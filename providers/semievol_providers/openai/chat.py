@@ -79,7 +79,7 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     """
     prompt = request.prompt
     body: dict[str, Any] = {
-        "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+        "messages": _turns(prompt, fold_system=dialect.fold_system),
         "model": request.model,
     }
     flat = dialect.logprobs_shape == "flat"
@@ -101,6 +101,15 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     if dialect.extra_body:
         body.update(dialect.extra_body)
     return body
+
+
+def _turns(prompt: Prompt, *, fold_system: bool) -> list[dict[str, str]]:
+    """The turns as the API has them; a folded system text stands at the beginning of the first user turn."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+    if fold_system and len(turns) > 1 and turns[0]["role"] == "system":
+        system = turns.pop(0)["content"]
+        turns[0] = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
+    return turns
 
 
 def _add_prefill(body: dict[str, Any], prompt: Prompt, dialect: Dialect) -> None:

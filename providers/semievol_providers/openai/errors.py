@@ -25,6 +25,7 @@ from semievol_api.errors import (
     ProviderError,
     RateLimitError,
     RefusedError,
+    SettingRefusedError,
     TransientError,
 )
 from semievol_providers.openai.settings import Connection
@@ -155,6 +156,31 @@ _BY_CODE: Mapping[str, str] = {
     "unknown_parameter": "This server does not know the setting that the message names: leave it out.",
 }
 
+_UNSAFE = (
+    "Rows of the training data look harmful to the vendor's moderation: find them (semievol report lists every label "
+    "with its text), take them out of the data files, and run again; or give the trainer role to another provider."
+)
+_SETTINGS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"max_completion_tokens|'max_tokens'"), 'Set max_tokens_field = "max_completion_tokens" in {table}.'),
+    (re.compile(r"temperature"), "Set extra_body = { temperature = 1 } in {table}: this model takes no other."),
+    (
+        re.compile(r"system (?:role|message|prompt)|role '?system|'system' role|system is not", re.IGNORECASE),
+        "Set fold_system = true in {table}: the system text then stands at the beginning of the user's turn.",
+    ),
+    (
+        re.compile(r"logprobs", re.IGNORECASE),
+        "Set top_logprobs in {table} to what the message allows; without log-probabilities the run goes on by votes.",
+    ),
+    (re.compile(r"(?:^|\W)n(?:\W|$).*(?:support|must|only)", re.IGNORECASE), "Set [annotate] n = 1."),
+)
+"""What to set where a server does not take a setting, by the words of its refusal."""
+_REFUSES_SETTING = re.compile(
+    r"unsupported|not supported|does not support|not allowed to request|greater than max allowed|unknown parameter|"
+    r"unrecognized request argument|extra inputs are not permitted|is not permitted",
+    re.IGNORECASE,
+)
+_SETTING_CODES = frozenset({"unsupported_value", "unsupported_parameter", "unknown_parameter"})
+
 _BY_STATUS: Mapping[int, str] = {
     400: "Change the setting that the message names.",
     401: _KEY,
@@ -176,6 +202,8 @@ _BY_WORDS: tuple[tuple[str, str], ...] = (
     ("content management policy", _CONTENT),
     ("resource not found", "Check api_version and base_url ({base_url}): Azure's end with /openai, or /openai/v1."),
     ("does not support fine-tuning", _TRAINING + " Newer Azure wants job_extra_body = { trainingType = 1 } here."),
+    ("unsafe training file", _UNSAFE),
+    ("moderation", _UNSAFE),
     ("safety", "Look at the vendor's reason; harmful rows in the training data are the usual cause."),
     ("country", "Not served in this region: use another provider for the role."),
 )
@@ -196,7 +224,7 @@ def _next_step(status: int | None, code: str | None, message: str) -> str:
             return advice
     if status is not None and status in _BY_STATUS:
         return _BY_STATUS[status]
-    return "The vendor's message is all that is known; its documentation may say more about the code."
+    return "The vendor's message is all that is known; its documentation may say more."
 
 
 _LONGEST_QUOTE = 400
@@ -230,8 +258,20 @@ def error_from_answer(
         text = f"{opening}{quote}. The server failed, not the request; another attempt may succeed."
         return TransientError(text, status=status, code=fault.code, param=fault.param)
     code = "insufficient_quota" if status == 429 and fault.code is None else fault.code
-    advice = _fill(_next_step(status, code, fault.message), connection)
-    return _refusal(code, fault.message)(f"{opening}{quote}. {advice}", status=status, code=code, param=fault.param)
+    setting = _setting_refused(status, code, fault)
+    advice = _fill(setting or _next_step(status, code, fault.message), connection)
+    refusal = SettingRefusedError if setting else _refusal(code, fault.message)
+    return refusal(f"{opening}{quote}. {advice}", status=status, code=code, param=fault.param)
+
+
+def _setting_refused(status: int, code: str | None, fault: VendorError) -> str | None:
+    """What to set where the refusal is of a setting and not of a text; None for any other."""
+    if status not in (400, 403, 422) or _is_context_length(code, fault.message):
+        return None
+    if code not in _SETTING_CODES and not _REFUSES_SETTING.search(fault.message):
+        return None
+    words = f"{fault.message} '{fault.param}'"
+    return next((advice for pattern, advice in _SETTINGS if pattern.search(words)), None)
 
 
 def _refusal(code: str | None, message: str) -> type[RefusedError]:
@@ -372,7 +412,12 @@ def _code_words(fault: VendorError) -> str:
 
 
 def _fill(advice: str, connection: Connection) -> str:
-    return advice.replace("{key_source}", connection.key_source).replace("{base_url}", connection.base_url)
+    table = f"[providers.{connection.provider}]"
+    return (
+        advice.replace("{table}", table)
+        .replace("{key_source}", connection.key_source)
+        .replace("{base_url}", connection.base_url)
+    )
 
 
 def _word(value: object) -> str | None:

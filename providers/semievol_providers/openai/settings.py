@@ -108,6 +108,8 @@ class _OpenAIOptions(BaseModel):
     option_read: _OptionRead | None = None
     max_tokens_field: _MaxTokensField | None = None
     top_logprobs: int | None = Field(default=None, ge=1, le=20)
+    fold_system: bool = False
+    """Write the system text at the beginning of the user's turn, for models without a system role."""
     embedding_dimensions: int | None = Field(default=None, gt=0)
     embedding_format: str = Field(default="base64", pattern="^(base64|float)$")
     extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
@@ -126,6 +128,7 @@ class Dialect:
     max_tokens_field: _MaxTokensField = "max_tokens"
     suffix_chars: int = 64
     top_logprobs: int = 20
+    fold_system: bool = False
     logprobs_shape: _LogprobsShape = "openai"
     lacks: tuple[_Lack, ...] = ()
     embedding_dimensions: int | None = None
@@ -161,7 +164,7 @@ class Connection:
     @property
     def identity(self) -> str:
         """Names the endpoint in cache keys: the address, and a hash of what is added to every chat body."""
-        endpoint = self.given_identity or self.base_url
+        endpoint = f"{self.given_identity or self.base_url}{'#folded' if self.dialect.fold_system else ''}"
         if not self.dialect.extra_body:
             return endpoint
         extra = msgspec.json.encode(dict(self.dialect.extra_body), order="sorted")
@@ -297,6 +300,7 @@ def _dialect(options: _OpenAIOptions, preset: Preset, where: str) -> Dialect:
         max_tokens_field=options.max_tokens_field or preset.max_tokens_field,
         suffix_chars=preset.suffix_chars,
         top_logprobs=options.top_logprobs or preset.top_logprobs,
+        fold_system=options.fold_system,
         logprobs_shape=preset.logprobs_shape,
         lacks=tuple(preset.lacks),
         embedding_dimensions=options.embedding_dimensions,
