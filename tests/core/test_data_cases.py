@@ -14,7 +14,8 @@ import pytest
 
 from semievol_api.config.settings import load_config
 from semievol_api.data import Starter, read_data, start
-from semievol_api.data.doubts import Told
+from semievol_api.data.delimited import FileFormat
+from semievol_api.data.doubts import NOTHING_TOLD, PlaceholderError, Told
 from semievol_api.errors import DataError, UserError
 from semievol_api.records import Example
 from semievol_api.tasks import load_task
@@ -33,7 +34,7 @@ class Case:
     labels: tuple[str, ...] = ()
     kind: str = "labels"
     refused: str = ""
-    told: Told = Told()
+    told: Told = NOTHING_TOLD
     counts: tuple[int, int] | None = None
     """Rows and labelled rows of the folder's file; of the tests' own the same shares."""
     said: str = ""
@@ -248,3 +249,132 @@ def test_labels_that_a_reply_cannot_tell_apart_are_refused_with_the_pair(tmp_pat
     path.write_text(task.format("so", "Answer: so"), "utf-8")
     with pytest.raises(UserError, match="'Answer: so' and 'so' cannot be told apart"):
         load_task(path)
+
+
+def begun(tmp_path: Path, name: str, content: bytes, told: Told = NOTHING_TOLD) -> Starter:
+    (tmp_path / name).write_bytes(content)
+    return start(tmp_path / name, told=told)
+
+
+MINUS_ONE = delimited("0", "-1", "1", "-1", "-1", n=60)
+
+
+def test_a_placeholder_is_the_unlabelled_part_on_confirmation_only(tmp_path: Path) -> None:
+    found = begun(tmp_path, "d.csv", MINUS_ONE, Told(placeholder="-1")).understanding
+    assert (found.rows, found.answered, found.labels) == (60, 24, ("0", "1"))
+    assert "36 answers are '-1': those rows have no label." in found.reasons
+    assert begun(tmp_path, "d.csv", MINUS_ONE, Told(placeholder="")).understanding.labels == ("-1", "0", "1")
+    for word in ("nan", "NULL", "unlabelled", "?", "todo"):
+        with pytest.raises(PlaceholderError, match=re.escape(f"--placeholder {word}")):
+            begun(tmp_path, "d.csv", delimited("good", "bad", word))
+    with pytest.raises(DataError, match="no answer .* is 'x'"):
+        begun(tmp_path, "d.csv", MINUS_ONE, Told(placeholder="x"))
+
+
+@pytest.mark.parametrize("labels", [("-1", "0", "+1"), ("-2", "-1", "0", "1"), ("-1", "1"), ("none", "other", "good")])
+def test_signed_codes_and_real_classes_are_no_placeholders(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    assert begun(tmp_path, "d.csv", delimited(*labels)).understanding.labels == tuple(sorted(labels))
+
+
+def test_minus_one_beside_0_and_1_in_like_shares_is_a_class_and_that_is_said(tmp_path: Path) -> None:
+    found = begun(tmp_path, "d.csv", delimited("-1", "0", "1")).understanding
+    assert found.labels == ("-1", "0", "1")
+    assert "'-1' is taken for a class. If it means that a row has no label: --placeholder -1" in found.reasons
+
+
+def test_a_file_without_a_header_is_read_with_the_names_that_its_owner_gives(tmp_path: Path) -> None:
+    names = ("question", "A", "B", "C", "D", "answer")
+    starter = begun(tmp_path, "d.csv", HEADERLESS.encode(), Told(FileFormat(names=names)))
+    assert (starter.understanding.rows, starter.understanding.kind) == (20, "multiple_choice")
+    assert json.loads(starter.files["labeled.jsonl"].splitlines()[0]).keys() == set(names)
+    (tmp_path / "years.csv").write_text("2019,2020\n" + "".join(f"{i},{i}\n" for i in range(9)), "utf-8")
+    with pytest.raises(DataError, match="first line looks like data"):
+        start(tmp_path / "years.csv")
+    with pytest.raises(DataError, match="no column looks like"):
+        start(tmp_path / "years.csv", told=Told(header=True))
+
+
+def test_the_encoding_is_asked_for_and_the_parts_are_written_as_utf_8(tmp_path: Path) -> None:
+    content = (
+        "文本,标签\n" + "".join(f"第{i}周买的水壶很好用,{'好评' if i % 2 else '差评'}\n" for i in range(20))
+    ).encode("gbk")
+    starter = begun(tmp_path, "d.csv", content, Told(FileFormat("gbk")))
+    assert starter.understanding.labels == ("好评", "差评")
+    assert "水壶" in starter.files["labeled.jsonl"]
+    with pytest.raises(DataError, match=r"is UTF-8: .*Leave the encoding 'cp1252' out"):
+        begun(tmp_path, "d.csv", "text,label\nnée,a\n".encode(), Told(FileFormat("cp1252")))
+    with pytest.raises(DataError, match="There is no encoding 'gbq'"):
+        begun(tmp_path, "d.csv", content, Told(FileFormat("gbq")))
+
+
+def test_quotes_that_swallow_rows_are_read_as_quotes_in_tsv_and_refused_in_csv(tmp_path: Path) -> None:
+    rows = [f'"{t}' if i in (3, 9) else t for i, t in enumerate(texts(12))]
+    rows = [f'{t}"' if i in (6, 11) else t for i, t in enumerate(rows)]
+    for name, separator in (("d.tsv", "\t"), ("d.csv", ",")):
+        lines = [separator.join(("label", "text")), *("ab"[i % 2] + separator + t for i, t in enumerate(rows))]
+        content = "\n".join(lines).encode()
+        if name == "d.tsv":
+            assert begun(tmp_path, name, content).understanding.rows == 12
+        else:
+            with pytest.raises(DataError, match="lines 5 to 8 can be read in two ways"):
+                begun(tmp_path, name, content)
+
+
+def test_a_second_text_goes_into_the_prompt_and_unused_columns_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Sort the review.", "input": text, "output": PRAISE[i % 2], "source": "shop"}
+        for i, text in enumerate(texts(24))
+    ]
+    starter = begun(tmp_path, "d.jsonl", lines_of(*rows))
+    assert 'prompt = "{instruction}\\n{input}"' in starter.files["task.toml"]
+    assert starter.shown[0].question == f"Sort the review.\n{texts(1)[0]}"
+    assert "Not used: 'source'." in starter.understanding.reasons
+    notes = [{**row, "note": f"A customer's longer note number {i}"} for i, row in enumerate(labelled(*PRAISE))]
+    said = "\n".join(begun(tmp_path, "d.jsonl", lines_of(*notes)).understanding.reasons)
+    assert "If 'note' belongs to the question, write into task.toml: prompt = \"{text}\\n{note}\"" in said
+    pictures = [{**row, "image": f"pictures/{i}.png"} for i, row in enumerate(labelled(*PRAISE))]
+    with pytest.raises(DataError, match="the column 'image' holds images"):
+        begun(tmp_path, "d.jsonl", lines_of(*pictures))
+
+
+def test_nested_cells_are_opened_or_refused_and_never_printed_as_python(tmp_path: Path) -> None:
+    rows = [
+        {
+            "question": {
+                "stem": f"What follows {i}?",
+                "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}],
+            },
+            "answerKey": "AB"[i % 2],
+        }
+        for i in range(12)
+    ]
+    starter = begun(tmp_path, "d.jsonl", lines_of(*rows))
+    columns = starter.understanding.columns
+    assert (columns.question, columns.options) == ("question.stem", "question.choices")
+    assert "Options:\nA. x\nB. y" in starter.shown[0].prompt
+    with pytest.raises(DataError, match=r"holds named values.*question\.stem"):
+        start(tmp_path / "d.jsonl", question="question", answer="answerKey")
+
+
+def test_a_filled_column_wins_over_an_empty_one_with_the_usual_name(tmp_path: Path) -> None:
+    rows = [{"text": text, "answer": None, "intent": PRAISE[i % 2]} for i, text in enumerate(texts(24))]
+    found = begun(tmp_path, "d.jsonl", lines_of(*rows)).understanding
+    assert (found.columns.answer, found.labels) == ("intent", TWO)
+
+
+def test_european_numbers_are_told_by_the_column_and_a_mixed_one_is_refused(tmp_path: Path) -> None:
+    def rows(*cells: str) -> bytes:
+        return lines_of(*({"question": f"How much is {i}?", "answer": cell} for i, cell in enumerate(cells * 4)))
+
+    starter = begun(tmp_path, "d.jsonl", rows("1,234", "3,5", "1.234,56"))
+    assert 'decimal = ","' in starter.files["task.toml"]
+    assert [row.gold for row in starter.shown] == ["1.234", "3.5", "1234.56"]
+    with pytest.raises(DataError, match="'3,5' has a decimal comma and '2.75' a decimal point"):
+        begun(tmp_path, "d.jsonl", rows("3,5", "2.75", "1,234"))
+
+
+def test_examples_inside_an_object_are_found_and_several_lists_are_refused(tmp_path: Path) -> None:
+    inner = labelled(*PRAISE)
+    assert begun(tmp_path, "d.json", json.dumps({"v": 1, "examples": inner}).encode()).understanding.rows == 24
+    with pytest.raises(DataError, match="several lists of objects: a, b"):
+        begun(tmp_path, "d.json", json.dumps({"a": inner, "b": inner}).encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition
 from semievol_api.tasks.kind_number import NumberSettings, read_number
+from semievol_api.tasks.replies import exact
 
 ITEM = Example(id="q", question="Is it so?")
 EUROPEAN = NumberSettings(decimal=",")
@@ -242,3 +245,108 @@ def test_no_text_makes_a_parser_fail(text: str) -> None:
         for response in (text, f"Answer: {text}"):
             parsed = task.parse(response, item)
             assert parsed is None or parsed != ""
+
+
+LANGUAGES = task_of("labels", labels=["C", "C#", "C++", "Java", "Java."])
+PRICES = task_of("labels", labels=["$", "$$", "$$$"])
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "label"),
+    [
+        (LANGUAGES, "Answer: C#", "C#"),
+        (LANGUAGES, "Answer: C", "C"),
+        (LANGUAGES, "**Answer:** C++", "C++"),
+        (LANGUAGES, "Answer: Java.", "Java."),
+        (LANGUAGES, "Answer: java", "Java"),
+        (LANGUAGES, "Answer: it is C#, since it has a namespace", "C#"),
+        (PRICES, "Answer: $$", "$$"),
+        (PRICES, "**Answer: $**", "$"),
+        (PRICES, 'Answer: "$$$".', "$$$"),
+        (PRICES, "Answer: $$$$", None),
+        (SENTIMENT, "Answer: not a positive one", None),
+        (task_of("labels", labels=["spam", "ham"]), "Answer: no spam", None),
+        (task_of("labels", labels=["spam", "no spam"]), "Answer: no spam", "no spam"),
+    ],
+)
+def test_a_reply_is_matched_letter_by_letter_before_it_is_folded(task: Task, text: str, label: str | None) -> None:
+    assert task.parse(text, ITEM) == label
+
+
+@given(st.lists(st.text(string.punctuation + "aB1 ", min_size=1, max_size=3), min_size=2, max_size=5))
+@settings(max_examples=300)
+def test_labels_of_any_printable_signs_are_read_back_or_the_task_is_refused(drawn: list[str]) -> None:
+    labels = sorted({exact(label).casefold(): label for label in drawn if exact(label)}.values())
+    try:
+        task = task_of("labels", labels=labels)
+    except ValueError:
+        return
+    for label in labels:
+        assert task.parse(f"Answer: {label}", ITEM) == label
+        assert task.parse(f"**Answer:** {label}\n", ITEM) in (label, None)
+        assert task.read_gold(label, ITEM) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("<think>Answer: negative would be hasty.</think>\npositive", "positive"),
+        ("Answer: negative, I thought at first.</think>Answer: positive", "positive"),
+        ("<think>a</think><think>b Answer: negative</think> Answer: neutral", "neutral"),
+        ("<think>First thought: Answer: negative. But wait", None),
+        ("[THINK]Answer: negative[/THINK]Answer: positive", "positive"),
+        ("<|channel|>analysis<|message|>Answer: negative<|end|><|channel|>final<|message|>Answer: neutral", "neutral"),
+    ],
+)
+def test_a_thought_is_no_answer(text: str, label: str | None) -> None:
+    assert SENTIMENT.parse(text, ITEM) == label
+
+
+def test_a_task_says_what_its_models_put_around_thoughts() -> None:
+    own = task_of("labels", labels=["a", "b"], thoughts=[["<<", ">>"]])
+    assert own.parse("<<Answer: a>> Answer: b", ITEM) == "b"
+    assert own.parse("<think>Answer: b", ITEM) == "b"
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [
+        ("#### 18", "18"),
+        ("Each box holds 6.\n2*6=<<2*6=12>>12.\n#### 12", "12"),
+        ("Some.\n#### 1,319", "1319"),
+        ("x\n#### -$5.50", "-5.5"),
+        ("So \\boxed{42}.", "42"),
+        ("The answer is 18.", "18"),
+        ("$1.2M", "1200000"),
+        ("3.5k", "3500"),
+        ("-3.5M", "-3500000"),
+        ("1,319 apples", "1319"),
+        ("45%", "0.45"),
+        ("1.234,56", "1234.56"),
+        ("5 m", "5"),
+        ("5 m²", "5"),
+        ("5m", None),
+        ("300 K", None),
+        ("Room 101B", None),
+        ("5²", None),
+        ("½", None),
+        ("18 or 19", None),
+        ("12.5 (from 8 to 9)", None),
+        ("a = 5, b = 6", None),
+        ("There are 18.\nSo much for that.", None),
+        ("\\boxed{1}, then \\boxed{2}", None),
+        ("2021-05-03", None),
+    ],
+)
+def test_a_cell_with_one_number_is_read_and_one_with_several_is_refused(cell: str, number: str | None) -> None:
+    assert NUMBER.read_gold(cell, ITEM) == number
+
+
+def test_a_hundred_worked_answers_are_read_by_the_number_behind_their_signs() -> None:
+    for i in range(100):
+        worked, total = f"{i} boxes hold {i}*7=<<{i}*7={7 * i}>>{7 * i} rolls.", 7 * i * (1000 if i % 3 else 1)
+        cell = (
+            f"First there are {i + 3}.\n{worked}\n#### {'-' if i % 10 == 9 else ''}{'$' if i % 4 == 0 else ''}{total:,}"
+        )
+        assert NUMBER.read_gold(cell, ITEM) == f"{'-' if i % 10 == 9 and total else ''}{total}"
+        assert NUMBER.read_gold(cell.replace("####", "##"), ITEM) is None

@@ -233,3 +233,12 @@ def test_equal_never_counts_an_abstention(task: Task) -> None:
 
 def test_a_built_in_task_loads_by_name() -> None:
     assert load_task("mmlu").kind == "multiple_choice"
+
+
+def test_options_that_differ_by_signs_are_told_apart_and_no_option_is_no_choice(task: Task) -> None:
+    signs = Example(id="q", question="?", options=("C", "C#", "C++"))
+    assert [task.parse(f"Answer: {option}", signs) for option in ("C#", "C++")] == ["B", "C"]
+    assert [task.read_gold(cell, signs) for cell in ("C#", "C++", "B. C#", "#### C")] == ["B", "C", "B", "C"]
+    mail = Example(id="q", question="?", options=("spam", "a letter"))
+    assert task.parse("Answer: no spam", mail) is None
+    assert task.parse("Answer: this is spam, no doubt", mail) == "A"

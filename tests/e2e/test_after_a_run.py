@@ -172,3 +172,25 @@ def test_the_report_of_a_calibrated_run_compares_with_the_sft_model_and_not_with
     assert found.main_difference is not None and found.main_difference.against == "sft"
     assert found.main_difference.against_label == "SFT"
     assert {model.name for model in found.models} >= {"base", "sft", "semievol"}
+
+
+def test_new_rows_come_in_by_the_door_of_all_files(done: Project, semievol: Semievol) -> None:
+    """A key in a cell reaches neither the wire nor the written file, and an empty row stops nothing."""
+    write_rows(done.folder / "new.csv", 3, start=6000, gold=False)
+    key = "sk-proj-" + "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789abcd"
+    with (done.folder / "new.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    place = rows[0].index("question")
+    rows[1][place] = f"My login is {key}. {rows[1][place]}"
+    rows[2][place] = ""
+    with (done.folder / "new.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    shown = semievol("predict", "semievol", done.folder / "new.csv", "--run", done.config)
+    assert shown.code == 0, shown.err
+    assert "rows without a question were left out" in shown.out and "line 3" in shown.out
+    assert "what looks like an API key was taken out" in shown.out
+    first, empty, last = labelled(done.folder / "new.predicted.csv")
+    assert "[removed-key-" in first["question"] and key not in (done.folder / "new.predicted.csv").read_text("utf-8")
+    assert first["prediction"] and last["prediction"] and not empty["prediction"] and empty["accepted"] == "False"
+    with closing(Journal.read_only(done.folder / "out/journal.sqlite")) as journal:
+        assert key.encode() not in (done.folder / "out/journal.sqlite").read_bytes() and journal is not None
