@@ -86,8 +86,8 @@ CLASSES = {b"huggingface": json.dumps(
 
 CASES: dict[str, Case] = {
     "04-mixed-yes-no-true": Case(
-        "data.csv", delimited("yes", "no", "Yes", "No", "TRUE", "FALSE", "1", "0"), said="Labels that may be one.*aliases",
-        kind="labels",
+        "data.csv", delimited("yes", "no", "Yes", "No", "TRUE", "FALSE", "1", "0"),
+        said="Labels that may be one.*aliases",
     ),
     "07-json-boolean-labels": Case("data.jsonl", lines_of(*labelled(True, False)), labels=("False", "True")),
     "08-nfc-nfd-labels": Case(
@@ -127,7 +127,8 @@ CASES: dict[str, Case] = {
         kind="number", said="end with ####",
     ),
     "26-chinese-csv-gbk": Case(
-        "data.csv", "文本,标签\n这个水壶很好,好评\n灯坏了,差评\n".encode("gbk"), refused="文本,标签' in gbk.*--encoding gbk"
+        "data.csv", "文本,标签\n这个水壶很好,好评\n灯坏了,差评\n".encode("gbk"),
+        refused="文本,标签' in gbk.*--encoding gbk",
     ),
     "27-text-category": Case("data.csv", delimited(*PRAISE, header="text,category"), labels=TWO),
     "29-100k-character-question": Case(
@@ -142,7 +143,8 @@ CASES: dict[str, Case] = {
         "?", "★", "★★", "★★★", "👍", "👎")),
     "33-cr-only-line-ends": Case("data.csv", delimited(*PRAISE).replace(b"\n", b"\r"), labels=TWO),
     "34-jsonl-u2028": Case(
-        "data.jsonl", lines_of(*({**row, "text": f"{row['text']}\u2028(second\u000bline"} for row in labelled(*PRAISE))),
+        "data.jsonl",
+        lines_of(*({**row, "text": f"{row['text']}\u2028(second\u000bline"} for row in labelled(*PRAISE))),
         labels=TWO,
     ),
     "36-nli-premise-hypothesis": Case(
@@ -152,7 +154,9 @@ CASES: dict[str, Case] = {
     ),
     "37-cmmlu-index-column": Case(
         "data.csv",
-        "\n".join([",Question,A,B,C,D,Answer", *(f"{i},What follows {i}?,{i + 1},9,8,{i},A" for i in range(20))]).encode(),
+        "\n".join(
+            [",Question,A,B,C,D,Answer", *(f"{i},What follows {i}?,{i + 1},9,8,{i},A" for i in range(20))]
+        ).encode(),
         kind="multiple_choice", said="Not used: 'column 1'",
     ),
     "38-ragged-option-columns": Case(
@@ -267,7 +271,7 @@ def test_a_placeholder_is_the_unlabelled_part_on_confirmation_only(tmp_path: Pat
     for word in ("nan", "NULL", "unlabelled", "?", "todo"):
         with pytest.raises(PlaceholderError, match=re.escape(f"--placeholder {word}")):
             begun(tmp_path, "d.csv", delimited("good", "bad", word))
-    with pytest.raises(DataError, match="no answer .* is 'x'"):
+    with pytest.raises(DataError, match=r"no answer .* is 'x'"):
         begun(tmp_path, "d.csv", MINUS_ONE, Told(placeholder="x"))
 
 
@@ -369,7 +373,7 @@ def test_european_numbers_are_told_by_the_column_and_a_mixed_one_is_refused(tmp_
     starter = begun(tmp_path, "d.jsonl", rows("1,234", "3,5", "1.234,56"))
     assert 'decimal = ","' in starter.files["task.toml"]
     assert [row.gold for row in starter.shown] == ["1.234", "3.5", "1234.56"]
-    with pytest.raises(DataError, match="'3,5' has a decimal comma and '2.75' a decimal point"):
+    with pytest.raises(DataError, match=r"'3,5' has a decimal comma and '2\.75' a decimal point"):
         begun(tmp_path, "d.jsonl", rows("3,5", "2.75", "1,234"))
 
 
