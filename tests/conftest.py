@@ -102,6 +102,15 @@ def session_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def collected_cases(released_data: Path) -> Path:
+    """Files from public reports, one folder each, where somebody has laid them beside the paper's data sets."""
+    folder = released_data.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"files from public reports, which are not in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def released_data() -> Path:
     """The paper's data sets, one folder each, where somebody has laid them beside the checkout."""
     folder = ROOT.parent / "shared" / "data"

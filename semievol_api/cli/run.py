@@ -151,9 +151,9 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
     if verdict.n_test:
         console.print(_models(verdict, result.seconds))
         console.print(_differences(verdict.differences))
-    said = (*verdict.notes, *_beware(verdict.differences))
-    faster = [] if result.advice is None or _contradicts(result.advice, said) else [result.advice]
-    for line in (*said, *faster, verdict.sentence):
+    lines = (*verdict.notes, *_beware(verdict.differences))
+    faster = [] if result.advice is None or _contradicts(result.advice, lines) else [result.advice]
+    for line in (*lines, *faster, verdict.sentence):
         console.print(line, markup=False)
     for name, model in trained.items():
         console.print(f"Trained ({name}): {model}", markup=False, soft_wrap=True)
@@ -169,9 +169,9 @@ def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None)
     console.print(f"To read it, with every label: semievol report {result.folder}", markup=False, soft_wrap=True)
 
 
-def _contradicts(faster: str, said: Sequence[str]) -> bool:
+def _contradicts(faster: str, lines: Sequence[str]) -> bool:
     """Whether advice to lower a setting stands against a line that asks to raise it."""
-    raised = [line for line in said if "raise [" in line or "more epochs" in line]
+    raised = [line for line in lines if "raise [" in line or "more epochs" in line]
     return any(key in faster and any(key in line for line in raised) for key in ("n_epochs", "max_tokens"))
 
 

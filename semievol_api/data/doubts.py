@@ -58,7 +58,7 @@ _COMMON_NAMES = frozenset(
 class Told:
     """What the owner says of a file: how its text is written, whether it has a header, what stands for no label.
 
-    `placeholder` is None where nothing was said, and empty where nothing stands for it.
+    `placeholder` is None where nothing was told, and empty where nothing stands for it.
     """
 
     format: FileFormat = PLAIN
@@ -131,8 +131,8 @@ def without_placeholders(table: Table, answer: str | None, told: Told) -> tuple[
         if value.casefold() not in _PLACEHOLDERS or len(counts) < 3 or (value in _CODE and _signed(counts)):
             continue
         if _rather_a_class(value, counts, len(cells)):
-            said = f"{value!r} is taken for a class. If it means that a row has no label: --placeholder {value}"
-            return table, (said,)
+            remark = f"{value!r} is taken for a class. If it means that a row has no label: --placeholder {value}"
+            return table, (remark,)
         raise PlaceholderError(
             f"{table.source}: {count} of {len(cells)} answers (column {answer!r}) are {value!r}, which often means "
             f"that a row has no label. Say --placeholder {value} if it does (those rows are the unlabelled part), or "

@@ -13,7 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from semievol_api.capabilities import ChatRequest, EmbedRequest, FineTuneRequest, OptionRequest, Provider
+from semievol_api.capabilities import (
+    ChatRequest,
+    EmbedRequest,
+    FineTuneRequest,
+    OptionRequest,
+    Provider,
+    ScoredChat,
+)
 from semievol_api.errors import ProviderError, RefusedError, UserError
 from semievol_api.records import Message, Prompt
 
@@ -81,7 +88,15 @@ async def _run(ability: str, check: _Check | None) -> Finding:
 
 def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Check | None]]:
     chat, scored, reader = provider.chat, provider.scored, provider.option_reader
-    names = ("chat", "several answers (n)", "seed", "log-probabilities", "alternatives", "option reading")
+    names = (
+        "chat",
+        "system role",
+        "several answers (n)",
+        "seed",
+        "log-probabilities",
+        "alternatives",
+        "option reading",
+    )
     if model is None or chat is None:
         return [(name, None) for name in names]
     request = ChatRequest(model=model, prompt=_QUESTION, max_tokens=8, temperature=0.0)
@@ -89,6 +104,11 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Chec
     async def answers() -> Finding:
         reply = await chat.complete(request)
         return Finding("chat", "works", f"{reply.completions[0].text!r}, {reply.usage.completion} tokens")
+
+    async def system() -> Finding:
+        turns = (Message("system", "You answer questions."), *_QUESTION.messages)
+        reply = await chat.complete(replace(request, prompt=Prompt(turns)))
+        return Finding("system role", "works", f"{reply.completions[0].text!r}")
 
     async def several() -> Finding:
         got = len((await chat.complete(replace(request, n=2, temperature=1.0))).completions)
@@ -106,9 +126,8 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Chec
 
     async def alternatives() -> Finding:
         assert scored is not None
-        top = (await scored.complete(replace(request, logprobs=True, top_logprobs=5))).completions[0].top
-        most = max((len(place) for place in top), default=0) if top else 0
-        return Finding("alternatives", "works" if most else "ignored", f"{most} of 5 asked for")
+        most, wanted = await _most_alternatives(scored, request)
+        return Finding("alternatives", "works" if most else "ignored", f"{most} of {wanted} asked for")
 
     async def options() -> Finding:
         assert reader is not None
@@ -119,6 +138,7 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Chec
 
     checks: list[_Check | None] = [
         answers,
+        system,
         several,
         seeded,
         logprobs if scored else None,
@@ -126,6 +146,21 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Chec
         options if reader else None,
     ]
     return list(zip(names, checks, strict=True))
+
+
+async def _most_alternatives(scored: ScoredChat, request: ChatRequest) -> tuple[int, int]:
+    """How many alternatives of a token come, and of how many asked for: fewer where the server refuses."""
+    for wanted in (20, 5):
+        try:
+            return await _alternatives_of(scored, request, wanted), wanted
+        except RefusedError:
+            continue
+    return await _alternatives_of(scored, request, 1), 1
+
+
+async def _alternatives_of(scored: ScoredChat, request: ChatRequest, wanted: int) -> int:
+    top = (await scored.complete(replace(request, logprobs=True, top_logprobs=wanted))).completions[0].top
+    return max((len(place) for place in top), default=0) if top else 0
 
 
 def _embeddings(provider: Provider, model: str | None) -> _Check | None:

@@ -124,8 +124,8 @@ async def predict(
     )
     known = 0 if calibration is None else calibration.size
     cut_short = cut_answers("answers", "[evaluate] max_tokens", answered.evidence)
-    said = (*(note.sentence for note in reading.notes if note.what in _TOLD), *cut_short, cut.message)
-    return Predictions(rows, table, places, model, tolerated, cut.threshold, known, said)
+    messages = (*(note.sentence for note in reading.notes if note.what in _TOLD), *cut_short, cut.message)
+    return Predictions(rows, table, places, model, tolerated, cut.threshold, known, messages)
 
 
 _TOLD = (EMPTY_QUESTION, KEYS_REMOVED)

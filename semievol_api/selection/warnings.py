@@ -62,13 +62,13 @@ def cut_answers(what: str, key: str, answers: EvidenceTable) -> tuple[str, ...]:
 
 
 def few_alternatives(crew: Crew) -> tuple[str, ...]:
-    """One sentence where a server shows fewer alternatives of a token than were wanted."""
-    few = {a.role: a.alternatives for a in crew.everybody if a.reading == "option_prob" and a.alternatives > 0}
-    return tuple(
-        f"The server of {role!r} shows at most {most} alternatives of a token; labels beyond them share what is left."
-        for role, most in few.items()
-        if most < TOP_ALTERNATIVES
-    )
+    """One sentence where servers show fewer alternatives of a token than were wanted."""
+    wanting = [a for a in crew.everybody if a.reading in ("option_prob", "p_true")]
+    few = {a.role: a.alternatives for a in wanting if 0 < a.alternatives < TOP_ALTERNATIVES}
+    if not few:
+        return ()
+    named = ", ".join(f"{most} for {role!r}" for role, most in few.items())
+    return (f"The server shows few alternatives of a token ({named}); labels beyond them share what is left.",)
 
 
 def slow_stage(seconds: Mapping[str, float]) -> str | None:

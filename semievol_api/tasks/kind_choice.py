@@ -101,7 +101,8 @@ def exact_choice(cell: str, options: Sequence[str], first_digit: int) -> int | N
     letter = _CLOSED_LETTER.fullmatch(text)
     if letter:
         place = ord(letter.group(1)) - ord("a")
-        return place if place < len(options) else None
+        clear = len(cell) == 1 or by_text in (None, place)
+        return place if place < len(options) and clear else None
     lettered = _LETTER_AND_TEXT.fullmatch(cell)
     if lettered and by_text is None:
         place = ord(lettered.group(1).upper()) - ord("A")

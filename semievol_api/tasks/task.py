@@ -120,8 +120,8 @@ class Task:
         """
         if permutation is not None and self.lettered:
             proposals = [self._as_shown(text, example, permutation) for text in proposals]
-        said = [without_thoughts(text, self.definition.thoughts) or text for text in proposals]
-        listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(said, 1))
+        answers = [without_thoughts(text, self.definition.thoughts) or text for text in proposals]
+        listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(answers, 1))
         closing = f"Weigh the proposals, decide, and reply with one line: {self._answer_line}"
         return self._render(self._ask(example, permutation, f"Proposed answers:\n{listed}\n\n{closing}"), shots)
 

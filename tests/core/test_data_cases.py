@@ -20,7 +20,6 @@ from semievol_api.errors import DataError, UserError
 from semievol_api.records import Example
 from semievol_api.tasks import load_task
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLE = Example(id="q", question="?")
 _WORDS = ("works very well", "came scratched and late", "is better than I hoped", "never switched on at all")
 
@@ -224,20 +223,14 @@ def test_a_file_as_people_have_it_is_read_as_meant_or_refused(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_collected_files_are_read_as_meant_or_refused(name: str) -> None:
-    folder = ROOT.parent / "shared" / "cases" / name
-    if not folder.is_dir():
-        pytest.skip(f"files from public reports, which are not in {folder.parent}")
-    check_case(CASES[name], folder / CASES[name].name)
+def test_the_collected_files_are_read_as_meant_or_refused(collected_cases: Path, name: str) -> None:
+    check_case(CASES[name], collected_cases / name / CASES[name].name)
 
 
-def test_every_collected_file_has_a_test() -> None:
-    folder = ROOT.parent / "shared" / "cases"
-    if not folder.is_dir():
-        pytest.skip(f"files from public reports, which are not in {folder}")
+def test_every_collected_file_has_a_test(collected_cases: Path) -> None:
     elsewhere = {"60-provider-behaviours", "61-predict-key-and-empty-row", "63-serve-training-files"}
     elsewhere |= {"65-merged-labels-whole-run", "01-openai-messages-jsonl", "02-sharegpt-json", "19-multi-label"}
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(CASES) | elsewhere
+    assert {path.name for path in collected_cases.iterdir() if path.is_dir()} == set(CASES) | elsewhere
 
 
 def test_labels_that_a_reply_cannot_tell_apart_are_refused_with_the_pair(tmp_path: Path) -> None:

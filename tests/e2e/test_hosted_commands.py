@@ -133,6 +133,7 @@ def test_a_probe_shows_what_works_and_what_is_ignored_and_is_kept_with_the_run(
     assert found == dict.fromkeys(
         (
             "chat",
+            "system role",
             "several answers (n)",
             "seed",
             "log-probabilities",
