@@ -87,7 +87,7 @@ async def _run(ability: str, check: _Check | None) -> Finding:
 
 
 def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Check | None]]:
-    chat, scored, reader = provider.chat, provider.scored, provider.option_reader
+    chat = provider.chat
     names = (
         "chat",
         "system role",
@@ -119,6 +119,20 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Chec
         texts = [(await chat.complete(sampled)).completions[0].text for _ in range(2)]
         return Finding("seed", "works" if texts[0] == texts[1] else "ignored", "two answers were compared")
 
+    checks: list[_Check | None] = [
+        answers,
+        system,
+        several,
+        seeded,
+        *_evidence_checks(provider, request),
+    ]
+    return list(zip(names, checks, strict=True))
+
+
+def _evidence_checks(provider: Provider, request: ChatRequest) -> list[_Check | None]:
+    """Log-probabilities, alternatives and option reading."""
+    scored, reader = provider.scored, provider.option_reader
+
     async def logprobs() -> Finding:
         assert scored is not None
         values = (await scored.complete(replace(request, logprobs=True))).completions[0].token_logprobs
@@ -131,21 +145,12 @@ def _chat_checks(provider: Provider, model: str | None) -> list[tuple[str, _Chec
 
     async def options() -> Finding:
         assert reader is not None
-        asked = OptionRequest(model=model, prompt=Prompt(_QUESTION.messages, "Answer:"), labels=("A", "B"))
+        asked = OptionRequest(model=request.model, prompt=Prompt(_QUESTION.messages, "Answer:"), labels=("A", "B"))
         read = (await reader.read(asked)).logprobs
         seen = sum(value is not None for value in read)
         return Finding("option reading", "works" if seen else "ignored", f"{seen} of 2 labels were listed")
 
-    checks: list[_Check | None] = [
-        answers,
-        system,
-        several,
-        seeded,
-        logprobs if scored else None,
-        alternatives if scored else None,
-        options if reader else None,
-    ]
-    return list(zip(names, checks, strict=True))
+    return [logprobs if scored else None, alternatives if scored else None, options if reader else None]
 
 
 async def _most_alternatives(scored: ScoredChat, request: ChatRequest) -> tuple[int, int]:
