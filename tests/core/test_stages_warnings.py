@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from semievol_api.selection.warnings import SETTING_TO_LOWER, slow_stage
+from semievol_api.records import Evidence, Finish
+from semievol_api.selection.warnings import SETTING_TO_LOWER, cut_answers, slow_stage
+from semievol_api.store.artifacts import EvidenceTable
 
 
 @pytest.mark.parametrize("stage", sorted(SETTING_TO_LOWER))
@@ -20,3 +22,16 @@ def test_a_stage_that_takes_over_half_of_the_time_is_named_with_its_setting(stag
 )
 def test_short_or_even_runs_get_no_advice(seconds: dict[str, float]) -> None:
     assert slow_stage(seconds) is None
+
+
+def test_answers_cut_at_max_tokens_are_told_with_the_key_to_raise() -> None:
+    def table(cut: int) -> EvidenceTable:
+        ends: list[Finish] = ["length" if i < cut else "stop" for i in range(100)]
+        return EvidenceTable.of(
+            Evidence(example_id=f"{i:03}", annotator_id="a", prompt_hash="", text="", answer=None, finish=end)
+            for i, end in enumerate(ends)
+        )
+
+    assert cut_answers("answers", "[annotate] max_tokens", table(2)) == ()
+    (sentence,) = cut_answers("answers", "[annotate] max_tokens", table(3))
+    assert "3 of 100 answers were cut at max_tokens" in sentence and "raise [annotate] max_tokens" in sentence
