@@ -16,8 +16,9 @@ from benchmarks.serve_mixes import Sample, ScheduledSample, answers, compare, ma
 from semievol_providers.local.batcher import Batcher
 from semievol_providers.local.decoding import KVCacheBuckets
 from semievol_providers.local.engine import Engine
+from semievol_providers.local.linear import BlockSizes, PassRows, RowLinear, use_row_linears
 from semievol_providers.local.model_folder import ModelFolderError, load_model
-from semievol_providers.local.packed import BlockSizes, PackedModel, RowLinear, Tokens, cache_width, use_row_linears
+from semievol_providers.local.packed import PackedModel, Tokens, cache_width
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest, ReadRequest
 
 pytest_plugins = ("local_fixtures",)
@@ -153,7 +154,7 @@ def test_a_row_of_a_linear_layer_has_the_same_bits_at_every_place_of_any_number_
     inputs: int, outputs: int
 ) -> None:
     torch.manual_seed(1)
-    layer = RowLinear(torch.nn.Linear(inputs, outputs), BlockSizes())
+    layer = RowLinear(torch.nn.Linear(inputs, outputs), BlockSizes(), PassRows())
     rows = torch.randn(300, inputs)
     with torch.inference_mode():
         alone = torch.cat([layer(row[None]) for row in rows[:40]])
@@ -168,7 +169,7 @@ def test_a_linear_layer_computes_what_that_of_torch_does() -> None:
     rows = torch.randn(2, 13, 24)
     with torch.inference_mode():
         expected = model(rows)
-        use_row_linears(model, BlockSizes())
+        use_row_linears(model, BlockSizes(), PassRows())
         assert all(isinstance(layer, RowLinear) for layer in model)
         assert torch.allclose(model(rows), expected, atol=1e-6)
 
@@ -286,4 +287,4 @@ def test_a_model_that_samples_cannot_share_is_refused(tiny_model: Path) -> None:
     model = load_model(str(tiny_model), "cpu")
     model.config.layer_types = ["chunked_attention", "full_attention"]
     with pytest.raises(ModelFolderError, match="layers of chunked_attention"):
-        PackedModel(model, 0)
+        PackedModel(model, 0, exact=True)
