@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from local_samples import random_model
 from torch import Tensor
 
 from benchmarks.serve_mixes import Sample, ScheduledSample, answers, compare, make_batcher, pool_of, random_mix
@@ -35,20 +35,6 @@ def engine(tiny_model: Path) -> Iterator[Engine]:
     made.close()
 
 
-def _random_model(folder: Path, like: Path, family: str, **settings: object) -> Path:
-    """A random model of another architecture with the tokenizer of `like`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    shutil.copytree(like, folder)
-    plain: dict[str, object] = {
-        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **plain | settings)).save_pretrained(folder)
-    return folder
-
-
 WINDOWS = {
     "llama": {},
     "mistral": {"sliding_window": 24},
@@ -62,7 +48,7 @@ WINDOWS = {
 def test_a_sample_has_the_same_bits_alone_in_any_slot_in_any_company_and_whenever_it_comes(
     tiny_model: Path, tmp_path: Path, family: str
 ) -> None:
-    folder = _random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
+    folder = random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
     chance = random.Random(5)
     found = compare(make_batcher(str(folder), 1), pool_of(40, VOCABULARY, chance), 10, chance)
     assert found.answers > 100
@@ -270,7 +256,7 @@ def test_nothing_is_kept_when_everybody_left(tiny_model: Path) -> None:
 def test_layers_with_sliding_attention_see_what_they_see_in_a_plain_pass(
     tiny_model: Path, tmp_path: Path, family: str
 ) -> None:
-    folder = _random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
+    folder = random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
     request = GenerateRequest(prompt_ids=tuple(range(3, 70)), max_tokens=40, seed=2, top_logprobs=0)
     sample = answers(make_batcher(str(folder), 1), [ScheduledSample(Sample(request, 0))])[0]
     assert sample is not None and sample.logprobs is not None and len(sample.logprobs) > 5

@@ -10,15 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semievol_providers.local.requests import EXACT_BYTES
 
-def idle_threads() -> int:
+
+def idle_threads(weight_bytes: int) -> int:
     """How many threads a model should compute with: one for each core of this process that has nothing to do.
 
-    `OMP_NUM_THREADS`, where it is set, is the user's own word on it.
+    `OMP_NUM_THREADS`, where it is set, is the user's own word on it. A small model, which owes equal bits,
+    keeps to one.
     """
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdecimal() and int(told) > 0:
         return int(told)
+    if weight_bytes <= EXACT_BYTES:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return max(1, min(cores, round(cores - load)))
