@@ -121,9 +121,11 @@ def semievol_server(folder: Path, work: Path, threads: int) -> Generator[str]:
 
 
 @contextlib.contextmanager
-def transformers_server(folder: Path, work: Path, threads: int, bin_folder: Path) -> Generator[str]:
+def transformers_server(
+    folder: Path, work: Path, threads: int, bin_folder: Path, dtype: str = "float32"
+) -> Generator[str]:
     """`transformers serve`; it knows models by their folder."""
-    command = [str(bin_folder / "transformers"), "serve", str(folder), "--device", "cpu", "--dtype", "float32"]
+    command = [str(bin_folder / "transformers"), "serve", str(folder), "--device", "cpu", "--dtype", dtype]
     env = {"PYTHONPATH": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     with _other([*command, "--host", "127.0.0.1"], work, env) as url:
         yield url

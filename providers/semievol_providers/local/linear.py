@@ -22,7 +22,7 @@ _SIZES = (256, 128, 64, 32, 16, 8, 4)
 
 _ALIGNMENT_BYTES = 64
 
-_EXACT_LOGITS = 64
+_EXACT_LOGITS = 24
 
 AdapterRuns: TypeAlias = Sequence[tuple[str | None, int]]
 """Which adapter the tokens of a pass have, and how many in a row; None is the base model."""

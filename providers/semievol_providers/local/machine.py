@@ -6,6 +6,7 @@ Imports no torch before it is asked about a dtype. Knows nothing of models or re
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ def idle_threads(weight_bytes: int) -> int:
         return int(told)
     if weight_bytes <= EXACT_BYTES:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if sys.platform == "win32":  # which tells nobody its load
+        return 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    load = os.getloadavg()[0]
     return max(1, min(cores, round(cores - load)))
 
 

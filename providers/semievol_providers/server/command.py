@@ -40,9 +40,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable with the API key, or several, separated by commas.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the engine. Default: as many as cores are idle.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as many as cores are idle.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16: what the engine computes in.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
