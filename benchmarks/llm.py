@@ -61,7 +61,7 @@ class SideProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"A side ended with status {self._process.wait()}: {self._process.args}")
+            raise RuntimeError(f"A side ended with status {self._process.wait()}: {self._process.args!r}")
         told: dict[str, Any] = json.loads(line)
         return told
 

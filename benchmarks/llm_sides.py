@@ -59,7 +59,7 @@ class EngineSide:
         from semievol_providers.local.requests import ReadRequest
 
         asked = [self._engine.read(ReadRequest(prompt, GROUPS)) for prompt in prompts]
-        return [[float(value) for value in one.result().logprobs] for one in asked]
+        return [[value for value in one.result().logprobs if value is not None] for one in asked]
 
     def chat(self, prompts: Sequence[Ids], n: int, together: bool) -> int:
         """How many tokens were made."""
@@ -83,8 +83,9 @@ class TransformersSide:
         import torch
         from transformers import AutoModelForCausalLM
 
+        auto: Any = AutoModelForCausalLM
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self._model: Any = auto.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         self.batch = 8
         trial = prompts_of("reads", -1)[:32]
         costs = {}
