@@ -46,7 +46,8 @@ _SLOW = ("old", *_BITS)
 class SideProcess:
     """A side in a process of its own; `ask` it for a part of some work."""
 
-    def __init__(self, kind: str, folder: Path, python: str, tree: Path | None) -> None:
+    def __init__(self, name: str, kind: str, folder: Path, python: str, tree: Path | None) -> None:
+        self._name = name
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(tree), str(tree / "providers")]) if tree else ""
         self._process = subprocess.Popen(
@@ -75,6 +76,7 @@ class SideProcess:
             self.logprobs = told["logprobs"]
         tokens, cpu_s = self.spent.get(work, [0.0, 0.0])
         self.spent[work] = [tokens + told["tokens"], cpu_s + told["cpu_s"]]
+        sys.stderr.write(f"{self._name} {work} {part}: {told['tokens'] / told['cpu_s']:.1f} tokens per CPU second\n")
 
     def rate(self, work: str) -> float | None:
         """Tokens per CPU second; None for work that it was not asked to do."""
@@ -203,19 +205,18 @@ def main() -> int:
     asked = _parsed()
     folder = _folder(asked.model)
     with ExitStack() as stack:
+        sides: dict[str, SideProcess] = {}
 
-        def side(kind: str, python: str = sys.executable, tree: Path | None = ROOT) -> SideProcess:
-            started = SideProcess(kind, folder, python, tree)
-            stack.callback(started.close)
-            return started
+        def start(name: str, kind: str, python: str = sys.executable, tree: Path | None = ROOT) -> None:
+            sides[name] = SideProcess(name, kind, folder, python, tree)
+            stack.callback(sides[name].close)
 
-        sides = {"engine": side("engine"), "transformers": side("transformers"), "float32": side("float32")}
-        for kind in _BITS if asked.bits else ():
-            sides[kind] = side(kind)
+        for kind in ("engine", "transformers", "float32", *(_BITS if asked.bits else ())):
+            start(kind, kind)
         if asked.old is not None:
-            sides["old"] = side("engine", tree=asked.old.resolve())
+            start("old", "engine", tree=asked.old.resolve())
         if asked.vllm is not None:
-            sides["vllm"] = side("vllm", asked.vllm, None)
+            start("vllm", "vllm", asked.vllm, None)
         measure(sides, asked)
     found = ratios(sides)
     missed = [name for name, least in TARGETS.items() if (value := found[name]) is not None and value < least]

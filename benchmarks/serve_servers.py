@@ -103,7 +103,7 @@ def semievol_command(folder: Path, work: Path, threads: int) -> list[str]:
     """Our server on a model folder, by the name `m`; it writes `ready.json` and `state` into `work`."""
     command = [sys.executable, "-m", "semievol_providers.server.command", str(folder), "--name", "m", "--port", "0"]
     command += ["--state", str(work / "state"), "--ready-file", str(work / "ready.json")]
-    return [*command, "--threads", str(threads)]
+    return [*command, "--threads", str(threads), "--dtype", "float32"]  # as the others here
 
 
 @contextlib.contextmanager

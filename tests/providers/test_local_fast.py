@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from local_samples import random_model
 from semievol_api.capabilities import ProviderSettings
 from semievol_api.errors import ConfigError
 from semievol_providers.local import packed
+from semievol_providers.local.decoding import ReadRow
 from semievol_providers.local.engine import Engine
 from semievol_providers.local.linear import FastLinear, PassRows, use_fast_linears
 from semievol_providers.local.machine import idle_threads
@@ -28,6 +30,7 @@ from semievol_providers.local.requests import (
     EmbedRequest,
     EngineSettings,
     GenerateRequest,
+    Read,
     ReadRequest,
 )
 
@@ -197,6 +200,14 @@ def test_logits_that_are_looked_at_are_no_rounded_ones(model: Path) -> None:
     assert not torch.allclose(found, exact, atol=1e-4), "the others are as bfloat16 has them"
 
 
+def test_a_look_that_was_answered_does_not_fail_afterwards() -> None:
+    answered: Future[Read] = Future()
+    row = ReadRow(ReadRequest((1, 2), GROUPS), answered)
+    row.answer(torch.zeros(VOCABULARY))
+    row.fail(RuntimeError("later in the same pass"))
+    assert answered.result().logprobs[0] == 0
+
+
 # ---------------------------------------------------------------------------------------- shared beginnings
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each pass reads from now on."""
@@ -298,6 +309,7 @@ def test_prompts_that_share_nothing_leave_nothing_behind(model: Path) -> None:
     chance = random.Random(10)
     engine = make_engine(model)
     read(engine, [ids(chance, 60) for _ in range(10)])
+    engine.generate(GenerateRequest(prompt_ids=ids(chance, 60), max_tokens=3, seed=1, n=4)).result(timeout=60)
     engine.close()
     assert engine.batcher._prefixes.held_bytes == 0
 

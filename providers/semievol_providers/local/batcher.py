@@ -118,7 +118,8 @@ class Batcher:
         adapter = row.request.adapter
         queue = (self._shelf.group_of(adapter), row.request.owner)
         self._waiting.setdefault(queue, deque()).append((self._arrivals, row))
-        self._prefixes.note(adapter, row.request.prompt_ids)
+        if row.sample == 0:  # the other samples of a request share its reading anyway
+            self._prefixes.note(adapter, row.request.prompt_ids)
 
     def uses(self, adapter: str) -> bool:
         """Whether something waits or runs that needs this adapter."""

@@ -273,6 +273,7 @@ class ReadRow:
     request: ReadRequest
     future: Future[Read]
     grows = False
+    sample = 0
 
     @property
     def over(self) -> bool:
@@ -287,8 +288,8 @@ class ReadRow:
             self.future.set_result(Read(read, len(self.request.prompt_ids)))
 
     def fail(self, error: Exception) -> None:
-        """It cannot be answered."""
-        if self.future.set_running_or_notify_cancel():
+        """It cannot be answered; nothing happens where it has been."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
@@ -334,7 +335,10 @@ class NextTokens:
         return DecodingSequence(row, self._tokens)
 
     def take(self, logits: Tensor, samples: Sequence[DecodingSequence]) -> None:
-        """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`."""
+        """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`.
+
+        What limits a sample's next token sets the other logits to -inf here, before any is drawn or scored.
+        """
         draws = torch.tensor([sample.draw() for sample in samples], dtype=torch.float64)
         for sample in samples:
             if sample.counts is None and sample.sampling.penalises:
