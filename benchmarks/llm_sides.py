@@ -92,7 +92,7 @@ class TransformersSide:
         for size in (1, 8, 32) if dtype != "float32" else ():
             self.batch = size
             costs[size] = _cost(lambda: self.read(trial))
-        self.batch = min(costs, key=lambda size: costs[size], default=8)
+        self.batch = min(costs, key=costs.__getitem__, default=8)
 
     def read(self, prompts: Sequence[Ids]) -> list[list[float]]:
         """The logits of the last place only, and their softmax in float32."""
