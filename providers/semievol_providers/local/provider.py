@@ -184,7 +184,7 @@ def _digest(folder: Path) -> str:
 
 
 def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> TrainDefaults:
-    defaults = read_train_defaults(Path(folder), read_facts(folder).weight_bytes, None)
+    defaults = read_train_defaults(Path(folder), None)
     try:
         chosen = msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
     except msgspec.ValidationError as error:
