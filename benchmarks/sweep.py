@@ -4,11 +4,11 @@
     python -m benchmarks.sweep --data FOLDER --minutes 150          go on with the cells that are missing
     python -m benchmarks.sweep --data FOLDER --json --check         fail where `auto` does not keep its promises
 
-FOLDER holds trec, fpb and banking77, each with labeled.csv and unlabeled.csv. A cell is one task, one draw of 100 labelled
-rows, one learning rate and one number of epochs; 400 rows of the unlabelled file with their gold are the development set.
-It is trained by the trainer itself, read by the likeliest label (one forward pass, or several where labels begin alike),
-and kept as a JSON file in benchmarks/results/sweep. Chats are a short system turn, the text and the label: no list of labels,
-which would be most of the tokens. Test files are not opened. Knows nothing of the method.
+FOLDER holds trec, fpb and banking77, each with labeled.csv and unlabeled.csv. A cell is one task, one draw of 100
+labelled rows, one learning rate and one number of epochs; 400 rows of the unlabelled file with their gold are the
+development set. It is trained by the trainer itself, read by the likeliest label (one forward pass, or several where
+labels begin alike), and kept as a JSON file in benchmarks/results/sweep. A chat is a short system turn, the text and
+the label: no list of labels, which would be most of the tokens. Test files are not opened. Knows nothing of the method.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ def _sentence(question: str) -> str:
     return question.partition("of the following sentence:\n")[2] or question
 
 
-def messages(row: Row, *, answered: bool) -> list[dict[str, str]]:
-    """A chat about a row, with or without its label."""
-    asked = [{"role": "system", "content": "Give the label of the text."}, {"role": "user", "content": row.text}]
-    return [*asked, {"role": "assistant", "content": row.label}] if answered else asked
+def messages(text: str, label: str | None = None) -> list[dict[str, str]]:
+    """A chat about a text, with or without its label."""
+    asked = [{"role": "system", "content": "Give the label of the text."}, {"role": "user", "content": text}]
+    return [*asked, {"role": "assistant", "content": label}] if label is not None else asked
 
 
 def cells(model: str, defaults: TrainDefaults, tasks: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -144,7 +144,7 @@ def measure(cell: Cell, base: str, data: Path, work: Path, defaults: TrainDefaul
     drawn = draw(data, cell.task, cell.seed)
     folder = work / cell.name
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"messages": messages(row, answered=True)}) + "\n" for row in drawn.labeled]
+    lines = [json.dumps({"messages": messages(row.text, row.label)}) + "\n" for row in drawn.labeled]
     (folder / "training_file").write_text("".join(lines), encoding="utf-8")
     spec = TrainSpec(n_epochs=cell.epochs, batch_size=cell.batch_size, seed=cell.seed, learning_rate_multiplier=1.0)
     chosen = msgspec.structs.replace(defaults, learning_rate=cell.learning_rate)
@@ -181,7 +181,7 @@ def read(job: TrainingJob, drawn: _Draw) -> float:
     tokens, end = ChatTokens(tokenizer), min(end_of_turn_ids(job.base, tokenizer))
     model = with_adapter(msgspec.structs.replace(job, adapter=f"{job.folder}/adapter"), job.device).eval()
     options = {(*tokens.encode_rendered(label), end): label for label in drawn.labels}
-    prompts = [tokens.encode_chat(messages(row, answered=False)) for row in drawn.development]
+    prompts = [tokens.encode_chat(messages(row.text)) for row in drawn.development]
     said: list[tuple[int, ...]] = [()] * len(prompts)
     while asked := [i for i, start in enumerate(said) if len(_nexts(options, start)) > 0]:
         for i in asked:  # what can be followed by one token alone needs no model

@@ -42,6 +42,11 @@ def plan(
         show_plan(out(), planned, spent)
 
 
+_EPOCHS_BY: Mapping[str, str] = {
+    "config": "",
+    "trainer": " (auto, by the trainer's rule)",
+    "usual": " (auto, as is usual; the vendor decides)",
+}
 _Cell = Callable[["BillRow"], str]
 _COLUMNS: Mapping[str, _Cell] = {
     "stage": lambda row: row.stage,
@@ -69,7 +74,7 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
     for file in planned.trainings:
         console.print(
             f"Training file {file.name}: {file.examples} examples, {file.tokens:,} tokens, the longest {file.longest}, "
-            f"{file.epochs} epochs.",
+            f"{file.epochs} epochs{_EPOCHS_BY[file.epochs_by]}.",
             markup=False,
         )
     if planned.offers:

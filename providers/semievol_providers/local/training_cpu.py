@@ -3,9 +3,9 @@
     quicken(model)                                   # a PEFT model over a base in bfloat16, changed in place
     model(input_ids=ids, position_ids=positions, row_plan=RowPlan.of(lengths), ...)
 
-Rows of a pass lie end to end. A kernel of torch for attention in bfloat16 is slow backward on a CPU, so scores of rows of
-similar length are made by plain products, and long rows go through the kernel in float32. Knows nothing of steps, losses
-or files.
+Rows of a pass lie end to end. A kernel of torch for attention in bfloat16 is slow backward on a CPU, so scores of rows
+of similar length are made by plain products, and long rows go through the kernel in float32. Knows nothing of steps,
+losses or files.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _attend(
     outs: list[Tensor] = []
     for group in plan.groups:
         rows, length = group.places.shape
-        one = [_Gather.apply(state, group.places.flatten(), group.real).unflatten(0, (rows, length)) for state in states]
+        one = [
+            _Gather.apply(state, group.places.flatten(), group.real).unflatten(0, (rows, length)) for state in states
+        ]
         if length > _LONG and softcap is None and (window is None or window >= length):
             out = _by_kernel(one, scale)
         else:
@@ -183,7 +185,7 @@ class _Scatter(torch.autograd.Function):
 
 
 def _is_plain_lora(module: Any) -> bool:
-    """A linear layer in bfloat16 with one LoRA, without dropout or variants."""
+    """A linear layer that is no packed integers, with one LoRA, without dropout or variants."""
     from peft.tuners.lora import Linear
 
     if type(module) is not Linear or type(module.base_layer) is not nn.Linear or len(module.active_adapters) != 1:
@@ -191,13 +193,15 @@ def _is_plain_lora(module: Any) -> bool:
     name = module.active_adapters[0]
     plain = name in module.lora_A and not module.use_dora.get(name) and not module.lora_bias.get(name)
     drops = name in module.lora_dropout and not isinstance(module.lora_dropout[name], nn.Identity)
-    return plain and not drops and module.base_layer.weight.dtype == torch.bfloat16
+    return plain and not drops and module.base_layer.weight.is_floating_point()
 
 
 def _lora_forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
     name = module.active_adapters[0]
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    out: Tensor = _LoraProduct.apply(x.reshape(-1, x.shape[-1]), module.base_layer.weight, down, up, module.scaling[name])
+    out: Tensor = _LoraProduct.apply(
+        x.reshape(-1, x.shape[-1]), module.base_layer.weight, down, up, module.scaling[name]
+    )
     if module.base_layer.bias is not None:
         out = out + module.base_layer.bias
     return out.view(*x.shape[:-1], -1)

@@ -66,7 +66,7 @@ class _TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class TrainDefaults(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a `TrainSpec` leaves open, for one model: by `rule_for`, or as its `semievol_train.json` or a TOML file says.
+    """What a `TrainSpec` leaves open, for one model: by rule, or as its `semievol_train.json` or a TOML file says.
 
     `processes` above 1 trains on as many GPUs, by torchrun. `n_epochs` of "auto" takes as many epochs as
     `target_steps` optimizer steps need, within [min_epochs, max_epochs]; `target_steps` of "auto" follows from the

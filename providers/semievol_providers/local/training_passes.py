@@ -106,5 +106,3 @@ def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor,
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     right = int((logits.detach().argmax(-1) == targets).sum())
     return (losses * weights).sum(), right
-
-
