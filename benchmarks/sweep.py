@@ -47,6 +47,8 @@ TASKS: Mapping[str, tuple[str, str]] = {
 }
 LABELED, DEVELOPMENT = 100, 400
 SEEDS = (0, 1, 2)
+EARLIER = (2e-4, 14, 16)
+"""Learning rate, epochs and batch of `auto` at a87899e, for models of this size."""
 TIMES = ((1.0, 1.0), (0.4, 1.0), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0), (0.4, 2.0), (2.0, 0.5))
 """Settings beside `auto`: its learning rate and its epochs, times these."""
 PROMISED = {"trec": 80.0, "fpb": 91.0}
@@ -128,15 +130,15 @@ def cells(model: str, defaults: TrainDefaults, tasks: Sequence[str], seeds: Sequ
     """All cells of the sweep, the most telling first; those of `auto` lead."""
     auto = defaults.resolve(TrainSpec(), LABELED)
     epochs, batch = auto.n_epochs or 1, auto.batch_size or 1
+    settings = [
+        (float(f"{defaults.learning_rate * rate:.1e}"), max(1, round(epochs * steps)), batch) for rate, steps in TIMES
+    ]
     return [
-        Cell(
-            model=model, task=task, seed=seed, learning_rate=float(f"{defaults.learning_rate * rate:.1e}"),
-            epochs=max(1, round(epochs * steps)), batch_size=batch,
-        )
+        Cell(model=model, task=task, seed=seed, learning_rate=rate, epochs=n_epochs, batch_size=size)
         for seed in seeds
-        for rate, steps in TIMES
+        for rate, n_epochs, size in (*settings, EARLIER)
         for task in tasks
-    ]  # fmt: skip
+    ]
 
 
 def measure(cell: Cell, base: str, data: Path, work: Path, defaults: TrainDefaults) -> Cell:
