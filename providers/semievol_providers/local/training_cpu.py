@@ -107,19 +107,19 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window, softcap = settings.get("sliding_window"), settings.get("softcap")
     states = [state[0].transpose(0, 1) for state in (query, key, value)]
+    gather: Any = _Gather
+    scatter: Any = _Scatter
     outs: list[Tensor] = []
     for group in plan.groups:
-        rows, length = group.places.shape
-        one = [
-            _Gather.apply(state, group.places.flatten(), group.real).unflatten(0, (rows, length)) for state in states
-        ]
-        if length > _LONG and softcap is None and (window is None or window >= length):
+        flat, shape = group.places.flatten(), group.places.shape
+        one = [gather.apply(state, flat, group.real).unflatten(0, shape) for state in states]
+        if shape[1] > _LONG and softcap is None and (window is None or window >= shape[1]):
             out = _by_kernel(one, scale)
         else:
             out = _by_products(one, scale, window, softcap)
         outs.append(out.flatten(0, 1))
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return (out if len(out) == len(plan.back) else _Scatter.apply(out, plan.back))[None], None
+    return (out if len(out) == len(plan.back) else scatter.apply(out, plan.back))[None], None
 
 
 def _by_kernel(states: Sequence[Tensor], scale: float) -> Tensor:

@@ -130,8 +130,8 @@ def rule_rate(family: str, hidden_size: int) -> float:
     ['1.3e-03', '2.9e-04']
     """
     known = [power for name, power in _WIDTH_EXPONENTS.items() if family.startswith(name)]
-    rates = [5e-4 * (2000 / max(1, hidden_size)) ** power for power in known or _WIDTH_EXPONENTS.values()]
-    return min(_LARGEST_RATE, *rates)
+    width = 2000 / max(1, hidden_size)
+    return min(_LARGEST_RATE, *(5e-4 * math.pow(width, power) for power in known or _WIDTH_EXPONENTS.values()))
 
 
 class StartingPoint(msgspec.Struct, frozen=True, kw_only=True):
