@@ -182,7 +182,7 @@ def read(job: TrainingJob, drawn: _Draw) -> float:
     tokenizer = load_tokenizer(job.base)
     tokens, end = ChatTokens(tokenizer), min(end_of_turn_ids(job.base, tokenizer))
     model = with_adapter(msgspec.structs.replace(job, adapter=f"{job.folder}/adapter"), job.device).eval()
-    options = {(*tokens.encode_rendered(label), end): label for label in drawn.labels}
+    options: dict[tuple[int, ...], str] = {(*tokens.encode_rendered(label), end): label for label in drawn.labels}
     prompts = [tokens.encode_chat(messages(row.text)) for row in drawn.development]
     said: list[tuple[int, ...]] = [()] * len(prompts)
     while asked := [i for i, start in enumerate(said) if len(_nexts(options, start)) > 0]:
