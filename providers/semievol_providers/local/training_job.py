@@ -19,6 +19,7 @@ import msgspec
 
 from semievol_api.capabilities import TrainSpec
 from semievol_api.errors import ConfigError
+from semievol_api.training.chat_jsonl import rule_batch, rule_epochs
 from semievol_providers.local.disk import append_whole, cut_torn_line, write_whole
 from semievol_providers.local.model_folder import read_facts
 
@@ -91,33 +92,21 @@ class TrainDefaults(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fiel
         return spec.model_copy(update=numbers)
 
     def _batch_for(self, examples: int) -> int:
-        most = _RULE_BATCH if self.target_steps == "auto" else 16
-        return self.batch_size if self.batch_size != "auto" else max(1, min(most, examples // 4))
+        if self.batch_size != "auto":
+            return self.batch_size
+        return rule_batch(examples) if self.target_steps == "auto" else max(1, min(16, examples // 4))
 
     def _epochs_for(self, examples: int, batch_size: int) -> int:
         if self.n_epochs != "auto":
             return self.n_epochs
-        per_epoch = -(-examples // batch_size)
         if self.target_steps == "auto":
-            return max(1, round(rule_steps(examples) / per_epoch))
+            return rule_epochs(examples, batch_size)
+        per_epoch = -(-examples // batch_size)
         return max(self.min_epochs, min(self.max_epochs, round(self.target_steps / per_epoch)))
 
 
-_RULE_BATCH = 8
-_RULE_STEPS = 130
-"""For 100 examples."""
-_LEAST_STEPS = 80
 _LARGEST_RATE = 3e-3
 _WIDTH_EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
-
-
-def rule_steps(examples: int) -> int:
-    """Optimizer steps that `auto` takes for so many examples: 130 for 100, more with their square root, at least 80.
-
-    >>> [rule_steps(n) for n in (10, 100, 400, 10_000)]
-    [80, 130, 260, 1300]
-    """
-    return max(_LEAST_STEPS, round(_RULE_STEPS * math.sqrt(examples / 100)))
 
 
 def rule_rate(family: str, hidden_size: int) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from semievol_api.capabilities import Deployer, Provider, ProviderSettings, TrainSpec, Wire
+from semievol_api.training.chat_jsonl import rule_batch, rule_epochs
 from semievol_providers.openai.batches import OpenAIBatchChat
 from semievol_providers.openai.chat import HotPath, OpenAIChat
 from semievol_providers.openai.deployments import AzureDeployer, ServerDeployer
@@ -104,9 +105,7 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
 
 def _epochs_of_our_server(spec: TrainSpec, examples: int) -> int:
     """By the rule that holds where its model folder and its operator say nothing else."""
-    from semievol_providers.local.training_job import TrainDefaults
-
-    return TrainDefaults(target_steps="auto").resolve(spec, examples).n_epochs or 1
+    return rule_epochs(examples, spec.batch_size or rule_batch(examples))
 
 
 def _deployer(connection: Connection, path: HotPath) -> Deployer | None:
