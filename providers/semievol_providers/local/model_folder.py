@@ -93,10 +93,10 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(folder: str, device: str, **options: Any) -> PreTrainedModel:
-    """The model in `folder`, in eval mode: float32 on the CPU, bfloat16 on an accelerator.
+def load_model(folder: str, device: str, *, dtype: str | None = None, **options: Any) -> PreTrainedModel:
+    """The model in `folder`, in eval mode: by default in float32 on the CPU, in bfloat16 on an accelerator.
 
-    `options` go to transformers, `dtype` among them; a model in 4 bits is made where it stays.
+    `options` go to transformers; a model in 4 bits is made where it stays.
     """
     import torch
     import transformers
@@ -104,12 +104,17 @@ def load_model(folder: str, device: str, **options: Any) -> PreTrainedModel:
 
     chatter: Any = transformers.utils.logging
     chatter.disable_progress_bar()
-    options.setdefault("dtype", torch.float32 if device == "cpu" else torch.bfloat16)
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     in_place = "quantization_config" in options
     if in_place:
         options = {**options, "device_map": {"": device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        folder,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **options,
     )
     ready: PreTrainedModel = (model if in_place else model.to(device)).eval()
     return ready

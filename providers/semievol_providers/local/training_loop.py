@@ -86,14 +86,14 @@ def _quick(model: Any, job: TrainingJob, device: str) -> Any:
     return model
 
 
-def _dtype(job: TrainingJob, device: str) -> torch.dtype:
-    """Of the base: its own on an accelerator, the job's on the CPU. Embeddings that are trained need float32."""
+def _dtype(job: TrainingJob, device: str) -> str:
+    """Of the base: bfloat16 on an accelerator, the job's on the CPU. Embeddings that are trained need float32."""
     if device != "cpu":
-        return torch.bfloat16
+        return "bfloat16"
     if job.dtype != "auto":
-        return torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
+        return job.dtype
     fits = read_facts(job.base).dtype == "bfloat16" and not (job.train_embeddings or job.qlora)
-    return torch.bfloat16 if fits and has_bfloat16() else torch.float32
+    return "bfloat16" if fits and has_bfloat16() else "float32"
 
 
 def _passes_for(model: Any, job: TrainingJob, pad_id: int) -> Passes:
