@@ -27,7 +27,8 @@ class ModelFolderError(UserError):
 class ModelFacts:
     """What can be read about a model folder without loading any weight.
 
-    `cache_values` is how many numbers the cache of one token holds, 0 where the config does not tell.
+    `cache_values` is how many numbers the cache of one token holds, 0 where the config does not tell. `family` is the
+    config's `model_type`, `dtype` the type of its weights.
     """
 
     folder: str
@@ -36,6 +37,8 @@ class ModelFacts:
     vocab_size: int
     weight_bytes: int
     cache_values: int = 0
+    family: str = ""
+    dtype: str = ""
 
 
 def read_facts(folder: str | Path) -> ModelFacts:
@@ -71,6 +74,8 @@ def read_facts(folder: str | Path) -> ModelFacts:
         vocab_size=int(text_config.get("vocab_size", 0)),
         weight_bytes=sum(file.stat().st_size for file in weights),
         cache_values=_cache_values(text_config),
+        family=str(text_config.get("model_type", "")),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
     )
 
 

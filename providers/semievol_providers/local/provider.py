@@ -199,7 +199,7 @@ def _digest(folder: Path) -> str:
 
 
 def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> TrainDefaults:
-    defaults = read_train_defaults(Path(folder), read_facts(folder).weight_bytes, None)
+    defaults = read_train_defaults(Path(folder), None)
     try:
         chosen = msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
     except msgspec.ValidationError as error:
@@ -250,6 +250,7 @@ def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
         embedder=parts.embedder,
         finetuner=parts.finetuner,
         train_keys=tuple(key for key in TrainSpec.model_fields if key not in refused),
+        auto_epochs=lambda spec, examples: places.train.resolve(spec, examples).n_epochs or 1,
         aclose=parts.aclose,
     )
 

@@ -76,7 +76,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         limits=read_limits(limits),
         log_requests=log_requests,
         deployments=deployments,
-        train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
+        train=read_train_defaults(model_folder, train_config),
     )
     _run(settings, ready_file, stop_with_stdin, recover)
 
