@@ -1,11 +1,11 @@
-"""Simulated answers of a sure model: most log-probabilities are exactly 0, and categories differ in how often it is right.
+"""Simulated answers of a sure model: most log-probabilities are exactly 0, and some categories are easier.
 
-    answers = simulate(np.random.default_rng(0))
-    answers.logprobs, answers.right, answers.category
+    found = simulate(np.random.default_rng(0))
+    found.answers, found.logprobs, found.gold, found.category
 
-Twelve categories; in 60 % of the questions both annotators give the same answer with a log-probability of exactly 0. Such
-an answer is right in .75 to .99 of the cases, by category, and a category in which it is right more often also has more
-of them, loosely. Knows nothing of scores or rules.
+Twelve categories; in 60 % of the questions both annotators give the same answer with a log-probability of exactly 0,
+which is right in .75 to .99 of the cases, by category; a category in which it is right more often also has more of
+them, loosely. Knows nothing of scores or rules.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from semievol_api.annotate.estimator import from_confidence
+from semievol_api.annotate.pooled import mean_logprob
+from semievol_api.selection import pool
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
 OPTIONS = 4
@@ -80,3 +83,47 @@ def _nearest(category: IntArray, rng: np.random.Generator) -> IntArray:
     labelled /= np.linalg.norm(labelled, axis=1, keepdims=True)
     found = np.argsort(-(vectors @ labelled.T), axis=1, kind="stable")[:, :NEAREST]
     return found.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Keys:
+    """The pooled answers of a population and what ranks them: float64 (N,) each, `wrong` bool (N,)."""
+
+    wrong: BoolArray
+    score: FloatArray
+    log_odds: FloatArray
+    answer_logprob: FloatArray
+    before: FloatArray
+
+
+def pooled_keys(found: SimulatedAnswers) -> Keys:
+    """Estimate and pool as a run does, and as commit a87899e did (`before`)."""
+    n = np.full(found.gold.size, OPTIONS, dtype=np.int64)
+    probs = np.stack(
+        [
+            from_confidence(np.exp(logprob), -np.expm1(logprob), answer, n, OPTIONS)
+            for answer, logprob in zip(found.answers.T, found.logprobs.T, strict=True)
+        ],
+        axis=1,
+    )
+    pooled = pool(probs, n)
+    return Keys(
+        wrong=np.asarray(pooled.label != found.gold, dtype=np.bool_),
+        score=pooled.score,
+        log_odds=pooled.log_odds,
+        answer_logprob=mean_logprob(found.answers, found.logprobs, pooled.label),
+        before=_score_before(found),
+    )
+
+
+def _score_before(found: SimulatedAnswers) -> FloatArray:
+    """The score of a87899e: probabilities floored at 1e-6, the mean of their logarithms, summed column by column."""
+    total = np.zeros((found.gold.size, OPTIONS))
+    for answer, logprob in zip(found.answers.T, found.logprobs.T, strict=True):
+        p = np.exp(logprob)
+        probs = np.repeat(((1.0 - p) / (OPTIONS - 1))[:, None], OPTIONS, axis=1)
+        probs[np.arange(p.size), answer] = p
+        probs = np.maximum(probs, 1e-6)
+        total += np.log(probs / probs.sum(axis=1, keepdims=True))
+    pooled = np.exp(total / 2 - (total / 2).max(axis=1, keepdims=True))
+    return np.asarray((pooled / pooled.sum(axis=1, keepdims=True)).max(axis=1), dtype=np.float64)

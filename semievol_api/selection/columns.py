@@ -23,14 +23,18 @@ from semievol_api.config.method import JustifySettings
 from semievol_api.config.settings import RetrieveSettings
 from semievol_api.data.schemas import OUTLINE, as_examples
 from semievol_api.data.table import ChunkedTable, free_memory
+from semievol_api.selection.ranking import Ranking, largest_tie, local_confidence, ranks
 from semievol_api.selection.rules import Abstentions, check_missing_logprobs, count_abstentions
-from semievol_api.selection.values import BoolArray, FloatArray, LabelArray
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray, LabelArray
 from semievol_api.store.artifacts import EvidenceTable
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks.task import target
 
 COUNT_COLUMN = "voices"
 """The column, stored under its first name, that counts the annotators that answered."""
+
+_NEAREST = 3
+"""Labelled questions by which others are near each other."""
 
 
 @fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed", renamed={"annotations": "said"})
@@ -54,7 +58,8 @@ class PooledAnswers:
     """The annotators' pooled answers to the unlabelled examples, in the order of their data and in its parts.
 
     Columns of `table`: `example_id`, `answer` (null = abstain), `label` int16 (-1 = abstain), `score` and `margin`
-    float64 (null = abstain), `voices` int16 (how many annotators answered), `agreed` bool; see `selection.Pooled`.
+    float64 (null = abstain), `voices` int16 (how many annotators answered), `agreed` bool, `log_odds` float64; see
+    `selection.Pooled`; `answer_logprob` float64 and `category`, the question's own.
     `calibrating` are the annotators' probabilities on the examples that calibrate, whole. `filled_in` counts for each
     asker the rows in which the server did not show every label. `factors` are those that the annotators were brought to
     the labels' shares by.
@@ -89,6 +94,42 @@ class PooledAnswers:
         """The pooled answer to an example."""
         answer: str | None = self.table.values("answer")[place]
         return answer
+
+
+def ranking(corpus: Corpus, pool: PooledAnswers) -> Ranking:
+    """One order of the pool and of what calibrates: by the pooled probability, and where answers are equal by their
+    unfloored log-odds, their mean log-probability, and the mean confidence of their category or of their nearest
+    questions."""
+    calibrating, m = pool.calibrating, len(pool.table)
+    names = ("score", "log_odds", "answer_logprob")
+    columns = [np.asarray(pool.table[name].to_numpy(), dtype=np.float64) for name in names]
+    held = (calibrating.pooled.score, calibrating.pooled.log_odds, calibrating.answer_logprob)
+    keys = [np.concatenate(pair) for pair in zip(columns, held, strict=True)]
+    groups, by = _groups(corpus, pool)
+    found = ranks(*keys, local_confidence(keys[0], groups))
+    return Ranking(pool=found[:m], calibration=found[m:], equal=largest_tie(found[:m]), by=by)
+
+
+def _groups(corpus: Corpus, pool: PooledAnswers) -> tuple[IntArray, str]:
+    """What each question of pool and calibration belongs to, int64 (m + n, k), and what that is.
+
+    Its category where every one has one and there are several; else its nearest labelled questions: those that share
+    them are near each other.
+    """
+    import pyarrow.compute as pc
+
+    own = pa.array([e.category for e in pool.calibrating.examples], pa.string())
+    categories = pa.chunked_array([*pool.table["category"].chunks, own]).combine_chunks().dictionary_encode()
+    if not categories.null_count and pc.count_distinct(categories).as_py() > 1:
+        return np.asarray(categories.indices.to_numpy(), dtype=np.int64)[:, None], "category"
+    near = corpus.neighbours.ids
+    numbers: dict[str, int] = {}
+    ids = [*pool.ids, *(e.id for e in pool.calibrating.examples)]
+    found: IntArray = np.full((len(ids), _NEAREST), -1, dtype=np.int64)
+    for place, name in enumerate(ids if near else ()):
+        row = [numbers.setdefault(other, len(numbers)) for other in near[name][:_NEAREST]]
+        found[place, : len(row)] = row
+    return found, "nearest" if numbers else ""
 
 
 def pooled_answers(
@@ -140,6 +181,9 @@ def _columns(found: AnnotatorProbs) -> pa.Table:
             "margin": pa.array(pooled.margin, pa.float64(), from_pandas=True),
             COUNT_COLUMN: pa.array(pooled.n_annotators.astype(np.int16)),
             "agreed": pa.array(pooled.agreed, pa.bool_()),
+            "log_odds": pa.array(pooled.log_odds, pa.float64(), from_pandas=True),
+            "answer_logprob": pa.array(found.answer_logprob, pa.float64(), from_pandas=True),
+            "category": pa.array([e.category for e in found.examples], pa.string()),
         }
     )
 

@@ -20,8 +20,9 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import SelectSettings
 from semievol_api.data.schemas import as_labels
 from semievol_api.data.table import ChunkedTable
-from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table
+from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table, ranking
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
+from semievol_api.selection.ranking import Ranking
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
 from semievol_api.selection.rules import too_few
@@ -39,10 +40,11 @@ PERSON = 1.0
 class Choice:
     """A rule's result over the unlabelled items: what it kept, on which calibration, and what a person is asked.
 
-    `promised`: whether the rule's promise covers all that was kept. `by_person` bool (m,): items whose label a
-    person gave.
+    `selected` and `calibration` are about `ranking`, whose ranks stand for scores. `promised`: whether the rule's
+    promise covers all that was kept. `by_person` bool (m,): items whose label a person gave.
     """
 
+    ranking: Ranking
     selected: Selected
     promised: bool
     calibration: Calibration | None
@@ -97,7 +99,8 @@ def _chosen(
     corpus: Corpus, pool: PooledAnswers, reviewed: Mapping[str, str], settings: SelectSettings, seed: int
 ) -> Choice:
     """Apply the rule; what a person audited moves from the pool to the calibration items."""
-    scores, ids = pool.score, pool.ids
+    order = ranking(corpus, pool)
+    scores, ids = order.pool, pool.ids
     nobody: BoolArray = np.zeros(scores.size, dtype=np.bool_)
     asked, audit = nobody, nobody
     if settings.rule == "human-budget":
@@ -107,7 +110,7 @@ def _chosen(
     for place in np.flatnonzero(asked).tolist():
         by_person[place] = ids[place] in reviewed
     audited = audit & by_person
-    calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), reviewed)
+    calibration = _calibration(corpus, pool, order, np.flatnonzero(audited).tolist(), reviewed)
     numbers = RuleSettings(
         rule="fdr" if settings.rule == "human-budget" else settings.rule,
         alpha=settings.alpha,
@@ -131,17 +134,23 @@ def _chosen(
     promised = selected is by_rule and (
         selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.pseudo_labeled)
     )
-    return Choice(selected=selected, promised=promised, calibration=calibration, asked=asked, by_person=by_person)
+    return Choice(
+        ranking=order,
+        selected=selected,
+        promised=promised,
+        calibration=calibration,
+        asked=asked,
+        by_person=by_person,
+    )
 
 
 def _calibration(
-    corpus: Corpus, pool: PooledAnswers, audited: list[int], reviewed: Mapping[str, str]
+    corpus: Corpus, pool: PooledAnswers, order: Ranking, audited: list[int], reviewed: Mapping[str, str]
 ) -> Calibration | None:
-    calibrating = pool.calibrating
-    scores, wrong = calibrating.pooled.score, wrong_answers(corpus.task, calibrating)
+    scores, wrong = order.calibration, wrong_answers(corpus.task, pool.calibrating)
     if audited:
         verdicts = [not corpus.task.equal(pool.answer(i), reviewed[pool.ids[i]]) for i in audited]
-        scores = np.concatenate([scores, pool.score[audited]])
+        scores = np.concatenate([scores, order.pool[audited]])
         wrong = np.concatenate([wrong, np.array(verdicts, dtype=np.bool_)])
     return Calibration(scores=scores, wrong=wrong) if scores.size else None
 
@@ -164,7 +173,7 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> d
         "alpha": settings.alpha if selected.rule in ("fdr", "high-probability") else None,
         "applied_rule": selected.rule,
         "guarantee": choice.promised,
-        "threshold": selected.threshold,
+        "threshold": _lowest(pool.score, selected),
         "estimated_false_share": selected.estimate,
         "unlabeled": len(pool.table),
         "answered": int(np.count_nonzero(pool.label >= 0)),
@@ -175,6 +184,11 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> d
         "asked_of_a_person": int(np.count_nonzero(choice.asked)),
         "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
     }
+
+
+def _lowest(scores: FloatArray, selected: Selected) -> float | None:
+    """The lowest kept score; None where the rule has no cut."""
+    return None if selected.threshold is None else float(np.min(scores[selected.kept]))
 
 
 def _factors(pool: PooledAnswers) -> dict[str, dict[str, list[float]]]:
@@ -202,7 +216,7 @@ def _simulated(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: Se
     """
     if choice.calibration is None or choice.selected.rule != "fdr" or not choice.promised or corpus.pseudo_labeled:
         return None
-    return realised_range(pool.score, choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
+    return realised_range(choice.ranking.pool, choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
 
 
 def _messages(
@@ -210,6 +224,8 @@ def _messages(
 ) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
     told = [*selected.messages, *too_few(kept, choice.asked.size)]
+    if choice.ranking.message:
+        told.append(choice.ranking.message)
     waiting = int(np.count_nonzero(choice.asked & ~choice.by_person))
     if waiting:
         told.append(

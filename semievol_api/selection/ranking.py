@@ -1,0 +1,96 @@
+"""Tell equal answers apart: one order of pool and calibration items, by several keys one after the other.
+
+    local = local_confidence(score, groups)
+    rank = ranks(score, log_odds, answer_logprob, local)
+
+The keys are made without any label and in one way for all items, so that pool and calibration stay exchangeable. Knows
+nothing of how a key is made, of models or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from semievol_api.selection.values import FloatArray, IntArray
+
+_GRID = 2.0**30
+"""Confidences are summed as whole multiples of 1 / _GRID: exactly for eight million of them, in any order."""
+_PRIOR = 5.0
+"""As many items of average confidence are counted in with every group, so that a group of one does not rank itself."""
+_MANY = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ranking:
+    """The ranks of the pool (m,) and of the calibration items (n,), float64, higher is better, NaN = abstain.
+
+    `equal` is the largest number of pool items with one rank, `by` what told questions apart by where they stand:
+    `category`, `nearest` or nothing.
+    """
+
+    pool: FloatArray
+    calibration: FloatArray
+    equal: int = 0
+    by: str = ""
+
+    @property
+    def message(self) -> str | None:
+        """What a reader has to know of ties; None where few are left."""
+        answered = int(np.count_nonzero(~np.isnan(self.pool)))
+        if self.equal <= max(1, _MANY * answered):
+            return None
+        return (
+            f"{self.equal:,} of {answered:,} answers cannot be told apart: their probabilities, log-probabilities and "
+            f"what surrounds them are equal. They are kept or left out together, by lot where a number was asked for."
+        )
+
+
+def ranks(*keys: FloatArray) -> FloatArray:
+    """The place of every item among the distinct ones, from the lowest up: by the first key, then by the next.
+
+    Args:
+        keys: float64, shape (m,) each, higher is better; NaN in the first abstains, in a later one it ranks lowest.
+
+    Returns:
+        float64, shape (m,); equal numbers for items that are equal in all keys.
+    """
+    columns = [np.where(np.isnan(key), -np.inf, key) for key in keys]
+    order = np.lexsort(columns[::-1])
+    new = np.zeros(order.size, dtype=np.bool_)
+    for column in columns:
+        ordered = column[order]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    found = np.empty(order.size)
+    found[order] = np.cumsum(new)
+    return np.where(np.isnan(keys[0]), np.nan, found)
+
+
+def local_confidence(confidence: FloatArray, groups: IntArray) -> FloatArray:
+    """The mean confidence of what surrounds each item: of its group, or of several groups; float64 (m,).
+
+    The mean of a group is shrunk by five items of average confidence (method of an additive prior), since one of a
+    single item would repeat its own confidence. Sums are exact, in any order of items.
+
+    Args:
+        confidence: float64, shape (m,), in [0, 1], NaN = abstain and not counted.
+        groups: int64, shape (m,) or (m, k), such as the k nearest labelled questions of each; -1 = none.
+    """
+    member = groups.reshape(confidence.size, -1)
+    counted = (member >= 0) & ~np.isnan(confidence)[:, None]
+    if not counted.any():
+        return np.zeros(confidence.size)
+    whole = np.rint(np.nan_to_num(confidence) * _GRID)
+    values = np.broadcast_to(whole[:, None], member.shape)[counted]
+    sums = np.bincount(member[counted], weights=values) / _GRID
+    counts = np.bincount(member[counted])
+    average = float(values.sum()) / _GRID / values.size
+    means = (sums + _PRIOR * average) / (counts + _PRIOR)
+    known = np.append(means, average)[np.minimum(np.where(member < 0, means.size, member), means.size)]
+    return np.asarray(np.rint(known * _GRID).sum(axis=1) / (_GRID * member.shape[1]), dtype=np.float64)
+
+
+def largest_tie(values: FloatArray) -> int:
+    """How often the most frequent value occurs; NaN is left out."""
+    return int(np.unique(values[~np.isnan(values)], return_counts=True)[1].max(initial=0))
