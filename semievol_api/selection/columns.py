@@ -59,7 +59,8 @@ class PooledAnswers:
 
     Columns of `table`: `example_id`, `answer` (null = abstain), `label` int16 (-1 = abstain), `score` and `margin`
     float64 (null = abstain), `voices` int16 (how many annotators answered), `agreed` bool, `log_odds` float64; see
-    `selection.Pooled`; `answer_logprob` float64 and `category`, the question's own.
+    `selection.Pooled`; `answer_logprob` float64; `category`, the question's own; `own` int16 and `own_confidence`
+    float64, what the student says by itself and how surely.
     `calibrating` are the annotators' probabilities on the examples that calibrate, whole. `filled_in` counts for each
     asker the rows in which the server did not show every label. `factors` are those that the annotators were brought to
     the labels' shares by.
@@ -69,6 +70,8 @@ class PooledAnswers:
     calibrating: AnnotatorProbs
     filled_in: Mapping[str, int]
     factors: Factors
+    student: str | None = None
+    """The annotator that is the student by itself; None where it is not among them."""
 
     @property
     def score(self) -> FloatArray:
@@ -140,7 +143,7 @@ def pooled_answers(
     Raises:
         StageError: more than 5 % of an annotator's answers came without the log-probabilities that it is read by.
     """
-    counted = _Lacking(crew)
+    counted, student = _Lacking(crew), _student(crew)
     parts: list[pa.Table] = []
     pool, sizes = corpus.pool("unlabeled"), corpus.unlabeled.sizes
     found: AnnotatorProbs | None = None
@@ -151,11 +154,23 @@ def pooled_answers(
         counted.add(evidence)
         free_memory()
         if place < len(sizes):
-            parts.append(_columns(found.only(slice(0, sizes[place]))))
+            parts.append(_columns(found.only(slice(0, sizes[place])), student))
     assert found is not None
     calibrating = found.only(slice(len(found.examples) - len(corpus.folds.calibration), None))
     counted.refuse_missing()
-    return PooledAnswers(ChunkedTable.of(*parts), calibrating, dict(sorted(counted.filled_in.items())), factors or {})
+    return PooledAnswers(
+        ChunkedTable.of(*parts),
+        calibrating,
+        dict(sorted(counted.filled_in.items())),
+        factors or {},
+        None if student is None else crew.everybody[student].id,
+    )
+
+
+def _student(crew: Crew) -> int | None:
+    """The place of the annotator that is nearest to the student by itself: with the fewest demonstrations."""
+    own = [(a.shots, a.role != "warm", place) for place, a in enumerate(crew.annotators) if a.role in ("warm", "base")]
+    return min(own)[-1] if own else None
 
 
 def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[float]) -> pa.Table:
@@ -170,8 +185,13 @@ def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[fl
     )
 
 
-def _columns(found: AnnotatorProbs) -> pa.Table:
+def _columns(found: AnnotatorProbs, student: int | None) -> pa.Table:
     pooled, places = found.pooled, range(len(found.examples))
+    nobody = np.full((len(places), found.probs.shape[2]), np.nan)
+    said = nobody if student is None else found.probs[:, student]
+    said = np.where(np.arange(said.shape[1]) < found.n_options[:, None], said, -1.0)
+    silent = np.isnan(said).any(axis=1)
+    own = np.where(silent, -1, np.where(silent[:, None], 0.0, said).argmax(axis=1))
     return pa.table(
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),
@@ -183,6 +203,8 @@ def _columns(found: AnnotatorProbs) -> pa.Table:
             "agreed": pa.array(pooled.agreed, pa.bool_()),
             "log_odds": pa.array(pooled.log_odds, pa.float64(), from_pandas=True),
             "answer_logprob": pa.array(found.answer_logprob, pa.float64(), from_pandas=True),
+            "own": pa.array(own.astype(np.int16)),
+            "own_confidence": pa.array(np.where(silent, np.nan, said.max(axis=1)), pa.float64(), from_pandas=True),
             "category": pa.array([e.category for e in found.examples], pa.string()),
         }
     )

@@ -23,15 +23,28 @@ from semievol_api.data.table import ChunkedTable
 from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table, ranking
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.ranking import Ranking
+from semievol_api.selection.rule_fdr import SmallestBudget, smallest_budget
+from semievol_api.selection.rule_percentile import percentile_of_score
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
 from semievol_api.selection.rules import too_few
-from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
-from semievol_api.selection.warnings import drift_alerts, label_alerts
+from semievol_api.selection.teaching import kept_by_name, teaching, teaching_message
+from semievol_api.selection.values import (
+    ENOUGH_CALIBRATION,
+    ENOUGH_KEPT,
+    BoolArray,
+    Calibration,
+    FloatArray,
+    IntArray,
+    RuleSettings,
+    Selected,
+)
+from semievol_api.selection.warnings import class_names, drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
-from semievol_api.store.verdict import AnnotatorUse, PooledSummary
+from semievol_api.store.verdict import AnnotatorUse, PooledSummary, Teaching
 
 SIMULATED_RUNS = 500
+_HALF = 0.5
 PERSON = 1.0
 """The score of a label that a person gave."""
 
@@ -42,6 +55,7 @@ class Choice:
 
     `selected` and `calibration` are about `ranking`, whose ranks stand for scores. `promised`: whether the rule's
     promise covers all that was kept. `by_person` bool (m,): items whose label a person gave.
+    `budget` is the least alpha that keeps enough, where the rule kept too few.
     """
 
     ranking: Ranking
@@ -50,6 +64,7 @@ class Choice:
     calibration: Calibration | None
     asked: BoolArray
     by_person: BoolArray
+    budget: SmallestBudget | None = None
 
 
 async def by_pool(
@@ -68,6 +83,7 @@ async def by_pool(
     taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
     counts = [int(np.count_nonzero(taken[at])) for at in places]
     count = sum(counts)
+    taught = _teaching(pool, taken)
     simulated = _simulated(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
@@ -83,8 +99,18 @@ async def by_pool(
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
-        messages=(*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)),
+        messages=(
+            *_messages(corpus, choice, simulated, settings, count),
+            *_message_of_factors(pool),
+            *([teaching_message(taught)] if taught else []),
+        ),
         warnings=tuple(alerts),
+        smallest_alpha=choice.budget.alpha if choice.budget else UNSET,
+        kept_at_smallest_alpha=choice.budget.kept if choice.budget else UNSET,
+        best_half=_is_best_half(choice, settings) or UNSET,
+        teaching=taught or UNSET,
+        kept_by_category=kept_by_name(*_categories(pool), taken),
+        kept_by_label=kept_by_name(pool.label, class_names(corpus), taken),
     )
     return Selection(
         kept=ChunkedTable.made(counts, kept).typed(as_labels),
@@ -128,9 +154,14 @@ def _chosen(
         selected = replace(selected, kept=kept)
     else:
         selected = apply_rule(scores, ids, calibration, numbers)
+    budget = None
+    if selected.rule == settings.rule and calibration is not None and not corpus.pseudo_labeled:
+        selected, budget = _way_out(selected, scores, calibration, settings)
     by_rule = selected
     if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
         selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, seed)
+    if settings.category_floor:
+        selected = with_class_quota(selected, scores, _categories(pool)[0], ids, settings.category_floor, seed)
     promised = selected is by_rule and (
         selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.pseudo_labeled)
     )
@@ -141,7 +172,52 @@ def _chosen(
         calibration=calibration,
         asked=asked,
         by_person=by_person,
+        budget=budget,
     )
+
+
+def _way_out(
+    selected: Selected, scores: FloatArray, calibration: Calibration, settings: SelectSettings
+) -> tuple[Selected, SmallestBudget | None]:
+    """What can be kept where a rule that promises something keeps too few: the budget that would do, or half."""
+    if settings.rule not in ("fdr", "high-probability") or selected.enough:
+        return selected, None
+    budget = smallest_budget(scores, calibration)
+    told = (
+        f"No alpha below 1 keeps {ENOUGH_KEPT} rows by the rule 'fdr'."
+        if budget is None
+        else f"By the rule 'fdr' alpha = {budget.alpha:g} is the smallest that keeps {ENOUGH_KEPT} rows or more; it "
+        f"keeps {budget.kept:,}."
+    )
+    half = percentile_of_score(scores, _HALF)
+    if settings.on_empty == "stop" or not half.enough:
+        return selected.with_messages(told), budget
+    half = half.with_messages(
+        *selected.messages,
+        told,
+        f"The best half, {half.count:,} rows, was kept instead, and nothing is promised of it: the evolved model is "
+        f'promoted only if the gate finds it better. [select] on_empty = "stop" keeps nothing.',
+    )
+    return half, budget
+
+
+def _is_best_half(choice: Choice, settings: SelectSettings) -> bool:
+    calibrated = choice.calibration is not None and choice.calibration.size >= ENOUGH_CALIBRATION
+    return calibrated and settings.rule in ("fdr", "high-probability") and choice.selected.rule == "percentile"
+
+
+def _teaching(pool: PooledAnswers, taken: BoolArray) -> Teaching | None:
+    if pool.student is None:
+        return None
+    own = np.asarray(pool.table["own"].to_numpy(), dtype=np.int16)
+    sure = np.asarray(pool.table["own_confidence"].to_numpy(), dtype=np.float64)
+    return teaching(pool.student, taken, pool.label, own, sure)
+
+
+def _categories(pool: PooledAnswers) -> tuple[IntArray, list[str]]:
+    """The place of each unlabelled question's category among all, int64 (m,), -1 = none; and their names."""
+    encoded = pool.table["category"].combine_chunks().dictionary_encode()
+    return np.asarray(encoded.indices.fill_null(-1).to_numpy(), dtype=np.int64), encoded.dictionary.to_pylist()
 
 
 def _calibration(

@@ -169,7 +169,7 @@ def test_a_class_quota_keeps_every_class_and_takes_the_promise_back(labels: Proj
     scores = pq.read_table(result.folder / "select/scores.parquet")["answer"].to_pylist()
     for letter in "ABCD":
         assert kept.count(letter) >= int(0.3 * scores.count(letter))
-    assert any("class quota added" in said for said in told["messages"])
+    assert any("A minimum share by class or category added" in said for said in told["messages"])
     assert told["guarantee"] is False and told["false_share_range"] is None
     assert told["estimated_false_share"] is None
     assert told["enough"] is True
