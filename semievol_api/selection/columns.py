@@ -119,11 +119,9 @@ def _groups(corpus: Corpus, pool: PooledAnswers) -> tuple[IntArray, str]:
     Its category where every one has one and there are several; else its nearest labelled questions: those that share
     them are near each other.
     """
-    import pyarrow.compute as pc
-
     own = pa.array([e.category for e in pool.calibrating.examples], pa.string())
     categories = pa.chunked_array([*pool.table["category"].chunks, own]).combine_chunks().dictionary_encode()
-    if not categories.null_count and pc.count_distinct(categories).as_py() > 1:
+    if not categories.null_count and len(categories.dictionary) > 1:
         return np.asarray(categories.indices.to_numpy(), dtype=np.int64)[:, None], "category"
     near = corpus.neighbours.ids
     numbers: dict[str, int] = {}
