@@ -50,10 +50,11 @@ _PAIRS = (
 )
 
 _UNCHECKED = Promotion(
-    promoted=False,
+    promoted=True,
     gain=None,
-    message="The SFT model is kept: nothing is promised of the labels that the evolved one learned, and there is no "
-    "development set to check it on. Name one in [data] dev, or label 500 examples.",
+    message="The evolved model is untested: nothing is promised of the labels that it learned, and there is no "
+    "development set to check it on. Compare it with the SFT model before you use it: name a file in [data] dev, or "
+    "label 500 examples.",
 )
 
 

@@ -186,10 +186,10 @@ def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[fl
 def _columns(found: AnnotatorProbs, student: int | None) -> pa.Table:
     pooled, places = found.pooled, range(len(found.examples))
     nobody = np.full((len(places), found.probs.shape[2]), np.nan)
-    said = nobody if student is None else found.probs[:, student]
-    said = np.where(np.arange(said.shape[1]) < found.n_options[:, None], said, -1.0)
-    silent = np.isnan(said).any(axis=1)
-    own = np.where(silent, -1, np.where(silent[:, None], 0.0, said).argmax(axis=1))
+    given = nobody if student is None else found.probs[:, student]
+    given = np.where(np.arange(given.shape[1]) < found.n_options[:, None], given, -1.0)
+    silent = np.isnan(given).any(axis=1)
+    own = np.where(silent, -1, np.where(silent[:, None], 0.0, given).argmax(axis=1))
     return pa.table(
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),
@@ -202,7 +202,7 @@ def _columns(found: AnnotatorProbs, student: int | None) -> pa.Table:
             "log_odds": pa.array(pooled.log_odds, pa.float64(), from_pandas=True),
             "answer_logprob": pa.array(found.answer_logprob, pa.float64(), from_pandas=True),
             "own": pa.array(own.astype(np.int16)),
-            "own_confidence": pa.array(np.where(silent, np.nan, said.max(axis=1)), pa.float64(), from_pandas=True),
+            "own_confidence": pa.array(np.where(silent, np.nan, given.max(axis=1)), pa.float64(), from_pandas=True),
             "category": pa.array([e.category for e in found.examples], pa.string()),
         }
     )

@@ -219,7 +219,7 @@ def _summary(shares: FloatArray, likely: FloatArray, n: int, alpha: float) -> Re
     found, nan = shares[~np.isnan(shares)], float("nan")
     empty = 1.0 - found.size / shares.size if shares.size else 1.0
     low, median, high = (float(v) for v in np.quantile(likely, [0.05, 0.5, 0.95])) if likely.size else (nan, nan, nan)
-    told = [f"{empty:.0%} of simulated runs with {n} calibration labels and alpha = {alpha:g} kept nothing."]
+    told = [f"In simulated runs with {n} calibration labels alpha = {alpha:g} kept nothing in {empty:.0%}."]
     if likely.size:
         told.insert(
             0,

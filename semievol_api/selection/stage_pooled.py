@@ -83,7 +83,7 @@ async def by_pool(
     taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
     counts = [int(np.count_nonzero(taken[at])) for at in places]
     count = sum(counts)
-    taught = _teaching(pool, taken)
+    lesson = _teaching(pool, taken)
     simulated = _simulated(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
@@ -102,13 +102,11 @@ async def by_pool(
         messages=(
             *_messages(corpus, choice, simulated, settings, count),
             *_message_of_factors(pool),
-            *([teaching_message(taught)] if taught else []),
+            *([teaching_message(lesson)] if lesson else []),
         ),
         warnings=tuple(alerts),
-        smallest_alpha=choice.budget.alpha if choice.budget else UNSET,
-        kept_at_smallest_alpha=choice.budget.kept if choice.budget else UNSET,
-        best_half=_is_best_half(choice, settings) or UNSET,
-        teaching=taught or UNSET,
+        **_way_out_taken(choice, settings),
+        teaching=lesson or UNSET,
         kept_by_category=kept_by_name(*_categories(pool), taken),
         kept_by_label=kept_by_name(pool.label, class_names(corpus), taken),
     )
@@ -195,15 +193,22 @@ def _way_out(
     half = half.with_messages(
         *selected.messages,
         told,
-        f"The best half, {half.count:,} rows, was kept instead, and nothing is promised of it: the evolved model is "
-        f'promoted only if the gate finds it better. [select] on_empty = "stop" keeps nothing.',
+        f"The best half, {half.count:,} rows, was kept instead, and nothing is promised of it: whether it helps is for "
+        f'the gate to say. [select] on_empty = "stop" keeps nothing.',
     )
     return half, budget
 
 
-def _is_best_half(choice: Choice, settings: SelectSettings) -> bool:
+def _way_out_taken(choice: Choice, settings: SelectSettings) -> dict[str, Any]:
+    """The summary's words on `_way_out`; none where it was not needed."""
     calibrated = choice.calibration is not None and choice.calibration.size >= ENOUGH_CALIBRATION
-    return calibrated and settings.rule in ("fdr", "high-probability") and choice.selected.rule == "percentile"
+    promising = settings.rule in ("fdr", "high-probability")
+    found: dict[str, Any] = {}
+    if calibrated and promising and choice.selected.rule == "percentile":
+        found["best_half"] = True
+    if choice.budget is not None:
+        found |= {"smallest_alpha": choice.budget.alpha, "kept_at_smallest_alpha": choice.budget.kept}
+    return found
 
 
 def _teaching(pool: PooledAnswers, taken: BoolArray) -> Teaching | None:

@@ -162,7 +162,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def test_a_class_quota_keeps_every_class_and_takes_the_promise_back(labels: Project) -> None:
     labels.change(('state = "server"', 'state = "server"\nskill = 0.3'))
-    add(labels, f"{WEAK_CREW}\n[select]\nalpha = 0.01\nclass_quota = 0.3")
+    add(labels, f"{WEAK_CREW}\n[select]\nalpha = 0.01\nclass_quota = 0.3\non_empty = 'stop'")
     result = run(labels.config)
     told = document(result)["selection"]
     kept = pq.read_table(result.folder / "select/kept.parquet")["answer"].to_pylist()
