@@ -64,11 +64,13 @@ def summed(values: FloatArray) -> FloatArray:
 
 
 def normalised(probs: FloatArray, n_options: IntArray) -> FloatArray:
-    """q over its sum over the first n_options columns, 0 beyond, at least 1e-30; (m, options), NaN rows stay NaN."""
-    q = np.where(np.arange(probs.shape[1]) < n_options[:, None], np.maximum(probs, LEAST), 0.0)
+    """q over its sum over the first n_options columns, 0 beyond, never 0 within; (m, options), NaN rows stay NaN."""
+    q = np.maximum(probs, LEAST)
+    if n_options.size and n_options.min() < probs.shape[1]:
+        q[np.arange(probs.shape[1]) >= n_options[:, None]] = 0.0
     q /= q.max(axis=1, keepdims=True, initial=LEAST)
     q /= np.maximum(summed(q), LEAST)
-    return np.maximum(q, LEAST, out=q, where=q > 0.0)
+    return q
 
 
 def undo_permutation(probs: FloatArray, permutation: IntArray) -> FloatArray:
@@ -148,7 +150,7 @@ def _clearly_uneven(counts: IntArray) -> bool:
     """Whether Pearson's test rejects equal shares at 5 %; the quantile as Wilson and Hilferty (1931) have it."""
     freedom, even = counts.size - 1, float(counts.sum()) / counts.size
     quantile = freedom * (1.0 - 2.0 / (9.0 * freedom) + 1.6449 * (2.0 / (9.0 * freedom)) ** 0.5) ** 3
-    return fsum(((counts - even) ** 2).tolist()) > quantile * even
+    return bool(fsum(((counts - even) ** 2).tolist()) > quantile * even)
 
 
 def neighbour_vote(labels: IntArray, cosine: FloatArray, n_options: int, sharpness: float = 10.0) -> FloatArray:

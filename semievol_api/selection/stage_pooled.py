@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from semievol_api.annotate.annotators import Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
@@ -41,7 +41,7 @@ from semievol_api.selection.values import (
 )
 from semievol_api.selection.warnings import class_names, drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
-from semievol_api.store.verdict import AnnotatorUse, PooledSummary, Teaching
+from semievol_api.store.verdict import AnnotatorUse, PooledSummary
 
 SIMULATED_RUNS = 500
 _HALF = 0.5
@@ -83,7 +83,6 @@ async def by_pool(
     taken = (choice.selected.kept & ~np.isnan(pool.score)) | choice.by_person
     counts = [int(np.count_nonzero(taken[at])) for at in places]
     count = sum(counts)
-    lesson = _teaching(pool, taken)
     simulated = _simulated(corpus, pool, choice, settings)
     alerts = [
         *label_alerts(corpus, pool.label, pool.calibrating, choice.selected.kept),
@@ -99,17 +98,11 @@ async def by_pool(
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
-        messages=(
-            *_messages(corpus, choice, simulated, settings, count),
-            *_message_of_factors(pool),
-            *([teaching_message(lesson)] if lesson else []),
-        ),
+        messages=(*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)),
         warnings=tuple(alerts),
         **_way_out_taken(choice, settings),
-        teaching=lesson or UNSET,
-        kept_by_category=kept_by_name(*_categories(pool), taken),
-        kept_by_label=kept_by_name(pool.label, class_names(corpus), taken),
     )
+    summary = _with_teaching(summary, corpus, pool, taken)
     return Selection(
         kept=ChunkedTable.made(counts, kept).typed(as_labels),
         scores=ChunkedTable.made(pool.table.sizes, scored),
@@ -155,11 +148,7 @@ def _chosen(
     budget = None
     if selected.rule == settings.rule and calibration is not None and not corpus.pseudo_labeled:
         selected, budget = _way_out(selected, scores, calibration, settings)
-    by_rule = selected
-    if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
-        selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, seed)
-    if settings.category_floor:
-        selected = with_class_quota(selected, scores, _categories(pool)[0], ids, settings.category_floor, seed)
+    by_rule, selected = selected, _with_floors(selected, corpus, pool, order, settings, seed)
     promised = selected is by_rule and (
         selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.pseudo_labeled)
     )
@@ -172,6 +161,18 @@ def _chosen(
         by_person=by_person,
         budget=budget,
     )
+
+
+def _with_floors(
+    selected: Selected, corpus: Corpus, pool: PooledAnswers, order: Ranking, settings: SelectSettings, seed: int
+) -> Selected:
+    """The selection with the least share of every class and of every category."""
+    if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
+        selected = with_class_quota(selected, order.pool, pool.label, pool.ids, settings.class_quota, seed)
+    if settings.category_floor:
+        codes = _categories(pool)[0]
+        selected = with_class_quota(selected, order.pool, codes, pool.ids, settings.category_floor, seed)
+    return selected
 
 
 def _way_out(
@@ -211,12 +212,18 @@ def _way_out_taken(choice: Choice, settings: SelectSettings) -> dict[str, Any]:
     return found
 
 
-def _teaching(pool: PooledAnswers, taken: BoolArray) -> Teaching | None:
-    if pool.student is None:
-        return None
+def _with_teaching(summary: PooledSummary, corpus: Corpus, pool: PooledAnswers, taken: BoolArray) -> PooledSummary:
+    """What was kept, by name, and what of it the student does not say itself."""
     own = np.asarray(pool.table["own"].to_numpy(), dtype=np.int16)
     sure = np.asarray(pool.table["own_confidence"].to_numpy(), dtype=np.float64)
-    return teaching(pool.student, taken, pool.label, own, sure)
+    found = None if pool.student is None else teaching(pool.student, taken, pool.label, own, sure)
+    return structs.replace(
+        summary,
+        messages=(*summary.messages, *([teaching_message(found)] if found else [])),
+        teaching=found or UNSET,
+        kept_by_category=kept_by_name(*_categories(pool), taken),
+        kept_by_label=kept_by_name(pool.label, class_names(corpus), taken),
+    )
 
 
 def _categories(pool: PooledAnswers) -> tuple[IntArray, list[str]]:
