@@ -5,6 +5,7 @@ Evidence is read part by part and let go; a hundred bytes an example stay. Knows
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,8 +126,8 @@ def _groups(corpus: Corpus, pool: PooledAnswers) -> tuple[IntArray, str]:
         return np.asarray(categories.indices.to_numpy(), dtype=np.int64)[:, None], "category"
     near = corpus.neighbours.ids
     numbers: dict[str, int] = {}
-    ids = [*pool.ids, *(e.id for e in pool.calibrating.examples)]
-    found: IntArray = np.full((len(ids), _NEAREST), -1, dtype=np.int64)
+    found: IntArray = np.full((len(categories), _NEAREST), -1, dtype=np.int64)
+    ids = itertools.chain(pool.ids, (e.id for e in pool.calibrating.examples))
     for place, name in enumerate(ids if near else ()):
         row = [numbers.setdefault(other, len(numbers)) for other in near[name][:_NEAREST]]
         found[place, : len(row)] = row

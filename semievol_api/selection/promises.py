@@ -166,7 +166,7 @@ def realised_range(
     world = _World.of(scores, calibration)
     for run in range(runs if scores.size else 0):
         rows = rng.integers(scores.size, size=n + m)
-        wrong = rng.random(rows.size) < world.wrong_rate(rng)[rows]
+        wrong = rng.random(rows.size) < world.wrong_rate(rng, rows)
         drawn = Calibration(scores=scores[rows[:n]], wrong=wrong[:n])
         kept = fdr(scores[rows[n:]], drawn, bound).kept
         if kept.any():
@@ -202,17 +202,17 @@ class _World:
         count = np.bincount(place, minlength=levels.size)
         return cls(wrong.astype(np.int64), count.astype(np.int64), level, np.isnan(scores) | (levels.size == 0))
 
-    def wrong_rate(self, rng: np.random.Generator) -> FloatArray:
-        """The chance of a wrong label for each pool item, float64 (m,); 1 for abstentions."""
+    def wrong_rate(self, rng: np.random.Generator, rows: IntArray) -> FloatArray:
+        """The chance of a wrong label for some pool items, float64 (rows,); 1 for abstentions."""
         from scipy.optimize import isotonic_regression
 
         if not self.count.size:
-            return np.ones(self.level.size)
+            return np.ones(rows.size)
         wrong, right = rng.gamma(self.wrong), rng.gamma(self.count - self.wrong)  # sums of exponential weights
         wrong[-1] += _WRONG_AT_TOP * rng.exponential()
         weights = np.maximum(wrong + right, 1e-12)
         fitted = isotonic_regression(wrong / weights, weights=weights, increasing=False).x
-        return np.where(self.abstained, 1.0, fitted[self.level])
+        return np.where(self.abstained[rows], 1.0, fitted[self.level[rows]])
 
 
 def _summary(shares: FloatArray, likely: FloatArray, n: int, alpha: float) -> RealisedRange:

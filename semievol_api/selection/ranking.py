@@ -77,18 +77,19 @@ def local_confidence(confidence: FloatArray, groups: IntArray) -> FloatArray:
         confidence: float64, shape (m,), in [0, 1], NaN = abstain and not counted.
         groups: int64, shape (m,) or (m, k), such as the k nearest labelled questions of each; -1 = none.
     """
-    member = groups.reshape(confidence.size, -1)
-    counted = (member >= 0) & ~np.isnan(confidence)[:, None]
-    if not counted.any():
-        return np.zeros(confidence.size)
     whole = np.rint(np.nan_to_num(confidence) * _GRID)
-    values = np.broadcast_to(whole[:, None], member.shape)[counted]
-    sums = np.bincount(member[counted], weights=values) / _GRID
-    counts = np.bincount(member[counted])
-    average = float(values.sum()) / _GRID / values.size
-    means = (sums + _PRIOR * average) / (counts + _PRIOR)
-    known = np.append(means, average)[np.minimum(np.where(member < 0, means.size, member), means.size)]
-    return np.asarray(np.rint(known * _GRID).sum(axis=1) / (_GRID * member.shape[1]), dtype=np.float64)
+    columns = groups.reshape(confidence.size, -1).T
+    size = int(groups.max(initial=-1)) + 1
+    sums, counts = np.zeros(size), np.zeros(size, dtype=np.int64)
+    for column in columns:
+        counted = (column >= 0) & ~np.isnan(confidence)
+        sums += np.bincount(column[counted], weights=whole[counted], minlength=size)
+        counts += np.bincount(column[counted], minlength=size)
+    if not counts.any():
+        return np.zeros(confidence.size)
+    average = float(sums.sum() / counts.sum())
+    means = np.rint(np.append((sums + _PRIOR * average) / (counts + _PRIOR), average))  # the last is that of no group
+    return np.asarray(sum(means[column] for column in columns) / (_GRID * len(columns)), dtype=np.float64)
 
 
 def largest_tie(values: FloatArray) -> int:

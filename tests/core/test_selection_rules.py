@@ -206,6 +206,22 @@ def test_the_simulated_range_is_wider_with_fewer_calibration_labels() -> None:
     assert "single run may exceed" in few.message
 
 
+def test_the_printed_range_holds_the_actual_share_in_about_nine_of_ten_runs() -> None:
+    rng = np.random.default_rng(4)
+    everything = rng.random(20_000)
+    wrong = rng.random(20_000) < 0.55 * (1.0 - everything)
+    held: list[bool] = []
+    for draw in range(300):
+        drawn = rng.choice(20_000, size=1_050, replace=False)
+        slice_ = Calibration(scores=everything[drawn[:50]], wrong=wrong[drawn[:50]])
+        told = realised_range(everything[drawn[50:]], slice_, 0.2, runs=0, seed=draw)
+        kept = select(everything[drawn[50:]], names(1_000), slice_, RuleSettings(alpha=0.2)).kept
+        if kept.any():
+            held.append(told.low <= wrong[drawn[50:]][kept].mean() <= told.high)
+    assert len(held) > 250
+    assert 0.85 <= np.mean(held) <= 0.96
+
+
 def test_a_flawless_calibration_slice_does_not_promise_flawless_labels() -> None:
     pool = np.random.default_rng(1).random(1000)
     told = realised_range(pool, calibration(50, 0.0), 0.2, runs=200)
