@@ -189,7 +189,7 @@ def _columns(found: AnnotatorProbs, student: int | None) -> pa.Table:
     nobody = np.full((len(places), found.probs.shape[2]), np.nan)
     given = nobody if student is None else found.probs[:, student]
     given = np.where(np.arange(given.shape[1]) < found.n_options[:, None], given, -1.0)
-    silent = np.isnan(given).any(axis=1)
+    silent = np.asarray(np.any(np.isnan(given), axis=1), dtype=np.bool_)
     own = np.where(silent, -1, np.where(silent[:, None], 0.0, given).argmax(axis=1))
     return pa.table(
         {

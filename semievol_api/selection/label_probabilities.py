@@ -92,7 +92,9 @@ def _option_prob(
     tokens = np.bincount(cell, minlength=m * width).reshape(m, width)
     if tokens.max(initial=0) > 2:  # of three, the order of adding shows in the last bit
         order = np.argsort(-p, axis=1, kind="stable")
-        p, label_of, labelled = (np.take_along_axis(a, order, axis=1) for a in (p, label_of, labelled))
+        p = np.take_along_axis(p, order, axis=1)
+        label_of = np.take_along_axis(label_of, order, axis=1)
+        labelled = np.take_along_axis(labelled, order, axis=1)
         cell = (np.arange(m)[:, None] * width + label_of)[labelled]
     seen_mass = np.bincount(cell, weights=p[labelled], minlength=m * width).reshape(m, width)
     seen = tokens > 0
