@@ -24,7 +24,7 @@ from semievol_api.config.method import JustifySettings
 from semievol_api.config.settings import RetrieveSettings
 from semievol_api.data.schemas import OUTLINE, as_examples
 from semievol_api.data.table import ChunkedTable, free_memory
-from semievol_api.selection.ranking import Ranking, largest_tie, local_confidence, ranks
+from semievol_api.selection.ranking import Ranking, in_order, largest_tie, local_confidence, ranks
 from semievol_api.selection.rules import Abstentions, check_missing_logprobs, count_abstentions
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray, LabelArray
 from semievol_api.store.artifacts import EvidenceTable
@@ -111,7 +111,8 @@ def ranking(corpus: Corpus, pool: PooledAnswers) -> Ranking:
     keys = [np.concatenate(pair) for pair in zip(columns, held, strict=True)]
     groups, by = _groups(corpus, pool)
     found = ranks(*keys, local_confidence(keys[0], groups))
-    return Ranking(pool=found[:m], calibration=found[m:], equal=largest_tie(found[:m]), by=by)
+    scores = in_order(keys[0], found)
+    return Ranking(pool=found[:m], calibration=found[m:], scores=scores, equal=largest_tie(found[:m]), by=by)
 
 
 def _groups(corpus: Corpus, pool: PooledAnswers) -> tuple[IntArray, str]:

@@ -26,12 +26,14 @@ _MANY = 0.05
 class Ranking:
     """The ranks of the pool (m,) and of the calibration items (n,), float64, higher is better, NaN = abstain.
 
-    `equal` is the largest number of pool items with one rank, `by` what told questions apart by where they stand:
-    `category`, `nearest` or nothing.
+    `scores` are those of pool and calibration items, (m + n,), in the order of the ranks, see `in_order`. `equal` is
+    the largest number of pool items with one rank, `by` what told questions apart by where they stand: `category`,
+    `nearest` or nothing.
     """
 
     pool: FloatArray
     calibration: FloatArray
+    scores: FloatArray
     equal: int = 0
     by: str = ""
 
@@ -65,6 +67,24 @@ def ranks(*keys: FloatArray) -> FloatArray:
     found = np.empty(order.size)
     found[order] = np.cumsum(new)
     return np.where(np.isnan(keys[0]), np.nan, found)
+
+
+def in_order(scores: FloatArray, ranked: FloatArray) -> FloatArray:
+    """The scores, each in the last bits below those of higher rank: whoever compares them finds the ranks' order.
+
+    Args:
+        scores: float64, shape (m,), above 0, NaN = abstain.
+        ranked: float64, shape (m,), see `ranks`; of these scores as the first key.
+    """
+    known = np.flatnonzero(~np.isnan(ranked))
+    order = known[np.argsort(-ranked[known], kind="stable")]
+    if not order.size:
+        return scores
+    below = (ranked[order[0]] - ranked[order]).astype(np.int64)
+    bits = scores[order].view(np.int64)
+    found = scores.copy()
+    found[order] = (np.minimum.accumulate(bits + below) - below).view(np.float64)
+    return found
 
 
 def local_confidence(confidence: FloatArray, groups: IntArray) -> FloatArray:

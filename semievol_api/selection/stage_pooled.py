@@ -107,7 +107,7 @@ async def by_pool(
         kept=ChunkedTable.made(counts, kept).typed(as_labels),
         scores=ChunkedTable.made(pool.table.sizes, scored),
         summary=summary,
-        calibration=_calibration_table(pool.calibrating),
+        calibration=_calibration_table(pool.calibrating, choice.ranking.scores[len(pool.table) :]),
         queue=_queue(corpus, pool, choice),
     )
 
@@ -247,7 +247,8 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     """The pseudo-labels of one part; a person's words count more than the crew's."""
     taken = choice.selected.kept[at] | choice.by_person[at]
     part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
-    ids, answers, scores = (part[name].to_pylist() for name in ("example_id", "answer", "score"))
+    ids, answers = (part[name].to_pylist() for name in ("example_id", "answer"))
+    scores = [None if np.isnan(score) else score for score in choice.ranking.scores[at][taken].tolist()]
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
@@ -261,7 +262,7 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> d
         "alpha": settings.alpha if selected.rule in ("fdr", "high-probability") else None,
         "applied_rule": selected.rule,
         "guarantee": choice.promised,
-        "threshold": _lowest(pool.score, selected),
+        "threshold": _lowest(choice.ranking.scores, selected),
         "estimated_false_share": selected.estimate,
         "unlabeled": len(pool.table),
         "answered": int(np.count_nonzero(pool.label >= 0)),
@@ -276,7 +277,7 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> d
 
 def _lowest(scores: FloatArray, selected: Selected) -> float | None:
     """The lowest kept score; None where the rule has no cut."""
-    return None if selected.threshold is None else float(np.min(scores[selected.kept]))
+    return None if selected.threshold is None else float(np.min(scores[: selected.kept.size][selected.kept]))
 
 
 def _factors(pool: PooledAnswers) -> dict[str, dict[str, list[float]]]:
@@ -357,11 +358,11 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
     columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed")}
-    return pa.table({**columns, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
+    scores = pa.array(choice.ranking.scores[at], pa.float64(), from_pandas=True)
+    return pa.table({**columns, "score": scores, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
 
 
-def _calibration_table(found: AnnotatorProbs) -> pa.Table:
-    scores: FloatArray = found.pooled.score
+def _calibration_table(found: AnnotatorProbs, scores: FloatArray) -> pa.Table:
     return pa.table(
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),

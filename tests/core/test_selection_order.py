@@ -16,7 +16,7 @@ from semievol_api.annotate.pooled import mean_logprob
 from semievol_api.annotate.replies import read_options, read_replies
 from semievol_api.selection.label_probabilities import at_label_shares, label_factors, neighbour_vote, option_prob
 from semievol_api.selection.pooling import Pooled, dawid_skene, pool
-from semievol_api.selection.ranking import Ranking, largest_tie, local_confidence, ranks
+from semievol_api.selection.ranking import Ranking, in_order, largest_tie, local_confidence, ranks
 from semievol_api.selection.values import FloatArray, IntArray
 
 ROWS = 5
@@ -190,6 +190,18 @@ def test_later_keys_rank_only_what_earlier_ones_left_equal() -> None:
     assert largest_tie(found) == 2
 
 
+@ordering
+@given(seeds, st.integers(1, 40))
+def test_scores_in_order_tell_what_the_ranks_tell(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    near = np.array([0.5, np.nextafter(0.5, 0), np.nextafter(0.5, 1), 0.25, 1.0, math.nan])
+    score, second = rng.choice(near, size=count), rng.integers(4, size=count).astype(np.float64)
+    ranked = ranks(score, second)
+    found = in_order(score, ranked)
+    assert same(ranks(found), ranks(ranked))
+    assert np.allclose(found, score, atol=1e-14, equal_nan=True)
+
+
 def test_what_surrounds_a_question_is_the_same_in_any_order_and_shrunk_where_little_is_known() -> None:
     confidence = np.array([1.0, 1.0, 0.4, 0.6, math.nan, 1.0])
     category = np.array([0, 0, 1, 1, 1, 2])
@@ -212,9 +224,9 @@ def test_pool_and_calibration_are_exchangeable_whatever_surrounds_them() -> None
 
 def test_many_answers_that_nothing_tells_apart_are_told() -> None:
     nobody = np.zeros(0)
-    told = Ranking(pool=np.zeros(200), calibration=nobody, equal=200).message
+    told = Ranking(pool=np.zeros(200), calibration=nobody, scores=nobody, equal=200).message
     assert told is not None and "200 of 200 answers cannot be told apart" in told
-    assert Ranking(pool=np.arange(200.0), calibration=nobody, equal=1).message is None
+    assert Ranking(pool=np.arange(200.0), calibration=nobody, scores=nobody, equal=1).message is None
 
 
 def test_every_field_of_a_pool_is_filled() -> None:

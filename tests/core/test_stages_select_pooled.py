@@ -18,7 +18,7 @@ from semievol_api.config.method import JustifySettings, SelectSettings
 from semievol_api.config.settings import RetrieveSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
-from semievol_api.selection import human_budget
+from semievol_api.selection import Calibration, fdr, human_budget
 from semievol_api.selection.columns import SelectionInputs
 from semievol_api.selection.stage import select
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
@@ -270,6 +270,19 @@ def test_equal_answers_are_told_apart_by_their_category() -> None:
     promised = by_category(SelectSettings(rule="fdr", score="pooled", alpha=0.1))
     assert promised.summary.kept_by_category == {"easy": (100, 100), "hard": (0, 100)}
     assert promised.summary.guarantee
+    assert promised.calibration is not None
+    scores, held = (np.array(t["score"].to_pylist()) for t in (promised.scores, promised.calibration))
+    wrong = np.array(
+        [
+            a != g
+            for a, g in zip(
+                promised.calibration["answer"].to_pylist(), promised.calibration["gold"].to_pylist(), strict=True
+            )
+        ]
+    )
+    again = fdr(scores, Calibration(scores=held, wrong=wrong), 0.1)
+    assert again.kept.tolist() == promised.scores["kept"].to_pylist(), "what is stored selects the same anew"
+    assert promised.summary.threshold == min(scores[again.kept])
 
 
 def test_equal_answers_are_told_apart_by_their_nearest_questions_where_there_are_no_categories() -> None:
