@@ -248,7 +248,7 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     taken = choice.selected.kept[at] | choice.by_person[at]
     part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
     ids, answers = (part[name].to_pylist() for name in ("example_id", "answer"))
-    scores = [None if np.isnan(score) else score for score in choice.ranking.scores[at][taken].tolist()]
+    scores: list[float] = choice.ranking.scores[at][taken].tolist()
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
