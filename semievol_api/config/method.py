@@ -135,6 +135,10 @@ class SelectSettings(Settings):
     """The part of the budget that is a uniform sample, so that calibration stays unbiased."""
     class_quota: Share = 0.0
     """Minimum share to keep of every predicted class; lowers precision."""
+    category_floor: Share = 0.0
+    """Minimum share to keep of every category of questions; lowers precision."""
+    on_empty: Literal["best-half", "stop"] = "best-half"
+    """If `fdr` or `high-probability` keeps too few to train on: keep the best half, without a guarantee, or nothing."""
     share: Share = 0.5
     """theta: the share of the pool that is kept."""
     pool: ThresholdPool = "unlabeled"

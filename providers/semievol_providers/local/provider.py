@@ -442,10 +442,10 @@ def completion_of(sample: SampleOutput, tokens: ChatTokens) -> Completion:
     if sample.logprobs is None:
         return Completion(sample.text, sample.finish)
     logprobs = np.array(sample.logprobs, dtype=np.float32)
-    if sample.top is None:
-        return Completion(sample.text, sample.finish, logprobs)
-    top = tuple([tuple([(tokens.token_text(t.token_id), t.logprob) for t in place]) for place in sample.top])
     texts = tuple([tokens.token_text(token) for token in sample.token_ids])
+    if sample.top is None:
+        return Completion(sample.text, sample.finish, logprobs, texts)
+    top = tuple([tuple([(tokens.token_text(t.token_id), t.logprob) for t in place]) for place in sample.top])
     return Completion(sample.text, sample.finish, logprobs, texts, top)
 
 
