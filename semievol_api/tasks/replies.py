@@ -5,6 +5,7 @@ Knows nothing of prompts or of kinds of task.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,10 @@ _LONG = 200
 """Characters of a line from which on no signs are taken off one by one."""
 _OUTER = "*_`~\"'“”‘’«»„ "
 _CLOSING = ".,;:!?。、"
+_LATEX_SPACE = r"\\(?:(?:q?quad|blacksquare|square|checkmark|hfill|newline)(?![a-z])|end\{\w+\*?\}|[,;:!\\])"
+_LATEX_AROUND = re.compile(rf"^(?:\s|{_LATEX_SPACE})++|(?:\s|{_LATEX_SPACE}|\\\((?:\s|{_LATEX_SPACE})*+\\\))++$")
+"""Spacing, closing marks and the end of an environment, which say nothing."""
+_MATHEMATICS = ((r"\(", r"\)"), (r"\[", r"\]"))
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 
 
@@ -57,9 +62,27 @@ def find_answer(response: str) -> AnswerText | None:
         found = list(marker.finditer(_before_next_example(text, marker)))
         if found:
             last = found[-1]
-            claim = last.group(1) if marker is _BOXED else _first_line(last.string[last.end() :])
+            claim = last.group(1) if marker is _BOXED else _without_latex(_first_line(last.string[last.end() :]))
             return AnswerText(_undecorated(claim), marked=True)
     return AnswerText(text, marked=False)
+
+
+def _without_latex(claim: str) -> str:
+    """Without LaTeX spacing around, and without the end of mathematics that began before the answer."""
+    claim = _LATEX_AROUND.sub("", claim.strip())
+    if claim.startswith("}") and claim.count("}") > claim.count("{"):  # of \text{Answer: }
+        claim = claim[1:]
+    for opening, closing in _MATHEMATICS:
+        if closing in claim and opening not in claim:
+            claim = claim.replace(closing, "")
+    return _LATEX_AROUND.sub("", claim)
+
+
+def without_mathematics(text: str) -> str:
+    """Without the marks that set mathematics off from text, such as those around `\\(B\\)`."""
+    for mark in itertools.chain(*_MATHEMATICS):
+        text = text.replace(mark, " ")
+    return text.strip()
 
 
 def _normalize(text: str) -> str:

@@ -41,6 +41,9 @@ def test_the_labels_stand_in_the_prompt() -> None:
     ("text", "label"),
     [
         ("Answer: positive", "positive"),
+        (r"\(Answer: positive\)", "positive"),
+        (r"Answer: \text{positive} \quad", "positive"),
+        (r"Answer: \(positive\)", "positive"),
         ("**Answer:** Positive.", "positive"),
         ("POSITIVE", "positive"),
         ("Answer: pos", "positive"),
@@ -350,3 +353,9 @@ def test_a_hundred_worked_answers_are_read_by_the_number_behind_their_signs() ->
         )
         assert NUMBER.read_gold(cell, ITEM) == f"{'-' if i % 10 == 9 and total else ''}{total}"
         assert NUMBER.read_gold(cell.replace("####", "##"), ITEM) is None
+
+
+@pytest.mark.parametrize("labels", [string.punctuation, ("*", "**", "***"), ("①", "1", "²"), ("A*", "A", "A_")])
+def test_labels_of_signs_alone_are_read_back(labels: str | tuple[str, ...]) -> None:
+    task = task_of("labels", labels=list(labels))
+    assert [task.parse(f"Answer: {label}", ITEM) for label in labels] == list(labels)
