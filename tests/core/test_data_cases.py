@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def delimited(*labels: str, separator: str = ",", header: str = "text,label", n:
     return "\n".join([header, *rows, ""]).encode()
 
 
-def lines_of(*rows: dict[str, object]) -> bytes:
+def lines_of(*rows: Mapping[str, object]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
