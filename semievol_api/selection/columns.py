@@ -27,8 +27,10 @@ from semievol_api.selection.rules import Abstentions, check_missing_logprobs, co
 from semievol_api.selection.values import BoolArray, FloatArray, LabelArray
 from semievol_api.store.artifacts import EvidenceTable
 from semievol_api.store.fingerprints import fingerprinted
-from semievol_api.tasks.task import target
+from semievol_api.tasks import Task
 
+FIELDS_COLUMN = "field_scores"
+"""The column of the fields' probabilities, in the task's order; only where answers consist of fields."""
 COUNT_COLUMN = "voices"
 """The column, stored under its first name, that counts the annotators that answered."""
 
@@ -117,13 +119,13 @@ def pooled_answers(
     return PooledAnswers(ChunkedTable.of(*parts), calibrating, dict(sorted(counted.filled_in.items())), factors or {})
 
 
-def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[float]) -> pa.Table:
+def labels_table(task: Task, ids: Sequence[str], answers: Sequence[str], scores: Sequence[float]) -> pa.Table:
     """Kept pseudo-labels as the artifact has them, each with the line that teaches it."""
     return pa.table(
         {
             "example_id": pa.array(ids, pa.string()),
             "answer": pa.array(answers, pa.string()),
-            "text": pa.array([target(answer) for answer in answers], pa.string()),
+            "text": pa.array([task.reply(answer) for answer in answers], pa.string()),
             "score": pa.array(scores, pa.float64()),
         }
     )
@@ -131,6 +133,7 @@ def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[fl
 
 def _columns(found: AnnotatorProbs) -> pa.Table:
     pooled, places = found.pooled, range(len(found.examples))
+    fields = {} if found.field_scores is None else {FIELDS_COLUMN: list_column(found.field_scores)}
     return pa.table(
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),
@@ -140,8 +143,14 @@ def _columns(found: AnnotatorProbs) -> pa.Table:
             "margin": pa.array(pooled.margin, pa.float64(), from_pandas=True),
             COUNT_COLUMN: pa.array(pooled.n_annotators.astype(np.int16)),
             "agreed": pa.array(pooled.agreed, pa.bool_()),
+            **fields,
         }
     )
+
+
+def list_column(values: FloatArray) -> pa.Array:
+    """float64 (m, fields) as a column of lists."""
+    return pa.array(values.tolist(), pa.list_(pa.float64()))
 
 
 def _scored_by(annotator: Annotator) -> EvidenceKind | None:

@@ -20,15 +20,17 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import SelectSettings
 from semievol_api.data.schemas import as_labels
 from semievol_api.data.table import ChunkedTable
-from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table
+from semievol_api.selection.columns import COUNT_COLUMN, FIELDS_COLUMN, PooledAnswers, SelectionInputs, labels_table
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
 from semievol_api.selection.rules import too_few
+from semievol_api.selection.stage_fields import choose_fields, reduced, what_is_right
 from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
 from semievol_api.selection.warnings import drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
 from semievol_api.store.verdict import AnnotatorUse, PooledSummary
+from semievol_api.tasks import Task
 
 SIMULATED_RUNS = 500
 PERSON = 1.0
@@ -40,7 +42,7 @@ class Choice:
     """A rule's result over the unlabelled items: what it kept, on which calibration, and what a person is asked.
 
     `promised`: whether the rule's promise covers all that was kept. `by_person` bool (m,): items whose label a
-    person gave.
+    person gave. `fields` bool (m, fields): those that were kept, where the rule chose single fields.
     """
 
     selected: Selected
@@ -48,6 +50,7 @@ class Choice:
     calibration: Calibration | None
     asked: BoolArray
     by_person: BoolArray
+    fields: BoolArray | None = None
 
 
 async def by_pool(
@@ -58,7 +61,7 @@ async def by_pool(
     places = [at for _, at in pool.table.places()]
 
     def kept(part: int) -> pa.Table:
-        return _kept_table(pool.table.read(part), choice, places[part], inputs.reviewed)
+        return _kept_table(corpus.task, pool.table.read(part), choice, places[part], inputs.reviewed)
 
     def scored(part: int) -> pa.Table:
         return _table(pool.table.read(part), choice, places[part])
@@ -126,6 +129,9 @@ def _chosen(
     else:
         selected = apply_rule(scores, ids, calibration, numbers)
     by_rule = selected
+    if corpus.task.partial and settings.rule != "human-budget":
+        chosen = choose_fields(corpus.task, pool, numbers)
+        return Choice(chosen.selected, False, chosen.calibration, asked, by_person, chosen.kept)
     if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
         selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, seed)
     promised = selected is by_rule and (
@@ -146,15 +152,17 @@ def _calibration(
     return Calibration(scores=scores, wrong=wrong) if scores.size else None
 
 
-def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str, str]) -> pa.Table:
+def _kept_table(task: Task, part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str, str]) -> pa.Table:
     """The pseudo-labels of one part; a person's words count more than the crew's."""
     taken = choice.selected.kept[at] | choice.by_person[at]
     part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
     ids, answers, scores = (part[name].to_pylist() for name in ("example_id", "answer", "score"))
+    if choice.fields is not None:
+        answers = [reduced(task, *pair) for pair in zip(answers, choice.fields[at][taken], strict=True)]
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
-    return labels_table([ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
+    return labels_table(task, [ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
 
 
 def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> dict[str, Any]:
@@ -209,7 +217,7 @@ def _messages(
     corpus: Corpus, choice: Choice, simulated: RealisedRange | None, settings: SelectSettings, kept: int
 ) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
-    told = [*selected.messages, *too_few(kept, choice.asked.size)]
+    told = [*what_is_right(corpus.task, choice.fields), *selected.messages, *too_few(kept, choice.asked.size)]
     waiting = int(np.count_nonzero(choice.asked & ~choice.by_person))
     if waiting:
         told.append(
@@ -252,7 +260,8 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
         [by_person, kept, silent], ["answered by a person", "kept", "no annotator answered"], "below the cut"
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
-    columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed")}
+    names = ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed", FIELDS_COLUMN)
+    columns = {name: part[name] for name in names if name in part.column_names}
     return pa.table({**columns, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
 
 

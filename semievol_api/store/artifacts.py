@@ -167,8 +167,8 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """What annotators said: one row per (example, annotator); columns of `schemas.EVIDENCE_SCHEMA`, or of
-    `CHECKED_SCHEMA`.
+    """What annotators said: one row per (example, annotator); columns of `schemas.EVIDENCE_SCHEMA`, and
+    those that only some rows have.
 
     Each part is sorted by example and annotator. Where the unlabelled examples lie in parts, part i is about those of
     their part i, and the last one about all other examples. `source` may still be being made: then it can be stored
