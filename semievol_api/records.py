@@ -60,7 +60,14 @@ class Message:
     @property
     def body(self) -> dict[str, object]:
         """The turn as a chat API takes it."""
-        return {"role": self.role, "content": self.content, **(json.loads(self.more) if self.more else {})}
+        if not self.more:
+            return {"role": self.role, "content": self.content}
+        more = json.loads(self.more)
+        return {
+            "role": self.role,
+            "content": None if "tool_calls" in more and not self.content else self.content,
+            **more,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,8 +270,8 @@ def prompt_hash(prompt: Prompt) -> str:
     """A short content hash of what the model was shown."""
     state = hashlib.blake2b(digest_size=8)
     for message in prompt.messages:
-        state.update(f"{message.role}\x00{message.content}\x00".encode())
-    state.update((prompt.prefill or "").encode())
+        state.update(f"{message.role}\x00{message.content}\x00{message.more}".encode())
+    state.update(f"{prompt.prefill or ''}{prompt.tools}".encode())
     return state.hexdigest()
 
 

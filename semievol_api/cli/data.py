@@ -111,7 +111,7 @@ def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example
 
 
 def _rendered(prompt: Prompt, counter: TokenCounter) -> dict[str, object]:
-    messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    messages = [{**m.body, "content": m.content or m.more} for m in prompt.messages]
     return {"tokens": counter.count(prompt), "messages": messages}
 
 

@@ -309,7 +309,9 @@ def _draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Colum
     )
     if columns.id and not bare.id:
         raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
-    answered, remark = _with_answer(table, row, bare, task, (role, answer_cell(table, row, columns)))
+    answered, remark = _with_answer(
+        table, row, bare, task, (role, answer_cell(table, row, columns), f"answer (column {columns.answer!r})")
+    )
     held_key = [KEYS_REMOVED] if row in table.held_keys else []
     return _Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
 
@@ -327,7 +329,7 @@ def _draft_of_chat(table: Table, row: int, task: Task, role: DataRole, columns: 
     )
     if not bare.id:
         raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
-    answered, remark = _with_answer(table, row, bare, task, (role, (whole.reply or "").strip()))
+    answered, remark = _with_answer(table, row, bare, task, (role, (whole.reply or "").strip(), "reply"))
     if role != "unlabeled":
         answered = replace(answered, chat=whole.text)
     held_key = [KEYS_REMOVED] if row in table.held_keys else []
@@ -353,15 +355,15 @@ INDICATED = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.
 
 
 def _with_answer(
-    table: Table, row: int, example: Example, task: Task, place: tuple[DataRole, str]
+    table: Table, row: int, example: Example, task: Task, place: tuple[DataRole, str, str]
 ) -> tuple[Example, list[str]]:
-    """The example with its answer; `place` is the file's role and the text of the answer."""
-    role, cell = place
+    """The example with its answer; `place` is the file's role, the answer's text and what that is called."""
+    role, cell, what = place
     if not cell:
         if role == "unlabeled":
             return example, []
         raise DataError(
-            f"{table.where(row)}: the answer is empty. Rows without an answer belong into the unlabelled file."
+            f"{table.where(row)}: the {what} is empty. Rows without an answer belong into the unlabelled file."
         )
     gold = task.read_gold(cell, example)
     remarks = [DIGIT_ANSWER] if task.lettered and cell.isdecimal() and gold else []

@@ -142,7 +142,9 @@ def _understood(table: Table, columns: Columns, cells: Sequence[str]) -> Underst
         more["json"] = {"fields": field_rules(objects), **_style(answers)}
     elif kind == "label_set":
         separator, sets = label_sets(answers) or ("json", [])
-        labels = columns.indicators or tuple(sorted({label for one in sets for label in one}))
+        alone = {one[0] for one in sets if len(one) == 1} - {label for one in sets if len(one) > 1 for label in one}
+        nothing = {"none"} & alone  # how a file says that no label fits
+        labels = columns.indicators or tuple(sorted({label for one in sets for label in one} - nothing))
         more["label_set"] = {"separator": " | " if columns.indicators else separator}
     return Understanding(
         source=table.source,

@@ -36,7 +36,8 @@ def choose_fields(task: Task, pool: PooledAnswers, settings: RuleSettings) -> Fi
     chosen = apply_rule(scores[has], ids, calibration, settings)
     kept: BoolArray = np.zeros_like(has)
     kept[has] = chosen.kept
-    return FieldChoice(replace(chosen, kept=kept.any(axis=1)), calibration, kept)
+    answers: BoolArray = np.asarray(kept.any(axis=1), dtype=np.bool_)
+    return FieldChoice(replace(chosen, kept=answers), calibration, kept)
 
 
 def reduced(task: Task, answer: str, kept: BoolArray) -> str:

@@ -83,6 +83,7 @@ async def by_pool(
         annotators={a.id: AnnotatorUse(role=a.role, read_by=a.reading) for a in crew.everybody},
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
+        fields=corpus.task.fields or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
         messages=(*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)),
         warnings=tuple(alerts),

@@ -40,6 +40,11 @@ class Chat:
         return json.dumps({name: value for name, value in kept.items() if value}, ensure_ascii=False)
 
     @property
+    def without_weights(self) -> Self:
+        """The conversation as a model is shown it: a turn's weight is for its training, and no chat API takes it."""
+        return replace(self, turns=tuple(_without_weight(turn) for turn in self.turns))
+
+    @property
     def question(self) -> str:
         """What is asked, as a person reads it: the user's turn alone where there is no other."""
         if len(self.turns) == 1 and self.turns[0].role == "user":
@@ -67,7 +72,7 @@ def chat_prompt(instruction: str, chat: Chat, shots: Sequence[tuple[Chat, str]] 
         shots: solved conversations with their replies, nearest first; they stand in the system turn, nearest last.
         closing: what is asked in addition, behind the user's last words.
     """
-    turns = [_without_weight(turn) for turn in chat.turns]
+    turns = list(chat.turns)
     if instruction and turns[0].role not in _SYSTEM:
         turns.insert(0, Message("system", instruction))
     if shots:
@@ -88,7 +93,6 @@ def chat_prompt(instruction: str, chat: Chat, shots: Sequence[tuple[Chat, str]] 
 
 
 def _without_weight(turn: Message) -> Message:
-    """A turn's weight is for its training: no chat API takes it."""
     if '"weight"' not in turn.more:
         return turn
     more = {name: value for name, value in json.loads(turn.more).items() if name != "weight"}

@@ -143,6 +143,12 @@ def read_object(text: str) -> dict[str, JsonValue] | None:
     return cast("dict[str, JsonValue]", found) if isinstance(found, dict) else None
 
 
+def alike(ours: Mapping[str, JsonValue], theirs: Mapping[str, JsonValue]) -> bool:
+    """Whether two objects say the same where no task tells how: texts as texts, lists as sets, all else exactly."""
+    a, b = _flat(ours), _flat(theirs)
+    return a.keys() == b.keys() and all(_members(a[name]) == _members(b[name]) for name in a)
+
+
 def field_rules(objects: Iterable[Mapping[str, JsonValue]]) -> dict[str, FieldRule]:
     """How fields are best compared, from the values that labelled rows have; in the order of their first use.
 

@@ -100,7 +100,12 @@ class Task:
         return KINDS[self.definition.kind]
 
     def prompt(
-        self, example: Example, shots: Sequence[Example] = (), permutation: Sequence[int] | None = None
+        self,
+        example: Example,
+        shots: Sequence[Example] = (),
+        permutation: Sequence[int] | None = None,
+        *,
+        weights: bool = False,
     ) -> Prompt:
         """Ask for one answer.
 
@@ -108,9 +113,10 @@ class Task:
             example: the question.
             shots: solved examples, nearest first, as retrieval returns them; the prompt shows the nearest last.
             permutation: `permutation[i]` is the canonical index of the option shown at position i.
+            weights: leave a conversation's turns the weights that they have in its file, for a training.
         """
         if example.chat is not None:
-            return self._chat_prompt(example, shots)
+            return self._chat_prompt(example, shots, weights=weights)
         return self._render(self._ask(example, permutation, f"Reply with one line: {self._answer_line}"), shots)
 
     def justify_prompt(
@@ -262,10 +268,13 @@ class Task:
         lines = (f"Question: {shot.question}", self._kind.listed_in_shot(self.definition, shot), target(shot.answer))
         return "\n".join(line for line in lines if line)
 
-    def _chat_prompt(self, example: Example, shots: Sequence[Example], closing: str = "") -> Prompt:
+    def _chat_prompt(
+        self, example: Example, shots: Sequence[Example], closing: str = "", *, weights: bool = False
+    ) -> Prompt:
         """A conversation as it stands; the answers of solved ones as their replies."""
         known = [(Chat.read(shot.chat or "{}"), self.target(shot, shot.answer or "")) for shot in shots]
-        return chat_prompt(self.definition.instruction, Chat.read(example.chat or ""), known, closing)
+        chat = Chat.read(example.chat or "")
+        return chat_prompt(self.definition.instruction, chat if weights else chat.without_weights, known, closing)
 
     def _is_letter(self, example: Example, answer: str) -> bool:
         return self.lettered and answer in (self.labels(example) or ())

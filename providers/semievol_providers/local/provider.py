@@ -390,6 +390,13 @@ def prompt_ids(tokens: ChatTokens, prompt: Prompt) -> tuple[int, ...]:
     Raises:
         RefusedError: the chat template refuses it.
     """
+    if prompt.tools or any("tool_calls" in turn.more for turn in prompt.messages):
+        raise RefusedError(
+            "This conversation offers or calls tools, and models that run here are not shown tools. Use a vendor's "
+            "model, or take these rows out.",
+            status=400,
+            code="invalid_prompt",
+        )
     messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
     if prompt.prefill is not None:
         messages.append({"role": "assistant", "content": prompt.prefill})

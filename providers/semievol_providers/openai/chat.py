@@ -62,9 +62,11 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     """
     prompt = request.prompt
     body: dict[str, Any] = {
-        "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+        "messages": [turn.body for turn in prompt.messages],
         "model": request.model,
     }
+    if prompt.tools:
+        body["tools"] = msgspec.json.decode(prompt.tools)
     flat = dialect.logprobs_shape == "flat"
     if request.logprobs or request.top_logprobs:
         body["logprobs"] = max(1, request.top_logprobs) if flat else True
