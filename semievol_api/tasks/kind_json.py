@@ -36,7 +36,8 @@ class JsonSettings(Settings):
     """`[json]`: the fields of the answers, and what a confidence for each of them comes to."""
 
     fields: Mapping[str, FieldRule] = {}
-    """How each field is compared. A dot reaches into a nested object, such as `address.city`."""
+    """How each field is compared. A dot reaches into a nested object, such as `address.city`; a dot of a name is
+    written with a backslash before it."""
     pool: Literal["weakest", "product"] = "weakest"
     """The confidence of an answer: that of its least certain field, or the product over its fields."""
     partial: bool = False
@@ -193,22 +194,38 @@ def _flat(found: Mapping[str, Any], prefix: str = "") -> dict[str, JsonValue]:
     flat: dict[str, JsonValue] = {}
     for name, value in found.items():
         if isinstance(value, dict):
-            flat |= _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+            flat |= _flat(cast("dict[str, Any]", value), f"{prefix}{_escaped(name)}.")
         elif value is not None and value != "" and value != []:
-            flat[f"{prefix}{name}"] = value
+            flat[f"{prefix}{_escaped(name)}"] = value
     return flat
 
 
 def _nested(flat: Mapping[str, JsonValue]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in flat.items():
-        *outer, last = name.split(".")
+        *outer, last = _path(name)
         here = nested
         for part in outer:
             inner = here.setdefault(part, {})
             here = inner if isinstance(inner, dict) else here
         here[last] = value
     return nested
+
+
+def _escaped(name: str) -> str:
+    """A name as a part of a dotted one."""
+    return name.replace("\\", "\\\\").replace(".", "\\.")
+
+
+def _path(dotted: str) -> list[str]:
+    """The names that a dotted one stands for."""
+    names, rest = [""], iter(dotted)
+    for character in rest:
+        if character == ".":
+            names.append("")
+        else:
+            names[-1] += next(rest, "") if character == "\\" else character
+    return names
 
 
 def _dumps(value: object, separators: tuple[str, str] = (", ", ": ")) -> str:
@@ -239,7 +256,7 @@ def _members_at(text: str, at: int, prefix: str = "") -> Iterator[tuple[str, tup
     """The places of the members of the object that begins at a place, nested ones by their dotted names."""
     at += 1
     while at > 0 and (name := _NAME.match(text, at)):
-        key = f"{prefix}{json.loads(name[1])}"
+        key = f"{prefix}{_escaped(json.loads(name[1]))}"
         try:
             value, end = _DECODER.raw_decode(text, name.end())
         except (json.JSONDecodeError, RecursionError):
