@@ -44,6 +44,7 @@ class Annotator:
 
     `temperature` of None is `[annotate] temperature` where answers are sampled, else 0. `neighbours` vote where
     `reading` is `neighbour_vote`, with `sharpness`. `alternatives` are asked for at each token, as the probe found.
+    `held` to the JSON schema of the task's answers while they are written, where the probe found that possible.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Annotator:
     neighbours: int = 0
     sharpness: float = 10.0
     alternatives: int = 0
+    held: bool = False
 
     @property
     def depth(self) -> int:

@@ -270,7 +270,7 @@ def question(
     if asking.exact:
         prompt, request = _read(student.models[annotator.role], prompt, shown, None if task.chat else PREFILL)
     else:
-        request = _chat(student, annotator, asking, (example, prompt), sampling)
+        request = _chat(student, annotator, asking, (example, prompt), sampling, schema=task.schema)
     return Question(
         example=example,
         asker=annotator.id,
@@ -333,7 +333,13 @@ def _order_for(task: Task, order: tuple[int, ...] | None) -> tuple[int, ...] | N
 
 
 def _chat(
-    student: Student, annotator: Annotator, asking: Asking, asked: tuple[Example, Prompt], sampling: SamplingParams
+    student: Student,
+    annotator: Annotator,
+    asking: Asking,
+    asked: tuple[Example, Prompt],
+    sampling: SamplingParams,
+    *,
+    schema: str = "",
 ) -> ChatRequest:
     example, prompt = asked
     model = student.models[annotator.role]
@@ -352,4 +358,5 @@ def _chat(
         seed=request_seed(student.seed, annotator.id, example.id),
         logprobs=asking.logprobs,
         top_logprobs=min(alternatives, most or alternatives),
+        schema=schema if annotator.held else "",
     )

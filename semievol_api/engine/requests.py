@@ -166,6 +166,7 @@ class ChatKind(Kind[ChatRequest, Reply]):
                 request.stop,
                 request.logprobs,
                 request.top_logprobs,
+                *((request.schema,) if request.schema else ()),
             )
         )
 

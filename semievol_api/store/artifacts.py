@@ -113,18 +113,24 @@ class Folds:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What each asked model's server gives, found by one cheap call each; by role."""
+    """What each asked model's server gives, found by one cheap call each; by role.
+
+    `schemas` are the roles whose server holds an answer to a JSON schema.
+    """
 
     of: Mapping[str, Ability]
+    schemas: tuple[str, ...] = ()
 
     def pack(self) -> Packed:
-        """One document."""
-        return Packed(documents={"abilities": dict(self.of)})
+        """One document, and another where there are schemas."""
+        found: dict[str, object] = {"abilities": dict(self.of)}
+        return Packed(documents={**found, **({"schemas": list(self.schemas)} if self.schemas else {})})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]))
+        schemas = cast("list[str]", packed.documents.get("schemas", []))
+        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]), tuple(schemas))
 
 
 @fingerprinted("ids", "similarities", "making", "note")

@@ -113,6 +113,10 @@ class TaskKind:
         """Where each field that a response has stands in it: the places of its first and behind its last character."""
         return {}
 
+    def schema(self, task: TaskDefinition) -> str:
+        """The JSON schema of every reply, as JSON; empty where replies are no JSON."""
+        return ""
+
     def weakest(self, task: TaskDefinition) -> bool:
         """Whether an answer is as certain as its least certain field; else the product over its fields counts."""
         return True

@@ -120,6 +120,17 @@ class JsonObject(TaskKind):
             return _same_number(ours, theirs, task.number)
         return rule == "text" and comparable(_plain(ours)) == comparable(_plain(theirs))
 
+    def schema(self, task: TaskDefinition) -> str:
+        """An object with any of the task's fields and no others."""
+        tree: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+        for dotted, rule in task.json_.fields.items():
+            here, names = tree, _path(dotted)
+            for name in names[:-1]:
+                inner = {"type": "object", "properties": {}, "additionalProperties": False}
+                here = here["properties"].setdefault(name, inner)
+            here["properties"][names[-1]] = {"type": list(_TYPES[rule])}
+        return _dumps(tree)
+
     def weakest(self, task: TaskDefinition) -> bool:
         """As `[json] pool` says."""
         return task.json_.pool == "weakest"
@@ -130,6 +141,13 @@ class JsonObject(TaskKind):
         return dict(_members_at(text, text.find("{", start)))
 
 
+_TYPES: Mapping[FieldRule, tuple[str, ...]] = {
+    "text": ("string",),
+    "number": ("number", "string"),
+    "set": ("array",),
+    "exact": ("string", "number", "boolean", "array"),
+}
+"""What a field of each rule may hold."""
 _MARKER = re.compile(r"(?<![a-z])answer[\s*_]*:", re.IGNORECASE)
 _DECODER = json.JSONDecoder()
 _NAME = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*')

@@ -203,6 +203,11 @@ class Task:
         return self._kind.fields(self.definition)
 
     @property
+    def schema(self) -> str:
+        """The JSON schema of every reply, as JSON; empty where replies are no bare JSON."""
+        return self._kind.schema(self.definition) if self.chat else ""
+
+    @property
     def weakest(self) -> bool:
         """Whether an answer is as certain as its least certain field; else the product over its fields counts."""
         return self._kind.weakest(self.definition)

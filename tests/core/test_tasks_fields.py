@@ -162,3 +162,11 @@ def test_micro_f1_counts_fields_and_macro_f1_is_the_mean_over_them() -> None:
 
 def test_an_absent_value_is_the_same_as_itself_alone() -> None:
     assert BOOKING.same("date", ABSENT, ABSENT) and not BOOKING.same("date", ABSENT, '"x"')
+
+
+def test_the_schema_of_a_conversations_reply_allows_any_of_the_fields_and_no_others() -> None:
+    task = task_of("json", json={"fields": {"date": "text", "at.city": "exact"}}, columns={"messages": "messages"})
+    schema = json.loads(task.schema)
+    assert schema["properties"]["date"] == {"type": ["string"]} and schema["additionalProperties"] is False
+    assert set(schema["properties"]["at"]["properties"]) == {"city"}
+    assert BOOKING.schema == "", "a reply that begins with Answer: is no JSON"

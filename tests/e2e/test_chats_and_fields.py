@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from semievol_api import run
+from semievol_api.records import Evidence
 from semievol_api.report.labels import read_label_table
 from semievol_api.report.review_server import ReviewSession
-from semievol_api.store.artifacts import Selection, Verdict
+from semievol_api.store.artifacts import Abilities, EvidenceTable, Selection, Verdict
 from semievol_api.store.run_store import load_artifact
 from tests.e2e.conftest import Semievol
 
@@ -197,6 +198,25 @@ def test_the_papers_modes_take_conversations_and_fields_too(finished: Path, tmp_
     config.write_text(config.read_text("utf-8").replace('mode = "calibrated"', f'mode = "{mode}"'), "utf-8")
     verdict = run(config).verdict
     assert {"base", "semievol"} <= {model.name for model in verdict.models if model.fields}
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_annotators_are_held_to_the_fields_schema_where_the_probe_finds_that_possible(
+    finished: Path, tmp_path: Path, takes: bool
+) -> None:
+    shutil.copytree(finished.parent, tmp_path / "held", ignore=shutil.ignore_patterns("out", "server"))
+    config = tmp_path / "held" / "semievol.toml"
+    config.write_text(config.read_text("utf-8").replace("skill = 0.8", f"skill = 0.8\nschemas = {str(takes).lower()}"))
+    result = run(config)
+    found = load_artifact(result.folder, "probe", Abilities)
+    assert found is not None and set(found.schemas) == ({"warm", "base", "judge"} if takes else set())
+    refused = [row for row in _rows(result.folder) if row.finish == "failed"]
+    assert not refused
+
+
+def _rows(folder: Path) -> list[Evidence]:
+    table = load_artifact(folder, "collaborate", EvidenceTable)
+    return [] if table is None else list(table.rows())
 
 
 TAGS = ("delivery", "price", "quality", "service")

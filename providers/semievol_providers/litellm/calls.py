@@ -208,6 +208,9 @@ def _chat_arguments(request: ChatRequest, access: Access) -> dict[str, Any]:
     }
     if request.prompt.tools:
         arguments["tools"] = json.loads(request.prompt.tools)
+    if request.schema:
+        held = {"name": "answer", "schema": json.loads(request.schema)}
+        arguments["response_format"] = {"type": "json_schema", "json_schema": held}
     if request.n != 1:
         arguments["n"] = request.n
     if request.seed is not None:

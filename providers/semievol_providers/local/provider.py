@@ -37,7 +37,7 @@ from semievol_api.capabilities import (
     Reply,
     TrainSpec,
 )
-from semievol_api.errors import ConfigError, MissingExtraError, RefusedError, UserError
+from semievol_api.errors import ConfigError, MissingAbilityError, MissingExtraError, RefusedError, UserError
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
 from semievol_providers.local.chat_tokens import ChatTokens, PromptError, label_token_ids
 from semievol_providers.local.disk import is_out_of_memory
@@ -340,6 +340,8 @@ class LocalChat:
         Raises:
             RefusedError: an unknown model, a prompt that doesn't fit or that the chat template refuses.
         """
+        if request.schema:
+            raise MissingAbilityError("Models that run here cannot be held to a JSON schema. Ask without one.")
         engine = await self._holder.engine()
         asked = GenerateRequest(
             prompt_ids=prompt_ids(engine.tokens, request.prompt),

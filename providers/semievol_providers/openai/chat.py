@@ -90,6 +90,9 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     body[dialect.max_tokens_field] = request.max_tokens
     if request.n != 1:
         body["n"] = request.n
+    if request.schema:
+        held = {"name": "answer", "schema": msgspec.json.decode(request.schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": held}
     if request.seed is not None:
         body["seed"] = request.seed
     if request.stop:

@@ -99,6 +99,7 @@ class Manners:
     ignores_logprobs: bool = False
     refuses_logprobs: bool = False
     shows_alternatives: bool = True
+    takes_schemas: bool = False
 
 
 class ScriptedChat:
@@ -114,6 +115,8 @@ class ScriptedChat:
         """`n` answers; temperature 0 gives the same one `n` times."""
         if self._manners.refuses_logprobs and (request.logprobs or request.top_logprobs):
             raise RefusedError("logprobs is not supported with this model.", status=400, param="logprobs")
+        if request.schema and not self._manners.takes_schemas:
+            raise RefusedError("response_format is not supported with this model.", status=400, param="response_format")
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
         shown = "\n".join(m.content for m in request.prompt.messages)
