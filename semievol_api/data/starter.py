@@ -81,16 +81,24 @@ def start(
             f"{table.source} is the labelled file, and {why}. Its columns: {', '.join(table.columns)}. Name the one "
             f"that holds the answers with --answer COLUMN (and --question COLUMN)."
         )
-    task = Task(_definition(found))
+    task, free = Task(_definition(found)), found.kind == "free_text" and found.columns.messages is not None
     if unlabeled is not None:
         seen = _labels_of(task, read_examples(table, task, "labeled").examples)
         paths = DataPaths(str(data.resolve()), str(unlabeled.resolve()), str(test.resolve()) if test else None)
-        return Starter(found, {TASK_FILE: task_text, CONFIG_FILE: render_config(paths)}, tuple(_untaught(found, seen)))
+        return Starter(
+            found,
+            {TASK_FILE: task_text, CONFIG_FILE: render_config(paths, free_replies=free)},
+            tuple(_untaught(found, seen)),
+        )
     parts, remarks = _parts(table, task, found, with_test=test is None)
     paths = DataPaths("labeled.jsonl", "unlabeled.jsonl", str(test.resolve()) if test else None)
     if parts.get("test.jsonl"):
         paths = DataPaths(paths.labeled, paths.unlabeled, "test.jsonl")
-    files = {TASK_FILE: task_text, CONFIG_FILE: render_config(paths), **{k: v for k, v in parts.items() if v}}
+    files = {
+        TASK_FILE: task_text,
+        CONFIG_FILE: render_config(paths, free_replies=free),
+        **{k: v for k, v in parts.items() if v},
+    }
     return Starter(found, files, remarks)
 
 
@@ -117,11 +125,16 @@ def render_task(found: Understanding) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_config(paths: DataPaths) -> str:
-    """The text of a config for one OpenAI-compatible provider."""
+def render_config(paths: DataPaths, *, free_replies: bool = False) -> str:
+    """The text of a config for one OpenAI-compatible provider.
+
+    Free replies are ranked as the paper does: no two are alike, so nothing could be calibrated.
+    """
+    mode = "paper" if free_replies else "calibrated"
+    others = '"calibrated"' if free_replies else '"paper"'
     test = f"test = {_toml(paths.test)}\n" if paths.test else "# No test file: the evaluation is skipped.\n"
     return (
-        '[run]\nfolder = "runs/first"\nmode = "calibrated"     # or "paper", "official-2025": docs/method.md\n'
+        f'[run]\nfolder = "runs/first"\nmode = "{mode}"     # or {others}, "official-2025": docs/method.md\n'
         "seed = 0\n\n"
         f"[data]\ntask = {_toml(TASK_FILE)}\nlabeled = {_toml(paths.labeled)}\n"
         f"unlabeled = {_toml(paths.unlabeled)}\n"

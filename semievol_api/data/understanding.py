@@ -124,7 +124,13 @@ def _understand_chats(table: Table, columns: Columns) -> Understanding:
     shown = (
         f"Column {columns.messages!r} holds conversations, which a model is shown as they are; the reply is the answer."
     )
-    return replace(found, reasons=(shown, why, found.reasons[-1]), more={"instruction": instruction, **found.more})
+    last = found.reasons[-1]
+    if found.kind == "free_text":
+        last += (
+            " Free replies are ranked by how likely the model finds them (mode paper): no two are alike, so nothing "
+            "is promised, and accuracy counts replies that match word for word."
+        )
+    return replace(found, reasons=(shown, why, last), more={"instruction": instruction, **found.more})
 
 
 def _understood(table: Table, columns: Columns, cells: Sequence[str]) -> Understanding:

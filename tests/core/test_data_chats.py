@@ -150,6 +150,7 @@ def test_free_replies_stay_as_they_are_written(tmp_path: Path) -> None:
     for i, one in enumerate(rows):
         one["messages"][-1]["content"] = f"Dear guest {i},\n\n  *thank you*.\nAnswer: soon"
     task, data = begun(tmp_path, rows)
+    assert load_config(tmp_path / "semievol.toml").run.mode == "paper", "nothing can be calibrated on free replies"
     assert task.kind == "free_text" and (data.labeled[0].answer or "").count("\n") == 3
     assert all(line in rows for line in lines_of(task, data))
     assert task.parse(" A\n\nB \n", data.labeled[0]) == "A\n\nB"
