@@ -73,7 +73,7 @@ def pool_fields(task: Task, items: int, annotators: Sequence[AnnotatorAnswers]) 
         for item in np.flatnonzero(pooled.label >= 0).tolist():
             chosen[item][name] = values[item][int(pooled.label[item])]
     silent = np.isnan(scores).any(axis=1)
-    answers = [None if none else task.joined(fields) for none, fields in zip(silent.tolist(), chosen, strict=True)]
+    answers = [None if silent[item] else task.joined(chosen[item]) for item in range(items)]
     scores[silent], margins[silent] = np.nan, np.nan
     return PooledFields(answers, scores, margins, agreed)
 

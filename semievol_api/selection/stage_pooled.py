@@ -159,7 +159,8 @@ def _kept_table(task: Task, part: pa.Table, choice: Choice, at: slice, reviewed:
     part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
     ids, answers, scores = (part[name].to_pylist() for name in ("example_id", "answer", "score"))
     if choice.fields is not None:
-        answers = [reduced(task, *pair) for pair in zip(answers, choice.fields[at][taken], strict=True)]
+        kept = choice.fields[at][taken]
+        answers = [None if a is None else reduced(task, a, kept[place]) for place, a in enumerate(answers)]
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]

@@ -128,8 +128,8 @@ def _turn(number: int, position: int, message: object, *, tools: bool) -> Turn:
         raise TrainingFileError(f"{place}: 'weight' must be 0 or 1.")
     if weight != 1 and role != "assistant":
         raise TrainingFileError(f"{place}: 'weight' is for assistant messages only.")
-    said = msgspec.json.encode(more).decode() if more else ""
-    return Turn(str(role), content, role == "assistant" and weight == 1, said)
+    calls = msgspec.json.encode(more).decode() if more else ""
+    return Turn(str(role), content, role == "assistant" and weight == 1, calls)
 
 
 # -------------------------------------------------------------------------------------- before an upload
