@@ -99,7 +99,7 @@ class TaskKind:
 
     def joined(self, task: TaskDefinition, parts: Mapping[str, str]) -> str:
         """The canonical answer of such values."""
-        raise NotImplementedError(f"answers of kind {task.kind!r} have no fields")
+        raise ValueError(f"answers of kind {task.kind!r} have no fields")
 
     def values(self, task: TaskDefinition, field: str) -> tuple[str, ...] | None:
         """The closed set of a field's values, `absent` among them; None where any value is possible."""

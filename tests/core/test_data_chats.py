@@ -159,7 +159,8 @@ def test_free_replies_stay_as_they_are_written(tmp_path: Path) -> None:
 def test_json_replies_are_trained_on_as_the_user_writes_them(tmp_path: Path) -> None:
     rows = [row(i) for i in range(60)]
     for i, one in enumerate(rows):
-        one["messages"][-1]["content"] = json.dumps({"n": i, "who": f"guest {i}"}, separators=(",", ":"))
+        odd = {"who": f"guest {i}", "n": i} if i % 5 == 4 else {"n": i, "who": f"guest {i}"}
+        one["messages"][-1]["content"] = json.dumps(odd, separators=(",", ":"))
     task, data = begun(tmp_path, rows)
     assert (task.kind, task.fields) == ("json", ("n", "who"))
     assert all(line in rows for line in lines_of(task, data))
