@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ def read_chat(table: Table, row: int, columns: Columns) -> Chat:
         reply = turns.pop().content
     if not any(turn.role == "user" for turn in turns):
         raise DataError(f"{where}: the conversation has no turn of the user's, so nothing is asked.")
-    return Chat(tuple(turns), reply or None, _tools(table.rows[row].get("tools")))
+    return Chat(tuple(turns), reply or None, _tools(table.rows[row].get("tools"), where))
 
 
 def ends_with_calls(table: Table, columns: Columns) -> tuple[int, ...]:
@@ -150,15 +150,24 @@ def _reply(cell: object, where: str) -> str:
 
 
 def _refuse_call(more: str, where: str) -> None:
-    if any(name in (json.loads(more) if more else {}) for name in _CALLS):
+    found = json.loads(more) if more else {}
+    if any(found.get(name) for name in _CALLS):
         raise DataError(
             f"{where}: the conversation ends with a tool call. An answer is a text here; calls in earlier turns and "
             f"the tools' results are kept as they are. Take rows that end with a call out of the file."
         )
 
 
-def _tools(cell: object) -> str:
+def _tools(cell: object, where: str) -> str:
     """The tools as the row has them, as JSON."""
-    if isinstance(cell, str):
-        return cell if cell.strip() not in ("", "[]") else ""
-    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, Sequence) and cell else ""
+    if cell is None or cell == "":
+        return ""
+    try:
+        found = json.loads(cell) if isinstance(cell, str) else cell
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list | tuple):
+        raise DataError(f"{where}: `tools` is no list of tools. Write it as OpenAI's files do, or leave it out.")
+    if not found:
+        return ""
+    return cell if isinstance(cell, str) else json.dumps(found, ensure_ascii=False)

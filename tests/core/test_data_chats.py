@@ -193,6 +193,15 @@ def test_a_turn_that_cannot_be_shown_as_it_is_is_refused_with_its_place(
         begun(tmp_path, [row(i, before=(turn,)) for i in range(60)])
 
 
+def test_tools_that_are_no_list_are_refused_and_an_empty_list_of_calls_is_no_call(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(60)]
+    rows[0]["messages"][-1]["tool_calls"] = []
+    assert len(begun(tmp_path, rows)[1].labeled) == 12
+    rows[7]["tools"] = "stock"
+    with pytest.raises(DataError, match=r"line 8: `tools` is no list"):
+        begun(tmp_path, rows)
+
+
 def test_parts_of_text_are_one_text(tmp_path: Path) -> None:
     parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     task, data = begun(tmp_path, [row(i, before=(parts, {"role": "assistant", "content": "?"})) for i in range(60)])
