@@ -72,7 +72,7 @@ def pool_fields(task: Task, items: int, annotators: Sequence[AnnotatorAnswers]) 
         agreed &= pooled.agreed
         for item in np.flatnonzero(pooled.label >= 0).tolist():
             chosen[item][name] = values[item][int(pooled.label[item])]
-    silent = np.isnan(scores).any(axis=1)
+    silent: BoolArray = np.asarray(np.isnan(scores).any(axis=1), dtype=np.bool_).reshape(items)
     answers = [None if silent[item] else task.joined(chosen[item]) for item in range(items)]
     scores[silent], margins[silent] = np.nan, np.nan
     return PooledFields(answers, scores, margins, agreed)

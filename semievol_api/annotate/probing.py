@@ -33,7 +33,7 @@ async def probe(student: Student, corpus: Corpus, crew: Crew, max_tokens: int) -
     examples = corpus.data.unlabeled[:1] or corpus.data.labeled[:1]
     if not roles or not examples:
         return Abilities({})
-    found = {role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles}
+    found: dict[str, Ability] = {role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles}
     schemas = [
         role for role in roles if corpus.task.schema and await _held(student, corpus, role, examples[0], max_tokens)
     ]

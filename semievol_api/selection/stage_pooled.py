@@ -160,7 +160,7 @@ def _kept_table(task: Task, part: pa.Table, choice: Choice, at: slice, reviewed:
     ids, answers, scores = (part[name].to_pylist() for name in ("example_id", "answer", "score"))
     if choice.fields is not None:
         kept = choice.fields[at][taken]
-        answers = [None if a is None else reduced(task, a, kept[place]) for place, a in enumerate(answers)]
+        answers = [answer and reduced(task, answer, kept[place]) for place, answer in enumerate(answers)]
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
