@@ -37,7 +37,10 @@ async def probe(student: Student, corpus: Corpus, crew: Crew, max_tokens: int) -
         return Abilities({})
     found = {role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles}
     most = {role: one.most for role, one in found.items() if one.most is not None}
-    return Abilities({role: one.ability for role, one in found.items()}, most)
+    schemas = [
+        role for role in roles if corpus.task.schema and await _held(student, corpus, role, examples[0], max_tokens)
+    ]
+    return Abilities({role: one.ability for role, one in found.items()}, most, tuple(schemas))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ def _resolved(annotator: Annotator, abilities: Abilities, task: Task) -> Annotat
     given = evidence_given(ability, task.closed)
     asking = choose_estimator(given, named.name if named else None).asked[ability]
     alternatives = min(asking.alternatives, abilities.most.get(annotator.role, asking.alternatives))
-    return replace(annotator, reading=asking.reading, alternatives=alternatives)
+    held = annotator.role in abilities.schemas
+    return replace(annotator, reading=asking.reading, alternatives=alternatives, held=held)
 
 
 async def _ability(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> _Found:
@@ -101,6 +105,17 @@ async def _asked(
     except MissingAbilityError:
         return None
     return rows[0] if rows else None
+
+
+async def _held(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> bool:
+    """Whether the role's server takes the task's JSON schema and answers by it."""
+    annotator = Annotator(f"probe-schema-{role}", role, 0, reading="votes", temperature=0.0, held=True)
+    questions = questions_of(student, corpus, annotator, (example,), SamplingParams(max_tokens, 0.0))
+    try:
+        rows = await ask(replace(student, max_failed_share=1.0), corpus.task, questions, stage="probe")
+    except MissingAbilityError:
+        return False
+    return bool(rows) and rows[0].answer is not None
 
 
 def _shows(row: Evidence, ability: Ability, task: Task) -> bool:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from semievol_api.cassettes.scrub import replace_key_shapes
 from semievol_api.config.settings import parse_settings
-from semievol_api.data.cells import Options, fields_of, filled, options_of, passage_of, text_of
+from semievol_api.data.cells import Options, fields_of, filled, options_of, passage_of, plain_text, text_of
+from semievol_api.data.chats import ends_with_calls, read_chat, without_instruction
 from semievol_api.data.read_files import Row, Table
 from semievol_api.data.schemas import HIDDEN, as_examples, examples_table
 from semievol_api.data.table import ChunkedTable, Scratch, free_memory, hash_of, repeated
@@ -250,11 +251,17 @@ def content_id(question: str, options: Sequence[str]) -> str:
 
 def _require_columns(table: Table, task: Task, role: DataRole, columns: Columns) -> None:
     """Refuse a table that lacks a column."""
-    for column in fields_of(task.definition.prompt) if task.definition.prompt else (columns.question,):
-        table.require(column, "question")
+    if columns.messages is not None:
+        table.require(columns.messages, "conversation")
+        refuse_calls(table, columns)
+    else:
+        for column in fields_of(task.definition.prompt) if task.definition.prompt else (columns.question,):
+            table.require(column, "question")
+    for column in columns.indicators:
+        table.require(column, "indicator of a label")
     for column in _option_columns(table, task, columns):
         table.require(column, "options")
-    if role != "unlabeled":
+    if role != "unlabeled" and not columns.messages and not columns.indicators:
         if columns.answer is None:
             raise DataError(f"The task names no answer column, and {table.source} is the {role} file. Name one.")
         table.require(columns.answer, "answer")
@@ -262,6 +269,18 @@ def _require_columns(table: Table, task: Task, role: DataRole, columns: Columns)
     for purpose, named in optional.items():
         if named is not None:
             table.require(named, purpose)
+
+
+def refuse_calls(table: Table, columns: Columns) -> None:
+    """Refuse a table of conversations of which some end with a tool call."""
+    lines = ends_with_calls(table, columns)
+    if lines:
+        named = ", ".join(map(str, lines[:MOST_ROWS_NAMED])) + (", ..." if len(lines) > MOST_ROWS_NAMED else "")
+        raise DataError(
+            f"{table.source}: {len(lines)} of {len(table.rows)} conversations end with a tool call ({table.unit} "
+            f"{named}). An answer is a text here; calls in earlier turns and the tools' results are kept as they are. "
+            f"Take the rows that end with a call out of the file."
+        )
 
 
 def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ...]:
@@ -290,6 +309,8 @@ class _Reader:
     def draft(self, row: int) -> _Draft | None:
         """A row as an example; None for an unlabelled row without a question."""
         table, task, columns = self._table, self._task, self._columns
+        if columns.messages is not None:
+            return self._draft_of_chat(row)
         template = task.definition.prompt
         question = filled(table, row, template) if template else text_of(table, row, columns.question)
         if not question and self._role == "unlabeled":
@@ -298,30 +319,54 @@ class _Reader:
             raise DataError(f"{table.where(row)}: the question (column {columns.question!r}) is empty.")
         context = passage_of(table, row, columns.context) if columns.context else ""
         given = options_of(table, row, self._names) if self._names else Options(task.definition.labels, None, ())
-        group = text_of(table, row, columns.group) if columns.group else ""
         whole = f"{context}\n\n{question}" if context else question
         options = given.texts if task.lettered else ()
         bare = Example(
-            id=text_of(table, row, columns.id) if columns.id else content_id(whole, options),
+            id=self._optional(row, columns.id) if columns.id else content_id(whole, options),
             question=whole,
             options=options,
-            group=group or (content_id(context, ()) if context else None),
-            category=(text_of(table, row, columns.category) or None) if columns.category else None,
+            group=self._optional(row, columns.group) or (content_id(context, ()) if context else None),
+            category=self._optional(row, columns.category) or None,
         )
-        if columns.id and not bare.id:
-            raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
-        answered, remark = self._with_answer(row, bare, given)
+        cell = answer_cell(table, row, columns)
+        return self._drafted(row, bare, given, (cell, f"answer (column {columns.answer!r})"))
+
+    def _draft_of_chat(self, row: int) -> _Draft:
+        """A conversation as an example: its turns without the reply, which a labelled row alone keeps word for word."""
+        table, columns = self._table, self._columns
+        whole = without_instruction(read_chat(table, row, columns), self._task.definition.instruction)
+        asked = replace(whole, reply=None)
+        bare = Example(
+            id=self._optional(row, columns.id) if columns.id else content_id(asked.text, ()),
+            question=asked.question,
+            group=self._optional(row, columns.group) or None,
+            category=self._optional(row, columns.category) or None,
+            chat=asked.text,
+        )
+        draft = self._drafted(row, bare, Options((), None, ()), ((whole.reply or "").strip(), "reply"))
+        return draft if self._role == "unlabeled" else replace(draft, example=replace(draft.example, chat=whole.text))
+
+    def _optional(self, row: int, column: str | None) -> str:
+        return text_of(self._table, row, column) if column else ""
+
+    def _drafted(self, row: int, bare: Example, given: Options, answer: tuple[str, str]) -> _Draft:
+        """The example with its answer; `answer` is the cell's text and what it is called."""
+        table = self._table
+        if self._columns.id and not bare.id:
+            raise DataError(f"{table.where(row)}: the id (column {self._columns.id!r}) is empty.")
+        answered, remark = self._with_answer(row, bare, given, answer)
         held_key = [KEYS_REMOVED] if row in table.held_keys else []
         return _Draft(answered, table.lines[row], (*given.remarks, *remark, *held_key))
 
-    def _with_answer(self, row: int, example: Example, given: Options) -> tuple[Example, list[str]]:
-        table, column = self._table, self._columns.answer
-        cell = text_of(table, row, column) if column else ""
+    def _with_answer(
+        self, row: int, example: Example, given: Options, answer: tuple[str, str]
+    ) -> tuple[Example, list[str]]:
+        cell, what = answer
         if not cell:
             if self._role == "unlabeled":
                 return example, []
             raise DataError(
-                f"{table.where(row)}: the answer (column {column!r}) is empty. "
+                f"{self._table.where(row)}: the {what} is empty. "
                 "Rows without an answer belong into the unlabelled file."
             )
         gold = self._gold(cell, example, given)
@@ -330,7 +375,7 @@ class _Reader:
             return replace(example, hidden_answer=gold), remarks if gold else [HIDDEN_UNREADABLE]
         if gold is None:
             why = self._task.why_refused(cell, example)
-            raise DataError(f"{table.where(row)}: the answer {cell[:80]!r} {why}")
+            raise DataError(f"{self._table.where(row)}: the answer {cell[:80]!r} {why}")
         return replace(example, answer=gold), remarks
 
     def _gold(self, cell: str, example: Example, given: Options) -> str | None:
@@ -339,6 +384,27 @@ class _Reader:
         return LETTERS[place] if place is not None else self._task.read_gold(cell, example)
 
 
+def answer_cell(table: Table, row: int, columns: Columns) -> str:
+    """The text of a row's answer, wherever its table keeps it; empty where there is none."""
+    if columns.messages is not None:
+        return (read_chat(table, row, columns).reply or "").strip()
+    if columns.indicators:
+        marks = {name: plain_text(table.cell(row, name)).casefold() for name in columns.indicators}
+        odd = next((name for name, mark in marks.items() if mark not in INDICATED), None)
+        if odd is not None:
+            raise DataError(f"{table.where(row)}: the column {odd!r} holds {marks[odd][:40]!r}, neither 0 nor 1.")
+        chosen = [name for name, mark in marks.items() if INDICATED[mark]]
+        return json.dumps(chosen, ensure_ascii=False) if any(marks.values()) else ""
+    if columns.answer is None:
+        return ""
+    value = table.cell(row, columns.answer)
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return text_of(table, row, columns.answer)
+
+
+INDICATED = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+"""What a cell of an indicator column says."""
 _ROWS_LOOKED_AT = 500
 
 

@@ -9,19 +9,19 @@ Knows nothing of the command line.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semievol_api.config.settings import parse_settings
-from semievol_api.data.cells import text_of
 from semievol_api.data.delimited import PLAIN
 from semievol_api.data.doubts import NOTHING_TOLD, Told, refuse_no_header
-from semievol_api.data.examples import read_examples
+from semievol_api.data.examples import answer_cell, read_examples
+from semievol_api.data.frames import toml_lines
 from semievol_api.data.read_files import Table
 from semievol_api.data.sources import read_source
 from semievol_api.data.splits import split
-from semievol_api.data.understanding import Understanding, is_answered, joined_labels, understood
+from semievol_api.data.understanding import Understanding, joined_labels, label_sets, understood
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition
@@ -90,15 +90,20 @@ def start(
     seen, table = understood(table, question=question, answer=answer, told=told)
     found = _with_labels_of(others.get("test"), _shared_by(seen, list(others.values())))
     if not found.answered:
+        if found.columns.messages is not None:
+            raise DataError(
+                f"{table.source} is the labelled file, and none of its conversations ends with the assistant's turn. "
+                f"Name the file whose conversations do, and this one with --unlabeled."
+            )
         why = "no column looks like the answer" if found.columns.answer is None else "the answers are all empty"
         raise DataError(
             f"{table.source} is the labelled file, and {why}. Its columns: {', '.join(table.columns)}. Name the one "
             f"that holds the answers with --answer COLUMN (and --question COLUMN)."
         )
-    task = Task(_definition(found))
+    task, free = Task(_definition(found)), found.kind == "free_text" and found.columns.messages is not None
     if unlabeled is not None:
-        labeled = read_examples(table, task, "labeled").examples
-        parts, remarks = dict[str, str](), tuple(_untaught(found, {example.answer for example in labeled}))
+        seen_labels = _labels_of(task, read_examples(table, task, "labeled").examples)
+        parts, remarks = dict[str, str](), tuple(_untaught(found, seen_labels))
     else:
         parts, remarks = _parts(table, task, found, with_test=test is None)
     if told.format != PLAIN:
@@ -106,7 +111,8 @@ def start(
         parts.setdefault("labeled.jsonl", _jsonl(table, range(len(table.rows))))
     given = {"labeled": data, "unlabeled": unlabeled, "test": test}
     paths = {name: f"{name}.jsonl" if parts.get(f"{name}.jsonl") else _absolute(path) for name, path in given.items()}
-    config = render_config(DataPaths(paths["labeled"] or "", paths["unlabeled"] or "", paths["test"]))
+    places = DataPaths(paths["labeled"] or "", paths["unlabeled"] or "", paths["test"])
+    config = render_config(places, free_replies=free)
     files = {TASK_FILE: render_task(found), CONFIG_FILE: config, **{k: v for k, v in parts.items() if v}}
     return Starter(found, files, remarks, _shown(table, task))
 
@@ -118,15 +124,13 @@ def _absolute(path: Path | None) -> str | None:
 def _shown(table: Table, task: Task) -> tuple[Shown, ...]:
     """The first labelled rows as they were read."""
     columns = task.definition.columns
-    answered = [row for row in range(len(table.rows)) if is_answered(table, row, columns.answer)][:_SHOWN_ROWS]
+    answered = [row for row in range(len(table.rows)) if answer_cell(table, row, columns)][:_SHOWN_ROWS]
     few = replace(
         table, rows=tuple(table.rows[row] for row in answered), lines=tuple(table.lines[row] for row in answered)
     )
     examples = read_examples(replace(few, held_keys=frozenset()), task, "labeled").examples
     return tuple(
-        Shown(
-            e.question, task.prompt(e).messages[-1].content, text_of(few, place, columns.answer or ""), e.answer or ""
-        )
+        Shown(e.question, task.prompt(e).messages[-1].content, answer_cell(few, place, columns), e.answer or "")
         for place, e in enumerate(examples)
     )
 
@@ -139,7 +143,7 @@ def render_task(found: Understanding) -> str:
         "# Change what is wrong; docs/tasks.md tells every key.",
         f"name = {_toml(Path(found.source).stem)}",
         f"kind = {_toml(found.kind)}",
-        f"instruction = {_toml(kind.instruction)}",
+        f"instruction = {_toml(found.more.get('instruction', kind.instruction))}",
     ]
     if found.labels:
         lines.append(f"labels = {_toml(list(found.labels))}")
@@ -147,8 +151,11 @@ def render_task(found: Understanding) -> str:
         lines.append("first_option_digit = 0")
     if isinstance(found.more.get("prompt"), str):
         lines.append(f"prompt = {_toml(found.more['prompt'])}")
-    lines += ["", "[columns]"]
-    lines += [f"{key} = {_toml(value)}" for key, value in found.columns.model_dump(mode="json").items() if value]
+    more = {name: section for name, section in found.more.items() if name != "number"}
+    sections = {"columns": {name: value for name, value in _columns(found).items() if value}, **more}
+    for name, section in sections.items():
+        if isinstance(section, Mapping):
+            lines += ["", *toml_lines({name: section}, "")]
     if kind.starter_lines:
         lines += ["", *kind.starter_lines]
     number = found.more.get("number")
@@ -157,11 +164,16 @@ def render_task(found: Understanding) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_config(paths: DataPaths) -> str:
-    """The text of a config for one OpenAI-compatible provider."""
+def render_config(paths: DataPaths, *, free_replies: bool = False) -> str:
+    """The text of a config for one OpenAI-compatible provider.
+
+    Free replies are ranked as the paper does: no two are alike, so nothing could be calibrated.
+    """
+    mode = "paper" if free_replies else "calibrated"
+    others = '"calibrated"' if free_replies else '"paper"'
     test = f"test = {_toml(paths.test)}\n" if paths.test else "# No test file: the evaluation is skipped.\n"
     return (
-        '[run]\nfolder = "runs/first"\nmode = "calibrated"     # or "paper", "official-2025": docs/method.md\n'
+        f'[run]\nfolder = "runs/first"\nmode = "{mode}"     # or {others}, "official-2025": docs/method.md\n'
         "seed = 0\n\n"
         f"[data]\ntask = {_toml(TASK_FILE)}\nlabeled = {_toml(paths.labeled)}\n"
         f"unlabeled = {_toml(paths.unlabeled)}\n"
@@ -194,16 +206,24 @@ def _shared_by(found: Understanding, others: Sequence[Table]) -> Understanding:
 
 def _with_labels_of(table: Table | None, found: Understanding) -> Understanding:
     """The same with the labels that only the test file knows: the set is one."""
-    column = found.columns.answer
-    if table is None or not KINDS[found.kind].fixed_labels or column is None:
+    if table is None or not found.labels:
         return found
-    cells = [text_of(table, row, column) for row in range(len(table.rows)) if is_answered(table, row, column)]
+    cells = [cell for row in range(len(table.rows)) if (cell := answer_cell(table, row, found.columns))]
+    if found.kind == "label_set":
+        more = {label for one in (label_sets(cells) or ("", []))[1] for label in one}
+        return replace(found, labels=(*found.labels, *sorted(more - set(found.labels))))
     known = {spelling for label in found.labels for spelling in (label, label.casefold(), f"{label}.0")}
     labels, _ = joined_labels([cell for cell in map(exact, cells) if not {cell, cell.casefold()} & known])
     return replace(found, labels=tuple(sorted((*found.labels, *labels))))
 
 
-def _untaught(found: Understanding, seen: Container[str | None]) -> Iterator[str]:
+def _labels_of(task: Task, examples: Iterable[Example]) -> set[str]:
+    """The labels that stand in some answer."""
+    answers = {e.answer for e in examples if e.answer is not None}
+    return {label for answer in answers for label in (task.parts(answer) if task.fields else (answer,))}
+
+
+def _untaught(found: Understanding, seen: Container[str]) -> Iterator[str]:
     missing = [label for label in found.labels if label not in seen]
     if missing:
         named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
@@ -211,6 +231,11 @@ def _untaught(found: Understanding, seen: Container[str | None]) -> Iterator[str
             f"No labelled row is left for {len(missing)} of {len(found.labels)} labels ({named}), so nothing would "
             f"teach them: label more, or make the parts yourself and name them with --unlabeled and --test."
         )
+
+
+def _columns(found: Understanding) -> Mapping[str, object]:
+    """The columns as the task file has them; where conversations are, what was found alone."""
+    return found.columns.model_dump(mode="json", exclude_unset=found.columns.messages is not None)
 
 
 def _definition(found: Understanding) -> TaskDefinition:
@@ -230,9 +255,9 @@ def _parts(
     table: Table, task: Task, found: Understanding, *, with_test: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The data's parts as JSONL texts, and sentences that say how they came about."""
-    column = found.columns.answer
-    answered = [row for row in range(len(table.rows)) if is_answered(table, row, column)]
-    rest = [row for row in range(len(table.rows)) if not is_answered(table, row, column)]
+    has = [bool(answer_cell(table, row, found.columns)) for row in range(len(table.rows))]
+    answered = [row for row, known in enumerate(has) if known]
+    rest = [row for row, known in enumerate(has) if not known]
     labeled_table = Table(
         table.source, table.unit, table.columns,
         tuple(table.rows[row] for row in answered), tuple(table.lines[row] for row in answered),
@@ -257,7 +282,7 @@ def _parts(
             "stay hidden from the method and are used only for the report."
         )
     remarks = [remark, f"Rows: {len(labeled)} labelled, {len(unlabeled)} unlabelled, {len(test)} for the test."]
-    remarks += _untaught(found, {e.answer for e in labeled})
+    remarks += _untaught(found, _labels_of(task, labeled))
     return {
         "labeled.jsonl": _jsonl(table, [row_of[e.id] for e in labeled]),
         "unlabeled.jsonl": _jsonl(table, unlabeled),

@@ -10,16 +10,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from semievol_api.data.cells import text_of
+from semievol_api.data.cells import plain_text
+from semievol_api.data.chats import chat_columns, read_chat, shared_instruction
 from semievol_api.data.column_roles import roles_of
 from semievol_api.data.doubts import NOTHING_TOLD, Told, refuse_no_header, without_placeholders
+from semievol_api.data.examples import answer_cell, refuse_calls
 from semievol_api.data.read_files import Table
 from semievol_api.data.sources import read_source
 from semievol_api.errors import DataError
 from semievol_api.tasks import Columns
+from semievol_api.tasks.kind_json import field_rules, read_object
 from semievol_api.tasks.kind_number import NumberSettings, read_gold_number
 from semievol_api.tasks.replies import comparable, exact
 
@@ -50,7 +53,7 @@ class Understanding:
     first_option_digit: int
     reasons: tuple[str, ...]
     more: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Further keys of the task file, such as the template of the question."""
+    """Further keys of the task file, such as the template of the question or the fields of JSON answers."""
 
 
 def understand(path: Path, *, question: str | None = None, answer: str | None = None) -> Understanding:
@@ -71,25 +74,86 @@ def understood(
         DataError: as `understand`; or only its owner can say something of it.
     """
     refuse_no_header(table, told)
+    chats = chat_columns(table)
+    if chats is not None and question in (None, chats.messages):
+        return _understand_chats(table, chats), table
     roles = roles_of(table, question=question, answer=answer)
-    table, emptied = without_placeholders(table, roles.columns.answer, told)
-    answers = _answers(table, roles.columns.answer)
-    kind, why = _kind(answers, has_options=roles.columns.options is not None)
+    columns, reasons = roles.columns, roles.reasons
+    table, emptied = without_placeholders(table, columns.answer, told)
+    if columns.answer is None and columns.options is None and (marks := _indicators(table, columns)):
+        columns = columns.model_copy(update={"indicators": marks})
+        reasons = (
+            *(reason for reason in reasons if not reason.startswith("Not used: ")),
+            f"Columns {', '.join(map(repr, marks))} hold 0 and 1: each is a label that a row has or has not.",
+        )
+    cells = _whole_numbers([answer_cell(table, row, columns) for row in range(len(table.rows))])
+    found = _of_answers(table, columns, cells, reasons=(*reasons, *emptied))
+    digit = roles.first_option_digit if found.kind == "multiple_choice" else 1
+    template = {"prompt": roles.template} if roles.template else {}
+    return replace(found, first_option_digit=digit, more={**template, **found.more}), table
+
+
+def _whole_numbers(cells: Sequence[str]) -> list[str]:
+    """The answers; whole numbers that a table writes as 1.0 are whole numbers."""
+    whole = [_WHOLE_FLOAT.fullmatch(cell) for cell in cells if cell]
+    return [match.group(1) if (match := _WHOLE_FLOAT.fullmatch(c)) else c for c in cells] if all(whole) else [*cells]
+
+
+def _understand_chats(table: Table, columns: Columns) -> Understanding:
+    """What a file of conversations holds: the reply is the answer, a system turn that all share the instruction."""
+    refuse_calls(table, columns)
+    chats = [read_chat(table, row, columns) for row in range(len(table.rows))]
+    instruction, beginnings = shared_instruction(chats)
+    found = _of_answers(table, columns, [(chat.reply or "").strip() for chat in chats])
+    if instruction:
+        why = "All conversations begin with the same system turn: it is the task's instruction."
+    elif beginnings > 1 or chats[0].turns[0].role != "user":
+        why = f"Conversations have {beginnings} different beginnings: each keeps its own, and the instruction is empty."
+    else:
+        why = "There is no system turn, so the instruction is empty."
+    shown = (
+        f"Column {columns.messages!r} holds conversations, which a model is shown as they are; the reply is the answer."
+    )
+    last = found.reasons[-1]
+    if found.kind == "free_text":
+        last += (
+            " Free replies are ranked by how likely the model finds them (mode paper): no two are alike, so nothing "
+            "is promised, and accuracy counts replies that match word for word."
+        )
+    return replace(found, reasons=(shown, why, last), more={"instruction": instruction, **found.more})
+
+
+def _of_answers(table: Table, columns: Columns, cells: Sequence[str], reasons: Sequence[str] = ()) -> Understanding:
+    """Kind and labels from the text of every row's answer, empty where there is none."""
+    answers = [cell for cell in cells if cell]
+    kind, why = _kind(answers, has_options=columns.options is not None)
     labels, joined = joined_labels(answers) if kind == "labels" else ((), ())
-    number, seen = _number_rules(table.source, answers) if kind == "number" else ({}, ())
-    found = Understanding(
+    seen: tuple[str, ...] = ()
+    more: dict[str, object] = {}
+    if kind == "number":
+        number, seen = _number_rules(table.source, answers)
+        more |= {"number": number} if number else {}
+    elif kind == "json":
+        objects = [found for answer in answers if (found := read_object(answer)) is not None]
+        more["json"] = {"fields": field_rules(objects), **_style(answers)}
+    elif kind == "label_set":
+        separator, sets = label_sets(answers) or ("json", [])
+        alone = {one[0] for one in sets if len(one) == 1} - {label for one in sets if len(one) > 1 for label in one}
+        nothing = {"none"} & alone  # how a file says that no label fits
+        labels = columns.indicators or tuple(sorted({label for one in sets for label in one} - nothing))
+        more["label_set"] = {"separator": " | " if columns.indicators else separator}
+    return Understanding(
         source=table.source,
         rows=len(table.rows),
         answered=len(answers),
         kind=kind,
-        columns=roles.columns,
+        columns=columns,
         labels=labels,
         answer_counts=tuple(Counter(answers).most_common(10)),
-        first_option_digit=roles.first_option_digit if kind == "multiple_choice" else 1,
-        reasons=(*roles.reasons, *emptied, why, *joined, *seen),
-        more={**({"prompt": roles.template} if roles.template else {}), **({"number": number} if number else {})},
+        first_option_digit=1,
+        reasons=(*reasons, why, *joined, *seen),
+        more=more,
     )
-    return found, table
 
 
 def joined_labels(answers: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -159,14 +223,63 @@ def _number_rules(source: str, answers: Sequence[str]) -> tuple[dict[str, object
     return ({"decimal": ","} if comma is not None else {}), tuple(told)
 
 
-def is_answered(table: Table, row: int, column: str | None) -> bool:
-    """Whether a row has an answer."""
-    return bool(column and text_of(table, row, column))
+def _style(answers: Sequence[str]) -> dict[str, str]:
+    """How most of the JSON answers are written, where that is not the usual way."""
+    indented = sum("\n" in answer for answer in answers)
+    compact = sum(": " not in answer and ":" in answer for answer in answers)
+    if 2 * indented > len(answers):
+        return {"style": "indented"}
+    return {"style": "compact"} if 2 * compact > len(answers) else {}
+
+
+def label_sets(answers: Sequence[str]) -> tuple[str, list[list[str]]] | None:
+    """How sets of labels are written, and the sets; None where the answers are none.
+
+    They are JSON lists of texts, or texts with `|` or `;` between few pieces that come again and again.
+    """
+    lists = [_json_list(answer) for answer in answers]
+    if answers and all(one is not None for one in lists):
+        return "json", [one for one in lists if one is not None]
+    for mark in ("|", ";"):
+        sets = [[piece.strip() for piece in answer.split(mark)] for answer in answers]
+        pieces = {piece for one in sets for piece in one}
+        several = sum(len(one) > 1 for one in sets)
+        if several and "" not in pieces and len(pieces) <= MAX_LABELS and len(answers) >= 2 * len(pieces):
+            return Counter(re.findall(rf"\s*{re.escape(mark)}\s*", "\n".join(answers))).most_common(1)[0][0], sets
+    return None
+
+
+def _json_list(answer: str) -> list[str] | None:
+    try:
+        found = json.loads(answer)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(one, str) and one for one in found) else None
+
+
+def _indicators(table: Table, columns: Columns) -> tuple[str, ...]:
+    """Two columns or more that hold 0 and 1 and nothing else, and have no other role."""
+    taken = {value for value in columns.model_dump().values() if isinstance(value, str)}
+    held = {
+        column: {plain_text(row.get(column)).casefold() for row in table.rows} - {""}
+        for column in table.columns
+        if column not in taken
+    }
+    found = [column for column, cells in held.items() if cells in ({"0", "1"}, {"0.0", "1.0"}, {"true", "false"})]
+    return tuple(found) if len(found) > 1 else ()
 
 
 def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[str, str]:
     if has_options:
         return "multiple_choice", "There are options, so the task is multiple choice."
+    objects = [read_object(answer) for answer in answers]
+    if answers and all(found is not None for found in objects) and any(objects):
+        rules = field_rules(found for found in objects if found)
+        named = ", ".join(f"{name} ({rule})" for name, rule in rules.items())
+        return "json", f"The answers are JSON objects; their fields and how they are compared: {named}."
+    sets = label_sets(answers)
+    if sets is not None:
+        return "label_set", f"The answers are sets of {len({label for one in sets[1] for label in one})} labels."
     distinct = Counter(answer.casefold() for answer in answers)
     if not distinct:
         return "free_text", "No row has an answer, so the task could not be told: free text is only a default."
@@ -188,11 +301,3 @@ def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[str, str]:
         "free_text",
         f"There are {len(distinct)} different answers in {len(answers)} rows, so the task is free text.",
     )
-
-
-def _answers(table: Table, column: str | None) -> list[str]:
-    """The answers as texts; whole numbers that a table writes as 1.0 are whole numbers."""
-    rows = range(len(table.rows))
-    found = [text for row in rows if column and (text := text_of(table, row, column))]
-    whole = [_WHOLE_FLOAT.fullmatch(text) for text in found]
-    return [match.group(1) for match in whole if match] if all(whole) else found

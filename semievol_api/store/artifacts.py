@@ -113,22 +113,28 @@ class Folds:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What each asked model's server gives, found by one cheap call each; by role."""
+    """What each asked model's server gives, found by one cheap call each; by role.
+
+    `schemas` are the roles whose server holds an answer to a JSON schema.
+    """
 
     of: Mapping[str, Ability]
     most: Mapping[str, int] = field(default_factory=dict[str, int])
     """How many alternatives of a token a role's server shows, where it refused as many as were wanted."""
+    schemas: tuple[str, ...] = ()
 
     def pack(self) -> Packed:
-        """One document, and another where a server shows few alternatives."""
+        """One document, another where a server shows few alternatives, and one where there are schemas."""
         few = {"most_alternatives": dict(self.most)} if self.most else {}
-        return Packed(documents={"abilities": dict(self.of), **few})
+        held = {"schemas": list(self.schemas)} if self.schemas else {}
+        return Packed(documents={"abilities": dict(self.of), **few, **held})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        most = packed.documents.get("most_alternatives", {})
-        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]), cast("Mapping[str, int]", most))
+        of = cast("Mapping[str, Ability]", packed.documents["abilities"])
+        most = cast("Mapping[str, int]", packed.documents.get("most_alternatives", {}))
+        return cls(of, most, tuple(cast("list[str]", packed.documents.get("schemas", []))))
 
 
 @fingerprinted("ids", "similarities", "making", "note")
@@ -171,8 +177,8 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """What annotators said: one row per (example, annotator); columns of `schemas.EVIDENCE_SCHEMA`, or of
-    `CHECKED_SCHEMA`.
+    """What annotators said: one row per (example, annotator); columns of `schemas.EVIDENCE_SCHEMA`, and
+    those that only some rows have.
 
     Each part is sorted by example and annotator. Where the unlabelled examples lie in parts, part i is about those of
     their part i, and the last one about all other examples. `source` may still be being made: then it can be stored
