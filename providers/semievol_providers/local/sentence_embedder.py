@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,8 @@ from semievol_providers.local.packaged_models import PACKAGED, fetch
 _TOKENS_PER_BATCH = 512
 """Padded tokens read at once: more leave the processor's cache and are padded more."""
 _MODULES_FILE = "modules.json"
-_POOLINGS = ("cls", "mean", "max")
 _Pooling: TypeAlias = Literal["cls", "mean", "max"]
+_POOLINGS: Mapping[str, _Pooling] = {"cls": "cls", "mean": "mean", "max": "max"}
 _Embed: TypeAlias = Callable[[Sequence[str]], tuple[FloatMatrix, int]]
 
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _recipe_of(folder: Path) -> _Recipe | None:
     if len(chosen) != 1 or chosen[0] not in _POOLINGS:
         return None
     return _Recipe(
-        pooling=chosen[0],
+        pooling=_POOLINGS[chosen[0]],
         normalize=kinds[2:] == ["Normalize"],
         max_tokens=transformer.get("max_seq_length"),
         lower_case=bool(transformer.get("do_lower_case")),
@@ -190,12 +190,13 @@ def _load(folder: Path, device: str) -> _Embed:
         return _by_sentence_transformers(folder, device)
     import torch
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging as transformers_logging
 
     from semievol_providers.local.model_folder import read_facts
 
     facts = read_facts(folder)  # refuses pickled weights and foreign code
-    disable_progress_bar()
+    quiet: Any = transformers_logging
+    quiet.disable_progress_bar()
     dtype = torch.bfloat16 if device == "cpu" and _multiplies_bfloat16() else torch.float32
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
