@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,9 +90,10 @@ def _one(cell: Cell, chosen: argparse.Namespace, left_s: float) -> str:
         try:
             status = process.wait(left_s)
         except subprocess.TimeoutExpired:
+            return "not finished in this slice; the next one goes on with it"
+        finally:
             process.terminate()
             process.wait()
-            return "not finished in this slice; the next one goes on with it"
     if status == 0:
         found = Result(**json.loads(cell.path(chosen.split, chosen.results).read_text("utf-8")))
         return f"{found.accuracy:.1f} %, {found.unreadable} unreadable, {found.cpu_s:.0f} CPU s"
@@ -131,6 +133,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the cost, measure, print the table."""
     chosen = parsed(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a cell's process and its server end too
     if chosen.one is not None:
         try:
             measure(Cell(**json.loads(chosen.one)), chosen)

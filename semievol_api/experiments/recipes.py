@@ -22,6 +22,7 @@ from semievol_api.errors import DataError
 from semievol_api.evaluation.answers import EvaluatedModels, evaluate_models
 from semievol_api.evaluation.verdict import model_score
 from semievol_api.experiments.grid import Recipe
+from semievol_api.records import Evidence
 from semievol_api.selection.holdout import split_labels
 from semievol_api.session import Pipeline, all_rounds
 from semievol_api.store.artifacts import (
@@ -72,8 +73,8 @@ async def _prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData
 async def _prompt_read(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
     """No training, and no text: the base model's likeliest label, read as annotators are read (`option_prob`).
 
-    A model that does not keep the answer's format is measured all the same; where its server shows no probabilities of
-    labels, its greedy text is read.
+    A model that does not keep the answer's format is measured all the same. Where its server cannot read the labels
+    (one of several tokens, say), its greedy text is read.
     """
     corpus = await _corpus(tools, store, task, raw, config)
     reader = Annotator("base", "subject", config.evaluate.shots, reading="auto")
@@ -90,10 +91,19 @@ async def read_labels(student: Student, corpus: Corpus, reader: Annotator, setti
     """The labels that an annotator gives the test questions; an abstention is wrong."""
     sampling = SamplingParams(settings.max_tokens, 0.0)
     test = corpus.data.test
-    rows = await ask(student, corpus.task, questions_of(student, corpus, reader, test, sampling), stage="evaluate")
+    asked = await ask(student, corpus.task, questions_of(student, corpus, reader, test, sampling), stage="evaluate")
+    about = {e.id: e for e in test}
+    rows = [_likeliest(row, corpus.task.labels(about[row.example_id])) for row in asked]
     gold = {e.id: e.answer or "" for e in test}
     correct = {r.example_id: r.answer is not None and corpus.task.equal(r.answer, gold[r.example_id]) for r in rows}
     return Answers(label=reader.id, evidence=EvidenceTable.of(rows), correct=correct)
+
+
+def _likeliest(row: Evidence, labels: tuple[str, ...] | None) -> Evidence:
+    """The row with the label of the greatest probability, where there are any, as its answer."""
+    if labels is None or row.option_probs is None:
+        return row
+    return replace(row, answer=max(zip(row.option_probs, labels, strict=True), key=lambda pair: pair[0])[1])
 
 
 async def _fine_tuned(

@@ -38,6 +38,10 @@ name = "vanilla"
 recipe = "prompt-only"
 
 [[arms]]
+name = "likeliest label"
+recipe = "prompt-read"
+
+[[arms]]
 name = "SFT"
 recipe = "fine-tune"
 
