@@ -25,8 +25,12 @@ from semievol_api.store.artifacts import Answers
 from semievol_api.store.run_store import load_artifact
 
 STUDENT = "smollm2"
-_AUTO = {"train": {"n_epochs": "auto", "final_epochs": "auto"}}
-_SHORT = {"annotate": {"max_tokens": 24}, "justify": {"max_tokens": 24}, "evaluate": {"max_tokens": 24}}
+_AUTO: Mapping[str, dict[str, object]] = {"train": {"n_epochs": "auto", "final_epochs": "auto"}}
+_SHORT: Mapping[str, dict[str, object]] = {
+    "annotate": {"max_tokens": 24},
+    "justify": {"max_tokens": 24},
+    "evaluate": {"max_tokens": 24},
+}
 """A label has at most 14 tokens; a model that does not keep the format is cut off there."""
 
 

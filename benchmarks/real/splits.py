@@ -109,21 +109,17 @@ def draw(name: str, folder: Path, labels: int, seed: int, part: Part) -> Split:
     texts = {_key(row) for row in files[0]}
     files[1] = [row for row in files[1] if _key(row) not in texts]
     everything = tuple(sorted({row.label for file in files for row in file}))
-    measured: Sequence[Row] = ()
-    if part == "test":
-        measured = _unique(_read(task, folder / name / "test.csv"))
-        texts = {_key(row) for row in measured}
-        files = [[row for row in file if _key(row) not in texts] for file in files]
     labeled, unlabeled = (_ordered(file, name, seed) for file in files)
-    measured = measured or unlabeled[:DEVELOPMENT]
+    measured = _unique(_read(task, folder / name / "test.csv")) if part == "test" else unlabeled[:DEVELOPMENT]
+    texts = {_key(row) for row in measured}
     spare = unlabeled[DEVELOPMENT + UNLABELED :]
     if labels > len(labeled) + len(spare):
         raise NotYet(f"{name} has {len(labeled) + len(spare)} rows to label")
     return Split(
         task=task,
         labels=everything,
-        labeled=tuple([*labeled, *spare][:labels]),
-        unlabeled=tuple(unlabeled[DEVELOPMENT : DEVELOPMENT + UNLABELED]),
+        labeled=tuple(row for row in [*labeled, *spare][:labels] if _key(row) not in texts),
+        unlabeled=tuple(row for row in unlabeled[DEVELOPMENT : DEVELOPMENT + UNLABELED] if _key(row) not in texts),
         measured=tuple(measured),
     )
 

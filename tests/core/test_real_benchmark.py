@@ -32,7 +32,7 @@ class Majority(Fitted):
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """60 labelled, 1,100 unlabelled and 30 test rows; two texts of the unlabelled file are in another one too."""
+    """60 labelled, 1,100 unlabelled and 30 test rows, and three rows more whose texts are in another file too."""
     folder = tmp_path / "data" / "trec"
     folder.mkdir(parents=True)
     sizes = {"labeled": 60, "unlabeled": 1100, "test": 30}
@@ -40,6 +40,8 @@ def data(tmp_path: Path) -> Path:
         rows = [{"text": f"{name} {i}", "label": "abc"[i % 3]} for i in range(count)]
         if name == "unlabeled":
             rows += [{"text": "Labeled  7", "label": "b"}, {"text": "test 3", "label": "a"}]
+        if name == "test":
+            rows.append({"text": "labeled 9", "label": "a"})
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["text", "label"])
             writer.writeheader()
@@ -65,10 +67,14 @@ def test_no_text_is_in_two_groups_and_development_opens_no_test_file(data: Path)
 
 
 def test_the_test_rows_are_all_measured_and_nobody_learns_from_their_texts(data: Path) -> None:
-    split = draw("trec", data, 50, 0, "test")
-    assert len(split.measured) == 30
-    assert "test 3" not in {row.text for row in (*split.labeled, *split.unlabeled)}
-    assert split.unlabeled == draw("trec", data, 50, 0, "dev").unlabeled
+    known = {seed: draw("trec", data, 50, seed, "dev") for seed in range(6)}
+    assert any("test 3" in {row.text for row in split.unlabeled} for split in known.values())
+    assert any("labeled 9" in {row.text for row in split.labeled} for split in known.values())
+    for seed, before in known.items():
+        split = draw("trec", data, 50, seed, "test")
+        assert len(split.measured) == 31
+        assert split.labeled == tuple(row for row in before.labeled if row.text != "labeled 9")
+        assert split.unlabeled == tuple(row for row in before.unlabeled if row.text != "test 3")
 
 
 def test_a_task_without_a_reader_and_too_few_rows_say_what_is_missing(data: Path) -> None:
