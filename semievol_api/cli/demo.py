@@ -48,7 +48,7 @@ def run_demo(folder: Path, *, real: bool, quick: bool, as_json: bool) -> None:
         result = _run(HERE / ("llm/demo.toml" if real else "demo.toml"), folder, base_url, quick)
     show_result(result, as_json=as_json)
     if not real and not as_json:
-        err().print("A real model on real messages, in half an hour: semievol demo --model smollm2", markup=False)
+        err().print("With a real language model and customers' messages: semievol demo --model smollm2", markup=False)
 
 
 def _fetch_models() -> None:
