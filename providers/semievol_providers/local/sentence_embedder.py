@@ -24,6 +24,7 @@ import numpy as np
 from semievol_api.capabilities import Embedder, EmbedReply, EmbedRequest
 from semievol_api.errors import RefusedError, UserError
 from semievol_api.records import FloatMatrix, Usage
+from semievol_providers.local.machine import fast_in_bfloat16
 from semievol_providers.local.packaged_models import PACKAGED, fetch
 
 _TOKENS_PER_BATCH = 512
@@ -197,7 +198,7 @@ def _load(folder: Path, device: str) -> _Embed:
     facts = read_facts(folder)  # refuses pickled weights and foreign code
     quiet: Any = transformers_logging
     quiet.disable_progress_bar()
-    dtype = torch.bfloat16 if device == "cpu" and _multiplies_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if device == "cpu" and fast_in_bfloat16(device) else torch.float32
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         model: Any = AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
@@ -216,14 +217,6 @@ def _load(folder: Path, device: str) -> _Embed:
         return vectors, sum(map(len, ids))
 
     return embed
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it; without them bfloat16 is slower than float32."""
-    import torch
-
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
