@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -377,7 +379,28 @@ class Provider:
     remote: VendorStorage | None = None
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
     """Why an ability is missing, by its name in `require`, where there is more to say."""
+    nearby: bool = False
+    """A machine of one's own answers: as long as the connection holds, a late answer is a slow one, not a lost one."""
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
+
+
+_HOSTED_ANSWER_S = 600.0
+_NEARBY_ANSWER_S = 1800.0
+
+
+def is_nearby(url: str | None) -> bool:
+    """Whether an address is this machine's, or one of a private network: a server of one's own."""
+    host = (urlsplit(url or "").hostname or "").removesuffix(".")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith((".local", ".localhost", ".internal", ".lan"))
+    return address.is_private or address.is_loopback
+
+
+def longest_answer_s(*, nearby: bool) -> float:
+    """The time-out of a connection whose requests the engine gives up by itself, earlier and for better reasons."""
+    return _NEARBY_ANSWER_S if nearby else _HOSTED_ANSWER_S
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)

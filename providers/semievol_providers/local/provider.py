@@ -235,6 +235,7 @@ def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
         embedder=parts.embedder,
         finetuner=parts.finetuner,
         train_keys=tuple(key for key in TrainSpec.model_fields if key not in refused),
+        nearby=True,
         aclose=parts.aclose,
     )
 

@@ -46,7 +46,7 @@ class HotPath:
         connection = self.connection
         headers = {**self._headers, _SLOT_HEADER: slot} if slot else self._headers
         try:
-            answer = await self._send("POST", connection.url(path, model), body, headers, connection.timeout_s)
+            answer = await self._send("POST", connection.url(path, model), body, headers, connection.answer_timeout_s)
         except TransientError as error:
             raise error_on_the_way(path.strip("/"), error, connection) from error
         if answer.status != 200:

@@ -90,5 +90,6 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
         finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect),
         batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
         remote=OpenAIStorage(sdk),
+        nearby=connection.nearby,
         aclose=aclose,
     )
