@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
+from semievol_providers.local.constrained import Grammars
 from semievol_providers.local.decoding import NextTokens, Row, Transcript
 from semievol_providers.local.fairness import TurnQueue
 from semievol_providers.local.model_folder import ModelFacts, end_of_turn_ids, load_model, load_tokenizer, read_facts
@@ -95,7 +96,9 @@ class Engine:
         pad = self.tokens.tokenizer.pad_token_id
         self._packed = PackedModel(model, pad if isinstance(pad, int) else 0)
         self._shelf = AdapterShelf(model, self._packed.blocks, settings)
-        next_tokens = NextTokens(self.tokens, end_of_turn_ids(folder, self.tokens.tokenizer))
+        end_ids = end_of_turn_ids(folder, self.tokens.tokenizer)
+        self._grammars = Grammars(self.tokens.tokenizer, self.facts.vocab_size, end_ids)
+        next_tokens = NextTokens(self.tokens, end_ids, self._grammars)
         token_bytes = self.facts.cache_values * model.dtype.itemsize
         plan = CachePlan(_cache_bytes(settings), token_bytes)
         self._batcher = Batcher(self._shelf, self._packed, next_tokens, plan, settings)
@@ -116,6 +119,7 @@ class Engine:
 
         Raises:
             ContextLengthError: the prompt and `max_tokens` are longer than the model's context.
+            SchemaError: no answer can be held to the schema.
         """
         length = len(request.prompt_ids) + request.max_tokens
         if not request.prompt_ids or length > self.facts.context_tokens:
@@ -124,6 +128,8 @@ class Engine:
                 f"requested {length} tokens ({len(request.prompt_ids)} in the messages, {request.max_tokens} "
                 "in the completion). Please reduce the length of the messages or completion."
             )
+        if request.schema is not None:
+            self._grammars.start(request.schema)  # made in the asking thread, since the first takes a while
         collector = _Collector(request, sink)
         for sample in range(request.n):
             self._inbox.put(Row(request, sample, collector))

@@ -49,6 +49,14 @@ class Disk:
         """Make a new folder."""
         path.mkdir(parents=True)
 
+    def allocate(self, path: Path, size: int) -> None:
+        """A file that takes so much room and says nothing."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
     def link(self, source: Path, target: Path) -> None:
         """Give a file a second name."""
         os.link(source, target)

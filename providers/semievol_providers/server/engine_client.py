@@ -154,9 +154,10 @@ class EngineClient:
         self._send(ForgetAsk(adapter))
 
     async def _conversation(self, ask: ChatAsk | TextAsk | EmbedAsk) -> AsyncGenerator[Tell]:
-        if len(self._questions) >= self._settings.limits.requests_in_flight:
+        free = self._settings.limits.requests_in_flight - len(self._questions)
+        if free <= 0 or sum(question.ask.owner == ask.owner for question in self._questions.values()) > free:
             raise ApiError(
-                "The server has too many requests under way. Try again in a moment.",
+                "You have too many requests under way for what the server has room for. Try again in a moment.",
                 status=429,
                 code="rate_limit_exceeded",
                 headers={"retry-after": "1"},
