@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from semievol_api.errors import UserError
 from semievol_providers.local.children import Child, ChildProcesses
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.background import BackgroundTasks
@@ -50,11 +51,8 @@ ENGINE_HUNG = "engine_hung"
 """The code of a refusal because the engine sent no heartbeat."""
 
 
-class _EngineLostError(Exception):
+class _EngineLostError(UserError):
     """The engine process has ended or is silent."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(slots=True)
@@ -210,7 +208,7 @@ class EngineClient:
             if not self._closing:
                 _log.error("the engine process ended with status %s; starting it again", status)
                 self._background.report_problem(
-                    _ENGINE, _EngineLostError(f"It ended with status {status} and is started again")
+                    _ENGINE, _EngineLostError(f"It ended with status {status} and is started again.")
                 )
                 self.restarts += 1
                 self._review_questions()
@@ -230,7 +228,7 @@ class EngineClient:
                 most_s *= _LOADING_FACTOR
             if silent_s > most_s / 2:
                 self._background.report_problem(
-                    _ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s")
+                    _ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s.")
                 )
             if silent_s > most_s:
                 _log.error("the engine gave no sign of life for %.0f s; it is ended", silent_s)
