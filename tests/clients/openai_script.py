@@ -1,6 +1,6 @@
 """A user's script against an OpenAI-compatible server, written from the documentation of the `openai` package alone.
 
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python tests/providers/sdk_script.py MODEL
+    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python tests/clients/openai_script.py MODEL
 
 Every resource that the server offers, by the sync and the async client, with streaming. Knows nothing of this
 project: it names no module of it, and no class that only one major version of the SDK has.

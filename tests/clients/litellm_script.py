@@ -1,6 +1,6 @@
 """A user's script that reaches an OpenAI-compatible server through litellm's `api_base`.
 
-    LITELLM_LOCAL_MODEL_COST_MAP=True python tests/providers/litellm_script.py URL MODEL
+    LITELLM_LOCAL_MODEL_COST_MAP=True python tests/clients/litellm_script.py URL MODEL
 
 Knows nothing of this project.
 """
