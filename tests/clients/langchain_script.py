@@ -39,7 +39,9 @@ def run(url: str, model: str) -> None:
     for api in ({}, {"use_responses_api": True}):
         typed = ChatOpenAI(**there, **api, max_completion_tokens=60).with_structured_output(Label, method="json_schema")
         assert isinstance(typed.invoke("Which?"), Label)
-    found = OpenAIEmbeddings(base_url=url, model=model, check_embedding_ctx_length=False).embed_documents(["one", "two"])
+    found = OpenAIEmbeddings(base_url=url, model=model, check_embedding_ctx_length=False).embed_documents(
+        ["one", "two"]
+    )
     assert len(found) == 2 and found[0] != found[1]
 
     async def many() -> None:
