@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from semievol_api.capabilities import Provider, ProviderSettings, Wire
+from semievol_api.capabilities import Deployer, Provider, ProviderSettings, Wire
 from semievol_providers.openai.batches import OpenAIBatchChat
 from semievol_providers.openai.chat import HotPath, OpenAIChat
+from semievol_providers.openai.deployments import AzureDeployer, ServerDeployer
 from semievol_providers.openai.embeddings import OpenAIEmbedder
 from semievol_providers.openai.finetuner import OpenAIFineTuner, OpenAIStorage
 from semievol_providers.openai.option_reader import OpenAIOptionReader
 from semievol_providers.openai.sdk import NewTransport, Sdk, installed_major
-from semievol_providers.openai.settings import Connection, read_connection
+from semievol_providers.openai.settings import AzureResource, Connection, read_connection
 
 if TYPE_CHECKING:
     from semievol_api.cassettes.http import HttpSend
@@ -42,14 +43,19 @@ def connect(settings: ProviderSettings) -> Provider:
         ConfigError: an unknown or wrong key, an unusable address, a missing key variable or key file.
     """
     connection = read_connection(settings)
+    return provider_over(connection, wires_of(settings, connection))
+
+
+def wires_of(settings: ProviderSettings, connection: Connection) -> Wires:
+    """How a connection reaches the network, or whatever a cassette or a test put in its place."""
     if settings.wire is not None:
-        return provider_over(connection, _wires_over(settings.wire))
+        return _wires_over(settings.wire)
     from semievol_api.cassettes.http import AiohttpSend
 
     behind_proxy = any(settings.environ.get(variable) for variable in _PROXY_VARIABLES)
     nearby = urlsplit(connection.base_url).hostname in _THIS_MACHINE
     send = AiohttpSend(trust_env=behind_proxy and not nearby)
-    return provider_over(connection, Wires(send=send, close_send=send.aclose))
+    return Wires(send=send, close_send=send.aclose)
 
 
 def _wires_over(wire: Wire) -> Wires:
@@ -89,7 +95,14 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
         embedder=None if "embeddings" in dialect.lacks else OpenAIEmbedder(path),
         finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect),
         batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
+        deployer=_deployer(connection, path),
         remote=OpenAIStorage(sdk),
         nearby=connection.nearby,
         aclose=aclose,
     )
+
+
+def _deployer(connection: Connection, path: HotPath) -> Deployer | None:
+    if isinstance(connection.deployments, AzureResource):
+        return AzureDeployer(path, connection.deployments)
+    return ServerDeployer(path) if connection.deployments else None
