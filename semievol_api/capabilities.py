@@ -8,6 +8,7 @@ quota, never keep state about a run: the engine does. Knows nothing of vendors o
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -449,23 +450,12 @@ class Provider:
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
-_HOSTED_ANSWER_S = 600.0
-_NEARBY_ANSWER_S = 1800.0
-
-
 def is_nearby(url: str | None) -> bool:
     """Whether an address is this machine's, or one of a private network: a server of one's own."""
     host = (urlsplit(url or "").hostname or "").removesuffix(".")
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith((".local", ".localhost", ".internal", ".lan"))
-    return address.is_private or address.is_loopback
-
-
-def longest_answer_s(*, nearby: bool) -> float:
-    """The time-out of a connection whose requests the engine gives up by itself, earlier and for better reasons."""
-    return _NEARBY_ANSWER_S if nearby else _HOSTED_ANSWER_S
+    with suppress(ValueError):
+        return ip_address(host).is_private  # loopback among them
+    return host == "localhost" or host.endswith((".local", ".localhost", ".internal", ".lan"))
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)

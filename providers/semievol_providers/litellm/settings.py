@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from semievol_api.capabilities import ProviderSettings, is_nearby, longest_answer_s
+from semievol_api.capabilities import ProviderSettings, is_nearby
 
 _LeftOut: TypeAlias = Literal["logprobs", "seed", "n", "top_p", "temperature"]
 
@@ -67,7 +67,7 @@ def read_access(settings: ProviderSettings) -> Access:
         prefix=options.prefix,
         identity=options.identity or f"litellm:{options.api_base or 'vendor'}",
         api_key=_key(options, settings),
-        timeout_s=options.timeout_s or longest_answer_s(nearby=is_nearby(options.api_base)),
+        timeout_s=options.timeout_s or (1800.0 if is_nearby(options.api_base) else 600.0),
         leave_out=frozenset(options.leave_out),
         embedding_dimensions=options.embedding_dimensions,
         extra_body=options.extra_body,

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semievol_api.errors import MissingExtraError, UserError
 
@@ -69,7 +70,7 @@ class Grammars:
     """The schemas of one model; `start` a constraint for each sample, from any thread."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_ids: Iterable[int]) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
         self._vocab_size = vocab_size
         self._end_ids = sorted(end_ids)
         self._lock = threading.Lock()
@@ -106,7 +107,7 @@ class Constraint:
         self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
         self._vocab_size = vocab_size
 
-    def forbidden(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def forbidden(self) -> NDArray[np.bool_]:
         """bool, shape (vocabulary,): the tokens that may not come next.
 
         Raises:
@@ -115,7 +116,8 @@ class Constraint:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             raise SchemaError(f"The JSON schema asks too much: {self._matcher.get_error()}")
-        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size] == 0
+        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
+        return np.logical_not(allowed)
 
     def masked(self, logits: Tensor) -> Tensor:
         """One row of logits, shape (vocabulary,), with -inf for what is forbidden; the given one stays as it is."""

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from semievol_api.capabilities import ProviderSettings, is_nearby, longest_answer_s, plain_header
+from semievol_api.capabilities import ProviderSettings, is_nearby, plain_header
 from semievol_api.errors import ConfigError, nearest
 
 _OptionRead: TypeAlias = Literal["prefill", "position", "off"]
@@ -175,8 +175,8 @@ class Connection:
 
     @property
     def answer_timeout_s(self) -> float:
-        """For the hot path, where the engine gives up lost requests itself."""
-        return self.timeout_s if self.timeout_s is not None else longest_answer_s(nearby=self.nearby)
+        """For the hot path, where the engine gives up lost requests by itself, earlier and for better reasons."""
+        return self.timeout_s or (1800.0 if self.nearby else 600.0)
 
     @property
     def headers(self) -> dict[str, str]:
