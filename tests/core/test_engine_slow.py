@@ -39,10 +39,10 @@ async def answers_of(
 
 @pytest.mark.parametrize("nearby", [False, True])
 async def test_what_waits_in_a_slow_servers_queue_is_not_sent_again(tmp_path: Path, nearby: bool) -> None:
-    server = FakeServer(OneByOne(0.05))  # sixteen at once: the last waits for eight time-outs
-    answers = await answers_of(tmp_path / "j", server, 40, Limits(timeout_s=0.1), nearby=nearby)
-    assert all(answer.failure is None for answer in answers) and len(answers) == 40
-    assert len(server.chats) == 40
+    server = FakeServer(OneByOne(0.2))  # sixteen at once: the last waits for three time-outs
+    answers = await answers_of(tmp_path / "j", server, 20, Limits(timeout_s=1.0), nearby=nearby)
+    assert all(answer.failure is None for answer in answers) and len(answers) == 20
+    assert len(server.chats) == 20
 
 
 async def test_a_machine_of_ones_own_may_take_longer_than_the_time_out_for_its_first_answer(tmp_path: Path) -> None:
@@ -66,12 +66,12 @@ async def test_a_request_that_many_others_overtook_is_lost_and_sent_again(tmp_pa
 
 async def test_a_hosted_server_has_twice_the_time_when_it_is_asked_again(tmp_path: Path) -> None:
     async def slow(_number: int, _request: ChatRequest) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.9)
 
     server = FakeServer(slow)
-    answers = await answers_of(tmp_path / "j", server, 1, Limits(timeout_s=0.1))
+    answers = await answers_of(tmp_path / "j", server, 1, Limits(timeout_s=0.3))
     assert answers[0].failure is None
-    assert len(server.chats) == 3  # 0.1, 0.2 and 0.4 s
+    assert len(server.chats) == 3  # 0.3, 0.6 and 1.2 s
 
 
 async def test_the_first_slow_answer_does_not_open_the_gates(tmp_path: Path) -> None:
