@@ -28,12 +28,6 @@ _LEAST_FILLED = 0.75
 """The shortest row of a group is at least so long, as a share of the longest."""
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 itself (avx512_bf16 or amx); elsewhere it is slower than float32."""
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
 def quicken(model: Any) -> bool:
     """Prepare a PEFT model over a base in bfloat16; False, and nothing changed, where its attention is of another kind.
 
@@ -199,7 +193,7 @@ def _is_plain_lora(module: Any) -> bool:
 def _lora_forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
     name = module.active_adapters[0]
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    out: Tensor = _LoraProduct.apply(
+    out: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.shape[-1]), module.base_layer.weight, down, up, module.scaling[name]
     )
     if module.base_layer.bias is not None:
