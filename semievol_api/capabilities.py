@@ -447,8 +447,7 @@ class Provider:
     remote: VendorStorage | None = None
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
     """Why an ability is missing, by its name in `require`, where there is more to say."""
-    nearby: bool = False
-    """A machine of one's own answers: as long as the connection holds, a late answer is a slow one, not a lost one."""
+    nearby: bool = False  # a machine of one's own: while the connection holds, a late answer is slow, not lost
     awake: Callable[[ModelName], Awaitable[None]] | None = None
     """Comes back when a model may be asked; a run sets it where models are deployed (`training/deployments.py`)."""
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
