@@ -255,6 +255,7 @@ def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
         embedder=parts.embedder,
         finetuner=parts.finetuner,
         train_keys=tuple(key for key in TrainSpec.model_fields if key not in refused),
+        nearby=True,
         auto_epochs=lambda spec, examples: places.train.resolve(spec, examples).n_epochs or 1,
         aclose=parts.aclose,
     )
