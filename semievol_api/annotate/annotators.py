@@ -20,9 +20,14 @@ from semievol_api.tasks import Task
 
 JUDGE = "judge"
 """The role of the model that justifies: the warm one, or the base where there is none."""
+WARM = "warm"
+"""The role of the model that the labels taught."""
 VOTING_NEIGHBOURS = 5
 NOBODY = "nobody"
 """The role of an annotator without a model."""
+LEARNED = ("classifier", "label_propagation")
+"""Annotators that the labels teach on the run's embeddings."""
+_WITHOUT_MODEL = ("neighbour_vote", *LEARNED)
 
 
 @fingerprinted(
@@ -85,7 +90,7 @@ class Crew:
     @property
     def asked_roles(self) -> tuple[str, ...]:
         """The roles whose abilities matter; none where answers are only sampled."""
-        read = [a.role for a in self.everybody if a.reading not in ("sampled", "neighbour_vote")]
+        read = [a.role for a in self.everybody if a.reading != "sampled" and a.role != NOBODY]
         return tuple(dict.fromkeys(read))
 
 
@@ -113,6 +118,11 @@ def one_set_of_options(data: Prepared) -> bool:
     examples = itertools.chain(data.labeled, data.unlabeled)
     first = next(examples, None)
     return first is not None and all(example.options == first.options for example in examples)
+
+
+def warm_role(fold: int, n_models: int) -> str:
+    """The role of the warm model that answers a fold's examples; `warm` where one answers all."""
+    return WARM if n_models == 1 else f"{WARM}-fold-{fold + 1}"
 
 
 def request_seed(run_seed: int, asker: str, example_id: str) -> int:
@@ -199,10 +209,12 @@ def external_role(ref: ModelRef) -> str:
 
 
 def _listed(settings: AnnotatorSettings, conditions: Conditions) -> Annotator:
-    if settings.model == "neighbour_vote":
+    if settings.model in _WITHOUT_MODEL:
         if not conditions.closed or not conditions.embeddings:
             lacks = 'an embedder ([retrieve] method = "embedding")' if conditions.closed else "a closed set of labels"
-            raise ConfigError(f"[[annotators]] {settings.id!r}: a neighbour vote needs {lacks}, which is not here.")
+            raise ConfigError(f"[[annotators]] {settings.id!r}: {settings.model} needs {lacks}, which is not here.")
+        if settings.model in LEARNED:
+            return Annotator(settings.id, NOBODY, 0, reading=settings.model)
         return Annotator(
             settings.id,
             NOBODY,

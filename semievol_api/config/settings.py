@@ -317,10 +317,30 @@ class Config(Settings):
         name, count = counts.get(self.select.rule, ("", 1))
         if not count:
             raise ValueError(f"[select] rule {self.select.rule!r} needs {name}, such as {name} = 100")
+        self._cross_fits()
         ids = [annotator.id for annotator in self.annotators]
         if len(set(ids)) < len(ids):
             raise ValueError("two [[annotators]] have the same id")
         return self
+
+    def _cross_fits(self) -> None:
+        crossed = self.split.calibration == "cross"
+        if self.select.weights == "fitted" and not crossed:
+            raise ValueError(
+                '[select] weights = "fitted" learns from cross-fitted labels; set [split] calibration = "cross"'
+            )
+        if not crossed:
+            return
+        if self.select.score != "pooled":
+            raise ValueError(
+                '[split] calibration = "cross" calibrates pooled probabilities; set [select] score = "pooled"'
+            )
+        if self.roles.warm is not None or self.train.start == "warm":
+            given = "[roles] warm" if self.roles.warm is not None else '[train] start = "warm"'
+            raise ValueError(
+                f'[split] calibration = "cross" trains warm models that have not seen the labels they answer, which '
+                f'{given} is not; remove it, or set calibration = "holdout"'
+            )
 
 
 def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from semievol_api.config.method import SplitSettings
 from semievol_api.data import split
+from semievol_api.errors import ConfigError
 from semievol_api.records import Example
 from semievol_api.selection.promises import calibration_size
-from semievol_api.store.artifacts import Folds, Prepared
+from semievol_api.selection.values import ENOUGH_CALIBRATION
+from semievol_api.store.artifacts import FINEST, Folds, Prepared
 from semievol_api.store.fingerprints import stage
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES
 
@@ -40,6 +42,8 @@ async def split_labels(
     extra = tuple(e for e in data.labeled if e.id in doubted)
     gate = _gate_size(len(labeled), settings) if not development else 0
     rest, held = _apart(labeled, gate, seed + 1)
+    if settings.calibration == "cross":
+        return _crossed(rest, (*extra, *pseudo_labeled), tuple(development) or held, settings, seed)
     wanted = settings.calibration
     size = calibration_size(len(labeled), len(held)) if wanted == "auto" else min(wanted, len(rest) // 2)
     warm, calibration = _apart(rest, size, seed)
@@ -51,6 +55,44 @@ async def split_labels(
         note=_note(
             len(warm) + len(extra) + len(pseudo_labeled), len(calibration), len(development) or len(held), settings
         ),
+    )
+
+
+def _crossed(
+    labeled: tuple[Example, ...],
+    extra: tuple[Example, ...],
+    development: tuple[Example, ...],
+    settings: SplitSettings,
+    seed: int,
+) -> Folds:
+    """All labels teach and calibrate; `extra` only teaches. Too few of them calibrate nothing.
+
+    Raises:
+        ConfigError: labelled examples share groups.
+    """
+    if len({e.group for e in labeled if e.group}) < sum(e.group is not None and e.group != "" for e in labeled):
+        raise ConfigError(
+            '[split] calibration = "cross": some labelled examples share a group, and each would be shown beside '
+            'another\'s question. Set calibration = "holdout", which keeps groups together.'
+        )
+    calibrates = len(labeled) >= ENOUGH_CALIBRATION
+    gating = f" and {len(development)} gate" if development else ""
+    teaching = len(labeled) + len(extra)
+    if calibrates:
+        note = (
+            f"Of the labelled examples {teaching} teach, {len(labeled)} calibrate as well{gating}: each is answered by "
+            f"models that have not seen it, {settings.folds} warm models where there are any."
+        )
+    else:
+        note = f"{teaching} labels teach{gating}; fewer than {ENOUGH_CALIBRATION} can calibrate nothing."
+    return Folds(
+        warm=(*labeled, *extra),
+        calibration=labeled if calibrates else (),
+        development=development,
+        tunable=teaching >= MIN_EXAMPLES,
+        note=note,
+        cross=tuple(tuple(e.id for e in part) for part in split(labeled, (1,) * FINEST, seed)) if calibrates else (),
+        n_models=settings.folds if calibrates else 1,
     )
 
 

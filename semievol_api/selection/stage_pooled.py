@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
 
-from semievol_api.annotate.annotators import Crew
+from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import SelectSettings
@@ -74,10 +74,10 @@ async def by_pool(
     summary = PooledSummary(
         rule=settings.rule,
         score=settings.score,
-        **_figures(pool, choice, settings),
+        **_figures(pool, choice, settings, bool(corpus.folds.cross)),
         kept=count,
         enough=count >= ENOUGH_KEPT,
-        annotators={a.id: AnnotatorUse(role=a.role, read_by=a.reading) for a in crew.everybody},
+        annotators={a.id: _use(a, pool) for a in crew.everybody},
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
@@ -157,13 +157,13 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     return labels_table([ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
 
 
-def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> dict[str, Any]:
+def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings, crossed: bool) -> dict[str, Any]:
     """The numbers of the summary; None for what cannot be known."""
     selected, calibration = choice.selected, choice.calibration
     return {
         "alpha": settings.alpha if selected.rule in ("fdr", "high-probability") else None,
         "applied_rule": selected.rule,
-        "guarantee": choice.promised,
+        "guarantee": choice.promised and not crossed,
         "threshold": selected.threshold,
         "estimated_false_share": selected.estimate,
         "unlabeled": len(pool.table),
@@ -175,6 +175,11 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> d
         "asked_of_a_person": int(np.count_nonzero(choice.asked)),
         "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
     }
+
+
+def _use(annotator: Annotator, pool: PooledAnswers) -> AnnotatorUse:
+    weight = pool.weights.get(annotator.id, UNSET)
+    return AnnotatorUse(role=annotator.role, read_by=annotator.reading, weight=weight)
 
 
 def _factors(pool: PooledAnswers) -> dict[str, dict[str, list[float]]]:
@@ -218,6 +223,8 @@ def _messages(
         )
     if calibration is None or selected.rule not in ("fdr", "high-probability"):
         return told
+    if corpus.folds.cross:
+        told.append(_MEASURED.format(settings.alpha))
     if corpus.pseudo_labeled:
         told.append(_about_earlier_rounds(len(corpus.pseudo_labeled), choice))
     if selected.rule == "high-probability":
@@ -231,6 +238,13 @@ def _messages(
             f"{share.high:.1%}); the cut was chosen on the same items, so this describes and does not bound."
         )
     return told
+
+
+_MEASURED = (
+    "All labels teach and calibrate (cross-fitting). That the share of false labels stays within alpha = {:g} on "
+    "average is measured on simulated crews (python -m benchmarks.selection --check), not proved. For a proof, set "
+    '[split] calibration = "holdout".'
+)
 
 
 def _about_earlier_rounds(earlier: int, choice: Choice) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from semievol_api.annotate.annotators import warm_role
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, every_question, nearest_among
 from semievol_api.config.method import TrainSettings
@@ -19,11 +20,12 @@ from semievol_api.config.settings import Config
 from semievol_api.data.schemas import chunked_labels
 from semievol_api.errors import UserError
 from semievol_api.records import Example, Message, PseudoLabel, TrainingExample
-from semievol_api.store.artifacts import Neighbours, Selection, TrainingFile
+from semievol_api.store.artifacts import Folds, Neighbours, Selection, TrainingFile, TunedModel
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, jsonl_chunks
+from semievol_api.training.fine_tuning import Trainer, fine_tune
 from semievol_api.training.jobs import file_artifact
 
 MADE_TOGETHER = 2048
@@ -35,6 +37,19 @@ async def labeled_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
     """Labelled examples as a training file."""
     check_enough(len(labeled), "The labelled data")
     return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)
+
+
+async def warm_models(
+    trainer: Trainer, store: RunStore, task: Task, folds: Folds, train: TrainSettings
+) -> dict[str, TunedModel]:
+    """The warm model by its role; where labels teach and calibrate, one for each fold, which has not seen it."""
+    models: dict[str, TunedModel] = {}
+    for fold in range(folds.n_models):
+        role = warm_role(fold, folds.n_models)
+        taught = folds.warm if folds.n_models == 1 else folds.taught_without(fold)
+        file = await store.once(file_artifact(role), TrainingFile, labeled_file, task, taught)
+        models[role] = await fine_tune(trainer, store, role, file, train)
+    return models
 
 
 async def final_training_files(

@@ -1,0 +1,142 @@
+"""Labels that teach and calibrate at once, and annotators that they teach: from the config to the verdict."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from semievol_api.errors import ConfigError
+from semievol_api.session import RunResult, run
+from semievol_api.store.artifacts import Folds
+from semievol_api.store.run_store import load_artifact
+from tests.e2e.conftest import CONFIG, TASK, Project, write_rows
+from tests.e2e.test_modes import add, document, evidence
+
+CREW = """
+[[annotators]]
+id = "warm"
+model = "warm"
+[[annotators]]
+id = "linear"
+model = "classifier"
+[[annotators]]
+id = "spread"
+model = "label_propagation"
+"""
+CROSS = '[split]\ncalibration = "cross"\n'
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Project:
+    """60 labelled, 90 unlabelled and 20 test questions."""
+    write_rows(tmp_path / "labeled.csv", 60)
+    write_rows(tmp_path / "unlabeled.csv", 90, start=1000)
+    write_rows(tmp_path / "test.csv", 20, start=2000)
+    (tmp_path / "semievol.toml").write_text(CONFIG.replace('mode = "paper"\n', ""), "utf-8")
+    (tmp_path / "task.toml").write_text(TASK, "utf-8")
+    return Project(tmp_path)
+
+
+def folds(result: RunResult) -> Folds:
+    found = load_artifact(result.folder, "split", Folds)
+    assert found is not None
+    return found
+
+
+def test_every_label_teaches_and_calibrates_and_no_warm_model_learns_the_labels_that_it_answers(
+    labels: Project,
+) -> None:
+    add(labels, CROSS)
+    result = run(labels.config)
+    told, split = document(result)["selection"], folds(result)
+    assert len(split.warm) == len(split.calibration) == told["calibration"] == 60
+    for fold in range(2):
+        taught = (result.folder / f"warm-fold-{fold + 1}" / "train.jsonl").read_text("utf-8")
+        for example in split.warm:
+            seen = f"{example.question}\\n" in taught
+            assert seen == (split.fold_of(example.id, 2) != fold), "each label is in all models but one"
+    assert (result.folder / "sft" / "train.jsonl").read_text("utf-8").count("\n") == 60
+    assert told["guarantee"] is False
+    assert any("measured" in message and "not proved" in message for message in told["messages"])
+    assert {m["name"] for m in document(result)["models"]} >= {"base", "sft", "semievol"}
+    assert not any(m["name"].startswith("warm") for m in document(result)["models"]), "half-taught models are no result"
+
+
+def test_a_learner_has_not_seen_the_label_that_it_answers(labels: Project) -> None:
+    """Labels that nothing explains can only be known by having seen them."""
+    path = labels.folder / "labeled.csv"
+    header, *rows = path.read_text("utf-8").splitlines()
+    drawn = random.Random(1)
+    path.write_text("\n".join([header, *(f"{row[:-1]}{drawn.choice('ABCD')}" for row in rows)]) + "\n", "utf-8")
+    add(labels, CROSS + CREW)
+    result = run(labels.config)
+    gold = {e.id: e.answer for e in folds(result).calibration}
+    for learner in ("linear", "spread"):
+        said = {row["example_id"]: row["answer"] for row in evidence(result) if row["annotator_id"] == learner}
+        assert sum(said[name] == gold[name] for name in gold) < 0.5 * len(gold), learner
+
+
+def test_classifier_and_propagation_answer_everything_and_ask_no_model(labels: Project) -> None:
+    add(labels, CROSS + CREW)
+    result = run(labels.config)
+    rows = evidence(result)
+    for learner in ("linear", "spread"):
+        own = {row["example_id"]: row for row in rows if row["annotator_id"] == learner}
+        assert len(own) == 150, "90 unlabelled rows and 60 labels"
+        assert all(row["prompt_tokens"] == 0 for row in own.values())
+        assert all(sum(row["option_probs"]) == pytest.approx(1.0) for row in own.values() if row["option_probs"])
+    read = {name: use["read_by"] for name, use in document(result)["selection"]["annotators"].items()}
+    assert read["linear"] == "classifier"
+    assert read["spread"] == "label_propagation"
+
+
+def test_without_folds_the_learners_are_taught_by_the_labels_that_do_not_calibrate(labels: Project) -> None:
+    add(labels, CREW)
+    result = run(labels.config)
+    held = {e.id for e in folds(result).calibration}
+    answered = {row["example_id"] for row in evidence(result) if row["annotator_id"] == "linear"}
+    assert len(held) == 30
+    assert held <= answered
+    assert len(answered) == 120
+
+
+def test_fitted_weights_are_told_for_every_annotator(labels: Project) -> None:
+    add(labels, CROSS + CREW + '[select]\nweights = "fitted"\n')
+    use = document(run(labels.config))["selection"]["annotators"]
+    assert all(use[name]["weight"] >= 0 for name in ("warm", "linear", "spread", "justify"))
+
+
+def test_a_rerun_computes_nothing_and_other_names_of_a_split_are_the_same_split(labels: Project) -> None:
+    add(labels, '[split]\ncalibration = "holdout"\n')
+    run(labels.config)
+    labels.change(('calibration = "holdout"', 'calibration = "auto"'))
+    assert run(labels.config).computed == ()
+
+
+@pytest.mark.parametrize(
+    ("trained", "extra", "named"),
+    [
+        ('start = "warm"', CROSS, "have not seen the labels"),
+        ("", '[select]\nweights = "fitted"\n', "cross"),
+        ("", CROSS + '[select]\nscore = "mean_nll"\nrule = "percentile"\n', "pooled"),
+    ],
+)
+def test_what_does_not_go_with_cross_fitting_is_refused_before_anything_is_asked(
+    labels: Project, trained: str, extra: str, named: str
+) -> None:
+    labels.change(("[train]\n", f"[train]\n{trained}\n"))
+    add(labels, extra)
+    with pytest.raises(ConfigError, match=named):
+        run(labels.config)
+
+
+@pytest.mark.parametrize(("count", "calibration", "models"), [(9, 0, 0), (10, 0, 1), (29, 0, 1), (30, 30, 2)])
+def test_few_labels_teach_and_calibrate_nothing(labels: Project, count: int, calibration: int, models: int) -> None:
+    write_rows(labels.config.parent / "labeled.csv", count)
+    add(labels, CROSS)
+    result = run(labels.config)
+    assert document(result)["selection"]["calibration"] == calibration
+    jobs = [path.name for path in (result.folder / "jobs").glob("warm*-model")] if models else []
+    assert len(jobs) == models
