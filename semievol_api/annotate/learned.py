@@ -36,8 +36,8 @@ async def with_learned(
     learners = tuple(a for a in crew.annotators if a.reading in LEARNED)
     if embedder is None or not learners:
         return corpus
-    said = await store.once("learn", EvidenceTable, learn, embedder, corpus, learners, settings)
-    return replace(corpus, by_labels=said)
+    answered = await store.once("learn", EvidenceTable, learn, embedder, corpus, learners, settings)
+    return replace(corpus, by_labels=answered)
 
 
 @stage("learn")
@@ -46,8 +46,7 @@ async def learn(
 ) -> EvidenceTable:
     """One evidence row per question of the pool and learner. All vectors are in memory at once, and nothing else."""
     pool = corpus.pool("unlabeled")
-    taught = corpus.folds.warm
-    nodes = {e.id: e for e in (*taught, *pool)}
+    nodes = {e.id: e for e in (*corpus.folds.warm, *pool)}
     vectors = await embedded(embedder, tuple(nodes.values()), settings)
     school = _School.of(corpus, tuple(nodes.values()), vectors)
     probs = {learner.id: school.probabilities(learner.reading) for learner in learners}

@@ -34,20 +34,20 @@ _GRID = 2.0**24
 _LABELS_AT_ONCE = 16
 
 
-def classifier(taught: FloatMatrix, labels: IntArray, asked: FloatMatrix, n_labels: int, seed: int = 0) -> FloatArray:
+def classifier(known: FloatMatrix, labels: IntArray, asked: FloatMatrix, n_labels: int, seed: int = 0) -> FloatArray:
     """Multinomial logistic regression on vectors of length one; float64 (m, n_labels), rows sum to 1.
 
-    C is chosen by cross-validated log-loss on the taught alone, by the rule of one standard error (Breiman et al.
+    C is chosen by cross-validated log-loss on the known alone, by the rule of one standard error (Breiman et al.
     1984): the strongest penalty whose loss is within one of the least. Labels that nobody taught share half a count.
 
     Args:
-        taught: float32, shape (n, d).
-        labels: int64, shape (n,), of the taught.
+        known: float32, shape (n, d), of the labelled.
+        labels: int64, shape (n,).
         asked: float32, shape (m, d).
         n_labels: K, columns of the result.
         seed: of the folds.
     """
-    known, asked = Directed.of(taught).unit(), Directed.of(asked).unit()
+    known, asked = Directed.of(known).unit(), Directed.of(asked).unit()
     return _rounded(_fitted(known, labels, asked, n_labels, _strength(known, labels, n_labels, seed)))
 
 
@@ -68,7 +68,7 @@ def _strength(vectors: FloatMatrix, labels: IntArray, n_labels: int, seed: int) 
     return _STRENGTHS[int(np.flatnonzero(means <= means[best] + errors)[0])]
 
 
-def _fitted(taught: FloatMatrix, labels: IntArray, asked: FloatMatrix, n_labels: int, strength: float) -> FloatArray:
+def _fitted(known: FloatMatrix, labels: IntArray, asked: FloatMatrix, n_labels: int, strength: float) -> FloatArray:
     from sklearn.linear_model import LogisticRegression
 
     seen = np.unique(labels)
@@ -78,7 +78,7 @@ def _fitted(taught: FloatMatrix, labels: IntArray, asked: FloatMatrix, n_labels:
     if seen.size < 2:
         probs[:, seen] = share
         return probs
-    model = LogisticRegression(C=strength, max_iter=5_000).fit(taught.astype(np.float64), labels)
+    model = LogisticRegression(C=strength, max_iter=5_000).fit(known.astype(np.float64), labels)
     probs[:, seen] = share * model.predict_proba(asked.astype(np.float64))
     return np.asarray(np.maximum(probs, 1.0 / _GRID), dtype=np.float64)
 

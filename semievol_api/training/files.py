@@ -46,8 +46,8 @@ async def warm_models(
     models: dict[str, TunedModel] = {}
     for fold in range(folds.n_models):
         role = warm_role(fold, folds.n_models)
-        taught = folds.warm if folds.n_models == 1 else folds.taught_without(fold)
-        file = await store.once(file_artifact(role), TrainingFile, labeled_file, task, taught)
+        examples = folds.warm if folds.n_models == 1 else folds.taught_without(fold)
+        file = await store.once(file_artifact(role), TrainingFile, labeled_file, task, examples)
         models[role] = await fine_tune(trainer, store, role, file, train)
     return models
 
