@@ -11,6 +11,7 @@ from training to training), some know the answer without labels, some know nothi
     holdout      half of the labels teach (method.md), the others calibrate; nothing below 60 labels
     cross-2, -5  folds; each label and each pool row is answered by one model, that of its fold
     cross-5x3    three times five folds, three models averaged on both sides
+    fitted-5     five folds, annotators weighted by how right they are on the labels of the other folds (100 labels)
     uneven-5     the trap: five models averaged on the pool, one on each label
 
 Uses the selection package as a stage would. Knows nothing of models, providers or files.
@@ -28,14 +29,15 @@ import numpy as np
 from semievol_api.selection import Calibration, fdr, pool
 from semievol_api.selection.promises import calibration_size
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
+from semievol_api.selection.weights import fitted_weights, weighted
 
 ALPHA = 0.1
 LABELS = (30, 50, 100, 200, 500)
-WAYS = ("holdout", "cross-2", "cross-5", "cross-5x3", "uneven-5")
-PROMISED = ("holdout", "cross-2", "cross-5", "cross-5x3")
+PROMISED = ("holdout", "cross-2", "cross-5", "cross-5x3", "fitted-5")
 """The ways whose mean must stay within alpha."""
-BUILT = ("cross-2", "cross-5")
+BUILT = ("cross-2", "cross-5", "fitted-5")
 """What a run does: two warm models, five of those that cost nothing."""
+FITTED_AT = 100
 EMPTY_ALLOWED = 0.05
 POOL = 1_000
 DIMENSIONS = 24
@@ -199,7 +201,7 @@ def _draw(crew: CrossCrew, n: int, rng: np.random.Generator) -> _Draw:
 
 def _ways(draw: _Draw, rng: np.random.Generator) -> Mapping[str, tuple[FloatArray, BoolArray, Calibration]]:
     """Scores and errors on the pool, and the calibration, of every way."""
-    n, items, k = draw.n, draw.gold.size, draw.said.shape[2]
+    n, items = draw.n, draw.gold.size
     found: dict[str, tuple[FloatArray, BoolArray, Calibration]] = {}
     held = calibration_size(n)
     if held:
@@ -212,13 +214,23 @@ def _ways(draw: _Draw, rng: np.random.Generator) -> Mapping[str, tuple[FloatArra
     folds = [_folds(n, items, 5, rng) for _ in range(3)]
     together = [draw.probs(fold, 5, rng) for fold in folds]
     found["cross-5x3"] = _calibrated(draw, np.mean(together, axis=0), n)
+    if n == FITTED_AT:
+        found["fitted-5"] = _calibrated(draw, _reweighted(draw, together[0], folds[0]), n)
     every, fold = draw.everybody(folds[0], 5, rng), folds[0]
     uneven = np.mean(every, axis=0)
     for model in range(5):
         own = np.flatnonzero(fold[:n] == model)
         uneven[own] = every[model][own]
     found["uneven-5"] = _calibrated(draw, uneven, n)
-    assert k == uneven.shape[2]
+    return found
+
+
+def _reweighted(draw: _Draw, probs: FloatArray, fold: IntArray) -> FloatArray:
+    """Every fold's probabilities by the weights that the other folds' labels fit."""
+    found, n = np.empty_like(probs), draw.n
+    for out in range(int(fold.max()) + 1):
+        others = np.flatnonzero(fold[:n] != out)
+        found[fold == out] = weighted(probs[fold == out], fitted_weights(probs[others], draw.gold[others]))
     return found
 
 

@@ -49,7 +49,7 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
     if config.roles.warm is not None:
         models["warm"] = clients.given(config.roles.warm)
     elif config.run.propagation != "in-context" and folds.tunable:
-        models |= await warm_models(clients.trainer, store, task, folds, train)
+        models |= await warm_models(clients.trainer, store, task, folds, config)
     annotators = build_annotators(config, conditions_of(task, data, len(models) > 1, clients.embedder is not None))
     k = max(config.retrieve.k, annotators.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, clients.embedder, data, folds, config.retrieve, k)

@@ -120,9 +120,14 @@ def one_set_of_options(data: Prepared) -> bool:
     return first is not None and all(example.options == first.options for example in examples)
 
 
-def warm_role(fold: int, n_models: int) -> str:
-    """The role of the warm model that answers a fold's examples; `warm` where one answers all."""
-    return WARM if n_models == 1 else f"{WARM}-fold-{fold + 1}"
+def seed_role(seed: int) -> str:
+    """The role of the warm model of the `seed`-th training on the same labels, from 0."""
+    return WARM if seed == 0 else f"{WARM}-seed-{seed + 1}"
+
+
+def fold_role(role: str, fold: int) -> str:
+    """The role of the warm model that answers a fold's examples, where several share the labels."""
+    return f"{WARM if role == JUDGE else role}-fold-{fold + 1}"
 
 
 def request_seed(run_seed: int, asker: str, example_id: str) -> int:
@@ -145,7 +150,8 @@ def build_annotators(config: Config, conditions: Conditions) -> Crew:
 def _annotators(config: Config, conditions: Conditions) -> tuple[Annotator, ...]:
     settings = config.annotate
     if config.annotators:
-        return tuple(_listed(annotator, conditions) for annotator in config.annotators)
+        listed = [(_listed(annotator, conditions), annotator.seeds) for annotator in config.annotators]
+        return tuple(_of_seed(annotator, seed) for annotator, seeds in listed for seed in range(seeds))
     if settings.draw == "diverse":
         return diverse(settings, config.run.propagation, conditions)
     if settings.draw == "identical":
@@ -201,6 +207,10 @@ def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: 
         name = f"{role}-{count}shot" + (f"-{again + 1}" if again else "")
         crew.append(Annotator(name, role, count))
     return tuple(crew)
+
+
+def _of_seed(annotator: Annotator, seed: int) -> Annotator:
+    return annotator if seed == 0 else replace(annotator, id=f"{annotator.id}-seed-{seed + 1}", role=seed_role(seed))
 
 
 def external_role(ref: ModelRef) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from semievol_api.annotate.annotators import JUDGE, WARM, Annotator, request_seed, warm_role
+from semievol_api.annotate.annotators import Annotator, fold_role, request_seed
 from semievol_api.annotate.estimator import Asking
 from semievol_api.annotate.estimators import VERDICT, asking_of
 from semievol_api.annotate.replies import Question, rows_of_chat, rows_of_reads
@@ -122,9 +122,8 @@ class Student:
     def unseeing(self, corpus: Corpus, annotator: Annotator, example: Example) -> Annotator:
         """The annotator, asking the warm model that has not seen the example's fold where several share the labels."""
         folds = corpus.folds
-        own = warm_role(folds.fold_of(example.id, folds.n_models), folds.n_models)
-        trained = own in self.models and annotator.role in (WARM, JUDGE)
-        return replace(annotator, role=own) if trained and folds.n_models > 1 else annotator
+        own = fold_role(annotator.role, folds.fold_of(example.id, folds.n_models))
+        return replace(annotator, role=own) if own in self.models else annotator
 
     def provider_of(self, role: str) -> Provider:
         """Who serves a role."""

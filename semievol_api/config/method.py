@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semievol_api.capabilities import TrainSpec
 from semievol_api.store.fingerprints import fingerprinted
@@ -87,6 +87,14 @@ class AnnotatorSettings(Settings):
     """Number of voting examples, for `neighbour_vote`."""
     sharpness: float = Field(default=10.0, gt=0)
     """The weight of a vote is exp(sharpness * cosine)."""
+    seeds: int = Field(default=1, ge=1, le=8)
+    """Number of warm models, trained with different seeds, that answer side by side; each costs a training."""
+
+    @model_validator(mode="after")
+    def _seeds_are_trainings(self) -> AnnotatorSettings:
+        if self.seeds > 1 and self.model != "warm":
+            raise ValueError('seeds is for model = "warm", which is trained once for each')
+        return self
 
 
 @fingerprinted("on", "margin", "score", "unjustified", "show", "temperature", "max_tokens")

@@ -116,7 +116,7 @@ async def evaluate_models(
     """
     tests = [await store.once("evaluate/majority", Answers, majority, corpus.task, corpus.data)]
     gate: list[Answers] = []
-    for name in [n for n in models if not n.startswith(WARM) or "sft" not in models]:
+    for name in [n for n in models if not n.startswith(WARM) or (n == WARM and "sft" not in models)]:
         subject, own = student({"subject": models[name]}), in_context.get(name, corpus)
         asked = (subject, own, name, _with_shots(settings, in_context.get(name)))
         tests.append(await store.once(f"evaluate/{name}", Answers, evaluate, *asked))

@@ -13,7 +13,7 @@ import numpy as np
 from semievol_api.selection.label_probabilities import FLOOR
 from semievol_api.selection.values import FloatArray, IntArray
 
-PULL = 10.0
+PULL = 3.0
 """How many labels' worth of evidence holds the weights together."""
 _LEAST_COMMON = 1e-3
 LEAST_LABELS = 20

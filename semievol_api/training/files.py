@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from semievol_api.annotate.annotators import warm_role
+from semievol_api.annotate.annotators import fold_role, seed_role
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, every_question, nearest_among
 from semievol_api.config.method import TrainSettings
@@ -40,15 +40,20 @@ async def labeled_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
 
 
 async def warm_models(
-    trainer: Trainer, store: RunStore, task: Task, folds: Folds, train: TrainSettings
+    trainer: Trainer, store: RunStore, task: Task, folds: Folds, config: Config
 ) -> dict[str, TunedModel]:
-    """The warm model by its role; where labels teach and calibrate, one for each fold, which has not seen it."""
+    """The warm models by role: one, or as many as annotators want seeds; where labels teach and calibrate, each of
+    them once for every fold, which it has not seen."""
     models: dict[str, TunedModel] = {}
-    for fold in range(folds.n_models):
-        role = warm_role(fold, folds.n_models)
-        examples = folds.warm if folds.n_models == 1 else folds.taught_without(fold)
-        file = await store.once(file_artifact(role), TrainingFile, labeled_file, task, examples)
-        models[role] = await fine_tune(trainer, store, role, file, train)
+    for seed in range(max((annotator.seeds for annotator in config.annotators), default=1)):
+        for fold in range(folds.n_models):
+            role = seed_role(seed) if folds.n_models == 1 else fold_role(seed_role(seed), fold)
+            examples = folds.warm if folds.n_models == 1 else folds.taught_without(fold)
+            file = await store.once(file_artifact(role), TrainingFile, labeled_file, task, examples)
+            settings = config.train
+            if settings.seed is not None:
+                settings = settings.model_copy(update={"seed": settings.seed + seed})
+            models[role] = await fine_tune(replace(trainer, seed=trainer.seed + seed), store, role, file, settings)
     return models
 
 

@@ -106,6 +106,22 @@ def test_fitted_weights_are_told_for_every_annotator(labels: Project) -> None:
     assert all(use[name]["weight"] >= 0 for name in ("warm", "linear", "spread", "justify"))
 
 
+@pytest.mark.parametrize(("split", "names"), [("", ["warm_up", "warm-seed-2", "warm-seed-3"]), (CROSS, None)])
+def test_warm_models_of_several_seeds_are_several_annotators(
+    labels: Project, split: str, names: list[str] | None
+) -> None:
+    add(labels, f'{split}[[annotators]]\nid = "warm"\nmodel = "warm"\nseeds = 3\n')
+    result = run(labels.config)
+    askers = {row["annotator_id"] for row in evidence(result)}
+    assert askers == {"warm", "warm-seed-2", "warm-seed-3"}
+    stored = {path.name.removesuffix("-model") for path in (result.folder / "jobs").glob("warm*-model")}
+    wanted = names or [f"{name}-fold-{fold}" for name in ("warm", "warm-seed-2", "warm-seed-3") for fold in (1, 2)]
+    assert stored == set(wanted)
+    tickets = [path.read_text("utf-8") for path in (result.folder / "jobs").glob("warm*-ticket/ticket.json")]
+    assert len(set(tickets)) == len(tickets), "trainings of other seeds are other jobs"
+    assert not any(m["name"].startswith("warm") for m in document(result)["models"])
+
+
 def test_a_rerun_computes_nothing_and_other_names_of_a_split_are_the_same_split(labels: Project) -> None:
     add(labels, '[split]\ncalibration = "holdout"\n')
     run(labels.config)
