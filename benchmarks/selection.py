@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from benchmarks.selection_cross import CREWS, FITTED_AT, LABELS, broken_cross, measure_cross, print_cross
+from benchmarks.selection_cross import ALL_WAYS_AT, CREWS, LABELS, broken_cross, measure_cross, print_cross
 from semievol_api.selection import Calibration, Selected, fdr, high_probability, option_prob, percentile_of_score, pool
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cross = [
         row
         for seed, crew in enumerate(CREWS)
-        for row in measure_cross(crew, (FITTED_AT,) if chosen.quick else LABELS, splits, seed)
+        for row in measure_cross(crew, (ALL_WAYS_AT,) if chosen.quick else LABELS, splits, seed)
     ]
     broken = [*broken_promises(rows, speed), *broken_cross(cross)]
     if chosen.json:

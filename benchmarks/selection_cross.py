@@ -11,8 +11,10 @@ from training to training), some know the answer without labels, some know nothi
     holdout      half of the labels teach (method.md), the others calibrate; nothing below 60 labels
     cross-2, -5  folds; each label and each pool row is answered by one model, that of its fold
     cross-5x3    three times five folds, three models averaged on both sides
-    fitted-5     five folds, annotators weighted by how right they are on the labels of the other folds (100 labels)
+    fitted-5     five folds, annotators weighted by how right they are on the labels of the other folds
     uneven-5     the trap: five models averaged on the pool, one on each label
+
+The last three with 100 labels only.
 
 Uses the selection package as a stage would. Knows nothing of models, providers or files.
 """
@@ -37,9 +39,10 @@ PROMISED = ("holdout", "cross-2", "cross-5", "cross-5x3", "fitted-5")
 """The ways whose mean must stay within alpha."""
 BUILT = ("cross-2", "cross-5", "fitted-5")
 """What a run does: two warm models, five of those that cost nothing."""
-FITTED_AT = 100
+ALL_WAYS_AT = 100
+"""Labels at which the ways that a run does not offer are tried too."""
 EMPTY_ALLOWED = 0.05
-POOL = 1_000
+POOL = 600
 DIMENSIONS = 24
 _SURE_AND_RIGHT = 0.93
 
@@ -108,27 +111,14 @@ class _Draw:
     sure: IntArray
     n: int
 
-    def probs(self, fold: IntArray, models: int, rng: np.random.Generator) -> FloatArray:
-        """float64 (items, annotators, K): each item by the models of its fold; the models teach each other's folds."""
-        k = self.said.shape[2]
-        found = np.empty((self.gold.size, len(self.crew.taught), k))
-        for column, recipe in enumerate(self.crew.taught):
-            for model in range(models):
-                asked = fold == model
-                taught = np.flatnonzero(fold[: self.n] != model) if models > 1 else np.flatnonzero(fold[: self.n] < 0)
-                found[asked, column] = self._taught(recipe, taught, rng)[asked]
-        return self._with_ties(np.concatenate([found, self.said], axis=1))
+    def answers(self, labels: IntArray, rng: np.random.Generator) -> FloatArray:
+        """float64 (items, annotators, K): every item by annotators that these labels taught, and by the others."""
+        taught = [self._taught(recipe, labels, rng)[:, None] for recipe in self.crew.taught]
+        return self._with_ties(np.concatenate([*taught, self.said], axis=1))
 
-    def everybody(self, fold: IntArray, models: int, rng: np.random.Generator) -> list[FloatArray]:
-        """The same of every model on every item."""
-        k = self.said.shape[2]
-        every: list[FloatArray] = []
-        for model in range(models):
-            found = np.empty((self.gold.size, len(self.crew.taught), k))
-            for column, recipe in enumerate(self.crew.taught):
-                found[:, column] = self._taught(recipe, np.flatnonzero(fold[: self.n] != model), rng)
-            every.append(self._with_ties(np.concatenate([found, self.said], axis=1)))
-        return every
+    def of_every_model(self, fold: IntArray, models: int, rng: np.random.Generator) -> FloatArray:
+        """float64 (models, items, annotators, K): each model was taught by the labels of all folds but its own."""
+        return np.stack([self.answers(np.flatnonzero(fold[: self.n] != model), rng) for model in range(models)])
 
     def _taught(self, recipe: tuple[int, float, float], taught: IntArray, rng: np.random.Generator) -> FloatArray:
         """One training: ridge regression on a random view, its scores sharpened; float64 (items, K)."""
@@ -205,22 +195,19 @@ def _ways(draw: _Draw, rng: np.random.Generator) -> Mapping[str, tuple[FloatArra
     found: dict[str, tuple[FloatArray, BoolArray, Calibration]] = {}
     held = calibration_size(n)
     if held:
-        fold = np.zeros(items, dtype=np.int64)
-        fold[held:n] = -1
-        found["holdout"] = _calibrated(draw, draw.probs(fold, 1, rng), held)
-    for models in (2, 5):
-        fold = _folds(n, items, models, rng)
-        found[f"cross-{models}"] = _calibrated(draw, draw.probs(fold, models, rng), n)
-    folds = [_folds(n, items, 5, rng) for _ in range(3)]
-    together = [draw.probs(fold, 5, rng) for fold in folds]
-    found["cross-5x3"] = _calibrated(draw, np.mean(together, axis=0), n)
-    if n == FITTED_AT:
-        found["fitted-5"] = _calibrated(draw, _reweighted(draw, together[0], folds[0]), n)
-    every, fold = draw.everybody(folds[0], 5, rng), folds[0]
-    uneven = np.mean(every, axis=0)
-    for model in range(5):
-        own = np.flatnonzero(fold[:n] == model)
-        uneven[own] = every[model][own]
+        found["holdout"] = _calibrated(draw, draw.answers(np.arange(held, n), rng), held)
+    rows, fold = np.arange(items), _folds(n, items, 2, rng)
+    found["cross-2"] = _calibrated(draw, draw.of_every_model(fold, 2, rng)[fold, rows], n)
+    folds = [_folds(n, items, 5, rng) for _ in range(3 if n == ALL_WAYS_AT else 1)]
+    models = [draw.of_every_model(fold, 5, rng) for fold in folds]
+    own = [every[fold, rows] for every, fold in zip(models, folds, strict=True)]
+    found["cross-5"] = _calibrated(draw, own[0], n)
+    if n != ALL_WAYS_AT:
+        return found
+    found["cross-5x3"] = _calibrated(draw, np.mean(own, axis=0), n)
+    found["fitted-5"] = _calibrated(draw, _reweighted(draw, own[0], folds[0]), n)
+    uneven = models[0].mean(axis=0)
+    uneven[:n] = own[0][:n]
     found["uneven-5"] = _calibrated(draw, uneven, n)
     return found
 

@@ -16,6 +16,7 @@ from semievol_api.selection.values import FloatArray, IntArray
 PULL = 3.0
 """How many labels' worth of evidence holds the weights together."""
 _LEAST_COMMON = 1e-3
+_TINY = 1e-300
 LEAST_LABELS = 20
 """Below, all annotators count alike."""
 
@@ -55,13 +56,13 @@ def fitted_weights(probs: FloatArray, gold: IntArray, pull: float = PULL) -> Flo
 def weighted(probs: FloatArray, weights: FloatArray) -> FloatArray:
     """Probabilities whose equal pool is the weighted one: q ** w, normalised; float64 of the shape of `probs`.
 
-    Annotators of weight 0 abstain (NaN).
+    Annotators of weight 0 abstain (NaN). Nothing is floored, so that sure answers keep their order.
 
     Args:
         probs: float64, shape (m, annotators, options), 0 beyond an item's own options, NaN = abstains.
         weights: float64, shape (annotators,), not negative.
     """
-    raised = weights[:, None] * np.log(np.maximum(probs, FLOOR))
+    raised = weights[:, None] * np.log(np.maximum(probs, _TINY))
     raised = np.where(probs > 0, raised, np.where(np.isnan(probs), np.nan, -np.inf))
     found = np.exp(raised - np.max(raised, axis=2, keepdims=True))
     found /= found.sum(axis=2, keepdims=True)
