@@ -289,6 +289,68 @@ class FineTuner(Protocol):
         ...
 
 
+# ------------------------------------------------------------------------------------------ deployments
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployRequest:
+    """A model to be put on rented accelerators. `run_key` names this deployment for ever, as a training's does."""
+
+    model: ModelName
+    run_key: str
+
+
+DeploymentStatus: TypeAlias = Literal["starting", "ready", "asleep", "failed", "deleted", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentState:
+    """Where a deployment stands. `raw_status` keeps the vendor's own word; `asked_as` is the name that requests give.
+
+    One that is `starting` or `ready` costs money by the hour; `asleep` (no replicas), `failed` and `deleted` do not.
+    """
+
+    status: DeploymentStatus
+    raw_status: str
+    asked_as: ModelName | None = None
+    reason: str | None = None
+
+
+class Deployer(Protocol):
+    """Puts models on rented accelerators, and takes them off again."""
+
+    usd_per_hour: float | None
+    """The price of one deployment while it is awake; None where the provider does not know it."""
+    tokens_are_free: bool
+    """Whether the hours are the whole price, so that requests cost nothing besides."""
+
+    def needs(self, model: ModelName) -> bool:
+        """Whether a model answers only while it is deployed."""
+        ...
+
+    async def deploy(self, request: DeployRequest) -> str:
+        """Make a deployment and return its id. Never retried by anyone: look with `find` first."""
+        ...
+
+    async def find(self, request: DeployRequest) -> str | None:
+        """The id of the deployment that already carries the request's run key, unless it failed or was deleted."""
+        ...
+
+    async def poll(self, deployment_id: str) -> DeploymentState:
+        """Where it stands now; one that the vendor does not know is `deleted`."""
+        ...
+
+    async def wake(self, deployment_id: str) -> None:
+        """Give it replicas again."""
+        ...
+
+    async def sleep(self, deployment_id: str) -> None:
+        """Scale it to zero; `RefusedError` where the vendor cannot."""
+        ...
+
+    async def delete(self, deployment_id: str) -> None:
+        """Delete it; one that is gone already is no error."""
+        ...
+
+
 # ------------------------------------------------------------------------------------------------- batch
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchState:
@@ -374,9 +436,12 @@ class Provider:
     train_keys: tuple[str, ...] = HOSTED_TRAIN_KEYS
     """The fields of a `TrainSpec` that its trainings take; a setting of another is refused while planning."""
     batch: BatchChat | None = None
+    deployer: Deployer | None = None
     remote: VendorStorage | None = None
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
     """Why an ability is missing, by its name in `require`, where there is more to say."""
+    awake: Callable[[ModelName], Awaitable[None]] | None = None
+    """Comes back when a model may be asked; a run sets it where models are deployed (`training/deployments.py`)."""
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
@@ -507,6 +572,7 @@ def require(ability: Ability | None, what: str, provider: Provider) -> Ability:
             "embeddings": provider.embedder,
             "fine-tuning": provider.finetuner,
             "batches": provider.batch,
+            "deployments": provider.deployer,
             "clean-up": provider.remote,
         }
         can = [name for name, fill in abilities.items() if fill is not None]

@@ -49,6 +49,7 @@ from semievol_api.store.run_store import RunStore, stages_done
 from semievol_api.tasks import Task, load_task
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES
 from semievol_api.training.cost import refuse_unpriced, with_cap
+from semievol_api.training.deployments import open_deployments
 from semievol_api.training.fine_tuning import OnEvent, Trainer, check_spec
 from semievol_api.training.jobs import stored_job
 
@@ -370,6 +371,12 @@ def _check_abilities(plan: Plan) -> None:
     config, roles = plan.config, plan.config.roles
     student = plan.provider(roles.student)
     require(student.chat, "chat", student)
+    if student.deployer is not None and (config.run.engine == "ray" or config.limits.mode == "batch"):
+        key = '[run] engine = "ray"' if config.run.engine == "ray" else '[limits] mode = "batch"'
+        raise ConfigError(
+            f"The provider {student.name!r} answers with tuned models only while they are deployed, and {key} does not "
+            f"wait for deployments. Remove that setting."
+        )
     for guest in plan.guests:
         require(plan.provider(guest).chat, "chat", plan.provider(guest))
     if config.select.score == "mean_nll":
@@ -483,6 +490,9 @@ async def open_tools(
         embedder = None
         if roles.embedder is not None and config.retrieve.method == "embedding":
             embedder = EmbeddingTool(engine, plan.provider(roles.embedder), roles.embedder.model, executor)
+        deployments = await stack.enter_async_context(
+            open_deployments(config, engine, clock or RealClock(), on_job or watcher.on_job)
+        )
         trainer = Trainer(
             provider=plan.provider(plan.trainer_ref),
             base=plan.trainer_ref.model,
@@ -493,12 +503,14 @@ async def open_tools(
         )
         yield Clients(
             engine=engine,
-            student_provider=plan.provider(roles.student),
+            student_provider=deployments.over(plan.provider(roles.student)),
             student_model=roles.student.model,
             trainer=with_cap(trainer, engine, config),
             embedder=embedder,
             gold=raw.gold,
             max_failed_share=config.run.max_failed_share,
-            external={external_role(r): ExternalAnnotator(plan.provider(r), r.model) for r in plan.guests},
+            external={
+                external_role(r): ExternalAnnotator(deployments.over(plan.provider(r)), r.model) for r in plan.guests
+            },
             executor=executor,
         )

@@ -13,18 +13,27 @@ import typer
 from rich.console import Console
 
 from semievol_api.cli.screen import AsJson, ConfigPath, OnDay, out, print_json, table
+from semievol_api.errors import UserError
 
 if TYPE_CHECKING:
+    from semievol_api.config.settings import Config
     from semievol_api.planning.bill import BillRow, Range, Spent
+    from semievol_api.planning.catalogue import Catalogue
     from semievol_api.planning.estimating import Estimate
 
 
-def plan(
+def plan(  # noqa: PLR0913 - a command line has as many options as it has
     config: ConfigPath,
     vendors: Annotated[list[str] | None, typer.Argument(help="Vendors for --compare.")] = None,
     as_json: AsJson = False,
     compare: Annotated[bool, typer.Option("--compare", help="Price the same run at other vendors.")] = False,
     on: OnDay = None,
+    requests_per_month: Annotated[
+        int | None, typer.Option(min=1, help="Show what serving so many requests a month costs at each vendor.")
+    ] = None,
+    awake_hours: Annotated[
+        float, typer.Option(min=0, max=24, help="Hours a day for which a deployment that scales to zero is up.")
+    ] = 1.0,
 ) -> None:
     """Estimate requests, tokens, cost and model end dates. Needs no API key."""
     from semievol_api.config.settings import load_config
@@ -36,10 +45,77 @@ def plan(
     named = vendors or (["openai", "azure", "nebius", "local"] if compare else [])
     planned = run_blocking(estimate(settings, today=on.date() if on else None, vendors=named))
     spent = spent_by(settings)
+    month = None if requests_per_month is None else _month(settings, planned, requests_per_month, awake_hours)
     if as_json:
-        print_json(_plan_as_json(planned, spent))
+        print_json(_plan_as_json(planned, spent) | ({} if month is None else {"month": month}))
     else:
         show_plan(out(), planned, spent)
+        if month is not None:
+            _show_month(out(), month)
+
+
+def _month(config: Config, planned: Estimate, requests: int, awake_hours: float) -> dict[str, Any]:
+    """What serving costs a month, as plain values."""
+    from semievol_api.planning.catalogue_refresh import known_catalogue
+    from semievol_api.planning.monthly import Load, cheapest_by_requests, compare, request_of, servings
+
+    request = request_of(planned.rows)
+    if request is None:
+        raise UserError("The plan has no chat requests, so a request's tokens are not known. Name a [data] test file.")
+    catalogue = known_catalogue(config.catalogue.file)
+    rows = servings(catalogue, request, Load(requests, awake_hours), planned.as_of)
+    yours = _served_now(config, catalogue)
+    own = next((row for row in rows if row.name == yours), None)
+    return {
+        "requests": requests,
+        "tokens": asdict(request),
+        "servings": [
+            {
+                **asdict(row),
+                "ends": None if row.ends is None else row.ends.isoformat(),
+                "usd": row.usd(requests),
+                "beside_yours": None if own is None else compare(row, own),
+            }
+            for row in rows
+        ],
+        "cheapest": [asdict(change) for change in cheapest_by_requests(rows)],
+    }
+
+
+def _served_now(config: Config, catalogue: Catalogue) -> str | None:
+    """The name of the way in which the config's own student would be served."""
+    from semievol_api.session import check
+
+    student = config.roles.student
+    vendor = check(config, planning=True).provider(student).vendor
+    facts = catalogue.facts(vendor, student.model)
+    return None if facts is None else f"tuned {facts.model} at {facts.vendor}"
+
+
+def _show_month(console: Console, month: Mapping[str, Any]) -> None:
+    """The rows for a person, and from how many requests on which is the cheapest."""
+    rows = [
+        [
+            row["name"],
+            f"{'>= ' if row['is_partial'] else ''}{row['usd']:,.2f}",
+            row["beside_yours"] or "-",
+            row["ends"] or "-",
+            row["remark"] or "-",
+        ]
+        for row in month["servings"]
+    ]
+    tokens = month["tokens"]
+    title = (
+        f"Serving {month['requests']:,} requests a month, of {tokens['prompt']:,.0f} prompt and "
+        f"{tokens['completion']:,.0f} answer tokens"
+    )
+    console.print(table(title, ["way", "USD a month", "beside yours", "ends", "remark"], rows))
+    first, *later = month["cheapest"]
+    console.print(f"Cheapest without a GPU of your own: {first['name']}.", markup=False, soft_wrap=True)
+    for change in later:
+        console.print(
+            f"From {change['from_requests']:,.0f} requests a month on: {change['name']}.", markup=False, soft_wrap=True
+        )
 
 
 _Cell = Callable[["BillRow"], str]

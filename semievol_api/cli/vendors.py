@@ -80,7 +80,7 @@ def jobs(
     cancel: Annotated[str | None, typer.Option(help="Cancel this job (needs a config).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List training jobs with their models, tokens and cost."""
+    """List training jobs with their models, tokens and cost, and deployments with their hours."""
     found = _list_jobs(path, poll=poll, stop=cancel)
     if as_json:
         print_json(found)
@@ -91,7 +91,7 @@ def jobs(
 def clean(
     config: ConfigPath,
     remote: Annotated[
-        bool, typer.Option("--remote", help="List uploaded files and superseded models at the vendor.")
+        bool, typer.Option("--remote", help="List uploaded files, superseded models and deployments at the vendor.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete everything listed.")] = False,
     as_json: AsJson = False,
@@ -293,7 +293,7 @@ def _list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, An
     if path.is_dir():
         if poll or stop:
             raise UserError("To ask the vendor, name a config: semievol jobs semievol.toml --poll")
-        return [_plain_job(job, None, None) for job in jobs_under(path)]
+        return [*(_plain_job(job, None, None) for job in jobs_under(path)), *_plain_deployments(path)]
     config = load_config(path)
     jobs = jobs_under(config.run.folder)
     plan = check_run(config, planning=not (poll or stop), purpose="look")
@@ -304,7 +304,32 @@ def _list_jobs(path: Path, *, poll: bool, stop: str | None) -> list[dict[str, An
             await cancel(jobs, stop, provider)
         return [_plain_job(job, provider, await state_of(job, provider) if poll or stop else None) for job in jobs]
 
-    return _with(provider, ask)
+    return [*_with(provider, ask), *_plain_deployments(config.run.folder)]
+
+
+def _plain_deployments(folder: Path) -> list[dict[str, Any]]:
+    """The deployments of the runs under a folder, in the columns of jobs, with their hours."""
+    import time
+
+    from semievol_api.training.deployments import deployments_under
+
+    now = time.time()
+    return [
+        {
+            "run": str(run),
+            "kind": "deployment",
+            "name": "deployment",
+            "job_id": record.deployment_id,
+            "run_key": record.run_key,
+            "base": None,
+            "model": record.model,
+            "state": record.status,
+            "hours": record.hours(now),
+            "usd_per_hour": record.usd_per_hour,
+            "usd": record.usd(now),
+        }
+        for run, record in deployments_under(folder)
+    ]
 
 
 def _show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
@@ -315,27 +340,30 @@ def _show_jobs(jobs: Sequence[Mapping[str, Any]]) -> None:
     console = out()
     for run, of_run in groupby(jobs, key=lambda job: str(job["run"])):
         mine = list(of_run)
-        rows = [
-            [
-                job["name"],
-                job["state"],
-                job["base"] or "-",
-                f"{job['trained_tokens']:,}" if job["trained_tokens"] else "-",
-                "-" if job["usd"] is None else f"{job['usd']:.2f}",
-            ]
-            for job in mine
-        ]
+        rows = [[job["name"], job["state"], job["base"] or "-", _amount(job), _dollars(job["usd"])] for job in mine]
         console.print(f"\n{run}", markup=False, soft_wrap=True)
-        console.print(table("", ["job", "state", "base", "tokens", "USD"], rows))
+        console.print(table("", ["job", "state", "base", "tokens or hours", "USD"], rows))
         for job in mine:  # names are copied: nothing of them may be cut off
             model = f", model {job['model']}" if job["model"] else ""
-            console.print(f"{job['name']}: {job['job_id']}{model}", markup=False, soft_wrap=True)
+            console.print(f"{job['name']}: {job['job_id'] or 'id not known'}{model}", markup=False, soft_wrap=True)
+
+
+def _amount(job: Mapping[str, Any]) -> str:
+    """What of a job or a deployment is paid for."""
+    if job["kind"] == "deployment":
+        return f"{job['hours']:.2f} h"
+    return f"{job['trained_tokens']:,}" if job["trained_tokens"] else "-"
+
+
+def _dollars(usd: float | None) -> str:
+    return "-" if usd is None else f"{usd:.2f}"
 
 
 def _clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
     """What a run left at its vendor; deleted with `yes`."""
     from semievol_api.config.settings import load_config
     from semievol_api.session import check as check_run
+    from semievol_api.training.deployments import delete_deployments, deployments_left
     from semievol_api.training.jobs import delete, jobs_under, leftovers
 
     config = load_config(path)
@@ -347,7 +375,14 @@ def _clean_remote(path: Path, *, yes: bool) -> dict[str, Any]:
         failures = await delete(items, provider) if yes else []
         return {"items": [asdict(item) for item in items], "deleted": yes, "failures": failures}
 
-    return _with(plan.provider(plan.trainer_ref), ask)
+    async def ask_deployer(provider: Provider) -> list[str]:
+        return await delete_deployments(config.run.folder, provider) if yes else []
+
+    student = plan.provider(config.roles.student)
+    running = [asdict(item) for item in deployments_left(config.run.folder, student.name)]
+    failures = _with(student, ask_deployer) if running else []
+    result = _with(plan.provider(plan.trainer_ref), ask)
+    return result | {"items": [*running, *result["items"]], "failures": [*failures, *result["failures"]]}
 
 
 def _show_clean(result: Mapping[str, Any]) -> None:
@@ -416,6 +451,7 @@ def _plain_job(job: Job, provider: Provider | None, state: Any) -> dict[str, Any
     known = "succeeded" if job.model else "submitted, end not seen"
     return {
         "run": str(job.run_folder),
+        "kind": "training",
         "name": job.name,
         "job_id": job.job_id,
         "run_key": job.run_key,

@@ -196,6 +196,21 @@ class Limits(Settings):
     """`semievol run` needs --yes if the expected cost is higher."""
 
 
+class DeploySettings(Settings):
+    """`[deploy]`: tuned models that answer only while they are deployed, on accelerators paid by the hour."""
+
+    at_end: Literal["sleep", "delete", "keep"] = "sleep"
+    """What becomes of the run's deployments when it ends, fails or is stopped. `sleep` scales to zero, or deletes where
+    the vendor cannot; `keep` leaves them running, and costing."""
+    idle_s: float = Field(default=300.0, gt=0)
+    """A deployment that nothing has asked for so long is put to sleep, and woken when the run needs it again."""
+    wait_s: float = Field(default=3600.0, gt=0)
+    """How long a deployment may take to get ready."""
+    poll_s: float = Field(default=10.0, gt=0)
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """The price of one deployment, where the provider does not tell it. Counts towards `[limits] max_usd`."""
+
+
 class RaySettings(Settings):
     """`[ray]`: the cluster of `[run] engine = "ray"`. The run's folder must lie where all of its nodes see it."""
 
@@ -248,7 +263,7 @@ class CassetteTable(Settings):
     "train",
     "evolve",
     "evaluate",
-    outside=("limits", "ray", "catalogue", "log", "cassette"),
+    outside=("limits", "deploy", "ray", "catalogue", "log", "cassette"),
 )
 class Config(Settings):
     """A run's settings, frozen: one attribute for each section of the file (`docs/method.md`, `docs/hosted.md`).
@@ -261,6 +276,8 @@ class Config(Settings):
         The method's steps; what is left out comes from `run.mode`.
     limits : Limits
         Quotas a minute, concurrency, `timeout_s` in seconds, and caps in USD and tokens.
+    deploy : DeploySettings
+        What becomes of deployments that are paid by the hour.
     ray, catalogue, log, cassette
         A cluster, prices of your own, metric logs, a recording.
 
@@ -290,6 +307,7 @@ class Config(Settings):
     evolve: EvolveSettings = EvolveSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     limits: Limits = Limits()
+    deploy: DeploySettings = DeploySettings()
     ray: RaySettings = RaySettings()
     catalogue: CatalogueSettings = CatalogueSettings()
     log: LogSettings = LogSettings()

@@ -11,7 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +237,10 @@ class RequestEngine:
     def charge(self, usd: float, tokens: int) -> None:
         """Other engines of the run have spent something."""
         self._state.budget.add(Spend(usd, tokens))
+
+    def start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Run something beside the requests until the engine closes."""
+        return self._dispatcher.start(work)
 
     def took_over(self, bills: Mapping[str, StageBill]) -> None:
         """What another engine of the run did, for this one's ledger."""

@@ -135,7 +135,10 @@ class Attempts:
 
     async def _attempt(self, pacer: Pacer, state: _WorkerState, piece: AnyRequestChunk) -> None:
         """One attempt, and as many 429s as the server likes."""
+        owner = piece.owner
         while True:
+            if owner.provider.awake is not None:
+                await owner.provider.awake(owner.kind.model(piece.request))
             if self._budget.capped:
                 await self._budget.reserve(piece.need)
             passed: Pass | None = None

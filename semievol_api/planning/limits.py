@@ -6,7 +6,7 @@ Knows nothing of vendors' presets; a provider says itself which vendor it is.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from semievol_api.capabilities import ModelLimits, ModelName, Provider
@@ -85,6 +85,32 @@ class _TunedLimits(Mapping[ModelName, ModelLimits]):
 def with_bases(provider: Provider, bases: Mapping[ModelName, ModelName]) -> Provider:
     """The same provider, which knows what the models cost that were tuned from these bases."""
     return replace(provider, limits=_TunedLimits(provider.limits, bases))
+
+
+@dataclass(frozen=True)
+class _FreeTokens(Mapping[ModelName, ModelLimits]):
+    """Known limits, where the tokens of some models cost nothing: their hours are paid."""
+
+    known: Mapping[ModelName, ModelLimits]
+    paid_by_hour: Callable[[ModelName], bool]
+
+    def __getitem__(self, name: ModelName) -> ModelLimits:
+        if not self.paid_by_hour(name):
+            return self.known[name]
+        return replace(self.known.get(name) or ModelLimits(), input_usd=0.0, cached_input_usd=0.0, output_usd=0.0)
+
+    def __iter__(self) -> Iterator[ModelName]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
+def with_free_tokens(
+    limits: Mapping[ModelName, ModelLimits], paid_by_hour: Callable[[ModelName], bool]
+) -> Mapping[ModelName, ModelLimits]:
+    """The same limits, where models that are paid by the hour cost nothing per token."""
+    return _FreeTokens(limits, paid_by_hour)
 
 
 def _first(preferred: float | None, other: float | None) -> float | None:

@@ -67,7 +67,7 @@ class Leftover:
     """Something of a run that still lies at the vendor."""
 
     kind: str
-    """file or model."""
+    """file, model or deployment."""
     id: str
     why: str
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,22 @@ def test_made_up_answers_are_right_on_easy_questions_and_read_off_shuffled_optio
         shown = ("blue", "red", "green")
         right += shown["ABC".index(letter)] == example.options["ABC".index(example.answer or "A")]
     assert 0.65 < right / 300 < 0.85
+
+
+def test_the_plan_shows_what_a_month_of_serving_costs(semievol: Semievol) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "gpt-4o-mini.toml"
+    done = semievol(
+        "plan", example, "--requests-per-month", 1_000_000, "--awake-hours", 2, "--on", "2026-11-30", "--json"
+    )
+    month = json.loads(done.out)["month"]
+    rows = {row["name"]: row for row in month["servings"]}
+    for row in rows.values():
+        assert row["usd"] == pytest.approx(row["usd_per_month"] + 1e6 * row["usd_per_request"])
+    own = rows["tuned gpt-4o-mini-2024-07-18 at openai"]
+    warm = rows["a rented H100 at crusoe, kept warm"]
+    assert own["beside_yours"] == "as much"  # it is the config's own
+    assert warm["beside_yours"] == f"less from {math.ceil(730 * 5.50 / own['usd_per_request']):,}"
+    assert rows["tuned Qwen/Qwen3-8B at tinker"]["beside_yours"] == "less"
+    shown = semievol("plan", example, "--requests-per-month", 1_000_000, "--on", "2026-11-30").out
+    assert "Serving 1,000,000 requests a month" in shown and "Cheapest without a GPU of your own: " in shown
+    assert "month" not in json.loads(semievol("plan", example, "--on", "2026-11-30", "--json").out)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from server_running import RunningServer
+from local_samples import training_lines
+from server_running import Deploying, RunningServer, wait_for_job
 
 from tests.conformance import SPECIFICATION
 from tests.openai_types import check_answer
@@ -28,6 +29,21 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def client(server: RunningServer) -> openai.OpenAI:
     """The unmodified SDK on that server."""
     return server.client()
+
+
+@pytest.fixture(scope="session")
+def deploying(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
+    folder = tmp_path_factory.mktemp("deploying")
+    (folder / "limits.toml").write_text("deployment_start_s = 1.0\ndeployment_usd_per_hour = 3.99\n")
+    options = (
+        "--deployments", "--api-key-env", "KEYS", "--limits", str(folder / "limits.toml"),
+    )  # fmt: skip
+    with RunningServer(tiny_model, folder, options, {"KEYS": "mine,theirs"}) as server:
+        client = server.client(api_key="mine")
+        file = client.files.create(file=("t.jsonl", training_lines(12).encode()), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id)
+        model = wait_for_job(client, job.id).fine_tuned_model
+        yield Deploying(server, model)
 
 
 @pytest.fixture

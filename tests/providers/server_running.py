@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -104,3 +106,44 @@ def wait_for_job(client: openai.OpenAI, job_id: str, *statuses: str) -> Any:
         assert job.status not in ("succeeded", "failed", "cancelled"), job
         time.sleep(0.05)
     raise AssertionError(f"the job stayed {job.status}")
+
+
+MESSAGES: Any = [{"role": "user", "content": "Item 1 x"}]
+
+
+@dataclass(frozen=True)
+class Deploying:
+    """A server that wants deployments, and a model tuned there by the first of two keys."""
+
+    server: RunningServer
+    model: str
+
+    def client(self, key: str = "mine") -> openai.OpenAI:
+        return self.server.client(api_key=key)
+
+    def ask(self, method: str, path: str = "", body: object = None, key: str = "mine") -> tuple[int, Any]:
+        """Status and body of one request to /deployments."""
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.server.url}/deployments{path}", content, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)["error"]
+
+    def until(self, deployment_id: str, status: str) -> Any:
+        """The deployment, as soon as it has this status."""
+        deadline = time.monotonic() + 20
+        while (found := self.ask("GET", f"/{deployment_id}")[1])["status"] != status:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return found
+
+    def answer(self) -> str | None:
+        """What the tuned model says, or the code of the refusal."""
+        try:
+            self.client().chat.completions.create(model=self.model, messages=MESSAGES, max_tokens=1)
+        except openai.APIStatusError as error:
+            return error.code
+        return "answered"

@@ -27,6 +27,8 @@ from tests.providers.openai_loopback import VENDORS_OWN, Fault, LoopbackServer
 AZURE = Path(__file__).resolve().parents[1] / "data" / "azure"
 AZURE_KEY = "0123456789abcdef0123456789abcdef"
 AZURE_VERSION = "2024-10-21"
+AZURE_TOKEN = "eyJ0eXAiOiJKV1QifQ.planted.token"
+AZURE_ACCOUNT = "/subscriptions/sub/resourceGroups/group/providers/Microsoft.CognitiveServices/accounts/acme"
 KNOWN_JOB_FIELDS = {"model", "training_file", "validation_file", "hyperparameters", "suffix", "seed"}
 NEXT_STATE = {"pending": "running", "running": "succeeded"}
 
@@ -43,6 +45,11 @@ class IgnorantServer(LoopbackServer):
         return super()._completion({k: v for k, v in body.items() if k not in ("logprobs", "top_logprobs", "seed")})
 
 
+def _arm_error(status: int, code: str, message: str) -> web.Response:
+    """An error as Azure's control plane words it."""
+    return web.json_response({"error": {"code": code, "message": message}}, status=status)
+
+
 class AzureServer(LoopbackServer):
     """Azure OpenAI with classic paths. `deployments` are the models that answer.
 
@@ -57,6 +64,10 @@ class AzureServer(LoopbackServer):
         self.deployments = {"tiny"}
         self.events = "newest first"
         self.chat = "answer"
+        self.controlled: dict[str, list[str]] = {}
+        self.deployed_models: dict[str, str] = {}
+        self.outcome = "Succeeded"
+        self.quota = 10
         self._shows_suffix = shows_suffix
         self._own: dict[str, dict[str, Any]] = {}
 
@@ -101,10 +112,48 @@ class AzureServer(LoopbackServer):
             web.get(f"{jobs}/{{id}}", self._job),
             web.get(f"{jobs}/{{id}}/events", self._events),
             web.post(f"{jobs}/{{id}}/cancel", self._cancel_job),
+            web.route("*", f"{AZURE_ACCOUNT}/deployments/{{name}}", self._control),
         ]
+
+    # --------------------------------------------------------------------------------- control plane
+    async def _control(self, request: web.Request) -> web.Response:
+        """Deployments as Microsoft's reference of 2024-10-01 describes them; each is Accepted, Creating, then done."""
+        if request.query.get("api-version") != "2024-10-01":
+            return _arm_error(400, "MissingApiVersionParameter", "The api-version query parameter is required.")
+        if request.headers.get("authorization") != f"Bearer {AZURE_TOKEN}":
+            return _arm_error(401, "InvalidAuthenticationToken", "The access token is invalid.")
+        name = request.match_info["name"]
+        if request.method == "PUT":
+            if self.quota <= len(self.controlled):
+                return _arm_error(400, "InsufficientQuota", "This operation requires 1 new capacity in quota Tokens.")
+            body = await request.json()
+            made = name not in self.controlled
+            self.controlled.setdefault(name, ["Accepted", "Creating", self.outcome])
+            self.deployed_models[name] = body["properties"]["model"]["name"]
+            return web.json_response(self._controlled(name), status=201 if made else 200)
+        if name not in self.controlled:
+            return _arm_error(404, "DeploymentNotFound", f"The deployment {name} was not found.")
+        if request.method == "DELETE":
+            del self.controlled[name]
+            self.deployments.discard(name)
+            return web.Response(status=202)
+        states = self.controlled[name]
+        if len(states) > 1:
+            states.pop(0)
+        if states[0] == "Succeeded":
+            self.deployments.add(name)
+        return web.json_response(self._controlled(name))
+
+    def _controlled(self, name: str) -> dict[str, Any]:
+        model = {"format": "OpenAI", "name": self.deployed_models[name], "version": "1"}
+        properties = {"model": model, "provisioningState": self.controlled[name][0]}
+        identity = {"id": f"{AZURE_ACCOUNT}/deployments/{name}", "name": name}
+        return {**identity, "sku": {"name": "Standard", "capacity": 1}, "properties": properties}
 
     async def _check(self, request: web.Request) -> None:
         """Hold inference to OpenAI's specification, which Azure's bodies follow; version and key to Azure's."""
+        if request.path.startswith(AZURE_ACCOUNT):
+            return
         if request.query.get("api-version") != AZURE_VERSION:
             self.faults.insert(0, self._fault("errors/other api-version"))
         elif request.headers.get("api-key") != AZURE_KEY or "authorization" in request.headers:
@@ -207,4 +256,11 @@ class AzureServer(LoopbackServer):
 def azure_settings(server: AzureServer, **options: object) -> ProviderSettings:
     """A provider at it."""
     options = {"vendor": "azure", "base_url": server.base_url, **options}
-    return ProviderSettings(name="azure", options=options, environ={"AZURE_OPENAI_API_KEY": AZURE_KEY})
+    return ProviderSettings(
+        name="azure",
+        options=options,
+        environ={
+            "AZURE_OPENAI_API_KEY": AZURE_KEY,
+            "AZURE_MANAGEMENT_TOKEN": AZURE_TOKEN,
+        },
+    )

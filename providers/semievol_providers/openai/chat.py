@@ -7,7 +7,7 @@ requests, sending or errors' wording.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -43,14 +43,31 @@ class HotPath:
         Raises:
             RateLimitError, TransientError, RefusedError: see error_translation.py.
         """
-        connection = self.connection
         headers = {**self._headers, _SLOT_HEADER: slot} if slot else self._headers
+        return await self._exchange(path, "POST", self.connection.url(path, model), body, headers)
+
+    async def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> HttpResponse:
+        """The answer of a route that is no model's; `path` may be a whole address, with headers of its own.
+
+        Raises:
+            RateLimitError, TransientError, RefusedError: as for `post`.
+        """
+        url = path if path.startswith("http") else f"{self.connection.base_url}{path}"
+        content = None if body is None else encode(dict(body))
+        return await self._exchange(path.partition("?")[0], method, url, content, headers or self._headers)
+
+    async def _exchange(
+        self, what: str, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> HttpResponse:
+        connection = self.connection
         try:
-            answer = await self._send("POST", connection.url(path, model), body, headers, connection.timeout_s)
+            answer = await self._send(method, url, body, headers, connection.timeout_s)
         except TransientError as error:
-            raise error_on_the_way(path.strip("/"), error, connection) from error
-        if answer.status != 200:
-            raise error_from_answer(path.strip("/"), answer.status, answer.headers, answer.body, connection)
+            raise error_on_the_way(what.strip("/"), error, connection) from error
+        if not 200 <= answer.status < 300:
+            raise error_from_answer(what.strip("/"), answer.status, answer.headers, answer.body, connection)
         return answer
 
 

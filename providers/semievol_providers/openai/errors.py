@@ -98,7 +98,7 @@ _QUOTA_CODES = frozenset(
 """Codes that vendors send with status 429 although waiting would not help."""
 
 _RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens_exceeded"})
-_ABSENT_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
+_ABSENT_MODEL_CODES = frozenset({"model_not_found", "model_not_deployed", "DeploymentNotFound"})
 
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
 _KEY = "Check that {key_source} holds a current key of this vendor, then start again; nothing is lost."
@@ -118,6 +118,7 @@ _BY_CODE: Mapping[str, str] = {
     "unsupported_country_region_territory": "Not served in this region: use another provider for the role.",
     "unknown_url": "This server does not offer that: give the role to another provider, or choose another mode.",
     "model_not_found": _MODEL,
+    "model_not_deployed": "Set deployments = true in the provider's table, so that the run deploys what it tunes.",
     "DeploymentNotFound": (
         "Deploy the model under this name at the vendor (a tuned one under its own name), wait some minutes until "
         "it answers, and run again: nothing is lost."

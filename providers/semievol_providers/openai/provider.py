@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from semievol_api.capabilities import Provider, ProviderSettings, Wire
+from semievol_api.capabilities import Deployer, Provider, ProviderSettings, Wire
 from semievol_providers.openai.batches import OpenAIBatchChat
 from semievol_providers.openai.chat import HotPath, OpenAIChat
+from semievol_providers.openai.deployments import AzureDeployer, ServerDeployer
 from semievol_providers.openai.embeddings import OpenAIEmbedder
 from semievol_providers.openai.finetuner import OpenAIFineTuner, OpenAIStorage
 from semievol_providers.openai.option_reader import OpenAIOptionReader
 from semievol_providers.openai.sdk import NewTransport, Sdk, installed_major
-from semievol_providers.openai.settings import Connection, read_connection
+from semievol_providers.openai.settings import AzureResource, Connection, read_connection
 
 if TYPE_CHECKING:
     from semievol_api.cassettes.http import HttpSend
@@ -89,6 +90,13 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
         embedder=None if "embeddings" in dialect.lacks else OpenAIEmbedder(path),
         finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect),
         batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
+        deployer=_deployer(connection, path),
         remote=OpenAIStorage(sdk),
         aclose=aclose,
     )
+
+
+def _deployer(connection: Connection, path: HotPath) -> Deployer | None:
+    if isinstance(connection.deployments, AzureResource):
+        return AzureDeployer(path, connection.deployments)
+    return ServerDeployer(path) if connection.deployments else None

@@ -65,6 +65,30 @@ def _vendor_at(base_url: str | None) -> str:
     return "compatible"
 
 
+class _AzureOptions(BaseModel):
+    """`deployments = { ... }`: the resource in Azure's control plane, and a Microsoft Entra token for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    subscription: str = Field(min_length=1)
+    resource_group: str = Field(min_length=1)
+    account: str = Field(min_length=1)
+    token_env: str = "AZURE_MANAGEMENT_TOKEN"
+    management_url: str = "https://management.azure.com"
+    sku: str = "Standard"
+    capacity: int = Field(default=1, ge=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AzureResource:
+    """Where Azure's control plane knows a resource, and what a deployment of it is."""
+
+    url: str
+    token: str = field(repr=False)
+    sku: str = "Standard"
+    capacity: int = 1
+
+
 class _OpenAIOptions(BaseModel):
     """The provider's own keys. What is left out comes from the vendor's preset."""
 
@@ -87,6 +111,8 @@ class _OpenAIOptions(BaseModel):
     embedding_dimensions: int | None = Field(default=None, gt=0)
     embedding_format: str = Field(default="base64", pattern="^(base64|float)$")
     extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    deployments: bool | _AzureOptions = False
+    """Whether tuned models answer only while they are deployed, and the run deploys them; for Azure, where."""
     job_extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """Fields that every fine-tuning job gets besides, such as Azure's `trainingType`."""
 
@@ -130,6 +156,7 @@ class Connection:
     key_header: _KeyHeader = "authorization"
     api_version: str | None = None
     dialect: Dialect = Dialect()
+    deployments: bool | AzureResource = False
 
     @property
     def identity(self) -> str:
@@ -185,6 +212,36 @@ def read_connection(settings: ProviderSettings) -> Connection:
         key_header=preset.key_header,
         api_version=options.api_version or preset.api_version,
         dialect=_dialect(options, preset, where),
+        deployments=_read_deployments(options, settings),
+    )
+
+
+def _read_deployments(options: _OpenAIOptions, settings: ProviderSettings) -> bool | AzureResource:
+    """Whether, and where, the run deploys what it tunes."""
+    asked, vendor = options.deployments, options.vendor or _vendor_at(options.base_url)
+    is_azure = vendor.startswith("azure")
+    if asked is False:
+        return False
+    if is_azure and asked is True:
+        raise ConfigError(
+            f"'{settings.where}.deployments': Azure's control plane must be named: deployments = {{ subscription = "
+            f'"...", resource_group = "...", account = "..." }}.'
+        )
+    if not is_azure and (asked is not True or vendor not in ("semievol", "compatible")):
+        raise ConfigError(
+            f"'{settings.where}.deployments': the run can deploy at Azure, with a table, and at `semievol serve "
+            f"--deployments`, with deployments = true; not at {vendor!r}."
+        )
+    if asked is True:
+        return True
+    token, _ = settings.read_key(asked.token_env, None)
+    place = "/".join(quote(part, safe="") for part in (asked.subscription, "resourceGroups", asked.resource_group))
+    account = f"providers/Microsoft.CognitiveServices/accounts/{quote(asked.account, safe='')}"
+    return AzureResource(
+        url=f"{asked.management_url.rstrip('/')}/subscriptions/{place}/{account}",
+        token=token,
+        sku=asked.sku,
+        capacity=asked.capacity,
     )
 
 

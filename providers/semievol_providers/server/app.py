@@ -28,6 +28,7 @@ from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.batches import BatchRunner
 from semievol_providers.server.completions import Answers
 from semievol_providers.server.deletion import delete_model, sweep
+from semievol_providers.server.deployments import DeploymentTable
 from semievol_providers.server.disk import Disk, disk_full, is_full, unwritable
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import MEDIA_TYPE, Gate, Meter, RateLimits
@@ -154,7 +155,8 @@ def _services(
     """The parts of the server; nothing runs yet."""
     models, background = ModelTable(settings, state), BackgroundTasks(settings.limits.retry_s)
     engine = EngineClient(settings, background, children)
-    answers = Answers(engine, models, settings.limits)
+    deployments = DeploymentTable(settings, state, models)
+    answers = Answers(engine, deployments, settings.limits)
     return Services(
         settings=settings,
         state=state,
@@ -162,6 +164,7 @@ def _services(
         engine=engine,
         jobs=JobRunner(settings, state, models, background, children),
         answers=answers,
+        deployments=deployments,
         batches=BatchRunner(state, answers, background),
         background=background,
         rates=rates,
@@ -192,6 +195,11 @@ def _routes() -> list[Route]:
         Route("/v1/batches", object_routes.list_batches, methods=["GET"]),
         Route("/v1/batches/{batch_id}", object_routes.retrieve_batch, methods=["GET"]),
         Route("/v1/batches/{batch_id}/cancel", object_routes.cancel_batch, methods=["POST"]),
+        Route("/v1/deployments", object_routes.create_deployment, methods=["POST"]),
+        Route("/v1/deployments", object_routes.list_deployments, methods=["GET"]),
+        Route("/v1/deployments/{deployment_id}", object_routes.retrieve_deployment, methods=["GET"]),
+        Route("/v1/deployments/{deployment_id}", object_routes.change_deployment, methods=["PATCH"]),
+        Route("/v1/deployments/{deployment_id}", object_routes.delete_deployment, methods=["DELETE"]),
         Route(jobs, object_routes.create_job, methods=["POST"]),
         Route(jobs, object_routes.list_jobs, methods=["GET"]),
         Route(jobs + "/{job_id}", object_routes.retrieve_job, methods=["GET"]),

@@ -46,6 +46,9 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     log_requests: Annotated[bool, typer.Option(help="Log each request as a JSON line on standard error.")] = False,
     ready_file: Annotated[Path | None, typer.Option(help="Write URL and PID as JSON to this file when ready.")] = None,
     stop_with_stdin: Annotated[bool, typer.Option(help="Stop when standard input closes.")] = False,
+    deployments: Annotated[
+        bool, typer.Option(help="Answer with tuned models only while they are deployed (POST /v1/deployments).")
+    ] = False,
     recover: Annotated[bool, typer.Option(help="Rebuild a lost database from the state folder's jobs.")] = False,
 ) -> None:
     """Serve a model over the OpenAI API, with fine-tuning."""
@@ -56,12 +59,6 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
 
     model_folder = folder_for(model)
     facts = read_facts(model_folder)
-    keys = _read_keys(api_key_env)
-    if host not in _LOOPBACK and not keys:
-        raise ConfigError(
-            f"Serving on {host!r} lets other machines in, so an API key is needed. Put one into an environment "
-            "variable and name it with --api-key-env, or serve on 127.0.0.1."
-        )
     settings = ServerSettings(
         model_folder=facts.folder,
         name=name or Path(facts.folder).name,
@@ -69,18 +66,25 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         host=host,
         port=port,
         aliases=_read_aliases(alias or []),
-        api_keys=keys,
+        api_keys=_read_keys(api_key_env, host),
         threads=threads,
         device=device,
         limits=read_limits(limits),
         log_requests=log_requests,
+        deployments=deployments,
         train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
     )
     _run(settings, ready_file, stop_with_stdin, recover)
 
 
-def _read_keys(variable: str | None) -> tuple[str, ...]:
+def _read_keys(variable: str | None, host: str) -> tuple[str, ...]:
+    """The API keys of a variable; none are needed where only this machine can ask."""
     if variable is None:
+        if host not in _LOOPBACK:
+            raise ConfigError(
+                f"Serving on {host!r} lets other machines in, so an API key is needed. Put one into an environment "
+                "variable and name it with --api-key-env, or serve on 127.0.0.1."
+            )
         return ()
     keys = tuple(key.strip() for key in os.environ.get(variable, "").split(",") if key.strip())
     if not keys:

@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
+from semievol_providers.server.deployments import DeploymentTable
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.engine_wire import (
     ChatAsk,
@@ -34,7 +35,7 @@ from semievol_providers.server.engine_wire import (
     VectorsTell,
 )
 from semievol_providers.server.settings import Limits
-from semievol_providers.server.state import ModelTable, Record, new_id
+from semievol_providers.server.state import Record, new_id
 
 _Temperature: TypeAlias = Annotated[float, Meta(ge=0, le=2)]
 _TopP: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -381,7 +382,7 @@ class Answers:
     """Turns bodies into questions to the engine, and its answers into JSON."""
 
     engine: EngineClient
-    models: ModelTable
+    models: DeploymentTable
     limits: Limits
 
     async def one(self, endpoint: str, body: bytes, owner: str) -> Record:

@@ -1,4 +1,4 @@
-"""Routes of what the server keeps: files, fine-tuning jobs and batches.
+"""Routes of what the server keeps: files, fine-tuning jobs, batches and deployments.
 
 Each is on disk before its creation is answered. A client's file name is kept as text and never used as a path. Knows
 nothing of how jobs and batches run.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.api_errors import ApiError, check_metadata, json_response, whole_number
+from semievol_providers.server.api_errors import ApiError, json_response, whole_number
 from semievol_providers.server.batches import UNFINISHED, BatchBody, new_batch
 from semievol_providers.server.completions import parse
 from semievol_providers.server.deletion import delete_expired
 from semievol_providers.server.deletion import delete_file as delete_file_and_copies
+from semievol_providers.server.deployments import DeploymentBody, DeploymentChange
 from semievol_providers.server.job_events import JobBody, new_job
-from semievol_providers.server.services import Services, cursor_of, owner_of, services
+from semievol_providers.server.services import Services, cursor_of, metadata_filter, owner_of, services
 from semievol_providers.server.state import FileRow, Page, Record, new_id
 
 _PURPOSES = ("fine-tune", "batch", "assistants", "vision", "user_data", "evals")
@@ -145,7 +145,6 @@ def _file_object(row: FileRow) -> dict[str, JsonValue]:
     return shown if row.expires_at is None else shown | {"expires_at": row.expires_at}
 
 
-_METADATA_KEY = re.compile(r"^metadata\[(.+)\]$")
 _UNFINISHED = ("validating_files", "queued", "running", "paused")
 _MAX_PAGE = 100
 _MAX_EVENTS = 1000
@@ -208,13 +207,8 @@ def _link_inputs(served: Services, folder: Path, rows: dict[str, FileRow]) -> No
 
 async def list_jobs(request: Request) -> Response:
     """GET /fine_tuning/jobs"""
-    metadata: dict[str, str] = {}
-    for name, value in request.query_params.items():
-        matched = _METADATA_KEY.match(name)
-        if matched:
-            metadata[matched.group(1)] = value
-    check_metadata(metadata)
-    page = services(request).state.list_jobs(owner_of(request), metadata, cursor_of(request, 20, _MAX_PAGE))
+    cursor = cursor_of(request, 20, _MAX_PAGE)
+    page = services(request).state.list_jobs(owner_of(request), metadata_filter(request), cursor)
     return json_response(_listed(page))
 
 
@@ -362,3 +356,44 @@ def _found_batch(request: Request) -> Record:
     if record is None:
         raise ApiError(f"No batch with id '{batch_id}'.", status=404, param="id", code="batch_not_found")
     return served.batches.current(record)
+
+
+async def create_deployment(request: Request) -> Response:
+    """POST /deployments"""
+    served, owner = services(request), owner_of(request)
+    body = parse(await request.body(), DeploymentBody)
+    return json_response(served.deployments.create(body, owner))
+
+
+async def list_deployments(request: Request) -> Response:
+    """GET /deployments"""
+    served, owner = services(request), owner_of(request)
+    page = served.state.list_deployments(owner, metadata_filter(request), cursor_of(request, 20, _MAX_PAGE))
+    data: list[JsonValue] = [served.deployments.current(record, owner) for record in page.records]
+    return json_response({"object": "list", "data": data, "has_more": page.has_more})
+
+
+async def retrieve_deployment(request: Request) -> Response:
+    """GET /deployments/{deployment_id}"""
+    return json_response(services(request).deployments.current(_found_deployment(request), owner_of(request)))
+
+
+async def change_deployment(request: Request) -> Response:
+    """PATCH /deployments/{deployment_id}"""
+    record, body = _found_deployment(request), parse(await request.body(), DeploymentChange)
+    return json_response(services(request).deployments.change(record, body, owner_of(request)))
+
+
+async def delete_deployment(request: Request) -> Response:
+    """DELETE /deployments/{deployment_id}"""
+    record = _found_deployment(request)
+    services(request).deployments.delete(record)
+    return json_response({"id": record["id"], "object": "deployment", "deleted": True})
+
+
+def _found_deployment(request: Request) -> Record:
+    deployment_id = request.path_params["deployment_id"]
+    record = services(request).state.find_deployment(deployment_id, owner_of(request))
+    if record is None:
+        raise ApiError(f"No such deployment: {deployment_id}", status=404, param="id", code="deployment_not_found")
+    return record

@@ -5,20 +5,24 @@ Knows nothing of single routes.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from semievol_api.records import JsonValue
-from semievol_providers.server.api_errors import ApiError, whole_number
+from semievol_providers.server.api_errors import ApiError, check_metadata, whole_number
 from semievol_providers.server.background import BackgroundTasks
 from semievol_providers.server.batches import BatchRunner
 from semievol_providers.server.completions import Answers
+from semievol_providers.server.deployments import DeploymentTable
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.gate import Meter, RateLimits
 from semievol_providers.server.job_runner import JobRunner
 from semievol_providers.server.settings import ServerSettings
 from semievol_providers.server.state import Cursor, ModelTable, State
+
+_METADATA_KEY = re.compile(r"^metadata\[(.+)\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class Services:
     engine: EngineClient
     jobs: JobRunner
     answers: Answers
+    deployments: DeploymentTable
     batches: BatchRunner
     background: BackgroundTasks
     rates: RateLimits
@@ -56,6 +61,18 @@ def owner_of(request: Request) -> str:
     owner = request.state.owner
     assert isinstance(owner, str)
     return owner
+
+
+def metadata_filter(request: Request) -> dict[str, str]:
+    """The pairs of a list request's `metadata[KEY]=VALUE`.
+
+    Raises:
+        ApiError: there are too many, or too long ones.
+    """
+    matches = ((_METADATA_KEY.match(name), value) for name, value in request.query_params.items())
+    metadata = {found.group(1): value for found, value in matches if found}
+    check_metadata(metadata)
+    return metadata
 
 
 def cursor_of(request: Request, default_limit: int, most: int) -> Cursor:

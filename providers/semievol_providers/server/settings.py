@@ -25,7 +25,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     requests that the batches of one key ask at a time.
     A body may pause for `body_pause_s`, and after that time must have come at `body_bytes_per_s` or more. An engine
     that says nothing for `engine_silence_s` is started again. What waits for a disk with room, or broke, is tried
-    again after `retry_s`.
+    again after `retry_s`. A deployment takes `deployment_start_s` to get ready, and
+    its owner is told that it costs `deployment_usd_per_hour`.
     """
 
     body_bytes: int = 16 * 2**20
@@ -52,11 +53,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_window_s: int = 24 * 3600
     engine_silence_s: Annotated[float, Meta(gt=0)] = 60.0
     retry_s: Annotated[float, Meta(gt=0)] = 10.0
+    deployment_start_s: Annotated[float, Meta(ge=0)] = 0.0
+    deployment_usd_per_hour: Annotated[float, Meta(ge=0)] = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """One running server. `api_keys` empty means that no key is asked for."""
+    """One running server. `api_keys` empty means that no key is asked for.
+
+    With `deployments` a tuned model answers only while it is deployed.
+    """
 
     model_folder: str
     name: str
@@ -70,6 +76,7 @@ class ServerSettings:
     train: TrainDefaults = field(default_factory=TrainDefaults)
     limits: Limits = field(default_factory=Limits)
     log_requests: bool = False
+    deployments: bool = False
 
     def __post_init__(self) -> None:
         if self.train.processes > 1:

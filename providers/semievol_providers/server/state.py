@@ -89,6 +89,9 @@ CREATE TABLE IF NOT EXISTS checkpoints (
 CREATE TABLE IF NOT EXISTS batches (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, status TEXT NOT NULL,
     output_lifetime_s INTEGER, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS deployments (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, model TEXT NOT NULL,
+    run_key TEXT, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS models (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, folder TEXT NOT NULL, created_at INTEGER NOT NULL);
 """
@@ -287,11 +290,7 @@ class State:
 
     def list_jobs(self, owner: str, metadata: Mapping[str, str], cursor: Cursor) -> Page:
         """One page of jobs whose metadata holds all the given pairs."""
-        where: dict[str, object] = {"owner = ?": owner}
-        for key, value in metadata.items():
-            pair = json.dumps([key, value])
-            where[_HAS_PAIR.replace("PAIR", f"?{len(where) + 1}")] = pair
-        return self._records("SELECT record FROM jobs", "jobs", where, cursor)
+        return self._records("SELECT record FROM jobs", "jobs", _having(owner, metadata), cursor)
 
     # ---------------------------------------------------------------------------------- events, checkpoints
     def add_event(self, job_id: str, name: str, message: str, data: Record | None = None) -> None:
@@ -393,6 +392,46 @@ class State:
         """Forget a tuned model."""
         self._db.execute("DELETE FROM models WHERE id = ? AND owner = ?", (name, owner))
 
+    # ---------------------------------------------------------------------------------------- deployments
+    def add_deployment(self, record: Record, owner: str, run_key: str | None) -> None:
+        """Record a new deployment."""
+        self._db.execute(
+            "INSERT INTO deployments (id, owner, model, run_key, record) VALUES (?, ?, ?, ?, ?)",
+            (record["id"], owner, record["model"], run_key, json.dumps(record)),
+        )
+
+    def save_deployment(self, record: Record) -> None:
+        """Replace a deployment's record."""
+        self._db.execute("UPDATE deployments SET record = ? WHERE id = ?", (json.dumps(record), record["id"]))
+
+    def find_deployment(self, deployment_id: str, owner: str) -> Record | None:
+        """The deployment with this id."""
+        return self._one_deployment("id = ? AND owner = ?", deployment_id, owner)
+
+    def find_deployment_by_key(self, run_key: str, owner: str) -> Record | None:
+        """The newest deployment with this run key."""
+        return self._one_deployment("run_key = ? AND owner = ?", run_key, owner)
+
+    def deployments_of(self, model: str, owner: str) -> list[Record]:
+        """The deployments of a model, newest first."""
+        rows = self._db.execute(
+            "SELECT record FROM deployments WHERE model = ? AND owner = ? ORDER BY seq DESC", (model, owner)
+        ).fetchall()
+        return [json.loads(row[0]) for row in rows]
+
+    def list_deployments(self, owner: str, metadata: Mapping[str, str], cursor: Cursor) -> Page:
+        """One page of deployments whose metadata holds all the given pairs."""
+        return self._records("SELECT record FROM deployments", "deployments", _having(owner, metadata), cursor)
+
+    def delete_deployment(self, deployment_id: str) -> None:
+        """Forget a deployment."""
+        self._db.execute("DELETE FROM deployments WHERE id = ?", (deployment_id,))
+
+    def _one_deployment(self, where: str, *values: str) -> Record | None:
+        sql = f"SELECT record FROM deployments WHERE {where} ORDER BY seq DESC LIMIT 1"
+        found = self._db.execute(sql, values).fetchone()
+        return json.loads(found[0]) if found else None
+
     # ---------------------------------------------------------------------------------------------- pages
     def ids(self, table: Literal["files", "jobs", "batches"]) -> set[str]:
         """The ids of everybody's objects of one kind."""
@@ -427,6 +466,14 @@ class State:
         ).fetchall()
 
 
+def _having(owner: str, metadata: Mapping[str, str]) -> dict[str, object]:
+    """Conditions on an owner's records whose metadata holds all the given pairs."""
+    where: dict[str, object] = {"owner = ?": owner}
+    for key, value in metadata.items():
+        where[_HAS_PAIR.replace("PAIR", f"?{len(where) + 1}")] = json.dumps([key, value])
+    return where
+
+
 def _file_row(found: Sequence[object]) -> FileRow:
     expires = found[5]
     return FileRow(
@@ -440,7 +487,7 @@ def _file_row(found: Sequence[object]) -> FileRow:
 
 
 @dataclass(frozen=True, slots=True)
-class _ServedModel:
+class ServedModel:
     """A model that can be asked: `adapter` is a folder, None for the base."""
 
     name: str
@@ -456,7 +503,7 @@ class ModelTable:
         self._state = state
         self._started_at = int(time.time())
 
-    def find(self, name: str, owner: str) -> _ServedModel:
+    def find(self, name: str, owner: str) -> ServedModel:
         """The model with this name or alias.
 
         Raises:
@@ -464,7 +511,7 @@ class ModelTable:
         """
         target = self.target(name)
         if target == self._settings.name:
-            return _ServedModel(name, None, self._started_at)
+            return ServedModel(name, None, self._started_at)
         found = self._state.find_model(target, owner)
         if found is None:
             raise ApiError(
@@ -473,7 +520,7 @@ class ModelTable:
                 param="model",
                 code="model_not_found",
             )
-        return _ServedModel(name, found[0], found[1])
+        return ServedModel(name, found[0], found[1])
 
     def list(self, owner: str) -> list[dict[str, JsonValue]]:
         """All models as the API's objects."""
