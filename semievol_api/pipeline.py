@@ -54,7 +54,7 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
     k = max(config.retrieve.k, annotators.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, clients.embedder, data, folds, config.retrieve, k)
     corpus = Corpus(task, data, folds, neighbours, raw.pseudo_labeled)
-    corpus = await with_learned(clients.embedder, store, corpus, annotators, config.retrieve)
+    corpus = await with_learned(clients.embedder, store, corpus, annotators, config)
 
     # Collaborative learning: annotators answer, the warm model weighs their answers.
     student = clients.student({**models, "judge": models.get("warm", clients.base)})

@@ -16,12 +16,12 @@ from semievol_api.annotate.learners import classifier, label_propagation, neighb
 from semievol_api.annotate.pooled import meant_by
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, embedded
-from semievol_api.config.settings import RetrieveSettings
+from semievol_api.config.settings import Config, RetrieveSettings
 from semievol_api.data.schemas import evidence_table
 from semievol_api.data.table import ChunkedTable
 from semievol_api.records import Evidence, Example, FloatMatrix
 from semievol_api.selection.values import FloatArray, IntArray
-from semievol_api.store.artifacts import EvidenceTable
+from semievol_api.store.artifacts import Answers, EvidenceTable, Folds
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 
@@ -30,14 +30,41 @@ LEARNERS_FOLDS = 5
 
 
 async def with_learned(
-    embedder: EmbeddingTool | None, store: RunStore, corpus: Corpus, crew: Crew, settings: RetrieveSettings
+    embedder: EmbeddingTool | None, store: RunStore, corpus: Corpus, crew: Crew, config: Config
 ) -> Corpus:
-    """The corpus with the answers of the annotators that labels teach; unchanged where the crew has none."""
-    learners = tuple(a for a in crew.annotators if a.reading in LEARNED)
-    if embedder is None or not learners:
+    """The corpus with the answers of the annotators that labels teach, and those of a classifier as a control.
+
+    Unchanged where nobody wants them, or where there are no vectors or no closed labels to learn.
+    """
+    if embedder is None or not corpus.task.closed:
         return corpus
-    answered = await store.once("learn", EvidenceTable, learn, embedder, corpus, learners, settings)
-    return replace(corpus, by_labels=answered)
+    learners = tuple(a for a in crew.annotators if a.reading in LEARNED)
+    if learners:
+        answered = await store.once("learn", EvidenceTable, learn, embedder, corpus, learners, config.retrieve)
+        corpus = replace(corpus, by_labels=answered)
+    if "classifier" in config.evaluate.controls and corpus.data.test:
+        control = await store.once(
+            "evaluate/classifier", Answers, control_answers, embedder, replace(corpus, by_labels=None), config.retrieve
+        )
+        corpus = replace(corpus, control=control)
+    return corpus
+
+
+@stage("control_classifier")
+async def control_answers(embedder: EmbeddingTool, corpus: Corpus, settings: RetrieveSettings) -> Answers:
+    """What a logistic regression on the embeddings of all labels answers to the test questions."""
+    folds = Folds(corpus.learned, (), (), tunable=False, note="")
+    here = replace(corpus, folds=folds)
+    nodes = tuple({e.id: e for e in (*corpus.learned, *corpus.data.test)}.values())
+    school = _School.of(here, nodes, await embedded(embedder, nodes, settings))
+    probs = school.probabilities("classifier")
+    rows = [school.row("classifier", example, probs) for example in corpus.data.test]
+    gold = {e.id: e.answer or "" for e in corpus.data.test}
+    return Answers(
+        label="classifier",
+        evidence=EvidenceTable.of(rows),
+        correct={r.example_id: r.answer is not None and corpus.task.equal(r.answer, gold[r.example_id]) for r in rows},
+    )
 
 
 @stage("learn")

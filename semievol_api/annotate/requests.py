@@ -24,7 +24,7 @@ from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, Message, Prompt
 from semievol_api.scale.executor import Executor, LocalExecutor, Work
-from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared
+from semievol_api.store.artifacts import Answers, EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Task
 from semievol_api.tasks.task import VERDICTS
@@ -45,6 +45,7 @@ class Corpus:
 
     `pseudo_labeled` are pseudo-labelled examples that are shown as demonstrations beside the labelled ones: those of
     earlier rounds. `by_labels` is what annotators said that the labels taught, with the parts of `pool("unlabeled")`.
+    `control` are a classifier's answers to the test questions, which shape nothing but the verdict.
     """
 
     task: Task
@@ -53,6 +54,7 @@ class Corpus:
     neighbours: Neighbours
     pseudo_labeled: tuple[Example, ...] = ()
     by_labels: EvidenceTable | None = None
+    control: Answers | None = field(default=None, compare=False)
 
     def prompt(
         self, example: Example, shots: int, task: Task | None = None, order: Sequence[int] | None = None

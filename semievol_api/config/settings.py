@@ -176,6 +176,9 @@ class EvaluateSettings(Settings):
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     resamples: int = Field(default=10_000, ge=100)
+    controls: tuple[Literal["equal-steps", "demonstrations", "classifier"], ...] = ()
+    """What the evolved model is held against beside SFT: SFT with as many steps (a training more), the untuned model
+    with `[retrieve] k` demonstrations (requests for the test questions), a classifier on embeddings (free)."""
 
 
 class Limits(Settings):

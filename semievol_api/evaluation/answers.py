@@ -115,6 +115,7 @@ async def evaluate_models(
     the labels only is no result.
     """
     tests = [await store.once("evaluate/majority", Answers, majority, corpus.task, corpus.data)]
+    tests += [corpus.control] if corpus.control is not None else []
     gate: list[Answers] = []
     for name in [n for n in models if not n.startswith(WARM) or (n == WARM and "sft" not in models)]:
         subject, own = student({"subject": models[name]}), in_context.get(name, corpus)

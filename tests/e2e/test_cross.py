@@ -25,6 +25,7 @@ model = "classifier"
 id = "spread"
 model = "label_propagation"
 """
+CONTROLLED = ("sft", "sft-equal-steps", "evolve")
 CROSS = '[split]\ncalibration = "cross"\n'
 
 
@@ -127,6 +128,22 @@ def test_a_rerun_computes_nothing_and_other_names_of_a_split_are_the_same_split(
     run(labels.config)
     labels.change(('calibration = "holdout"', 'calibration = "auto"'))
     assert run(labels.config).computed == ()
+
+
+def test_controls_stand_beside_the_evolved_model_and_change_nothing_else(labels: Project) -> None:
+    labels.change(('folder = "out"', 'folder = "plain"'))
+    plain = run(labels.config)
+    labels.change(('folder = "plain"', 'folder = "out"'))
+    add(labels, '[evaluate]\ncontrols = ["equal-steps", "demonstrations", "classifier"]\n')
+    result = run(labels.config)
+    told = document(result)
+    assert {"sft-equal-steps", "demonstrations", "classifier"} <= {m["name"] for m in told["models"]}
+    against = {d["against"] for d in told["differences"] if d["of"] == "semievol"}
+    assert against >= {"sft", "sft-equal-steps", "demonstrations", "classifier"}
+    lines = {name: (result.folder / name / "train.jsonl").read_text("utf-8").splitlines() for name in CONTROLLED}
+    assert len(lines["sft-equal-steps"]) == len(lines["evolve"]), "as many steps"
+    assert set(lines["sft-equal-steps"]) == set(lines["sft"]), "on the labels alone"
+    assert told["selection"] == document(plain)["selection"]
 
 
 @pytest.mark.parametrize(
