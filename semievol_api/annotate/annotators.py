@@ -76,6 +76,8 @@ class Crew:
 
     annotators: tuple[Annotator, ...]
     judge: Annotator
+    note: str = ""
+    """Why these, where the run chose them."""
 
     @property
     def everybody(self) -> tuple[Annotator, ...]:
@@ -144,7 +146,10 @@ def build_annotators(config: Config, conditions: Conditions) -> Crew:
     """
     annotators = _annotators(config, conditions)
     sampled = all(annotator.reading == "sampled" for annotator in annotators)
-    return Crew(annotators, Annotator("justify", JUDGE, 0, reading="sampled" if sampled else "auto"))
+    judge = Annotator("justify", JUDGE, 0, reading="sampled" if sampled else "auto")
+    return Crew(
+        annotators, judge, _reason(conditions) if config.annotate.draw == "auto" and not config.annotators else ""
+    )
 
 
 def _annotators(config: Config, conditions: Conditions) -> tuple[Annotator, ...]:
@@ -154,6 +159,8 @@ def _annotators(config: Config, conditions: Conditions) -> tuple[Annotator, ...]
         return tuple(_of_seed(annotator, seed) for annotator, seeds in listed for seed in range(seeds))
     if settings.draw == "diverse":
         return diverse(settings, config.run.propagation, conditions)
+    if settings.draw == "auto":
+        return _auto(settings, config.run.propagation, conditions)
     if settings.draw == "identical":
         role = "warm" if conditions.warm else "base"
         return tuple(Annotator(f"{role}-0shot" + (f"-{i + 1}" if i else ""), role, 0) for i in range(settings.n))
@@ -182,6 +189,29 @@ def diverse(settings: AnnotateSettings, propagation: Propagation, conditions: Co
     while len(distinct) < settings.n:
         distinct.append(Annotator(f"{best}-{shots}shot-shuffled-{len(distinct)}", best, shots, permute=True))
     return tuple(replace(a, reading="auto") if a.reading == "sampled" else a for a in distinct[: settings.n])
+
+
+def _auto(settings: AnnotateSettings, propagation: Propagation, conditions: Conditions) -> tuple[Annotator, ...]:
+    """The crew of the mode `auto`: where labels and vectors allow it, what the labels teach on embeddings too."""
+    if not (conditions.shared_labels and conditions.embeddings):
+        return diverse(settings, propagation, conditions)
+    shots = 0 if propagation == "in-weight" else settings.max_shots
+    best = WARM if conditions.warm else "base"
+    asked = {f"{role}-{count}shot": (role, count) for role, count in ((best, 0), ("base", shots))}
+    models = [Annotator(name, role, count, reading="auto") for name, (role, count) in asked.items()]
+    return (*models, *(Annotator(reading.replace("_", "-"), NOBODY, 0, reading=reading) for reading in LEARNED))
+
+
+def _reason(conditions: Conditions) -> str:
+    """One line for the verdict."""
+    warm = "the warm model" if conditions.warm else "no warm model (too few labels, or none is wanted)"
+    if conditions.shared_labels and conditions.embeddings:
+        return (
+            f"Annotators chosen: {warm}, the base model with demonstrations, and a classifier and label propagation on "
+            f"embeddings, since all questions have the same labels and there is an embedder."
+        )
+    lacks = "there is no embedder" if conditions.shared_labels else "the questions' labels differ"
+    return f"Annotators chosen: {warm} and models with demonstrations; nobody is taught on embeddings, since {lacks}."
 
 
 def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: int) -> tuple[Annotator, ...]:

@@ -37,7 +37,7 @@ class SplitSettings(Settings):
     calibration: Literal["auto", "cross"] | Annotated[int, Field(ge=0)] = 0
     """Number of calibration examples, which are not used in the warm-up; auto (or "holdout"): a fifth, 50 to 500, at
     most half; 0 (or "none"): nothing is calibrated. "cross": all labels teach and all calibrate, each answered by
-    models that have not seen it."""
+    models that have not seen it; labels that share groups are held back as with "auto"."""
     folds: Literal[2, 5] = 2
     """Number of warm models that share the labels with `calibration = "cross"`; each costs a training."""
     development: Literal["auto"] | Annotated[int, Field(ge=0)] = 0
@@ -55,9 +55,10 @@ class AnnotateSettings(Settings):
 
     n: int = Field(default=4, ge=1)
     max_shots: int = Field(default=3, ge=0)
-    draw: Literal["without-replacement", "with-replacement", "diverse", "identical"] = "without-replacement"
+    draw: Literal["without-replacement", "with-replacement", "diverse", "auto", "identical"] = "without-replacement"
     """Ambiguity 1: how annotators are drawn from {base, warm} x {0..max_shots shots}. `diverse` is the
-    default of the calibrated mode; `identical` annotators differ by their seed only. `[[annotators]]` overrides it."""
+    default of the calibrated mode; `auto` adds annotators that labels teach where
+    it can; `identical` annotators differ by their seed only. `[[annotators]]` overrides it."""
     temperature: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
 

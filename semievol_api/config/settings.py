@@ -34,7 +34,7 @@ from semievol_api.errors import ConfigError
 from semievol_api.errors import nearest as nearest
 from semievol_api.store.fingerprints import fingerprinted
 
-Mode: TypeAlias = Literal["calibrated", "paper", "official-2025"]
+Mode: TypeAlias = Literal["calibrated", "auto", "paper", "official-2025"]
 
 Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 
@@ -51,6 +51,14 @@ MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
         "annotate": {"draw": "diverse"},
         "justify": {"on": "uncertain", "show": "answer"},
         "select": {"rule": "fdr", "score": "pooled"},
+    },
+    # All labels teach and calibrate; annotators by what the data allow, weighed by what they are worth; controls.
+    "auto": {
+        "split": {"calibration": "cross", "development": "auto"},
+        "annotate": {"draw": "auto"},
+        "justify": {"on": "never"},
+        "select": {"rule": "fdr", "score": "pooled", "weights": "fitted"},
+        "evaluate": {"controls": ["equal-steps", "demonstrations", "classifier"]},
     },
     # The code released with the paper, for reproduction only.
     "official-2025": {
@@ -324,7 +332,7 @@ class Config(Settings):
             return tree
         run = tree.get("run", {})
         mode = run.get("mode", "calibrated") if isinstance(run, Mapping) else None
-        return _filled(tree, MODES[mode]) if mode in MODES else tree
+        return _filled(tree, _defaults_of(mode, tree)) if mode in MODES else tree
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -362,6 +370,16 @@ class Config(Settings):
                 f'[split] calibration = "cross" trains warm models that have not seen the labels they answer, which '
                 f'{given} is not; remove it, or set calibration = "holdout"'
             )
+
+
+def _defaults_of(mode: object, tree: Mapping[str, Any]) -> Mapping[str, Mapping[str, object]]:
+    """A mode's defaults; a warm model that the user has may have seen any label, so `auto` holds some back then."""
+    roles, train = tree.get("roles", {}), tree.get("train", {})
+    given = isinstance(roles, Mapping) and "warm" in roles
+    if mode != "auto" or not (given or (isinstance(train, Mapping) and train.get("start") == "warm")):
+        return MODES[mode]
+    weights = {**MODES[mode]["select"], "weights": "equal"}
+    return {**MODES[mode], "split": {"calibration": "auto", "development": "auto"}, "select": weights}
 
 
 def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,12 @@ async def by_pool(
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
-        messages=(*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)),
+        messages=(
+            *([crew.note] if crew.note else []),
+            *_messages(corpus, choice, simulated, settings, count),
+            *_message_of_factors(pool),
+            *_message_of_weights(pool),
+        ),
         warnings=tuple(alerts),
     )
     return Selection(
@@ -197,6 +203,18 @@ def _message_of_factors(pool: PooledAnswers) -> list[str]:
         f"Some labels are said more often than they stand among the labelled rows, beyond chance, by "
         f"{', '.join(pool.factors)}: those probabilities were weighted towards the labels' shares. If the labelled "
         f'rows were not drawn like the unlabelled ones, set [select] label_shares = "as-read".'
+    ]
+
+
+def _message_of_weights(pool: PooledAnswers) -> list[str]:
+    if not pool.weights:
+        return []
+    counting = sorted(((name, weight) for name, weight in pool.weights.items() if weight > 0), key=itemgetter(1))
+    nothing = sorted(name for name, weight in pool.weights.items() if weight == 0)
+    said = ", ".join(f"{name} {weight:.2f}" for name, weight in reversed(counting))
+    without = f"; nothing: {', '.join(nothing)}, no better than a guess" if nothing else ""
+    return [
+        f"Annotators count by how right they are on labels of other folds (1 = as much as the mean): {said}{without}."
     ]
 
 

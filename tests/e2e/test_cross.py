@@ -163,9 +163,36 @@ def test_what_does_not_go_with_cross_fitting_is_refused_before_anything_is_asked
         run(labels.config)
 
 
+def test_labels_that_share_a_group_are_held_back_instead(labels: Project) -> None:
+    for path in labels.folder.glob("*.csv"):
+        header, *rows = path.read_text("utf-8").splitlines()
+        cases = [f"{row},{path.stem}-{i // 2}" for i, row in enumerate(rows)]
+        path.write_text("\n".join([f"{header},case", *cases]) + "\n", "utf-8")
+    labels.change(('options = "options"', 'options = "options"\ngroup = "case"'), file="task.toml")
+    add(labels, CROSS)
+    split = folds(run(labels.config))
+    assert not split.cross
+    assert "share a group" in split.note
+    assert not {e.group for e in split.warm} & {e.group for e in split.calibration}
+
+
+@pytest.mark.parametrize("count", [9, 10, 25, 59, 60, 100])
+def test_the_mode_auto_says_why_and_ends_usefully_with_any_number_of_labels(labels: Project, count: int) -> None:
+    write_rows(labels.folder / "labeled.csv", count)
+    labels.change(("[run]\n", '[run]\nmode = "auto"\n'))
+    told = document(run(labels.config))
+    assert told["selection"]["kept"] > 0
+    assert any(note.startswith("Annotators chosen: ") for note in told["notes"])
+    weighed = any(note.startswith("Annotators count by how right") for note in told["notes"])
+    assert weighed == (count >= 30), "fewer labels weigh nobody"
+    assert ("no warm model" in " ".join(told["notes"])) == (count < 10)
+    asked = set(told["selection"]["annotators"]) - {"justify"}
+    assert asked >= {"base-3shot", "classifier", "label-propagation"}
+
+
 @pytest.mark.parametrize(("count", "calibration", "models"), [(9, 0, 0), (10, 0, 1), (29, 0, 1), (30, 30, 2)])
 def test_few_labels_teach_and_calibrate_nothing(labels: Project, count: int, calibration: int, models: int) -> None:
-    write_rows(labels.config.parent / "labeled.csv", count)
+    write_rows(labels.folder / "labeled.csv", count)
     add(labels, CROSS)
     result = run(labels.config)
     assert document(result)["selection"]["calibration"] == calibration
