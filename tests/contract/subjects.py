@@ -90,6 +90,19 @@ async def votes_only() -> AsyncIterator[Subject]:
         await provider.aclose()
 
 
+@asynccontextmanager
+async def fireworks_on_loopback() -> AsyncIterator[Subject]:
+    """Provider `fireworks` against a server that is held to the types of its SDK."""
+    pytest.importorskip("fireworks", reason="needs the extra fireworks")
+    from semievol_providers.fireworks import connect as connect_fireworks
+    from tests.providers.fireworks_server import BASE, FireworksServer, fireworks_settings
+
+    async with FireworksServer() as server:
+        provider = connect_fireworks(fireworks_settings(server))
+        yield Subject(provider=provider, chat_model=BASE, embedding_model=BASE, base_model=BASE)
+        await provider.aclose()
+
+
 @cache
 def _tiny_model() -> Path:
     """A tiny random Llama, made once in a process."""
@@ -120,6 +133,7 @@ SUBJECTS: Mapping[str, OpenSubject] = {
     "azure": azure_on_loopback,
     "votes": votes_only,
     "litellm": litellm_on_loopback,
+    "fireworks": fireworks_on_loopback,
     "local": local_in_process,
     **({"address": openai_at_address} if "SEMIEVOL_CONTRACT_URL" in os.environ else {}),
 }

@@ -98,7 +98,7 @@ _QUOTA_CODES = frozenset(
 """Codes that vendors send with status 429 although waiting would not help."""
 
 _RATE_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens_exceeded"})
-_ABSENT_MODEL_CODES = frozenset({"model_not_found", "model_not_deployed", "DeploymentNotFound"})
+_ABSENT_MODEL_CODES = frozenset({"model_not_found", "model_not_deployed", "DeploymentNotFound", "NOT_FOUND"})
 
 _MONEY = "The account has no money or quota left: add credit or raise the limit at the vendor, then start again."
 _KEY = "Check that {key_source} holds a current key of this vendor, then start again; nothing is lost."

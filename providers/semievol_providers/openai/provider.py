@@ -43,14 +43,19 @@ def connect(settings: ProviderSettings) -> Provider:
         ConfigError: an unknown or wrong key, an unusable address, a missing key variable or key file.
     """
     connection = read_connection(settings)
+    return provider_over(connection, wires_of(settings, connection))
+
+
+def wires_of(settings: ProviderSettings, connection: Connection) -> Wires:
+    """How a connection reaches the network, or whatever a cassette or a test put in its place."""
     if settings.wire is not None:
-        return provider_over(connection, _wires_over(settings.wire))
+        return _wires_over(settings.wire)
     from semievol_api.cassettes.http import AiohttpSend
 
     behind_proxy = any(settings.environ.get(variable) for variable in _PROXY_VARIABLES)
     nearby = urlsplit(connection.base_url).hostname in _THIS_MACHINE
     send = AiohttpSend(trust_env=behind_proxy and not nearby)
-    return provider_over(connection, Wires(send=send, close_send=send.aclose))
+    return Wires(send=send, close_send=send.aclose)
 
 
 def _wires_over(wire: Wire) -> Wires:
