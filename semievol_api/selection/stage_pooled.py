@@ -86,7 +86,7 @@ async def by_pool(
             *([crew.note] if crew.note else []),
             *_messages(corpus, choice, simulated, settings, count),
             *_message_of_factors(pool),
-            *_message_of_weights(pool),
+            *_message_of_weights(crew, pool),
         ),
         warnings=tuple(alerts),
     )
@@ -206,16 +206,12 @@ def _message_of_factors(pool: PooledAnswers) -> list[str]:
     ]
 
 
-def _message_of_weights(pool: PooledAnswers) -> list[str]:
+def _message_of_weights(crew: Crew, pool: PooledAnswers) -> list[str]:
     if not pool.weights:
         return []
-    counting = sorted(((name, weight) for name, weight in pool.weights.items() if weight > 0), key=itemgetter(1))
-    nothing = sorted(name for name, weight in pool.weights.items() if weight == 0)
-    said = ", ".join(f"{name} {weight:.2f}" for name, weight in reversed(counting))
-    without = f"; nothing: {', '.join(nothing)}, no better than a guess" if nothing else ""
-    return [
-        f"Annotators count by how right they are on labels of other folds (1 = as much as the mean): {said}{without}."
-    ]
+    weights = sorted(((a.id, pool.weights[a.id]) for a in crew.annotators), key=itemgetter(1), reverse=True)
+    counts = ", ".join(f"{name} {weight:.2f}" if weight else f"{name} nothing" for name, weight in weights)
+    return [f"Annotators count by how right they are on labels of other folds (1 is the mean): {counts}."]
 
 
 def _simulated(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
