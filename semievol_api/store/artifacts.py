@@ -111,7 +111,7 @@ class Folds:
         finest = self._finest.get(example_id)
         if finest is None:
             finest = int.from_bytes(hashlib.blake2b(f"fold\x00{example_id}".encode(), digest_size=8).digest()) % FINEST
-        return -1 if finest < 0 else finest * of // FINEST
+        return finest * of // FINEST
 
     @cached_property
     def _finest(self) -> Mapping[str, int]:
