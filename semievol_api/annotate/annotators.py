@@ -249,7 +249,7 @@ def external_role(ref: ModelRef) -> str:
 
 
 def _listed(settings: AnnotatorSettings, conditions: Conditions) -> Annotator:
-    if settings.model in _WITHOUT_MODEL:
+    if not isinstance(settings.model, ModelRef) and settings.model in _WITHOUT_MODEL:
         if not conditions.closed or not conditions.embeddings:
             lacks = 'an embedder ([retrieve] method = "embedding")' if conditions.closed else "a closed set of labels"
             raise ConfigError(f"[[annotators]] {settings.id!r}: {settings.model} needs {lacks}, which is not here.")

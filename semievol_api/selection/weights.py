@@ -13,7 +13,7 @@ import numpy as np
 from semievol_api.selection.label_probabilities import FLOOR
 from semievol_api.selection.values import FloatArray, IntArray
 
-PULL = 3.0
+PULL = 1.0
 """How many labels' worth of evidence holds the weights together."""
 _LEAST_COMMON = 1e-3
 _TINY = 1e-300
