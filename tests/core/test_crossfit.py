@@ -11,7 +11,7 @@ from semievol_api.annotate.requests import Corpus, SamplingParams, Student, ques
 from semievol_api.cassettes.clock import RealClock
 from semievol_api.config.settings import Limits, ProviderTable
 from semievol_api.engine import RequestEngine
-from semievol_api.records import Example
+from semievol_api.records import Example, FloatMatrix
 from semievol_api.registry import connect
 from semievol_api.selection.values import FloatArray, IntArray
 from semievol_api.selection.weights import fitted_weights, weighted
@@ -78,7 +78,7 @@ async def test_a_label_and_a_row_are_answered_by_the_warm_model_of_their_fold(
         assert question.example.id not in {e.id for e in folds.taught_without(fold)}
 
 
-def clouds(n: int, seed: int = 0) -> tuple[FloatArray, IntArray]:
+def clouds(n: int, seed: int = 0) -> tuple[FloatMatrix, IntArray]:
     rng = np.random.default_rng(seed)
     gold = rng.integers(3, size=n).astype(np.int64)
     return (np.eye(3, 8)[gold] * 2 + rng.standard_normal((n, 8))).astype(np.float32), gold
