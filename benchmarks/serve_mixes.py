@@ -72,23 +72,10 @@ class ScheduledSample:
 
 def make_batcher(folder: str, threads: int, cache_bytes: int = 2**30, rows: int = 64) -> Batcher:
     """The engine's batcher on a model, run by hand; `rows` samples share a step."""
-    import torch
-
-    from semievol_providers.local.batcher import Batcher, CachePlan
-    from semievol_providers.local.chat_tokens import ChatTokens
-    from semievol_providers.local.decoding import NextTokens
-    from semievol_providers.local.model_folder import end_of_turn_ids, load_model, load_tokenizer, read_facts
-    from semievol_providers.local.packed import AdapterShelf, PackedModel
+    from semievol_providers.local.engine import Engine
     from semievol_providers.local.requests import EngineSettings
 
-    torch.set_num_threads(threads)
-    settings = EngineSettings(threads=threads, decode_rows=rows)
-    model = load_model(folder, "cpu")
-    tokens = ChatTokens(load_tokenizer(folder))
-    packed = PackedModel(model, 0)
-    plan = CachePlan(cache_bytes, read_facts(folder).cache_values * model.dtype.itemsize)
-    next_tokens = NextTokens(tokens, end_of_turn_ids(folder, tokens.tokenizer))
-    return Batcher(AdapterShelf(model, packed.blocks, settings), packed, next_tokens, plan, settings)
+    return Engine(folder, EngineSettings(threads=threads, decode_rows=rows, cache_bytes=cache_bytes)).batcher
 
 
 def answers(batcher: Batcher, entries: Sequence[ScheduledSample]) -> list[SampleOutput | None]:

@@ -103,7 +103,7 @@ def semievol_command(folder: Path, work: Path, threads: int) -> list[str]:
     """Our server on a model folder, by the name `m`; it writes `ready.json` and `state` into `work`."""
     command = [sys.executable, "-m", "semievol_providers.server.command", str(folder), "--name", "m", "--port", "0"]
     command += ["--state", str(work / "state"), "--ready-file", str(work / "ready.json")]
-    return [*command, "--threads", str(threads)]
+    return [*command, "--threads", str(threads), "--dtype", "float32"]  # as the others here
 
 
 @contextlib.contextmanager
@@ -121,9 +121,11 @@ def semievol_server(folder: Path, work: Path, threads: int) -> Generator[str]:
 
 
 @contextlib.contextmanager
-def transformers_server(folder: Path, work: Path, threads: int, bin_folder: Path) -> Generator[str]:
+def transformers_server(
+    folder: Path, work: Path, threads: int, bin_folder: Path, dtype: str = "float32"
+) -> Generator[str]:
     """`transformers serve`; it knows models by their folder."""
-    command = [str(bin_folder / "transformers"), "serve", str(folder), "--device", "cpu", "--dtype", "float32"]
+    command = [str(bin_folder / "transformers"), "serve", str(folder), "--device", "cpu", "--dtype", dtype]
     env = {"PYTHONPATH": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     with _other([*command, "--host", "127.0.0.1"], work, env) as url:
         yield url

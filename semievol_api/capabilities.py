@@ -435,6 +435,8 @@ class Provider:
     finetuner: FineTuner | None = None
     train_keys: tuple[str, ...] = HOSTED_TRAIN_KEYS
     """The fields of a `TrainSpec` that its trainings take; a setting of another is refused while planning."""
+    auto_epochs: Callable[[TrainSpec, int], int] | None = None
+    """The epochs that its trainer takes for so many examples where the specification names none; None: unknown."""
     batch: BatchChat | None = None
     deployer: Deployer | None = None
     remote: VendorStorage | None = None

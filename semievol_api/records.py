@@ -22,6 +22,9 @@ FloatArray: TypeAlias = NDArray[np.float32]
 FloatMatrix: TypeAlias = NDArray[np.float32]
 """A two-dimensional float32 array, one row per text."""
 
+UNSEEN_LOGPROB = -9998.0
+"""Servers write -9999 for a token that they did not rank; anything down here, and NaN, counts as unseen."""
+
 Role: TypeAlias = Literal["system", "user", "assistant"]
 Finish: TypeAlias = Literal["stop", "length", "refused", "failed"]
 """Why a completion ended. `failed` stands for a request that gave no completion at all."""
@@ -79,8 +82,8 @@ class Completion:
     """One sampled answer.
 
     `token_logprobs` is float32, shape (tokens,), natural log, of the chosen tokens without the end-of-turn
-    token; None where the server gave none. `tokens` are their texts and `top` their alternatives
-    (text, log-probability), both only where alternatives were asked for.
+    token; None where the server gave none, NaN for a token that it left out. `tokens` are their texts, wherever there
+    are log-probabilities, and `top` their alternatives (text, log-probability), where they were asked for.
     """
 
     text: str

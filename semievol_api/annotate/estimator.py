@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from semievol_api.selection.label_probabilities import floored
+from semievol_api.selection.label_probabilities import REST, normalised
 from semievol_api.selection.values import FloatArray, IntArray
 from semievol_api.store.artifacts import Ability
 
@@ -74,11 +74,12 @@ class Readings:
         """Label probabilities in which every item abstains, float64 (m, width)."""
         return np.full((self.n_options.size, self.width), np.nan)
 
-    def sure(self, confidence: FloatArray | None) -> FloatArray:
+    def sure(self, confidence: FloatArray | None, doubt: FloatArray | None = None) -> FloatArray:
         """Label probabilities from how sure the first sample's answers are, float64 (m,); None abstains."""
         if confidence is None:
             return self.nobody
-        return from_confidence(confidence, self.answers[:, 0], self.n_options, self.width)
+        doubt = 1.0 - confidence if doubt is None else doubt
+        return from_confidence(confidence, doubt, self.answers[:, 0], self.n_options, self.width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,23 +108,23 @@ class Estimator:
         return (*self.asked.values(), *((self.asked_of_any,) if self.asked_of_any else ()))
 
 
-def from_confidence(confidence: FloatArray, answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
+def from_confidence(
+    confidence: FloatArray, doubt: FloatArray, answers: IntArray, n_options: IntArray, width: int
+) -> FloatArray:
     """Label probabilities from one number: the answer gets it, the other labels share the rest equally.
 
     Args:
         confidence: float64, shape (m,), probability of the answer, NaN = abstain.
+        doubt: float64, shape (m,), 1 - confidence, by itself because the difference loses what is close to 1; at least
+            2^-40 is shared.
         answers: int64, shape (m,), -1 = abstain.
         n_options: int64, shape (m,).
         width: columns of the result.
     """
-    m = confidence.size
-    p = np.clip(confidence, 0.0, 1.0)
-    rest = np.where(n_options > 1, (1.0 - p) / np.maximum(n_options - 1, 1), 0.0)
-    probs = np.repeat(rest[:, None], width, axis=1)
+    p, rest = np.clip(confidence, 0.0, 1.0), np.clip(doubt, REST, 1.0)
+    probs = np.repeat((rest / np.maximum(n_options - 1, 1))[:, None], width, axis=1)
     rows = np.flatnonzero(answers >= 0)
     probs[rows, answers[rows]] = p[rows]
-    silent = np.isnan(confidence) | (answers < 0)
-    probs[silent] = 0.0
-    result = floored(probs, n_options) if m else probs
-    result[silent] = np.nan
+    result = normalised(probs, n_options)
+    result[np.isnan(confidence) | (answers < 0)] = np.nan
     return result

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from semievol_api.annotate.estimator import Asking, Estimator, EvidenceKind, Reading, Readings
 from semievol_api.errors import MissingAbilityError
-from semievol_api.selection.label_probabilities import UNSEEN_LOGPROB, floored
-from semievol_api.selection.values import FloatArray, IntArray
+from semievol_api.records import UNSEEN_LOGPROB
+from semievol_api.selection.label_probabilities import normalised
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.store.artifacts import Ability
 
 WORD_SCALE = (
@@ -77,18 +78,18 @@ def votes(answers: IntArray, n_options: IntArray, width: int) -> FloatArray:
 def mean_nll(token_logprobs: NDArray[np.floating] | None) -> float | None:
     """Mean negative natural log-probability per token of one response; the paper calls it entropy.
 
-    SemiEvol section 3.4: H(y) = -(1/L) sum log p(y_t | y_<t, x), without the end-of-turn token. None for a
-    response whose tokens are not all ranked, see `all_ranked`.
+    SemiEvol section 3.4: H(y) = -(1/L) sum log p(y_t | y_<t, x), without the end-of-turn token. L counts the tokens
+    that the server ranked, see `ranked`; None where it ranked none.
     """
-    if token_logprobs is None or not all_ranked(token_logprobs):
+    if token_logprobs is None:
         return None
-    return float(-token_logprobs.astype(np.float64).mean())
+    values = token_logprobs[ranked(token_logprobs)].astype(np.float64)
+    return float(-values.mean()) if values.size else None
 
 
-def all_ranked(token_logprobs: NDArray[np.floating]) -> bool:
-    """Whether there are tokens and the server ranked each of them: finite, and not -9999."""
-    ranked = np.isfinite(token_logprobs) & (token_logprobs > UNSEEN_LOGPROB)
-    return token_logprobs.size > 0 and bool(ranked.all())
+def ranked(token_logprobs: NDArray[np.floating]) -> BoolArray:
+    """Which tokens the server ranked, bool (tokens,): those that are finite and not -9999."""
+    return np.asarray(np.isfinite(token_logprobs) & (token_logprobs > UNSEEN_LOGPROB), dtype=np.bool_)
 
 
 def choose_estimator(available: Collection[EvidenceKind], wanted: str | None = None) -> Estimator:
@@ -138,7 +139,7 @@ def probing_of(ability: Ability) -> Asking:
 
 
 def _option_prob(readings: Readings) -> FloatArray:
-    return readings.nobody if readings.option_probs is None else floored(readings.option_probs, readings.n_options)
+    return readings.nobody if readings.option_probs is None else normalised(readings.option_probs, readings.n_options)
 
 
 def _answer_logprob(readings: Readings) -> FloatArray:
@@ -146,8 +147,9 @@ def _answer_logprob(readings: Readings) -> FloatArray:
         return readings.nobody
     shown = np.where(readings.answer_logprob > UNSEEN_LOGPROB, readings.answer_logprob, np.nan)
     # A long answer is improbable without being wrong: it never ranks below labels that nobody gave.
-    uniform = (1.0 + 1e-6) / np.maximum(readings.n_options, 1)
-    return readings.sure(np.maximum(np.exp(shown), uniform))
+    uniform = (1.0 + 1e-9) / np.maximum(readings.n_options, 1)
+    doubt = np.minimum(-np.expm1(shown), np.maximum(1.0 - uniform, 0.0))
+    return readings.sure(np.maximum(np.exp(shown), uniform), doubt)
 
 
 TOP_ALTERNATIVES = 20

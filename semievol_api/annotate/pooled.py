@@ -191,7 +191,8 @@ OTHER = "(another answer)"
 class AnnotatorProbs:
     """What the crew makes of some examples.
 
-    `labels[i]` are the labels of example i, `probs` float64 (m, annotators, options) with NaN for abstentions.
+    `labels[i]` are the labels of example i, `probs` float64 (m, annotators, options) with NaN for abstentions,
+    `answer_logprob` float64 (m,) see `mean_logprob`.
     """
 
     examples: Sequence[Example]
@@ -199,6 +200,7 @@ class AnnotatorProbs:
     n_options: IntArray
     probs: FloatArray
     pooled: Pooled
+    answer_logprob: FloatArray
 
     def answer(self, place: int) -> str | None:
         """The pooled answer to an example."""
@@ -214,6 +216,7 @@ class AnnotatorProbs:
             n_options=self.n_options[places],
             probs=self.probs[places],
             pooled=Pooled(**pooled),
+            answer_logprob=self.answer_logprob[places],
         )
 
     def answers(self, task: Task, place: int) -> list[str]:
@@ -244,16 +247,44 @@ def annotator_probs(
     n_options = np.array([len(options) for options in labels], dtype=np.int64)
     width = int(n_options.max(initial=1))
     probs = np.full((len(examples), len(annotators), width), np.nan)
+    answers: IntArray = np.full((len(examples), len(annotators)), -1, dtype=np.int64)
+    logprobs = np.full(answers.shape, np.nan)
     for column, annotator in enumerate(annotators):
         if annotator.reading == "neighbour_vote":
             probs[:, column] = _neighbours(corpus, annotator, examples, labels, width)
         else:
-            probs[:, column] = _estimator(annotator).estimate(readings_of(task, own[annotator.id], ids, labels))
+            read = readings_of(task, own[annotator.id], ids, labels)
+            probs[:, column] = _estimator(annotator).estimate(read)
+            answers[:, column] = read.answers[:, 0]
+            logprobs[:, column] = np.nan if read.answer_logprob is None else read.answer_logprob
         for options, weights in (factors or {}).get(annotator.id, {}).items():
             same = n_options == options
             probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
     pooled = pool(probs, n_options, open_answers=not task.closed)
-    return AnnotatorProbs(examples=examples, labels=labels, n_options=n_options, probs=probs, pooled=pooled)
+    return AnnotatorProbs(
+        examples=examples,
+        labels=labels,
+        n_options=n_options,
+        probs=probs,
+        pooled=pooled,
+        answer_logprob=mean_logprob(answers, logprobs, pooled.label),
+    )
+
+
+def mean_logprob(answers: IntArray, logprobs: FloatArray, label: IntArray) -> FloatArray:
+    """The mean log-probability of the pooled answer among the annotators that gave it, float64 (m,); NaN for none.
+
+    Sums are exact, in any order of annotators.
+
+    Args:
+        answers: int64, shape (m, annotators), -1 = abstain.
+        logprobs: float64, the same shape, of those answers; NaN where the server showed none.
+        label: int64, shape (m,), the pooled answers, -1 = abstain.
+    """
+    gave = (answers == label[:, None]) & (answers >= 0) & ~np.isnan(logprobs)
+    total = np.rint(np.where(gave, logprobs, 0.0) * _GRID).sum(axis=1) / _GRID
+    count = gave.sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def wrong_answers(task: Task, found: AnnotatorProbs) -> BoolArray:

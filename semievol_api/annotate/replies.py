@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from semievol_api.annotate.estimators import all_ranked, mean_nll
+from semievol_api.annotate.estimators import mean_nll, ranked
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest, Reply
 from semievol_api.engine import Answer
 from semievol_api.errors import DataError
-from semievol_api.records import Completion, Evidence, Example, Finish, Prompt, Usage
-from semievol_api.selection.label_probabilities import UNSEEN_LOGPROB, option_prob, undo_permutation
+from semievol_api.records import UNSEEN_LOGPROB, Completion, Evidence, Example, Finish, Prompt, Usage
+from semievol_api.selection.label_probabilities import option_prob, undo_permutation
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.tasks import Task
 
-_TRIM = " \t\r\n\u00a0\u0120\u010a\u2581*_`~\"'()[]{}<>.,:;!?|\u3002\u3001"
+_TRIM = "\\ \t\r\n\u00a0\u0120\u010a\u2581*_`~\"'()[]{}<>.,:;!?|\u3002\u3001"
 """Around a label: blanks, the blank and newline marks of raw BPE and SentencePiece tokens, markup, punctuation."""
 
 
@@ -277,23 +277,34 @@ def prompt_hash(prompt: Prompt) -> str:
 def answer_logprob(completion: Completion) -> float | None:
     """Natural log-probability of the answer: the tokens after the last `Answer:`, up to the end of the line.
 
-    Without token texts, or without the marker, that of the whole response. None without log-probabilities.
+    Markup and punctuation around the answer do not count, nor do tokens that the server did not rank (-9999, NaN).
+    Without token texts, or without the marker, that of the whole response. None where no token of it is ranked.
     """
     values = completion.token_logprobs
-    if values is None or not all_ranked(values):
+    if values is None:
         return None
-    wanted = values
-    found = list(_MARKER.finditer("".join(completion.tokens or ())))
-    if completion.tokens is not None and found:
-        start, at, chosen = found[-1].end(), 0, list[int]()
-        for place, token in enumerate(completion.tokens):
-            at += len(token)
-            if at > start and token.strip():
-                chosen.append(place)
-            if chosen and "\n" in token:
-                break
-        wanted = values[chosen] if chosen else values
-    return float(wanted.astype(np.float64).sum())
+    known = ranked(values)
+    places = _answer_places(completion.tokens or ())
+    if not places and completion.tokens is None and not known.all():
+        return None  # the answer may be what was not ranked
+    wanted = [place for place in places or range(values.size) if known[place]]
+    return float(values[wanted].astype(np.float64).sum()) if wanted else None
+
+
+def _answer_places(tokens: Sequence[str]) -> list[int]:
+    """The places of the answer's tokens; none without a marker or an answer behind it."""
+    found = list(_MARKER.finditer("".join(tokens)))
+    if not found:
+        return []
+    start, at, chosen = found[-1].end(), 0, list[int]()
+    for place, token in enumerate(tokens):
+        begin, at = at, at + len(token)
+        if at > start and token[max(0, start - begin) :].strip():
+            chosen.append(place)
+        if chosen and "\n" in token:
+            break
+    words = [place for place in chosen if tokens[place].strip(_TRIM)] or chosen
+    return [place for place in chosen if words and words[0] <= place <= words[-1]]
 
 
 def rows_of_chat(task: Task, question: Question, answer: Answer[Reply]) -> list[Evidence]:

@@ -118,6 +118,11 @@ def _show_month(console: Console, month: Mapping[str, Any]) -> None:
         )
 
 
+_EPOCHS_BY: Mapping[str, str] = {
+    "config": "",
+    "trainer": " (auto, by the trainer's rule)",
+    "usual": " (auto, as is usual; the vendor decides)",
+}
 _Cell = Callable[["BillRow"], str]
 _COLUMNS: Mapping[str, _Cell] = {
     "stage": lambda row: row.stage,
@@ -145,7 +150,7 @@ def show_plan(console: Console, planned: Estimate, spent: Spent | None) -> None:
     for file in planned.trainings:
         console.print(
             f"Training file {file.name}: {file.examples} examples, {file.tokens:,} tokens, the longest {file.longest}, "
-            f"{file.epochs} epochs.",
+            f"{file.epochs} epochs{_EPOCHS_BY[file.epochs_by]}.",
             markup=False,
         )
     if planned.offers:

@@ -157,6 +157,10 @@ class SelectSettings(Settings):
     """The part of the budget that is a uniform sample, so that calibration stays unbiased."""
     class_quota: Share = 0.0
     """Minimum share to keep of every predicted class; lowers precision."""
+    category_floor: Share = 0.0
+    """Minimum share to keep of every category of questions; lowers precision."""
+    on_empty: Literal["best-half", "stop"] = "best-half"
+    """If `fdr` or `high-probability` keeps too few to train on: keep the best half, without a guarantee, or nothing."""
     share: Share = 0.5
     """theta: the share of the pool that is kept."""
     pool: ThresholdPool = "unlabeled"
@@ -177,13 +181,14 @@ class SelectSettings(Settings):
     "suffix",
 )
 class TrainSettings(TrainSpec):
-    """`[train]`: both trainings, with all fields of a `TrainSpec`; None is the trainer's default (the vendor's `auto`).
+    """`[train]`: both trainings, with all fields of a `TrainSpec`; None is the trainer's default.
 
-    The default of `seed` is the seed of the run.
+    `n_epochs`, `batch_size` and the multipliers may be "auto", which leaves them to the trainer and is None here. The
+    default of `seed` is the seed of the run.
     """
 
     n_epochs: int | None = Field(default=2, ge=1)
-    final_epochs: int | None = Field(default=None, ge=1)
+    final_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Epochs of the final training; default: `n_epochs`."""
     data: Literal["selected+labeled", "selected"] = "selected+labeled"
     """Ambiguity 3: Eq. 9 (both) or Algorithm 1 (selected only)."""
@@ -194,13 +199,17 @@ class TrainSettings(TrainSpec):
     poll_s: float = Field(default=10.0, gt=0)
     suffix: str = Field(default="semievol", max_length=40)
 
+    @field_validator("n_epochs", "batch_size", "learning_rate_multiplier", mode="before")
+    @classmethod
+    def _left_to_the_trainer(cls, value: object) -> object:
+        return None if value == "auto" else value
+
     @property
     def final(self) -> TrainSettings:
         """The settings of the final training."""
         rate = self.final_learning_rate_multiplier or self.learning_rate_multiplier
-        return self.model_copy(
-            update={"n_epochs": self.final_epochs or self.n_epochs, "learning_rate_multiplier": rate}
-        )
+        epochs = None if self.final_epochs == "auto" else self.final_epochs or self.n_epochs
+        return self.model_copy(update={"n_epochs": epochs, "learning_rate_multiplier": rate})
 
     def spec(self, run_seed: int) -> TrainSpec:
         """The specification for a trainer."""

@@ -27,7 +27,7 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 HIDDEN = "hidden_answer"
 """A column of examples that are not cleaned yet."""
-OUTLINE = ("id", "options", "answer")
+OUTLINE = ("id", "options", "answer", "category")
 """What selection reads of an example."""
 EVIDENCE_SCHEMA = pa.schema(
     [

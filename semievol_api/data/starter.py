@@ -128,7 +128,7 @@ def render_config(paths: DataPaths) -> str:
         'embedder = { provider = "main", model = "text-embedding-3-small" }\n\n'
         '[retrieve]\nmethod = "embedding"   # or "bm25", which needs no embedder\nk = 3\n\n'
         "[select]\nalpha = 0.1            # the share of false labels that is tolerated on average\n\n"
-        "[train]\nn_epochs = 2\n\n"
+        '[train]\nn_epochs = "auto"       # as many as the rows at hand need: the trainer decides\n\n'
         "[limits]\nmax_usd = 5.0      # the run stops there and keeps what it paid for; raise it to go on\n"
     )
 

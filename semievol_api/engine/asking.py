@@ -30,7 +30,7 @@ from semievol_api.errors import DataError, UserError
 from semievol_api.notebook import CellProgress, cell_display, html_facts, run_blocking
 from semievol_api.planning.catalogue_refresh import known_catalogue
 from semievol_api.planning.limits import with_limits
-from semievol_api.records import Message, Prompt
+from semievol_api.records import UNSEEN_LOGPROB, Message, Prompt
 from semievol_api.registry import connect as connect_table
 
 PromptLike: TypeAlias = str | Prompt | Sequence[Mapping[str, str]]
@@ -121,11 +121,13 @@ class Replies(Sequence[Answer[Reply]]):
     def mean_nll(self) -> NDArray[np.float64]:
         """Mean negative log-probability per token of each first completion, in nats, float64 (prompts,).
 
-        NaN where there is none, or `logprobs` was not asked for. The paper (section 3.3) calls it entropy.
+        NaN where there is none, or `logprobs` was not asked for; tokens without one (NaN, -9999) do not count. The
+        paper (section 3.3) calls it entropy.
         """
-        found = [None if a.reply is None else a.reply.completions[0].token_logprobs for a in self]
-        values = [np.nan if lps is None or not len(lps) else -float(np.mean(lps, dtype=np.float64)) for lps in found]
-        return np.array(values, dtype=np.float64)
+        none = np.empty(0, dtype=np.float32)
+        found = [none if a.reply is None else a.reply.completions[0].token_logprobs for a in self]
+        ranked = [lps[np.isfinite(lps) & (lps > UNSEEN_LOGPROB)] for lps in (none if f is None else f for f in found)]
+        return np.array([-np.mean(lps, dtype=np.float64) if lps.size else np.nan for lps in ranked], dtype=np.float64)
 
     @property
     def failed(self) -> tuple[int, ...]:

@@ -514,5 +514,5 @@ def _as_asked(reply: Reply, piece: AnyRequestChunk) -> Reply:
     """The reply without the alternatives that a batch's reader finds although nobody asked for them."""
     if piece.request.top_logprobs:
         return reply
-    plain = tuple(replace(completion, tokens=None, top=None) for completion in reply.completions)
+    plain = tuple(replace(completion, top=None) for completion in reply.completions)
     return replace(reply, completions=plain)

@@ -56,6 +56,14 @@ _PAIRS = (
     ("semievol", "classifier"),
 )
 
+_UNCHECKED = Promotion(
+    promoted=True,
+    gain=None,
+    message="The evolved model is untested: nothing is promised of the labels that it learned, and there is no "
+    "development set to check it on. Compare it with the SFT model before you use it: name a file in [data] dev, or "
+    "label 500 examples.",
+)
+
 
 @stage("compare")
 async def compare(
@@ -89,7 +97,8 @@ async def compare(
     )
     if not isinstance(selection.summary, PooledSummary):
         return verdict
-    promotion = _promotion(corpus, evaluated, models, settings)
+    best_half = selection.summary.best_half is True
+    promotion = _promotion(corpus, evaluated, models, settings, best_half=best_half)
     gate = _gate(promotion, len(corpus.folds.development), "semievol" in models)
     return replace(
         verdict,
@@ -112,7 +121,12 @@ def _gate(promotion: Promotion, items: int, evolved: bool) -> Gate:
 
 
 def _promotion(
-    corpus: Corpus, evaluated: EvaluatedModels, models: Mapping[str, TunedModel], settings: EvaluateSettings
+    corpus: Corpus,
+    evaluated: EvaluatedModels,
+    models: Mapping[str, TunedModel],
+    settings: EvaluateSettings,
+    *,
+    best_half: bool = False,
 ) -> Promotion:
     """The evolved model against its baseline on D_dev (method §3.9)."""
     by_name = {a.label: a for a in evaluated.gate}
@@ -120,7 +134,7 @@ def _promotion(
     if "semievol" not in models:
         return Promotion(promoted=False, gain=None, message="There is no evolved model to promote; use the SFT model.")
     if evolved is None or baseline is None:
-        return promotion_gate(None, None)
+        return _UNCHECKED if best_half else promotion_gate(None, None)
     ids = [e.id for e in corpus.folds.development]
     sides = [np.array([a.correct[i] for i in ids], dtype=np.bool_) for a in (evolved, baseline)]
     return promotion_gate(sides[0], sides[1], BootstrapSettings(resamples=settings.resamples))

@@ -28,6 +28,7 @@ from semievol_api.session import NullWatcher, Watcher, check, config_key, refuse
 from semievol_api.store.artifacts import Answers, EvidenceTable, TunedModel, Verdict
 from semievol_api.store.run_store import load_artifact, stages_done
 from semievol_api.tasks import load_task
+from semievol_api.training.fine_tuning import expected_epochs
 from semievol_api.training.jobs import file_artifact
 
 _PROC = Path("/proc")
@@ -309,7 +310,9 @@ def _with_steps(experiment: Experiment, cell: Cell, config: Config) -> tuple[Con
             f"The arm {cell.arm.name!r} takes the steps of {other.name!r}, which has no final training in "
             f"{str(folder)!r}: it kept too little. Take the steps of another arm."
         )
-    epochs = (config.train.final.n_epochs or 1) * trained[0] / trained[1]
+    roles, spec = config.roles, config.train.final.spec(config.run.seed)
+    provider = check(config, planning=True).provider(roles.trainer or roles.student)
+    epochs = expected_epochs(spec, trained[0], provider) * trained[0] / trained[1]
     copies = math.ceil(epochs / _MOST_EPOCHS)
     train = config.train.model_copy(update={"n_epochs": max(1, round(epochs / copies))})
     return config.model_copy(update={"train": train}), copies

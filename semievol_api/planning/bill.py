@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from semievol_api.capabilities import ModelLimits
 from semievol_api.config.settings import Config
@@ -90,6 +90,8 @@ class TrainingReport:
     tokens: int
     longest: int
     epochs: int
+    epochs_by: Literal["config", "trainer", "usual"] = "config"
+    """Where they are "auto": by the trainer's own rule, or what is usual with vendors that don't tell."""
 
 
 class Demand:

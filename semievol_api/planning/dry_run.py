@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -40,7 +41,7 @@ from semievol_api.records import Completion, Example, Message, Prompt, Usage
 from semievol_api.session import NullWatcher, Plan, open_tools
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.training.fine_tuning import AUTO_EPOCHS
+from semievol_api.training.fine_tuning import expected_epochs
 from semievol_api.training.jobs import model_trained_by
 
 _STEP_CHARACTERS = 512
@@ -230,8 +231,9 @@ class _DryEmbedder:
 class _DryFineTuner:
     """`FineTuner`: every job has ended well already."""
 
-    def __init__(self, settings: _DrySettings) -> None:
+    def __init__(self, settings: _DrySettings, provider: Provider) -> None:
         self._dry = settings
+        self._provider = provider
 
     async def submit(self, request: FineTuneRequest) -> JobTicket:
         """Count the file, and be done."""
@@ -241,12 +243,14 @@ class _DryFineTuner:
             weight = dry.demand.shares.of_training(messages[-2].content if len(messages) > 1 else "")
             count = dry.counter.count_training(messages)
             examples, tokens, longest = examples + weight, tokens + weight * count, max(longest, count)
-        epochs = request.spec.n_epochs or AUTO_EPOCHS
+        epochs = expected_epochs(request.spec, max(1, round(examples)), self._provider)
         amounts = dry.demand.at(dry.provider, request.model, "train")
         amounts.requests += 1
         amounts.training += tokens * epochs
         name = model_trained_by(dry.demand.stage.removeprefix("jobs/").removesuffix("-ticket"))
-        dry.demand.trainings.append(TrainingReport(name, round(examples), round(tokens), longest, epochs))
+        by: Literal["config", "trainer", "usual"] = "trainer" if self._provider.auto_epochs else "usual"
+        by = "config" if request.spec.n_epochs else by
+        dry.demand.trainings.append(TrainingReport(name, round(examples), round(tokens), longest, epochs, by))
         return JobTicket(job_id=f"dry-{request.run_key}", run_key=request.run_key)
 
     async def find(self, request: FineTuneRequest) -> JobTicket | None:
@@ -277,7 +281,7 @@ def _dry_provider(provider: Provider, settings: _DrySettings) -> Provider:
         scored=chat if provider.scored else None,
         option_reader=chat if provider.option_reader else None,
         embedder=_DryEmbedder(settings) if provider.embedder else None,
-        finetuner=_DryFineTuner(settings) if provider.finetuner else None,
+        finetuner=_DryFineTuner(settings, provider) if provider.finetuner else None,
     )
 
 

@@ -8,7 +8,7 @@ Knows nothing of models, prompts, runs or files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from semievol_api.errors import ConfigError, DataError
 from semievol_api.notebook import html_facts
 from semievol_api.selection.pooling import pool
+from semievol_api.selection.ranking import ranks
 from semievol_api.selection.rules import RULES
 from semievol_api.selection.rules import select as apply_rule
 from semievol_api.selection.values import BoolArray, Calibration, FloatArray, IntArray, RuleSettings
@@ -156,19 +157,21 @@ def select(  # noqa: PLR0913 - a caller in a notebook names them one by one
     ((500,), True)
     """
     settings = _settings(rule, alpha, seed)
-    labels, scores = _labelled(probs, "probs")
+    labels, scores, keys = _labelled(probs, "probs")
     names = None if classes is None else list(classes)
     if names is not None and labels is not None and len(names) != np.shape(probs)[-1]:
         raise DataError(f"`classes` names {len(names)} labels and `probs` has {np.shape(probs)[-1]} columns.")
-    calibration = _calibration(calibration_labels, calibration_probs, names, np.shape(probs))
+    calibration, held = _calibration(calibration_labels, calibration_probs, names, np.shape(probs))
     ids = [str(row) for row in range(scores.size)]
-    chosen = apply_rule(scores, ids, calibration, settings)
+    order, calibration = _ranked(scores, keys, calibration, held)
+    chosen = apply_rule(order, ids, calibration, settings)
+    lowest = chosen.threshold if order is scores or chosen.threshold is None else float(scores[chosen.kept].min())
     return ChosenLabels(
         kept=chosen.kept,
         labels=_named(labels, names),
         scores=scores,
         rule=chosen.rule,
-        threshold=chosen.threshold,
+        threshold=lowest,
         false_share=chosen.estimate,
         promise=_promise(chosen.rule, settings),
         messages=chosen.messages,
@@ -185,14 +188,29 @@ def _settings(rule: str | RuleSettings, alpha: float | None, seed: int) -> RuleS
     return RuleSettings(rule=rule, alpha=0.1 if alpha is None else alpha, seed=seed)
 
 
-def _labelled(probs: ArrayLike, name: str) -> tuple[IntArray | None, FloatArray]:
-    """The label of each row, int64 (m,), -1 = abstain (None for bare scores), and its score, float64 (m,)."""
+def _ranked(
+    scores: FloatArray, keys: FloatArray | None, calibration: Calibration | None, held: FloatArray | None
+) -> tuple[FloatArray, Calibration | None]:
+    """The order of the pool and of the calibration items, equal scores by the log-odds; bare scores as they are."""
+    if keys is None or (calibration is not None and held is None):
+        return scores, calibration
+    if calibration is None or held is None:
+        return ranks(scores, keys), None
+    found = ranks(np.concatenate([scores, calibration.scores]), np.concatenate([keys, held]))
+    return found[: scores.size], replace(calibration, scores=found[scores.size :])
+
+
+def _labelled(probs: ArrayLike, name: str) -> tuple[IntArray | None, FloatArray, FloatArray | None]:
+    """The label of each row, int64 (m,), -1 = abstain, its score and its log-odds, float64 (m,).
+
+    Bare scores have neither label nor log-odds.
+    """
     try:
         array = np.asarray(probs, dtype=np.float64)
     except (TypeError, ValueError):
         raise DataError(f"`{name}` is no array of numbers with equally long rows. Pass one of shape (m, K).") from None
     if array.ndim == 1:
-        return None, array
+        return None, array, None
     if array.ndim not in (2, 3) or not array.shape[-1]:
         raise DataError(f"`{name}` has the shape {array.shape}; it must be (m, K), (m, annotators, K) or (m,).")
     known = array[~np.isnan(array)]
@@ -201,12 +219,13 @@ def _labelled(probs: ArrayLike, name: str) -> tuple[IntArray | None, FloatArray]
             f"`{name}` holds {known.min():.3g} to {known.max():.3g}; probabilities lie in [0, 1]. Pass exp() of "
             f"log-probabilities, or one score a row in an array of shape (m,)."
         )
+    answered = array if array.ndim == 3 else array[:, None, :]
+    pooled = pool(answered, np.full(len(array), array.shape[-1], dtype=np.int64))
     if array.ndim == 3:
-        pooled = pool(array, np.full(len(array), array.shape[-1], dtype=np.int64))
-        return pooled.label, pooled.score
+        return pooled.label, pooled.score, pooled.log_odds
     silent = np.isnan(array).any(axis=1)
     label = np.where(silent, -1, np.argmax(array, axis=1)).astype(np.int64)
-    return label, np.where(silent, np.nan, array[np.arange(len(array)), label])
+    return label, np.where(silent, np.nan, array[np.arange(len(array)), label]), pooled.log_odds
 
 
 def _calibration(
@@ -214,17 +233,17 @@ def _calibration(
     probs: ArrayLike | None,
     names: list[Any] | None,
     pool_shape: tuple[int, ...],
-) -> Calibration | None:
+) -> tuple[Calibration | None, FloatArray | None]:
     if isinstance(labels, Calibration):
         if probs is not None:
             raise DataError("A `Calibration` has its own scores: leave `calibration_probs` out.")
-        return labels
+        return labels, None
     if labels is None and probs is None:
-        return None
+        return None, None
     if labels is None or probs is None:
         missing = "calibration_labels" if labels is None else "calibration_probs"
         raise DataError(f"`{missing}` is missing: calibration needs the true labels and the same annotators' answers.")
-    found, scores = _labelled(probs, "calibration_probs")
+    found, scores, keys = _labelled(probs, "calibration_probs")
     if found is None or np.shape(probs)[1:] != pool_shape[1:]:
         raise DataError(
             f"`calibration_probs` has the shape {np.shape(probs)} and `probs` {pool_shape}; all but the first number "
@@ -233,7 +252,7 @@ def _calibration(
     gold = _indices(labels, names, np.shape(probs)[-1])
     if gold.shape != found.shape:
         raise DataError(f"There are {gold.size} calibration labels and {found.size} rows of `calibration_probs`.")
-    return Calibration(scores=scores, wrong=found != gold)
+    return Calibration(scores=scores, wrong=found != gold), keys
 
 
 def _indices(labels: ArrayLike, names: list[Any] | None, width: int) -> IntArray:

@@ -5,6 +5,7 @@ Evidence is read part by part and let go; a hundred bytes an example stay. Knows
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,14 +25,18 @@ from semievol_api.config.method import JustifySettings
 from semievol_api.config.settings import RetrieveSettings
 from semievol_api.data.schemas import OUTLINE, as_examples
 from semievol_api.data.table import ChunkedTable, free_memory
+from semievol_api.selection.ranking import Ranking, in_order, largest_tie, local_confidence, ranks
 from semievol_api.selection.rules import Abstentions, check_missing_logprobs, count_abstentions
-from semievol_api.selection.values import BoolArray, FloatArray, LabelArray
+from semievol_api.selection.values import BoolArray, FloatArray, IntArray, LabelArray
 from semievol_api.store.artifacts import EvidenceTable
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks.task import target
 
 COUNT_COLUMN = "voices"
 """The column, stored under its first name, that counts the annotators that answered."""
+
+_NEAREST = 3
+"""Labelled questions by which others are near each other."""
 
 
 @fingerprinted("said", "final", "justify", "embedder", "retrieve", "reviewed", renamed={"annotations": "said"})
@@ -55,7 +60,9 @@ class PooledAnswers:
     """The annotators' pooled answers to the unlabelled examples, in the order of their data and in its parts.
 
     Columns of `table`: `example_id`, `answer` (null = abstain), `label` int16 (-1 = abstain), `score` and `margin`
-    float64 (null = abstain), `voices` int16 (how many annotators answered), `agreed` bool; see `selection.Pooled`.
+    float64 (null = abstain), `voices` int16 (how many annotators answered), `agreed` bool, `log_odds` float64; see
+    `selection.Pooled`; `answer_logprob` float64; `category`, the question's own; `own` int16 and `own_confidence`
+    float64, what the student says by itself and how surely.
     `calibrating` are the annotators' probabilities on the examples that calibrate, whole. `filled_in` counts for each
     asker the rows in which the server did not show every label. `factors` are those that the annotators were brought to
     the labels' shares by, `weights` what they count by annotator, both means over folds; empty where all count alike.
@@ -65,6 +72,8 @@ class PooledAnswers:
     calibrating: AnnotatorProbs
     filled_in: Mapping[str, int]
     factors: Factors
+    student: str | None = None
+    """The annotator that is the student by itself; None where it is not among them."""
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
@@ -108,6 +117,41 @@ def cross_corrections(
     return found
 
 
+def ranking(corpus: Corpus, pool: PooledAnswers) -> Ranking:
+    """One order of the pool and of what calibrates: by the pooled probability, and where answers are equal by their
+    unfloored log-odds, their mean log-probability, and the mean confidence of their category or of their nearest
+    questions."""
+    calibrating, m = pool.calibrating, len(pool.table)
+    names = ("score", "log_odds", "answer_logprob")
+    columns = [np.asarray(pool.table[name].to_numpy(), dtype=np.float64) for name in names]
+    held = (calibrating.pooled.score, calibrating.pooled.log_odds, calibrating.answer_logprob)
+    keys = [np.concatenate(pair) for pair in zip(columns, held, strict=True)]
+    groups, by = _groups(corpus, pool)
+    found = ranks(*keys, local_confidence(keys[0], groups))
+    scores = in_order(keys[0], found)
+    return Ranking(pool=found[:m], calibration=found[m:], scores=scores, equal=largest_tie(found[:m]), by=by)
+
+
+def _groups(corpus: Corpus, pool: PooledAnswers) -> tuple[IntArray, str]:
+    """What each question of pool and calibration belongs to, int64 (m + n, k), and what that is.
+
+    Its category where every one has one and there are several; else its nearest labelled questions: those that share
+    them are near each other.
+    """
+    own = pa.array([e.category for e in pool.calibrating.examples], pa.string())
+    categories = pa.chunked_array([*pool.table["category"].chunks, own]).combine_chunks().dictionary_encode()
+    if not categories.null_count and len(categories.dictionary) > 1:
+        return np.asarray(categories.indices.to_numpy(), dtype=np.int64)[:, None], "category"
+    near = corpus.neighbours.ids
+    numbers: dict[str, int] = {}
+    found: IntArray = np.full((len(categories), _NEAREST), -1, dtype=np.int64)
+    ids = itertools.chain(pool.ids, (e.id for e in pool.calibrating.examples))
+    for place, name in enumerate(ids if near else ()):
+        row = [numbers.setdefault(other, len(numbers)) for other in near[name][:_NEAREST]]
+        found[place, : len(row)] = row
+    return found, "nearest" if numbers else ""
+
+
 def pooled_answers(
     corpus: Corpus,
     crew: Crew,
@@ -122,7 +166,7 @@ def pooled_answers(
     Raises:
         StageError: more than 5 % of an annotator's answers came without the log-probabilities that it is read by.
     """
-    counted = _Lacking(crew)
+    counted, student = _Lacking(crew), _student(crew)
     parts: list[pa.Table] = []
     pool, sizes = corpus.pool("unlabeled"), corpus.unlabeled.sizes
     found: AnnotatorProbs | None = None
@@ -135,7 +179,7 @@ def pooled_answers(
         counted.add(evidence)
         free_memory()
         if place < len(sizes):
-            parts.append(_columns(found.only(slice(0, sizes[place]))))
+            parts.append(_columns(found.only(slice(0, sizes[place])), student))
     assert found is not None
     calibrating = found.only(slice(len(found.examples) - len(corpus.folds.calibration), None))
     counted.refuse_missing()
@@ -144,8 +188,15 @@ def pooled_answers(
         calibrating,
         dict(sorted(counted.filled_in.items())),
         (factors or {}) if by_fold is None else by_fold.mean_factors,
+        None if student is None else crew.everybody[student].id,
         {} if by_fold is None else by_fold.mean_weights,
     )
+
+
+def _student(crew: Crew) -> int | None:
+    """The place of the annotator that is nearest to the student by itself: with the fewest demonstrations."""
+    own = [(a.shots, a.role != "warm", place) for place, a in enumerate(crew.annotators) if a.role in ("warm", "base")]
+    return min(own)[-1] if own else None
 
 
 def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[float]) -> pa.Table:
@@ -160,8 +211,13 @@ def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[fl
     )
 
 
-def _columns(found: AnnotatorProbs) -> pa.Table:
+def _columns(found: AnnotatorProbs, student: int | None) -> pa.Table:
     pooled, places = found.pooled, range(len(found.examples))
+    nobody = np.full((len(places), found.probs.shape[2]), np.nan)
+    given = nobody if student is None else found.probs[:, student]
+    given = np.where(np.arange(given.shape[1]) < found.n_options[:, None], given, -1.0)
+    silent = np.asarray(np.any(np.isnan(given), axis=1), dtype=np.bool_)
+    own = np.where(silent, -1, np.where(silent[:, None], 0.0, given).argmax(axis=1))
     return pa.table(
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),
@@ -171,6 +227,11 @@ def _columns(found: AnnotatorProbs) -> pa.Table:
             "margin": pa.array(pooled.margin, pa.float64(), from_pandas=True),
             COUNT_COLUMN: pa.array(pooled.n_annotators.astype(np.int16)),
             "agreed": pa.array(pooled.agreed, pa.bool_()),
+            "log_odds": pa.array(pooled.log_odds, pa.float64(), from_pandas=True),
+            "answer_logprob": pa.array(found.answer_logprob, pa.float64(), from_pandas=True),
+            "own": pa.array(own.astype(np.int16)),
+            "own_confidence": pa.array(np.where(silent, np.nan, given.max(axis=1)), pa.float64(), from_pandas=True),
+            "category": pa.array([e.category for e in found.examples], pa.string()),
         }
     )
 

@@ -6,17 +6,23 @@ Knows nothing of tokens' texts, requests, servers or prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 
+from semievol_api.records import UNSEEN_LOGPROB
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
-FLOOR = 1e-6
-"""No label gets less: a log-probability of exactly 0.0 would make two disagreeing annotators 0/0."""
+LEAST = 1e-30
+"""No label gets less, so that every logarithm is finite, also of what is stored as float32."""
+REST = 2.0**-40
+"""What a log-probability of exactly 0.0 leaves to the labels that were not shown."""
+_SHARE_FLOOR = 1e-6
+"""A label that an annotator gives less often than this counts as this frequent."""
+_GRID = 2.0**40
+"""Numbers up to 1 are summed as whole multiples of 1 / _GRID: exactly, and so the same in any order."""
 BLOCK_ROWS = 32_768
 """Rows worked on together: what fits the processor's cache is several times faster."""
-UNSEEN_LOGPROB = -9998.0
-"""Servers write -9999 for a token that they did not rank; anything down here, and NaN, counts as unseen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,10 +39,10 @@ class OptionProbs:
 
 
 def option_prob(logprobs: FloatArray, label_of: IntArray, n_options: IntArray, width: int) -> OptionProbs:
-    """q(c) = sum of exp(logprob) over the tokens that mean c, filled up, floored at 1e-6 and normalised.
+    """q(c) = sum of exp(logprob) over the tokens that mean c, filled up and normalised.
 
-    An unseen label gets min(smallest probability shown, max(0, 1 - sum shown) / number unseen). Log-probabilities
-    of -9999 and NaN count as unseen.
+    An unseen label gets min(smallest probability shown, (1 - sum shown) / number unseen), where the difference is at
+    least 2^-40. Log-probabilities of -9999 and NaN count as unseen. The same to the last bit in any order of labels.
 
     Args:
         logprobs: float64, shape (m, k), natural log-probabilities of the k alternatives.
@@ -52,11 +58,18 @@ def option_prob(logprobs: FloatArray, label_of: IntArray, n_options: IntArray, w
     return OptionProbs(probs=probs, seen=seen)
 
 
-def floored(probs: FloatArray, n_options: IntArray) -> FloatArray:
-    """max(q, 1e-6), normalised over the first n_options columns; shape (m, options), NaN rows stay NaN."""
-    q = np.maximum(probs, FLOOR)
-    q[np.arange(probs.shape[1]) >= n_options[:, None]] = 0.0
-    q /= q.sum(axis=1, keepdims=True)
+def summed(values: FloatArray) -> FloatArray:
+    """Sums over the last axis, with that axis kept, that do not depend on its order; values in [0, 1]."""
+    return np.asarray(np.rint(values * _GRID).sum(axis=-1, keepdims=True) / _GRID, dtype=np.float64)
+
+
+def normalised(probs: FloatArray, n_options: IntArray) -> FloatArray:
+    """q over its sum over the first n_options columns, 0 beyond, never 0 within; (m, options), NaN rows stay NaN."""
+    q = np.maximum(probs, LEAST)
+    if n_options.size and n_options.min() < probs.shape[1]:
+        q[np.arange(probs.shape[1]) >= n_options[:, None]] = 0.0
+    q /= q.max(axis=1, keepdims=True, initial=LEAST)
+    q /= np.maximum(summed(q), LEAST)
     return q
 
 
@@ -71,19 +84,26 @@ def _option_prob(
     logprobs: FloatArray, label_of: IntArray, n_options: IntArray, width: int
 ) -> tuple[FloatArray, BoolArray]:
     """Probabilities and which labels were seen, of one block of rows."""
-    m, k = logprobs.shape
+    m = logprobs.shape[0]
     shown = logprobs > UNSEEN_LOGPROB
     p = np.exp(np.minimum(np.where(shown, logprobs, -np.inf), 0.0))
     labelled = shown & (label_of >= 0)
     cell = (np.arange(m)[:, None] * width + label_of)[labelled]
+    tokens = np.bincount(cell, minlength=m * width).reshape(m, width)
+    if tokens.max(initial=0) > 2:  # of three, the order of adding shows in the last bit
+        order = np.argsort(-p, axis=1, kind="stable")
+        p = np.take_along_axis(p, order, axis=1)
+        label_of = np.take_along_axis(label_of, order, axis=1)
+        labelled = np.take_along_axis(labelled, order, axis=1)
+        cell = (np.arange(m)[:, None] * width + label_of)[labelled]
     seen_mass = np.bincount(cell, weights=p[labelled], minlength=m * width).reshape(m, width)
-    seen = np.bincount(cell, minlength=m * width).reshape(m, width) > 0
+    seen = tokens > 0
     real = np.arange(width) < n_options[:, None]
     unseen = real & ~seen
-    rest = np.maximum(0.0, 1.0 - p.sum(axis=1)) / np.maximum(unseen.sum(axis=1), 1)
-    smallest = np.min(p, axis=1, where=shown, initial=1.0) if k else np.ones(m)
+    rest = np.maximum(REST, 1.0 - summed(p)[:, 0]) / np.maximum(unseen.sum(axis=1), 1)
+    smallest = np.min(np.where(p > 0.0, p, 1.0), axis=1, initial=1.0)
     filled = np.where(unseen, np.minimum(smallest, rest)[:, None], seen_mass)
-    probs = floored(filled, n_options)
+    probs = normalised(filled, n_options)
     probs[~seen.any(axis=1)] = np.nan
     return probs, seen
 
@@ -108,9 +128,9 @@ def label_factors(counts: IntArray, mean: FloatArray) -> FloatArray:
     neutral = np.ones(options)
     if options < 2 or labelled == 0 or not _clearly_uneven(counts):
         return neutral
-    given = np.maximum(mean, FLOOR)
-    given /= given.sum()
-    gap = 4.0 * float(np.sum((np.sqrt(counts) - np.sqrt(labelled * given)) ** 2))
+    given = np.maximum(mean, _SHARE_FLOOR)
+    given /= fsum(given.tolist())
+    gap = 4.0 * fsum(((np.sqrt(counts) - np.sqrt(labelled * given)) ** 2).tolist())
     real = 1.0 - (options - 1) / gap if gap > options - 1 else 0.0
     if real == 0.0:
         return neutral
@@ -125,14 +145,14 @@ def at_label_shares(probs: FloatArray, factors: FloatArray) -> FloatArray:
         probs: float64, shape (m, K).
         factors: float64, shape (K,), see `label_factors`.
     """
-    return floored(probs * factors, np.full(probs.shape[0], probs.shape[1], dtype=np.int64))
+    return normalised(probs * factors, np.full(probs.shape[0], probs.shape[1], dtype=np.int64))
 
 
 def _clearly_uneven(counts: IntArray) -> bool:
     """Whether Pearson's test rejects equal shares at 5 %; the quantile as Wilson and Hilferty (1931) have it."""
     freedom, even = counts.size - 1, float(counts.sum()) / counts.size
     quantile = freedom * (1.0 - 2.0 / (9.0 * freedom) + 1.6449 * (2.0 / (9.0 * freedom)) ** 0.5) ** 3
-    return bool(np.sum((counts - even) ** 2) > quantile * even)
+    return bool(fsum(((counts - even) ** 2).tolist()) > quantile * even)
 
 
 def neighbour_vote(labels: IntArray, cosine: FloatArray, n_options: int, sharpness: float = 10.0) -> FloatArray:
@@ -155,6 +175,6 @@ def neighbour_vote(labels: IntArray, cosine: FloatArray, n_options: int, sharpne
     cell = (np.arange(m)[:, None] * n_options + labels)[valid]
     mass = np.bincount(cell, weights=weights[valid], minlength=m * n_options).reshape(m, n_options)
     probs = (mass + 0.5 / n_options) / (weights.sum(axis=1) + 0.5)[:, None]
-    result = floored(probs, np.full(m, n_options, dtype=np.int64))
+    result = normalised(probs, np.full(m, n_options, dtype=np.int64))
     result[~valid.any(axis=1)] = np.nan
     return result

@@ -6,14 +6,17 @@ annotator gives label probabilities. Knows nothing of how an annotator came to i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 import numpy as np
 
 from semievol_api.errors import DataError
-from semievol_api.selection.label_probabilities import BLOCK_ROWS, FLOOR
+from semievol_api.selection.label_probabilities import BLOCK_ROWS, LEAST, summed
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
+_SURE = 1e-6
+"""No annotator is surer than this that a label is wrong, where the label is chosen: none outvotes all others alone."""
 _GRID = 2.0**40
 """Log-probabilities become whole multiples of 1 / _GRID, so that sums are exact in any order of annotators."""
 
@@ -23,14 +26,16 @@ class Pooled:
     """One label per item.
 
     `probs` float64 (m, options), 0 beyond an item's own options and NaN where nobody answered; `label` int64
-    (m,), -1 = abstain; `score` float64 (m,), the probability of the label, NaN = abstain; `margin` float64
-    (m,), that less the second best; `n_annotators` int64 (m,), annotators that answered; `agreed` bool (m,), whether
+    (m,), -1 = abstain; `score` float64 (m,), the probability of the label, NaN = abstain; `log_odds` float64 (m,), the
+    log-odds of the label without any floor, which tells answers of one score apart; `margin` float64 (m,), the score
+    less the second best; `n_annotators` int64 (m,), annotators that answered; `agreed` bool (m,), whether
     all of them had the same first choice.
     """
 
     probs: FloatArray
     label: IntArray
     score: FloatArray
+    log_odds: FloatArray
     margin: FloatArray
     n_annotators: IntArray
     agreed: BoolArray
@@ -39,11 +44,12 @@ class Pooled:
 def pool(
     probs: FloatArray, n_options: IntArray, *, open_answers: bool = False, weights: FloatArray | None = None
 ) -> Pooled:
-    """s(c) proportional to exp(mean over annotators of log q(c)); the label is the argmax, the first of equals.
+    """s(c) proportional to exp(mean over annotators of log q(c)); the label is the argmax, of equals the first.
 
     Genest and Zidek (1986), section 3: the logarithmic opinion pool, by default with equal weights. Annotators that
-    abstain on an item (NaN) are left out of its mean. Probabilities below 1e-6 count as 1e-6, so that two
-    annotators certain of different labels tie instead of giving 0/0.
+    abstain on an item (NaN) are left out of its mean. In `probs`, `label` and `score` probabilities below 1e-6 count
+    as 1e-6, so that one overconfident annotator does not outvote all others; in `log_odds` they count as they are.
+    Scores are the same to the last bit in any order of labels and annotators.
 
     Args:
         probs: float64, shape (m, annotators, options); NaN = this annotator abstains on this item.
@@ -66,6 +72,7 @@ def pool(
         probs=np.empty((m, width)),
         label=np.empty(m, dtype=np.int64),
         score=np.empty(m),
+        log_odds=np.empty(m),
         margin=np.empty(m),
         n_annotators=np.empty(m, dtype=np.int64),
         agreed=np.empty(m, dtype=np.bool_),
@@ -73,12 +80,8 @@ def pool(
     for start in range(0, m, BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         block = _pool(probs[rows], n_options[rows], shares, open_answers)
-        pooled.probs[rows], pooled.label[rows], pooled.score[rows] = block.probs, block.label, block.score
-        pooled.margin[rows], pooled.n_annotators[rows], pooled.agreed[rows] = (
-            block.margin,
-            block.n_annotators,
-            block.agreed,
-        )
+        for field in fields(Pooled):
+            attrgetter(field.name)(pooled)[rows] = attrgetter(field.name)(block)
     return pooled
 
 
@@ -91,27 +94,39 @@ def _pool(probs: FloatArray, n_options: IntArray, weights: FloatArray, open_answ
     """One block of rows."""
     m, _, width = probs.shape
     beyond = np.arange(width) >= n_options[:, None]
-    total, n_annotators, agreed = _mean_of_logs(probs, beyond, weights)
-    total[beyond] = -np.inf
-    eligible = total
+    logs, n_annotators, agreed = _mean_of_logs(probs, beyond, weights)
+    logs[:, beyond] = -np.inf
+    bounded, exact = logs
+    eligible = bounded
     if open_answers:
-        eligible = total.copy()
+        eligible = bounded.copy()
         eligible[np.arange(m), n_options - 1] = -np.inf
-    label = eligible.argmax(axis=1).astype(np.int64)
-    probabilities = _softmax(total)
+    best = eligible == eligible.max(axis=1, keepdims=True)
+    label = np.where(best, exact, -np.inf).argmax(axis=1).astype(np.int64)
+    probabilities = _softmax(bounded)
     score = probabilities[np.arange(m), label]
     margin = score - _second_best(probabilities, label)
+    odds = _log_odds(exact, label)
     abstained = (n_annotators == 0) | (eligible[np.arange(m), label] == -np.inf)
-    probabilities[abstained], score[abstained], margin[abstained], label[abstained] = np.nan, np.nan, np.nan, -1
+    for values in (probabilities, score, margin, odds):
+        values[abstained] = np.nan
+    label[abstained] = -1
     return Pooled(
-        probs=probabilities, label=label, score=score, margin=margin, n_annotators=n_annotators, agreed=agreed
+        probs=probabilities,
+        label=label,
+        score=score,
+        log_odds=odds,
+        margin=margin,
+        n_annotators=n_annotators,
+        agreed=agreed,
     )
 
 
 def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> tuple[FloatArray, IntArray, BoolArray]:
-    """Mean over annotators of log q (m, options), how many answered (m,), whether their first choices agree (m,)."""
+    """Mean over annotators of log q, bounded by `_SURE` and as it is (2, m, options), how many answered (m,), and
+    whether their first choices agree (m,)."""
     m, annotators, width = probs.shape
-    total = np.zeros((m, width))
+    total = np.zeros((2, m, width))
     n_annotators = np.zeros(m, dtype=np.int64)
     weight = np.zeros(m)
     first = np.full(m, -1, dtype=np.int64)
@@ -123,15 +138,15 @@ def _mean_of_logs(probs: FloatArray, beyond: BoolArray, weights: FloatArray) -> 
             q = np.where(beyond, 0.0, q)
         answered = ~np.isnan(q).any(axis=1)
         choice = np.where(answered, q.argmax(axis=1), -1)
-        q = np.maximum(q, FLOOR, order="C")
+        q = np.maximum(q, LEAST, order="C")
         np.log(q, out=q)
-        q *= weights[annotator] * _GRID
-        np.rint(q, out=q)
         if not answered.all():
             q[~answered] = 0.0
-        total += q
+        for row, logs in enumerate((np.maximum(q, np.log(_SURE)), q)):
+            logs *= weights[annotator] * _GRID
+            total[row] += np.rint(logs, out=logs)
         n_annotators += answered
-        weight += weights[annotator] * answered
+        weight += np.rint(weights[annotator] * _GRID) / _GRID * answered
         agreed &= (choice == first) | (first < 0) | (choice < 0)
         first = np.where(first < 0, choice, first)
     total /= np.where(weight > 0, weight, 1.0)[:, None] * _GRID
@@ -143,10 +158,22 @@ def _softmax(logs: FloatArray) -> FloatArray:
     best = logs.max(axis=1, keepdims=True)
     best[~np.isfinite(best)] = 0.0
     result = np.exp(logs - best)
-    sums = result.sum(axis=1, keepdims=True)
+    sums = summed(result)
     sums[sums == 0.0] = 1.0
     result /= sums
     return np.asarray(result, dtype=np.float64)
+
+
+def _log_odds(logs: FloatArray, label: IntArray) -> FloatArray:
+    """log q(label) - log of the sum of all others, float64 (m,); infinite where there is no other."""
+    rows = np.arange(label.size)
+    others = logs.copy()
+    others[rows, label] = -np.inf
+    best = others.max(axis=1, keepdims=True, initial=-np.inf)
+    nearest = np.where(np.isfinite(best), best, 0.0)
+    with np.errstate(divide="ignore"):
+        rest = np.log(summed(np.exp(others - nearest))[:, 0])
+    return np.asarray(logs[rows, label] - nearest[:, 0] - rest, dtype=np.float64)
 
 
 def _second_best(probs: FloatArray, label: IntArray) -> FloatArray:
@@ -181,20 +208,24 @@ def dawid_skene(answers: IntArray, n_classes: int, iterations: int = 50) -> Floa
     belief += _PRIOR
     belief /= belief.sum(axis=1, keepdims=True)
     for _ in range(iterations):
-        log_belief = np.tile(np.log(belief[answered].sum(axis=0) + _PRIOR), (m, 1))
+        counted = _on_grid(belief)
+        log_belief = np.tile(_on_grid(np.log(counted[answered].sum(axis=0) + _PRIOR)), (m, 1))
         for one_hot in votes:
-            confusion = belief.T @ one_hot + _PRIOR
+            confusion = counted.T @ one_hot + _PRIOR
             confusion /= confusion.sum(axis=1, keepdims=True)
-            log_belief += one_hot @ np.log(confusion).T
-        log_belief -= log_belief.max(axis=1, keepdims=True)
-        updated = np.exp(log_belief)
-        updated /= updated.sum(axis=1, keepdims=True)
+            log_belief += one_hot @ _on_grid(np.log(confusion)).T
+        updated = _softmax(log_belief)
         moved = float(np.max(np.abs(updated - belief), initial=0.0))
         belief = updated
         if moved < 1e-6:
             break
     belief[~answered] = np.nan
     return np.asarray(belief, dtype=np.float64)
+
+
+def _on_grid(values: FloatArray) -> FloatArray:
+    """Multiples of 2^-30, whose sums over up to 2^22 items are exact in any order."""
+    return np.asarray(np.rint(values * 2.0**30) / 2.0**30, dtype=np.float64)
 
 
 def _one_hot(labels: IntArray, n_classes: int) -> FloatArray:

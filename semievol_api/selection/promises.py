@@ -13,9 +13,18 @@ from math import ceil
 import numpy as np
 
 from semievol_api.selection.rule_fdr import exact_alpha, fdr
-from semievol_api.selection.values import ENOUGH_CALIBRATION, Calibration, FloatArray, Selected
+from semievol_api.selection.values import (
+    ENOUGH_CALIBRATION,
+    BoolArray,
+    Calibration,
+    FloatArray,
+    IntArray,
+    Selected,
+)
 
 _LARGEST_POOL = 2_000
+_DRAWS = 20_000
+_WRONG_AT_TOP = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +77,11 @@ class Feasibility:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealisedRange:
-    """The simulated share of false labels of runs like this one.
+    """The likely share of false labels of this selection, and how runs like this one end.
 
-    `low`, `median` and `high` are the 5th, 50th and 95th percentiles over the non-empty selections, `mean` the
-    average in which empty selections count as 0, `mean_if_any` without them; NaN where every one is empty.
+    `low`, `median` and `high` are the 5th, 50th and 95th percentiles of the share among what this run keeps, NaN where
+    it keeps nothing. Over simulated runs `mean` is the average share in which empty selections count as 0,
+    `mean_if_any` that without them (NaN where every one is empty), `empty_share` how many keep nothing.
     """
 
     low: float
@@ -133,12 +143,13 @@ def realised_range(
     runs: int = 1_000,
     seed: int = 0,
 ) -> RealisedRange:
-    """Simulate `fdr` on worlds like this run's and report the realised share of false labels.
+    """The likely share of false labels among what `fdr` keeps here, and how often runs like this one keep nothing.
 
-    A world: the chance of a wrong label falls with the score (isotonic regression on the calibration slice,
-    with one more wrong item at the top, as in the rule itself); each run draws n calibration and
-    min(m, 2,000) unlabelled scores from the pool, draws their verdicts, selects, and counts. It describes the
-    spread of the share; it is no bound.
+    The share: of N calibration items above the cut W are wrong, so that the share in the population is Beta(1 + W, 1 +
+    N - W) (Laplace's prior, whose additional wrong item the rule counts too), and that among the kept binomial around
+    it. The runs: each draws the chance of a wrong label given the score (a Bayesian bootstrap of the calibration items
+    (Rubin 1981) with a third of a wrong item at the top, made non-increasing), then n calibration and min(m, 2,000)
+    unlabelled scores from the pool and their errors, and selects. Neither is a bound.
 
     Args:
         scores: float64, shape (m,), NaN = abstain.
@@ -149,70 +160,78 @@ def realised_range(
     """
     rng = np.random.default_rng(seed)
     bound = exact_alpha(alpha)
-    m = min(scores.size, _LARGEST_POOL)
+    likely = _likely_share(fdr(scores, calibration, bound), calibration, rng)
     shares = np.full(runs, np.nan)
+    m, n = min(scores.size, _LARGEST_POOL), calibration.size
+    world = _World.of(scores, calibration)
     for run in range(runs if scores.size else 0):
-        rows = rng.integers(scores.size, size=calibration.size + m)
-        wrong = rng.random(rows.size) < _wrong_rate(scores[rows], calibration)
-        n = calibration.size
+        rows = rng.integers(scores.size, size=n + m)
+        wrong = rng.random(rows.size) < world.wrong_rate(rng, rows)
         drawn = Calibration(scores=scores[rows[:n]], wrong=wrong[:n])
         kept = fdr(scores[rows[n:]], drawn, bound).kept
         if kept.any():
             shares[run] = np.mean(wrong[n:][kept])
-    return _summary(shares, calibration.size, float(bound))
+    return _summary(shares, likely, n, float(bound))
 
 
-def isotonic_decreasing(x: FloatArray, y: FloatArray, at: FloatArray) -> FloatArray:
-    """The non-increasing least-squares step function of y on x, read at `at`; all float64, one-dimensional.
-
-    Tied x share one weighted mean. Between two observed x the step of the lower one holds.
-    """
-    from scipy.optimize import isotonic_regression
-
-    levels, inverse = np.unique(x, return_inverse=True)
-    weights = np.bincount(inverse).astype(np.float64)
-    means = np.bincount(inverse, weights=y) / weights
-    fitted = isotonic_regression(means, weights=weights, increasing=False).x
-    where = np.clip(np.searchsorted(levels, at, side="right") - 1, 0, levels.size - 1)
-    return np.asarray(fitted[where], dtype=np.float64)
+def _likely_share(selected: Selected, calibration: Calibration, rng: np.random.Generator) -> FloatArray:
+    """Draws of the share of false labels among the kept; empty where nothing is kept."""
+    if selected.threshold is None:
+        return np.empty(0)
+    above = calibration.scores >= selected.threshold
+    wrong = int(np.count_nonzero(above & calibration.wrong))
+    share = rng.beta(1 + wrong, 1 + int(np.count_nonzero(above)) - wrong, size=_DRAWS)
+    return np.asarray(rng.binomial(selected.count, share) / selected.count, dtype=np.float64)
 
 
-def _wrong_rate(scores: FloatArray, calibration: Calibration) -> FloatArray:
-    """The fitted chance of a wrong label for each score, shape (m,); 1 for abstentions."""
-    valid = ~np.isnan(calibration.scores)
-    if not valid.any():
-        return np.ones(scores.shape)
-    observed = calibration.scores[valid]
-    wrong = np.append(calibration.wrong[valid], True).astype(np.float64)
-    fitted = isotonic_decreasing(np.append(observed, observed.max()), wrong, scores)
-    return np.where(np.isnan(scores), 1.0, fitted)
+@dataclass(frozen=True, slots=True, eq=False)
+class _World:
+    """Wrong and all calibration items by level of score, int64 (levels,) each, and the level of each pool item (m,)."""
+
+    wrong: IntArray
+    count: IntArray
+    level: IntArray
+    abstained: BoolArray
+
+    @classmethod
+    def of(cls, scores: FloatArray, calibration: Calibration) -> _World:
+        known = ~np.isnan(calibration.scores)
+        levels, place = np.unique(calibration.scores[known], return_inverse=True)
+        level = np.clip(np.searchsorted(levels, scores, side="right") - 1, 0, max(levels.size - 1, 0))
+        wrong = np.bincount(place, weights=calibration.wrong[known], minlength=levels.size)
+        count = np.bincount(place, minlength=levels.size)
+        return cls(wrong.astype(np.int64), count.astype(np.int64), level, np.isnan(scores) | (levels.size == 0))
+
+    def wrong_rate(self, rng: np.random.Generator, rows: IntArray) -> FloatArray:
+        """The chance of a wrong label for some pool items, float64 (rows,); 1 for abstentions."""
+        from scipy.optimize import isotonic_regression
+
+        if not self.count.size:
+            return np.ones(rows.size)
+        wrong, right = rng.gamma(self.wrong), rng.gamma(self.count - self.wrong)  # sums of exponential weights
+        wrong[-1] += _WRONG_AT_TOP * rng.exponential()
+        weights = np.maximum(wrong + right, 1e-12)
+        fitted = isotonic_regression(wrong / weights, weights=weights, increasing=False).x
+        return np.where(self.abstained[rows], 1.0, fitted[self.level[rows]])
 
 
-def _summary(shares: FloatArray, n: int, alpha: float) -> RealisedRange:
-    found = shares[~np.isnan(shares)]
+def _summary(shares: FloatArray, likely: FloatArray, n: int, alpha: float) -> RealisedRange:
+    found, nan = shares[~np.isnan(shares)], float("nan")
     empty = 1.0 - found.size / shares.size if shares.size else 1.0
-    if not found.size:
-        nan = float("nan")
-        return RealisedRange(
-            low=nan,
-            median=nan,
-            high=nan,
-            mean=0.0,
-            mean_if_any=nan,
-            empty_share=1.0,
-            message=f"In simulated runs with {n} calibration labels alpha = {alpha:g} always kept nothing.",
+    low, median, high = (float(v) for v in np.quantile(likely, [0.05, 0.5, 0.95])) if likely.size else (nan, nan, nan)
+    told = [f"In simulated runs with {n} calibration labels alpha = {alpha:g} kept nothing in {empty:.0%}."]
+    if likely.size:
+        told.insert(
+            0,
+            f"Of the kept labels {low:.1%} to {high:.1%} are likely to be false (5th to 95th percentile). The budget "
+            f"alpha = {alpha:g} holds on average, a single run may exceed it.",
         )
-    low, median, high = (float(value) for value in np.quantile(found, [0.05, 0.5, 0.95]))
     return RealisedRange(
         low=low,
         median=median,
         high=high,
-        mean=float(np.nansum(shares) / shares.size),
-        mean_if_any=float(found.mean()),
+        mean=float(np.nansum(shares) / max(shares.size, 1)),
+        mean_if_any=float(found.mean()) if found.size else nan,
         empty_share=empty,
-        message=(
-            f"In simulated runs with {n} calibration labels alpha = {alpha:g} gave {low:.1%} to {high:.1%} false "
-            f"labels (5th to 95th percentile), {found.mean():.1%} on average when anything was kept; "
-            f"{empty:.0%} of the runs kept nothing. The budget holds on average, a single run may exceed it."
-        ),
+        message=" ".join(told),
     )

@@ -6,12 +6,14 @@ exchangeability of calibration and unlabelled items; one run may exceed it. Know
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 
 from semievol_api.errors import ConfigError
-from semievol_api.selection.values import BoolArray, Calibration, FloatArray, IntArray, Selected
+from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, IntArray, Selected
 
 _INT64_MAX = 2**63 - 1
 
@@ -49,6 +51,34 @@ def fdr(scores: FloatArray, calibration: Calibration, alpha: float | Fraction = 
     estimate = m * (1 + int(wrong[first])) / ((calibration.size + 1) * int(reached[first]))
     kept: BoolArray = np.greater_equal(scores, levels[first], where=valid, out=np.zeros_like(valid))
     return Selected(rule="fdr", kept=kept, abstained=abstained, threshold=float(levels[first]), estimate=estimate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallestBudget:
+    """The least alpha at which `fdr` keeps enough, rounded up to thousandths, and how many it keeps there."""
+
+    alpha: float
+    kept: int
+
+
+def smallest_budget(
+    scores: FloatArray, calibration: Calibration, *, at_least: int = ENOUGH_KEPT, gone: int = 0
+) -> SmallestBudget | None:
+    """The least alpha at which at least so many items are kept; None where there is none below 1."""
+    ordered = np.sort(scores[~np.isnan(scores)])
+    levels = _candidates(ordered, calibration)
+    reached = ordered.size - np.searchsorted(ordered, levels, side="left")
+    wrong = _wrong_at_least(levels, calibration)
+    m = scores.size + gone
+    shares = [
+        Fraction(m * (1 + w), (calibration.size + 1) * r)
+        for w, r in zip(wrong.tolist(), reached.tolist(), strict=True)
+        if r >= at_least
+    ]
+    alpha = Fraction(ceil(min(shares, default=Fraction(1)) * 1000), 1000)
+    if alpha >= 1:
+        return None
+    return SmallestBudget(alpha=float(alpha), kept=fdr(scores, calibration, alpha, gone=gone).count)
 
 
 def exact_alpha(alpha: float | Fraction) -> Fraction:

@@ -119,7 +119,8 @@ def with_class_quota(
     if not added:
         return selected
     return replace(selected, kept=kept, estimate=None).with_messages(
-        f"The class quota added {added:,} items below the cut of the rule {selected.rule!r}; the promise of that "
+        f"A minimum share by class or category added {added:,} items below the cut of the rule {selected.rule!r}; the "
+        f"promise of that "
         f"rule does not cover them."
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
@@ -21,17 +21,31 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import SelectSettings
 from semievol_api.data.schemas import as_labels
 from semievol_api.data.table import ChunkedTable
-from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table
+from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table, ranking
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
+from semievol_api.selection.ranking import Ranking
+from semievol_api.selection.rule_fdr import SmallestBudget, smallest_budget
+from semievol_api.selection.rule_percentile import percentile_of_score
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
 from semievol_api.selection.rules import too_few
-from semievol_api.selection.values import ENOUGH_KEPT, BoolArray, Calibration, FloatArray, RuleSettings, Selected
-from semievol_api.selection.warnings import drift_alerts, label_alerts
+from semievol_api.selection.teaching import kept_by_name, teaching, teaching_message
+from semievol_api.selection.values import (
+    ENOUGH_CALIBRATION,
+    ENOUGH_KEPT,
+    BoolArray,
+    Calibration,
+    FloatArray,
+    IntArray,
+    RuleSettings,
+    Selected,
+)
+from semievol_api.selection.warnings import class_names, drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
 from semievol_api.store.verdict import AnnotatorUse, PooledSummary
 
 SIMULATED_RUNS = 500
+_HALF = 0.5
 PERSON = 1.0
 """The score of a label that a person gave."""
 
@@ -40,15 +54,18 @@ PERSON = 1.0
 class Choice:
     """A rule's result over the unlabelled items: what it kept, on which calibration, and what a person is asked.
 
-    `promised`: whether the rule's promise covers all that was kept. `by_person` bool (m,): items whose label a
-    person gave.
+    `selected` and `calibration` are about `ranking`, whose ranks stand for scores. `promised`: whether the rule's
+    promise covers all that was kept. `by_person` bool (m,): items whose label a person gave.
+    `budget` is the least alpha that keeps enough, where the rule kept too few.
     """
 
+    ranking: Ranking
     selected: Selected
     promised: bool
     calibration: Calibration | None
     asked: BoolArray
     by_person: BoolArray
+    budget: SmallestBudget | None = None
 
 
 async def by_pool(
@@ -89,12 +106,14 @@ async def by_pool(
             *_message_of_weights(crew, pool),
         ),
         warnings=tuple(alerts),
+        **_way_out_taken(choice, settings),
     )
+    summary = _with_teaching(summary, corpus, pool, taken)
     return Selection(
         kept=ChunkedTable.made(counts, kept).typed(as_labels),
         scores=ChunkedTable.made(pool.table.sizes, scored),
         summary=summary,
-        calibration=_calibration_table(pool.calibrating),
+        calibration=_calibration_table(pool.calibrating, choice.ranking.scores[len(pool.table) :]),
         queue=_queue(corpus, pool, choice),
     )
 
@@ -103,7 +122,8 @@ def _chosen(
     corpus: Corpus, pool: PooledAnswers, reviewed: Mapping[str, str], settings: SelectSettings, seed: int
 ) -> Choice:
     """Apply the rule; what a person audited moves from the pool to the calibration items."""
-    scores, ids = pool.score, pool.ids
+    order = ranking(corpus, pool)
+    scores, ids = order.pool, pool.ids
     nobody: BoolArray = np.zeros(scores.size, dtype=np.bool_)
     asked, audit = nobody, nobody
     if settings.rule == "human-budget":
@@ -113,7 +133,7 @@ def _chosen(
     for place in np.flatnonzero(asked).tolist():
         by_person[place] = ids[place] in reviewed
     audited = audit & by_person
-    calibration = _calibration(corpus, pool, np.flatnonzero(audited).tolist(), reviewed)
+    calibration = _calibration(corpus, pool, order, np.flatnonzero(audited).tolist(), reviewed)
     numbers = RuleSettings(
         rule="fdr" if settings.rule == "human-budget" else settings.rule,
         alpha=settings.alpha,
@@ -131,23 +151,100 @@ def _chosen(
         selected = replace(selected, kept=kept)
     else:
         selected = apply_rule(scores, ids, calibration, numbers)
-    by_rule = selected
-    if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
-        selected = with_class_quota(selected, scores, pool.label, ids, settings.class_quota, seed)
+    budget = None
+    if selected.rule == settings.rule and calibration is not None and not corpus.pseudo_labeled:
+        selected, budget = _way_out(selected, scores, calibration, settings)
+    by_rule, selected = selected, _with_floors(selected, corpus, pool, order, settings, seed)
     promised = selected is by_rule and (
         selected.rule == "fdr" or (selected.rule == "high-probability" and not corpus.pseudo_labeled)
     )
-    return Choice(selected=selected, promised=promised, calibration=calibration, asked=asked, by_person=by_person)
+    return Choice(
+        ranking=order,
+        selected=selected,
+        promised=promised,
+        calibration=calibration,
+        asked=asked,
+        by_person=by_person,
+        budget=budget,
+    )
+
+
+def _with_floors(
+    selected: Selected, corpus: Corpus, pool: PooledAnswers, order: Ranking, settings: SelectSettings, seed: int
+) -> Selected:
+    """The selection with the least share of every class and of every category."""
+    if settings.class_quota and corpus.task.labels(corpus.data.unlabeled[0]) is not None:
+        selected = with_class_quota(selected, order.pool, pool.label, pool.ids, settings.class_quota, seed)
+    if settings.category_floor:
+        codes = _categories(pool)[0]
+        selected = with_class_quota(selected, order.pool, codes, pool.ids, settings.category_floor, seed)
+    return selected
+
+
+def _way_out(
+    selected: Selected, scores: FloatArray, calibration: Calibration, settings: SelectSettings
+) -> tuple[Selected, SmallestBudget | None]:
+    """What can be kept where a rule that promises something keeps too few: the budget that would do, or half."""
+    if settings.rule not in ("fdr", "high-probability") or selected.enough:
+        return selected, None
+    budget = smallest_budget(scores, calibration)
+    told = (
+        f"No alpha below 1 keeps {ENOUGH_KEPT} rows by the rule 'fdr'."
+        if budget is None
+        else f"By the rule 'fdr' alpha = {budget.alpha:g} is the smallest that keeps {ENOUGH_KEPT} rows or more; it "
+        f"keeps {budget.kept:,}."
+    )
+    half = percentile_of_score(scores, _HALF)
+    if settings.on_empty == "stop" or not half.enough:
+        return selected.with_messages(told), budget
+    half = half.with_messages(
+        *selected.messages,
+        told,
+        f"The best half, {half.count:,} rows, was kept instead, and nothing is promised of it: whether it helps is for "
+        f'the gate to say. [select] on_empty = "stop" keeps nothing.',
+    )
+    return half, budget
+
+
+def _way_out_taken(choice: Choice, settings: SelectSettings) -> dict[str, Any]:
+    """The summary's words on `_way_out`; none where it was not needed."""
+    calibrated = choice.calibration is not None and choice.calibration.size >= ENOUGH_CALIBRATION
+    promising = settings.rule in ("fdr", "high-probability")
+    found: dict[str, Any] = {}
+    if calibrated and promising and choice.selected.rule == "percentile":
+        found["best_half"] = True
+    if choice.budget is not None:
+        found |= {"smallest_alpha": choice.budget.alpha, "kept_at_smallest_alpha": choice.budget.kept}
+    return found
+
+
+def _with_teaching(summary: PooledSummary, corpus: Corpus, pool: PooledAnswers, taken: BoolArray) -> PooledSummary:
+    """What was kept, by name, and what of it the student does not say itself."""
+    own = np.asarray(pool.table["own"].to_numpy(), dtype=np.int16)
+    sure = np.asarray(pool.table["own_confidence"].to_numpy(), dtype=np.float64)
+    found = None if pool.student is None else teaching(pool.student, taken, pool.label, own, sure)
+    return structs.replace(
+        summary,
+        messages=(*summary.messages, *([teaching_message(found)] if found else [])),
+        teaching=found or UNSET,
+        kept_by_category=kept_by_name(*_categories(pool), taken),
+        kept_by_label=kept_by_name(pool.label, class_names(corpus), taken),
+    )
+
+
+def _categories(pool: PooledAnswers) -> tuple[IntArray, list[str]]:
+    """The place of each unlabelled question's category among all, int64 (m,), -1 = none; and their names."""
+    encoded = pool.table["category"].combine_chunks().dictionary_encode()
+    return np.asarray(encoded.indices.fill_null(-1).to_numpy(), dtype=np.int64), encoded.dictionary.to_pylist()
 
 
 def _calibration(
-    corpus: Corpus, pool: PooledAnswers, audited: list[int], reviewed: Mapping[str, str]
+    corpus: Corpus, pool: PooledAnswers, order: Ranking, audited: list[int], reviewed: Mapping[str, str]
 ) -> Calibration | None:
-    calibrating = pool.calibrating
-    scores, wrong = calibrating.pooled.score, wrong_answers(corpus.task, calibrating)
+    scores, wrong = order.calibration, wrong_answers(corpus.task, pool.calibrating)
     if audited:
         verdicts = [not corpus.task.equal(pool.answer(i), reviewed[pool.ids[i]]) for i in audited]
-        scores = np.concatenate([scores, pool.score[audited]])
+        scores = np.concatenate([scores, order.pool[audited]])
         wrong = np.concatenate([wrong, np.array(verdicts, dtype=np.bool_)])
     return Calibration(scores=scores, wrong=wrong) if scores.size else None
 
@@ -156,7 +253,8 @@ def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str
     """The pseudo-labels of one part; a person's words count more than the crew's."""
     taken = choice.selected.kept[at] | choice.by_person[at]
     part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
-    ids, answers, scores = (part[name].to_pylist() for name in ("example_id", "answer", "score"))
+    ids, answers = (part[name].to_pylist() for name in ("example_id", "answer"))
+    scores: list[float] = choice.ranking.scores[at][taken].tolist()
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
@@ -170,7 +268,7 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings, cros
         "alpha": settings.alpha if selected.rule in ("fdr", "high-probability") else None,
         "applied_rule": selected.rule,
         "guarantee": choice.promised and not crossed,
-        "threshold": selected.threshold,
+        "threshold": _lowest(choice.ranking.scores, selected),
         "estimated_false_share": selected.estimate,
         "unlabeled": len(pool.table),
         "answered": int(np.count_nonzero(pool.label >= 0)),
@@ -186,6 +284,11 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings, cros
 def _use(annotator: Annotator, pool: PooledAnswers) -> AnnotatorUse:
     weight = pool.weights.get(annotator.id, UNSET)
     return AnnotatorUse(role=annotator.role, read_by=annotator.reading, weight=weight)
+
+
+def _lowest(scores: FloatArray, selected: Selected) -> float | None:
+    """The lowest kept score; None where the rule has no cut."""
+    return None if selected.threshold is None else float(np.min(scores[: selected.kept.size][selected.kept]))
 
 
 def _factors(pool: PooledAnswers) -> dict[str, dict[str, list[float]]]:
@@ -221,7 +324,7 @@ def _simulated(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: Se
     """
     if choice.calibration is None or choice.selected.rule != "fdr" or not choice.promised or corpus.pseudo_labeled:
         return None
-    return realised_range(pool.score, choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
+    return realised_range(choice.ranking.pool, choice.calibration, settings.alpha, runs=SIMULATED_RUNS)
 
 
 def _messages(
@@ -229,6 +332,8 @@ def _messages(
 ) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
     told = [*selected.messages, *too_few(kept, choice.asked.size)]
+    if choice.ranking.message:
+        told.append(choice.ranking.message)
     waiting = int(np.count_nonzero(choice.asked & ~choice.by_person))
     if waiting:
         told.append(
@@ -281,11 +386,11 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
     columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed")}
-    return pa.table({**columns, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
+    scores = pa.array(choice.ranking.scores[at], pa.float64(), from_pandas=True)
+    return pa.table({**columns, "score": scores, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
 
 
-def _calibration_table(found: AnnotatorProbs) -> pa.Table:
-    scores: FloatArray = found.pooled.score
+def _calibration_table(found: AnnotatorProbs, scores: FloatArray) -> pa.Table:
     return pa.table(
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),

@@ -70,7 +70,7 @@ def label_alerts(corpus: Corpus, predicted: LabelArray, calibrating: AnnotatorPr
     if not corpus.task.closed:
         return []
     alerts: list[Alert] = []
-    names = _class_names(corpus)
+    names = class_names(corpus)
     if names:
         letters = corpus.task.labels(corpus.data.unlabeled[0]) or ()
         gold = np.array([letters.index(e.answer) for e in corpus.data.labeled if e.answer in letters], dtype=np.int64)
@@ -93,7 +93,7 @@ async def drift_alerts(
     return alerts_of_drift(drift_test(rows[: len(labeled)], rows[len(labeled) :]))
 
 
-def _class_names(corpus: Corpus) -> tuple[str, ...]:
+def class_names(corpus: Corpus) -> tuple[str, ...]:
     """The words of the classes where every question has the same ones; empty otherwise."""
     first = next(itertools.chain(corpus.data.unlabeled, corpus.data.labeled))
     if corpus.task.fixed_labels:

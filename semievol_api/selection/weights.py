@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from semievol_api.selection.label_probabilities import FLOOR
 from semievol_api.selection.values import FloatArray, IntArray
 
 PULL = 1.0
 """How many labels' worth of evidence holds the weights together."""
 _LEAST_COMMON = 1e-3
 _TINY = 1e-300
+_FLOOR = 1e-6
+"""Below, an annotator is no surer that a label is wrong: one miss does not decide its weight."""
 LEAST_LABELS = 20
 """Below, all annotators count alike."""
 
@@ -74,7 +75,7 @@ def _logs(probs: FloatArray) -> FloatArray:
     """log q, float64 (n, annotators, options): an abstention counts for nothing, -inf never."""
     silent = np.isnan(probs)
     beyond = np.all((probs == 0) | silent, axis=1, keepdims=True)
-    logs = np.log(np.maximum(np.where(silent, 1.0, probs), FLOOR))
+    logs = np.log(np.maximum(np.where(silent, 1.0, probs), _FLOOR))
     return np.asarray(np.where(beyond, -1e3, logs), dtype=np.float64)
 
 

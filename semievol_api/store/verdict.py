@@ -113,11 +113,28 @@ class PaperSummary(SelectionSummary, frozen=True, kw_only=True):
     unanimous: int | UnsetType = UNSET
 
 
+class Teaching(Struct, frozen=True, kw_only=True):
+    """What the kept labels can teach: of those `compared`, `differ` from what the annotator `asked` says by itself.
+
+    `hardest_quarter` is the share of the kept that are from the quarter of the questions that it is least sure of.
+    """
+
+    asked: str
+    compared: int
+    differ: int
+    hardest_quarter: float
+
+
+CountsByName: TypeAlias = Mapping[str, tuple[int, int]]
+"""How many were kept, and of how many."""
+
+
 class PooledSummary(SelectionSummary, frozen=True, kw_only=True):
     """A rule over the pooled probability: what it promised, on which calibration, and what should worry the user.
 
     `applied_rule` differs from `rule` where there were too few labels for it. `label_factors`: by annotator and number
-    of options, what its labels were weighted by.
+    of options, what its labels were weighted by. `smallest_alpha` is the least budget that keeps at least 20 rows,
+    `kept_at_smallest_alpha` how many, where too few were kept; `best_half` is true where half was kept instead.
     """
 
     score: str
@@ -138,6 +155,12 @@ class PooledSummary(SelectionSummary, frozen=True, kw_only=True):
     label_factors: Mapping[str, Mapping[str, list[float]]] | UnsetType = UNSET
     false_share_range: Range | None
     warnings: tuple[Alert, ...]
+    smallest_alpha: float | UnsetType = UNSET
+    kept_at_smallest_alpha: int | UnsetType = UNSET
+    best_half: bool | UnsetType = UNSET
+    teaching: Teaching | UnsetType = UNSET
+    kept_by_category: CountsByName | UnsetType = UNSET
+    kept_by_label: CountsByName | UnsetType = UNSET
 
     @property
     def enough_to_train(self) -> bool:

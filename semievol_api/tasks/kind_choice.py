@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from semievol_api.records import Example
 from semievol_api.tasks.kind import LETTERS, TaskKind
-from semievol_api.tasks.replies import comparable, find_answer
+from semievol_api.tasks.replies import comparable, find_answer, without_mathematics
 
 if TYPE_CHECKING:
     from semievol_api.tasks.definition import TaskDefinition
@@ -120,6 +120,7 @@ def _read_claim(claim: str, options: Sequence[str], *, lenient: bool) -> int | N
         place = _place_of_text(text, options)
         if place is not None:
             return place
+    text = comparable(without_mathematics(text))
     if _SEVERAL.match(text):
         return None
     patterns = (_CLOSED_LETTER, _OPEN_LETTER, _NAMED_LETTER) if lenient else (_CLOSED_LETTER,)

@@ -86,6 +86,7 @@ _SPOKEN_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\s*[\d.])",
 
 def read_number(response: str, settings: NumberSettings) -> str | None:
     """The number that a response gives, as a plain decimal text; None where it gives none or several."""
+    response = response.replace("{,}", ",").replace("\\,", "\u2009")  # LaTeX between groups of digits
     claim = find_answer(_plain_digits(_GROUPING.sub("", _SUPERSCRIPT.sub(_caret, response))))
     if claim is None:
         return None

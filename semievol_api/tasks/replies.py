@@ -5,6 +5,7 @@ Knows nothing of prompts or of kinds of task.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ _IS = re.compile(
 _HEADING = re.compile(rf"^[^\w\n]*+(?:final\s++)?{_WORD}[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NEXT_EXAMPLE = re.compile(r"^[^\w\n]*+(?:Example\s+\d+|Question\s*+:)", re.IGNORECASE | re.MULTILINE)
+_LATEX_SPACE = r"\\(?:(?:q?quad|blacksquare|square|checkmark|hfill|newline)(?![a-z])|end\{\w+\*?\}|[,;:!\\])"
+_LATEX_AROUND = re.compile(rf"^(?:\s|{_LATEX_SPACE})++|(?:\s|{_LATEX_SPACE}|\\\((?:\s|{_LATEX_SPACE})*+\\\))++$")
+"""Spacing, closing marks and the end of an environment, which say nothing."""
+_MATHEMATICS = ((r"\(", r"\)"), (r"\[", r"\]"))
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 
 
@@ -49,9 +54,27 @@ def find_answer(response: str) -> AnswerText | None:
         found = list(marker.finditer(_before_next_example(text, marker)))
         if found:
             last = found[-1]
-            claim = last.group(1) if marker is _BOXED else _first_line(last.string[last.end() :])
+            claim = last.group(1) if marker is _BOXED else _without_latex(_first_line(last.string[last.end() :]))
             return AnswerText(_undecorated(claim), marked=True)
     return AnswerText(text, marked=False)
+
+
+def _without_latex(claim: str) -> str:
+    """Without LaTeX spacing around, and without the end of mathematics that began before the answer."""
+    claim = _LATEX_AROUND.sub("", claim.strip())
+    if claim.startswith("}") and claim.count("}") > claim.count("{"):  # of \text{Answer: }
+        claim = claim[1:]
+    for opening, closing in _MATHEMATICS:
+        if closing in claim and opening not in claim:
+            claim = claim.replace(closing, "")
+    return _LATEX_AROUND.sub("", claim)
+
+
+def without_mathematics(text: str) -> str:
+    """Without the marks that set mathematics off from text, such as those around `\\(B\\)`."""
+    for mark in itertools.chain(*_MATHEMATICS):
+        text = text.replace(mark, " ")
+    return text.strip()
 
 
 def _normalize(text: str) -> str:

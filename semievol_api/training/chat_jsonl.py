@@ -3,13 +3,16 @@
     for example in read_examples(path, at_least=MIN_EXAMPLES): print(example.line, example.turns)
     print(check_training_file(content).sentence)         # before an upload
 
-One example a line, `{"messages": [{"role": ..., "content": ...}], "weight": 1}`. Imports no more than `records` and
-`errors`, since the trainers of providers read their files here too. Knows nothing of tokenizers, models or vendors.
+One example a line, `{"messages": [{"role": ..., "content": ...}], "weight": 1}`. How often a file of so many lines is
+trained on where nobody says so, `rule_epochs`, stands here too, for our trainers and for plans. Imports no more than
+`records` and `errors`, since the trainers of providers read their files here too. Knows nothing of tokenizers, models
+or vendors.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +31,8 @@ _MAX_BYTES = 512 * 2**20
 _ROLES = ("system", "developer", "user", "assistant")
 _MAX_LINE_BYTES = 4 * 2**20
 _LINES_AT_ONCE = 256
+_RULE_BATCH, _RULE_STEPS, _LEAST_STEPS = 8, 130, 80
+"""The largest batch, the steps for 100 examples, and the fewest."""
 
 CountTokens = Callable[[Sequence[Message]], int]
 
@@ -205,3 +210,20 @@ def jsonl_chunks(lines: Iterable[TrainingExample]) -> Iterator[bytes]:
             yield b"".join(chunk)
             chunk.clear()
     yield b"".join(chunk)
+
+
+def rule_batch(examples: int) -> int:
+    """Examples in a step where our trainers choose: a quarter of the file, at most 8."""
+    return max(1, min(_RULE_BATCH, examples // 4))
+
+
+def rule_epochs(examples: int, batch_size: int) -> int:
+    """Epochs where our trainers choose: 130 steps for 100 examples, more with their square root, at least 80.
+
+    docs/decisions/0020-rate-and-steps-of-auto.md tells where this comes from.
+
+    >>> [rule_epochs(n, rule_batch(n)) for n in (10, 100, 400, 10_000)]
+    [16, 10, 5, 1]
+    """
+    steps = max(_LEAST_STEPS, _RULE_STEPS * math.sqrt(examples / 100))
+    return max(1, round(steps / -(-examples // batch_size)))

@@ -19,7 +19,7 @@ from semievol_api.config.settings import Config
 from semievol_api.engine import RequestEngine
 from semievol_api.errors import BudgetError, ConfigError
 from semievol_api.training.chat_jsonl import check_training_file
-from semievol_api.training.fine_tuning import AUTO_EPOCHS, Trainer
+from semievol_api.training.fine_tuning import Trainer, expected_epochs
 
 _CHARACTERS_A_TOKEN = 4
 
@@ -113,7 +113,8 @@ class _CappedFineTuner:
         report = check_training_file(request.training_file, self._trainer.count())
         tokens = len(request.training_file) / _CHARACTERS_A_TOKEN if report.tokens is None else report.tokens
         price = self._trainer.limits.training_usd or 0.0
-        return tokens * (request.spec.n_epochs or AUTO_EPOCHS) * price / 1e6
+        epochs = expected_epochs(request.spec, request.training_file.count(b"\n"), self._trainer.provider)
+        return tokens * epochs * price / 1e6
 
 
 def _limits(provider: Provider, ref: ModelRef) -> ModelLimits:

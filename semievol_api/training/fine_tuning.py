@@ -32,13 +32,28 @@ from semievol_api.store.run_store import RunStore
 from semievol_api.training.chat_jsonl import CountTokens, check_training_file
 from semievol_api.training.jobs import job_artifact
 
-AUTO_EPOCHS = 3
-"""What `auto` usually comes to; the vendor decides."""
+_AUTO_EPOCHS, _LEAST_SHOWN, _MOST_SHOWN, _MOST_AUTO_EPOCHS = 3, 100, 25_000, 25
 _LOOKS_AFTER_A_LOST_REPLY = 5
 _AWAY_PATIENCE_S = 3600.0
 """How long a server may be away while a job runs; the ticket is on disk, so a later run goes on waiting."""
 
 OnEvent = Callable[[str, JobEvent], None]
+
+
+def expected_epochs(spec: TrainSpec, examples: int, provider: Provider) -> int:
+    """The epochs of a training on so many examples: as specified, else by its trainer's rule, else a vendor's usual.
+
+    The usual ones are those of OpenAI's cookbook ("Data preparation and analysis for chat model fine-tuning"): 3, or
+    as many more (at most 25) as show 100 examples, or as many fewer as show 25,000. The vendor decides.
+    """
+    if spec.n_epochs is not None:
+        return spec.n_epochs
+    if provider.auto_epochs is not None:
+        return provider.auto_epochs(spec, examples)
+    shown = _AUTO_EPOCHS * max(1, examples)
+    if shown < _LEAST_SHOWN:
+        return min(_MOST_AUTO_EPOCHS, _LEAST_SHOWN // max(1, examples))
+    return max(1, _MOST_SHOWN // examples) if shown > _MOST_SHOWN else _AUTO_EPOCHS
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ async def test_token_logprobs_are_a_float32_array_of_natural_logs(subject: Subje
     assert logprobs.dtype == np.float32
     assert logprobs.ndim == 1
     assert bool(np.all(logprobs <= 1e-5))
+    assert completion.tokens is not None, "else the answer's own log-probability is not found among them"
+    assert len(completion.tokens) == logprobs.size
+    assert _whole(completion.text) in _whole("".join(completion.tokens))
 
 
 def _whole(text: str) -> str:

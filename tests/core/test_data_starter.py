@@ -72,6 +72,7 @@ def test_a_file_without_any_text_is_refused(tmp_path: Path) -> None:
 def test_a_file_with_all_answers_is_split_and_the_written_files_load(tmp_path: Path) -> None:
     starter = start(rows_file(tmp_path / "data.jsonl", choice_rows(60)))
     config = load_config(write_all(tmp_path, starter.files))
+    assert config.train.n_epochs is None, "auto: the trainer decides"
     data = read_data(config.data, load_task(config.data.task))
     assert (len(data.labeled), len(data.unlabeled), len(data.test)) == (12, 36, 12)
     assert len(data.gold) == 36

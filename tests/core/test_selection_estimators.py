@@ -67,10 +67,16 @@ def test_minus_9999_and_nan_count_as_unseen(unseen: float) -> None:
     assert result.probs[0] == pytest.approx([0.9, 0.1])
 
 
-def test_a_log_probability_of_exactly_zero_leaves_every_label_the_floor() -> None:
+def test_a_log_probability_of_exactly_zero_leaves_the_other_labels_what_it_cannot_show() -> None:
     result = option_prob(np.array([[0.0]]), np.array([[2]]), np.array([4]), width=4)
-    assert result.probs[0, 0] == pytest.approx(1e-6, rel=1e-4)
+    assert result.probs[0, 0] == pytest.approx(2.0**-40 / 3)
     assert result.probs[0].sum() == pytest.approx(1.0)
+
+
+def test_what_is_shown_beside_a_sure_token_is_read_as_it_stands() -> None:
+    shown = np.array([[0.0, -18.0], [0.0, -25.0], [0.0, -40.0]])
+    result = option_prob(shown, np.array([[0, 1]] * 3), np.full(3, 2), width=2)
+    assert np.log(result.probs[:, 1]) == pytest.approx([-18.0, -25.0, -40.0])
 
 
 def test_no_label_seen_is_an_abstention_not_a_guess() -> None:
@@ -181,19 +187,23 @@ def test_votes_follow_the_formula_and_an_abstention_is_no_vote() -> None:
 
 
 def test_one_confidence_becomes_probabilities_over_the_items_own_labels() -> None:
-    nobody = from_confidence(np.array([0.9]), np.array([-1]), np.array([4]), width=4)
+    nobody = from_confidence(np.array([0.9]), np.array([0.1]), np.array([-1]), np.array([4]), width=4)
     assert np.isnan(nobody).all(), "a confidence in no answer is an abstention"
-    probs = from_confidence(np.array([0.7, NAN, 1.0]), np.array([1, 0, 0]), np.array([4, 4, 2]), width=4)
+    sure, doubt = np.array([0.7, NAN, 1.0]), np.array([0.3, NAN, 0.0])
+    probs = from_confidence(sure, doubt, np.array([1, 0, 0]), np.array([4, 4, 2]), width=4)
     assert probs[0] == pytest.approx([0.1, 0.7, 0.1, 0.1])
     assert np.isnan(probs[1]).all()
-    assert probs[2] == pytest.approx([1 - 1e-6, 1e-6, 0.0, 0.0], abs=1e-9)
+    assert probs[2] == pytest.approx([1.0, 2.0**-40, 0.0, 0.0], rel=1e-9)
 
 
-def test_mean_nll_is_none_without_tokens_or_with_an_unranked_one() -> None:
+def test_mean_nll_leaves_out_a_token_that_was_not_ranked_and_is_none_without_any() -> None:
     assert mean_nll(np.array([-0.5, -1.5])) == 1.0
     assert mean_nll(np.array([0.0, -0.0])) == 0.0
-    for unranked in (None, np.array([]), np.array([-0.1, -9999.0]), np.array([-0.1, np.nan]), np.array([-np.inf])):
-        assert mean_nll(unranked) is None
+    for voided in (-9999.0, np.nan, -np.inf):
+        assert mean_nll(np.array([-0.1, voided, -0.3])) == pytest.approx(0.2)
+        assert mean_nll(np.array([voided])) is None
+    assert mean_nll(None) is None
+    assert mean_nll(np.array([])) is None
 
 
 def test_there_is_one_mean_nll() -> None:

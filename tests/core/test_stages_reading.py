@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -80,6 +81,10 @@ def test_samples_are_rows_of_their_own_and_the_first_pays() -> None:
     ]
 
 
+def said_with(tokens: Sequence[str], lps: Sequence[float]) -> float | None:
+    return answer_logprob(Completion("".join(tokens), "stop", np.array(lps, dtype=np.float32), tuple(tokens)))
+
+
 def test_the_answers_log_probability_is_that_of_its_own_tokens() -> None:
     tokens = ("I", " think", ".", "\n", "Answer", ":", " forty", " two", "\n", "Bye")
     lps = (-1.0, -1.0, -1.0, -1.0, -0.5, -0.5, -0.25, -0.125, 0.0, -3.0)
@@ -90,6 +95,13 @@ def test_the_answers_log_probability_is_that_of_its_own_tokens() -> None:
     assert answer_logprob(Completion("x", "stop")) is None
     assert answer_logprob(Completion("x", "stop", np.array([np.nan], dtype=np.float32))) is None
     assert answer_logprob(Completion("x", "stop", np.array([-9999.0], dtype=np.float32))) is None
+    latex = ("\\(", "Answer", ":", " B", "\\)", ".")
+    assert said_with(latex, [-5.0, -1.0, -1.0, -0.25, -3.0, -2.0]) == pytest.approx(-0.25), "not what stands around"
+    assert said_with(latex, [-9999.0, np.nan, -1.0, -0.25, -3.0, -np.inf]) == pytest.approx(-0.25), "not the answer"
+    assert said_with(latex, [-5.0, -1.0, -1.0, -9999.0, -3.0, -2.0]) is None, "the answer itself is unknown"
+    several = ("Answer", ":", " Par", "is", ",", " France", "\n", "I", " think")
+    assert said_with(several, [-9.0] * 2 + [-0.5, -0.25, -0.125, -0.5] + [-9.0] * 3) == pytest.approx(-1.375)
+    assert answer_logprob(Completion("x", "stop", np.array([-1.0, -9999.0], dtype=np.float32))) is None
     whole = Completion("42", "stop", np.array([-0.5, -0.25], dtype=np.float32))
     assert answer_logprob(whole) == pytest.approx(-0.75)
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.replies import UNSEEN
@@ -17,7 +18,7 @@ from semievol_api.config.method import JustifySettings, SelectSettings
 from semievol_api.config.settings import RetrieveSettings
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
-from semievol_api.selection import human_budget
+from semievol_api.selection import Calibration, fdr, human_budget
 from semievol_api.selection.columns import SelectionInputs
 from semievol_api.selection.stage import select
 from semievol_api.store.artifacts import EvidenceTable, Folds, Neighbours, Prepared, Selection
@@ -175,3 +176,132 @@ def test_questions_with_the_same_demonstrations_follow_each_other_behind_one_pre
         assert changes == len(set(prefixes)) - 1 < 6, "every set of demonstrations once"
         assert here.prompt(ordered[0], shots, other_words, (2, 0, 1)).messages[0] == prefixes[0]
     assert list(here.by_shot_set(asked, 0)) == list(asked)
+
+
+# ------------------------------------------------------------------------------------- a way out, and what is taught
+STRICT = SelectSettings(rule="fdr", score="pooled", alpha=0.01)
+
+
+def test_where_no_cut_meets_alpha_the_verdict_names_the_least_alpha_and_the_best_half_is_kept() -> None:
+    rows = evidence(corpus())
+    found = selected(rows, STRICT)
+    summary = found.summary
+    assert summary.best_half is True and not summary.guarantee and summary.alpha is None
+    assert (len(found.kept), summary.applied_rule, summary.enough) == (UNLABELED // 2, "percentile", True)
+    least = summary.smallest_alpha
+    assert isinstance(least, float)
+    there = selected(rows, STRICT.model_copy(update={"alpha": least}))
+    assert len(there.kept) == summary.kept_at_smallest_alpha >= 20
+    below = STRICT.model_copy(update={"alpha": round(least - 0.001, 3), "on_empty": "stop"})
+    assert len(selected(rows, below).kept) < 20
+    assert any(f"alpha = {least:g} is the smallest" in said for said in summary.messages)
+    assert any("nothing is promised of it" in said for said in summary.messages)
+
+
+def test_an_empty_selection_stays_empty_where_that_is_wanted_and_in_later_rounds() -> None:
+    stopped = selected(evidence(corpus()), STRICT.model_copy(update={"on_empty": "stop"})).summary
+    assert (stopped.kept, stopped.enough, stopped.applied_rule) == (0, False, "fdr")
+    assert stopped.best_half is UNSET and isinstance(stopped.smallest_alpha, float)
+    earlier = tuple(example(f"t{i}", "B") for i in range(120))
+    assert selected(evidence(corpus()), STRICT, pseudo_labeled=earlier).summary.kept == 0
+    enough = selected(evidence(corpus()), SelectSettings(rule="fdr", score="pooled", alpha=0.25)).summary
+    assert enough.best_half is UNSET and enough.smallest_alpha is UNSET
+
+
+def test_the_summary_tells_what_kept_labels_can_teach() -> None:
+    """The student says C where the others overrule it, every tenth time, and is the less sure the later the row."""
+    crew = Crew(
+        (
+            Annotator("shown", "warm", 3, reading="option_prob"),
+            Annotator("own", "warm", 0, reading="option_prob"),
+            Annotator("other", "base", 1, reading="option_prob"),
+        ),
+        CREW.judge,
+    )
+    rows: list[Evidence] = []
+    for i, row in enumerate(evidence(corpus())):
+        sure = 0.9 - 0.4 * i / UNLABELED if i < UNLABELED else 0.7
+        rest = (1 - sure) / 2
+        own = (rest, rest, sure) if i % 10 == 0 and i < UNLABELED else (rest, sure, rest)
+        rows += [replace(row, annotator_id="shown", option_probs=(0.01, 0.98, 0.01))]
+        rows += [replace(row, annotator_id="other", option_probs=(0.01, 0.98, 0.01))]
+        rows += [replace(row, annotator_id="own", answer="ABC"[own.index(sure)], option_probs=own)]
+    here = corpus()
+    heard = SelectionInputs(
+        EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), {}
+    )
+    settings = SelectSettings(rule="top-n", n=150, score="pooled", label_shares="as-read")
+    found = asyncio.run(select(here, crew, heard, settings, 0))
+    taught = found.summary.teaching
+    assert taught is not UNSET
+    kept = {label.example_id for label in found.kept}
+    expected = sum(f"u{i:03}" in kept for i in range(0, UNLABELED, 10))
+    assert (taught.asked, taught.compared, taught.differ) == ("own", 150, expected)
+    hardest = sum(f"u{i:03}" in kept for i in range(UNLABELED - UNLABELED // 4, UNLABELED))
+    assert taught.hardest_quarter == pytest.approx(hardest / 150)
+    assert found.summary.kept_by_label == {"two": (150, UNLABELED)}
+    assert any("differ from what the student says by itself (own)" in said for said in found.summary.messages)
+
+
+def by_category(settings: SelectSettings, neighbours: Neighbours | None = None, named: bool = True) -> Selection:
+    """All answers are equally sure but a few; where those are (odd rows), the others are less often right."""
+    here, rows = corpus(), list[Evidence]()
+    place = {e.id: i for i, e in enumerate((*here.data.unlabeled, *here.folds.calibration))}
+
+    def told(e: Example) -> Example:
+        i = place[e.id]
+        answer = e.answer and ("A" if i % 2 and i % 4 == 1 else "B")
+        return replace(e, answer=answer, category=("easy", "hard")[i % 2] if named else None)
+
+    unlabeled, calibration = (tuple(map(told, es)) for es in (here.data.unlabeled, here.folds.calibration))
+    for e in (*unlabeled, *calibration):
+        rows.append(said_b(e.id, 0.6 if place[e.id] % 14 == 1 else 1.0))
+    data = Prepared(labeled=calibration, unlabeled=unlabeled, test=(), report={})
+    corpus_ = Corpus(CHOICE, data, Folds((), calibration, (), True, ""), neighbours or Neighbours({}, {}))
+    heard = SelectionInputs(
+        EvidenceTable.of(rows), EvidenceTable.of([]), JustifySettings(), None, RetrieveSettings(), {}
+    )
+    return asyncio.run(select(corpus_, CREW, heard, settings, 0))
+
+
+def test_equal_answers_are_told_apart_by_their_category() -> None:
+    found = by_category(SelectSettings(rule="top-n", n=100, score="pooled"))
+    assert found.summary.kept_by_category == {"easy": (100, 100), "hard": (0, 100)}
+    promised = by_category(SelectSettings(rule="fdr", score="pooled", alpha=0.1))
+    assert promised.summary.kept_by_category == {"easy": (100, 100), "hard": (0, 100)}
+    assert promised.summary.guarantee
+    assert promised.calibration is not None
+    scores, held = (np.array(t["score"].to_pylist()) for t in (promised.scores, promised.calibration))
+    wrong = np.array(
+        [
+            a != g
+            for a, g in zip(
+                promised.calibration["answer"].to_pylist(), promised.calibration["gold"].to_pylist(), strict=True
+            )
+        ]
+    )
+    again = fdr(scores, Calibration(scores=held, wrong=wrong), 0.1)
+    assert again.kept.tolist() == promised.scores["kept"].to_pylist(), "what is stored selects the same anew"
+    assert promised.summary.threshold == min(scores[again.kept])
+
+
+def test_equal_answers_are_told_apart_by_their_nearest_questions_where_there_are_no_categories() -> None:
+    ids = [*(f"u{i:03}" for i in range(UNLABELED)), *(f"c{i:03}" for i in range(CALIBRATING))]
+    near = Neighbours({name: (f"w{i % 2}",) for i, name in enumerate(ids)}, dict.fromkeys(ids, (1.0,)))
+    found = by_category(SelectSettings(rule="top-n", n=100, score="pooled"), near, named=False)
+    assert all(int(label.example_id[1:]) % 2 == 0 for label in found.kept)
+    assert found.summary.kept_by_category is UNSET
+
+
+def test_answers_that_nothing_tells_apart_are_told_and_drawn_by_lot() -> None:
+    found = by_category(SelectSettings(rule="top-n", n=100, score="pooled"), named=False)
+    assert any("answers cannot be told apart" in said for said in found.summary.messages)
+    odd = sum(int(label.example_id[1:]) % 2 for label in found.kept)
+    assert 30 < odd < 70
+
+
+def test_a_floor_by_category_keeps_some_of_each_and_takes_the_promise_back() -> None:
+    found = by_category(SelectSettings(rule="fdr", score="pooled", alpha=0.1, category_floor=0.2))
+    assert found.summary.kept_by_category == {"easy": (100, 100), "hard": (20, 100)}
+    assert not found.summary.guarantee
+    assert any("minimum share by class or category" in said for said in found.summary.messages)

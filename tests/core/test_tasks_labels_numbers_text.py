@@ -38,6 +38,9 @@ def test_the_labels_stand_in_the_prompt() -> None:
     ("text", "label"),
     [
         ("Answer: positive", "positive"),
+        (r"\(Answer: positive\)", "positive"),
+        (r"Answer: \text{positive} \quad", "positive"),
+        (r"Answer: \(positive\)", "positive"),
         ("**Answer:** Positive.", "positive"),
         ("POSITIVE", "positive"),
         ("Answer: pos", "positive"),

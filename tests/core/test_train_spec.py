@@ -11,10 +11,11 @@ import pytest
 from semievol_api.capabilities import JobTicket, Provider, TrainSpec
 from semievol_api.cassettes.clock import RealClock
 from semievol_api.config.method import TrainSettings
+from semievol_api.config.settings import parse_settings
 from semievol_api.errors import ConfigError
 from semievol_api.store.artifacts import TrainingFile
 from semievol_api.store.run_store import RunStore
-from semievol_api.training.fine_tuning import Trainer, fine_tune
+from semievol_api.training.fine_tuning import Trainer, expected_epochs, fine_tune
 from semievol_api.training.jobs import cancel, jobs_under
 from tests.pinned_keys import LINE, Vendor
 
@@ -34,6 +35,32 @@ def test_what_the_config_says_of_a_training_arrives_whole(tmp_path: Path) -> Non
     settings = TrainSettings(n_epochs=4, final_epochs=5, rank=32, use_dora=False, target_modules="q_proj", patience=2)
     (order,) = _bought(tmp_path, settings.final).orders
     assert order.spec == TrainSpec(n_epochs=5, seed=3, rank=32, use_dora=False, target_modules="q_proj", patience=2)
+
+
+def test_auto_leaves_epochs_batch_and_rate_to_the_trainer(tmp_path: Path) -> None:
+    auto = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
+    settings = parse_settings(TrainSettings, auto, where="train")
+    (order,) = _bought(tmp_path, settings.final).orders
+    assert order.spec == TrainSpec(seed=3)
+    assert parse_settings(TrainSettings, {"n_epochs": 2, "final_epochs": "auto"}, where="train").final.n_epochs is None
+    assert parse_settings(TrainSettings, {"n_epochs": "auto", "final_epochs": 4}, where="train").final.n_epochs == 4
+    with pytest.raises(ConfigError, match="n_epochs"):
+        parse_settings(TrainSettings, {"n_epochs": "automatic"}, where="train")
+
+
+def test_the_epochs_of_auto_are_the_trainers_own_where_it_tells_and_else_the_usual_ones() -> None:
+    tells = Provider(name="mine", identity="p", auto_epochs=lambda spec, examples: examples // 10)
+    silent = Provider(name="hosted", identity="p")
+    assert expected_epochs(TrainSpec(n_epochs=7), 100, tells) == 7
+    assert expected_epochs(TrainSpec(), 100, tells) == 10
+    assert [expected_epochs(TrainSpec(), n, silent) for n in (3, 10, 100, 8_000, 10_000, 100_000)] == [
+        25,
+        10,
+        3,
+        3,
+        2,
+        1,
+    ]
 
 
 def test_the_seed_of_a_training_is_the_runs_unless_train_says_another(tmp_path: Path) -> None:

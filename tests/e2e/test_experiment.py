@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from semievol_api.capabilities import JobEvent
+from semievol_api.capabilities import JobEvent, Provider, TrainSpec
 from semievol_api.engine import Progress
 from semievol_api.errors import ConfigError, DataError
 from semievol_api.experiments.grid import Experiment, cells, load_experiment
 from semievol_api.experiments.results import Results, write_results
 from semievol_api.experiments.runner import ExperimentContext, run_experiment
 from semievol_api.session import run_blocking
+from semievol_api.training.fine_tuning import expected_epochs
 from tests.e2e.conftest import CONFIG, TASK, Project, Semievol, write_rows
 
 GRID = """
@@ -188,6 +189,19 @@ def test_more_steps_than_a_job_has_epochs_for_are_copies_of_the_labels(grid: Pat
     assert copies > 1 and len(lines) == 10 * copies and len(set(lines)) == 10
     key = json.loads((runs / "sft-equal-steps-seed-0/config_key.json").read_text())["config_key"]["value"]
     assert f"'n_epochs': {round(3 * final / copies)}" in key
+
+
+def test_the_steps_of_a_final_training_whose_epochs_are_auto_are_those_that_its_trainer_takes(grid: Path) -> None:
+    few = GRID.replace("[overrides]\n", '[overrides]\ntrain.n_epochs = "auto"\n')
+    few = few.replace("seeds = [0, 1]", "seeds = [0]").partition('[[arms]]\nname = "random selection"')[0]
+    grid.write_text(few, "utf-8")
+    _, results = go(grid)
+    runs = results.folder.parent / "runs"
+    labels = len((runs / "sft-seed-0/sft/train.jsonl").read_text().splitlines())
+    final = len((runs / "semievol-seed-0/evolve/train.jsonl").read_text().splitlines())
+    epochs = expected_epochs(TrainSpec(), final, Provider(name="silent", identity="p"))
+    key = json.loads((runs / "sft-equal-steps-seed-0/config_key.json").read_text())["config_key"]["value"]
+    assert f"'n_epochs': {round(epochs * final / labels)}" in key
 
 
 def test_random_selection_keeps_as_many_as_the_rule_that_it_controls_for(finished: tuple[Experiment, Results]) -> None:

@@ -222,7 +222,7 @@ def _rerun(project: Project) -> RunResult:
 
 def test_too_little_kept_skips_the_final_stage_and_says_so(labels: Project) -> None:
     labels.change(('state = "server"', 'state = "server"\nskill = 0.05'))
-    add(labels, "[select]\nalpha = 0.01")
+    add(labels, '[select]\nalpha = 0.01\non_empty = "stop"')
     result = run(labels.config)
     told = document(result)
     assert told["selection"]["kept"] == 0
@@ -230,6 +230,22 @@ def test_too_little_kept_skips_the_final_stage_and_says_so(labels: Project) -> N
     assert told["promoted"] is False
     assert not (result.folder / "evolve").exists()
     assert "SemiEvol" not in {m["label"] for m in told["models"]}
+
+
+def test_where_no_cut_meets_alpha_the_best_half_trains_and_the_verdict_says_that_nothing_is_checked(
+    labels: Project,
+) -> None:
+    labels.change(('state = "server"', 'state = "server"\nskill = 0.05'))
+    add(labels, "[select]\nalpha = 0.01")
+    result = run(labels.config)
+    told = document(result)
+    chosen = told["selection"]
+    assert chosen["best_half"] is True and chosen["guarantee"] is False and chosen["alpha"] is None
+    assert 20 <= chosen["kept"] <= 0.55 * chosen["unlabeled"]
+    assert 0.01 < chosen.get("smallest_alpha", 1.0) <= 1.0
+    assert "SemiEvol" in {m["label"] for m in told["models"]}
+    assert told["gate"]["points"] is None
+    assert "nothing is promised of the labels" in told["sentence"] and "no development set" in told["sentence"]
 
 
 @pytest.mark.parametrize(("count", "warm", "calibrating"), [(10, 10, 0), (25, 25, 0), (59, 59, 0), (60, 30, 30)])

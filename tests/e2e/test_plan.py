@@ -13,11 +13,13 @@ import pytest
 import tiktoken
 
 from semievol_api import run
+from semievol_api.capabilities import TrainSpec
 from semievol_api.config.settings import load_config
 from semievol_api.planning.bill import spent_by
 from semievol_api.planning.dry_run import EXPECTED, AnswerKey
 from semievol_api.planning.tokens import WORDS_OF_O200K
 from semievol_api.tasks import load_task
+from semievol_providers.local.training_job import TrainDefaults
 from tests.e2e.conftest import Project, Semievol, write_rows
 
 HOSTED = """kind = "openai"
@@ -136,6 +138,22 @@ def test_three_days_say_what_still_works_and_what_to_change(
             ('base_url = "https://api.openai.com/v1"', 'vendor = "semievol"\nbase_url = "http://127.0.0.1:9/v1"')
         )
         assert semievol("check", config, "--on", day).code == 0, "the suggested change, applied by hand, is accepted"
+
+
+def test_the_epochs_of_auto_are_planned_as_their_trainer_takes_them(project: Project, semievol: Semievol) -> None:
+    config = hosted(project, ("[train]", '[train]\nn_epochs = "auto"'))
+    files = plan(semievol, config)["training_files"]
+    assert {(file["epochs"], file["epochs_by"]) for file in files} == {(3, "usual")}
+    assert "3 epochs (auto, as is usual; the vendor decides)" in " ".join(semievol("plan", config).out.split())
+    project.change(
+        ('base_url = "https://api.openai.com/v1"', 'vendor = "semievol"\nbase_url = "http://127.0.0.1:9/v1"')
+    )
+    document = plan(semievol, config)
+    (warm,) = [file for file in document["training_files"] if file["name"] == "warm"]
+    taken = TrainDefaults(target_steps="auto").resolve(TrainSpec(), warm["examples"]).n_epochs
+    assert (warm["epochs"], warm["epochs_by"]) == (taken, "trainer") and taken != 3
+    (row,) = [row for row in document["rows"] if row["stage"] == "jobs/warm_up"]
+    assert row["training"]["expected"] == taken * warm["tokens"]
 
 
 def test_a_budget_below_the_plan_stops_before_the_first_paid_call(

@@ -162,14 +162,14 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def test_a_class_quota_keeps_every_class_and_takes_the_promise_back(labels: Project) -> None:
     labels.change(('state = "server"', 'state = "server"\nskill = 0.3'))
-    add(labels, f"{WEAK_CREW}\n[select]\nalpha = 0.01\nclass_quota = 0.3")
+    add(labels, f"{WEAK_CREW}\n[select]\nalpha = 0.01\nclass_quota = 0.3\non_empty = 'stop'")
     result = run(labels.config)
     told = document(result)["selection"]
     kept = pq.read_table(result.folder / "select/kept.parquet")["answer"].to_pylist()
     scores = pq.read_table(result.folder / "select/scores.parquet")["answer"].to_pylist()
     for letter in "ABCD":
         assert kept.count(letter) >= int(0.3 * scores.count(letter))
-    assert any("class quota added" in said for said in told["messages"])
+    assert any("A minimum share by class or category added" in said for said in told["messages"])
     assert told["guarantee"] is False and told["false_share_range"] is None
     assert told["estimated_false_share"] is None
     assert told["enough"] is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -44,6 +45,21 @@ def make_tiny_model(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+
+
+def random_model(folder: Path, like: Path, family: str, **settings: object) -> Path:
+    """A random model of another architecture with the tokenizer of `like`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(like, folder)
+    plain: dict[str, object] = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **plain | settings)).save_pretrained(folder)
+    return folder
 
 
 def chat_line(question: str, answer: str) -> str:

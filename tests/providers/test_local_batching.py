@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from local_samples import random_model
 from torch import Tensor
 
 from benchmarks.serve_mixes import Sample, ScheduledSample, answers, compare, make_batcher, pool_of, random_mix
 from semievol_providers.local.batcher import Batcher
 from semievol_providers.local.decoding import KVCacheBuckets
 from semievol_providers.local.engine import Engine
+from semievol_providers.local.linear import BlockSizes, PassRows, RowLinear, use_row_linears
 from semievol_providers.local.model_folder import ModelFolderError, load_model
-from semievol_providers.local.packed import BlockSizes, PackedModel, RowLinear, Tokens, cache_width, use_row_linears
+from semievol_providers.local.packed import PackedModel, Tokens, cache_width
 from semievol_providers.local.requests import EmbedRequest, EngineSettings, GenerateRequest, ReadRequest
 
 pytest_plugins = ("local_fixtures",)
@@ -34,20 +35,6 @@ def engine(tiny_model: Path) -> Iterator[Engine]:
     made.close()
 
 
-def _random_model(folder: Path, like: Path, family: str, **settings: object) -> Path:
-    """A random model of another architecture with the tokenizer of `like`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    shutil.copytree(like, folder)
-    plain: dict[str, object] = {
-        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **plain | settings)).save_pretrained(folder)
-    return folder
-
-
 WINDOWS = {
     "llama": {},
     "mistral": {"sliding_window": 24},
@@ -61,7 +48,7 @@ WINDOWS = {
 def test_a_sample_has_the_same_bits_alone_in_any_slot_in_any_company_and_whenever_it_comes(
     tiny_model: Path, tmp_path: Path, family: str
 ) -> None:
-    folder = _random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
+    folder = random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
     chance = random.Random(5)
     found = compare(make_batcher(str(folder), 1), pool_of(40, VOCABULARY, chance), 10, chance)
     assert found.answers > 100
@@ -153,7 +140,7 @@ def test_a_row_of_a_linear_layer_has_the_same_bits_at_every_place_of_any_number_
     inputs: int, outputs: int
 ) -> None:
     torch.manual_seed(1)
-    layer = RowLinear(torch.nn.Linear(inputs, outputs), BlockSizes())
+    layer = RowLinear(torch.nn.Linear(inputs, outputs), BlockSizes(), PassRows())
     rows = torch.randn(300, inputs)
     with torch.inference_mode():
         alone = torch.cat([layer(row[None]) for row in rows[:40]])
@@ -168,7 +155,7 @@ def test_a_linear_layer_computes_what_that_of_torch_does() -> None:
     rows = torch.randn(2, 13, 24)
     with torch.inference_mode():
         expected = model(rows)
-        use_row_linears(model, BlockSizes())
+        use_row_linears(model, BlockSizes(), PassRows())
         assert all(isinstance(layer, RowLinear) for layer in model)
         assert torch.allclose(model(rows), expected, atol=1e-6)
 
@@ -269,7 +256,7 @@ def test_nothing_is_kept_when_everybody_left(tiny_model: Path) -> None:
 def test_layers_with_sliding_attention_see_what_they_see_in_a_plain_pass(
     tiny_model: Path, tmp_path: Path, family: str
 ) -> None:
-    folder = _random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
+    folder = random_model(tmp_path / "model", tiny_model, family, **WINDOWS[family])
     request = GenerateRequest(prompt_ids=tuple(range(3, 70)), max_tokens=40, seed=2, top_logprobs=0)
     sample = answers(make_batcher(str(folder), 1), [ScheduledSample(Sample(request, 0))])[0]
     assert sample is not None and sample.logprobs is not None and len(sample.logprobs) > 5
@@ -286,4 +273,4 @@ def test_a_model_that_samples_cannot_share_is_refused(tiny_model: Path) -> None:
     model = load_model(str(tiny_model), "cpu")
     model.config.layer_types = ["chunked_attention", "full_attention"]
     with pytest.raises(ModelFolderError, match="layers of chunked_attention"):
-        PackedModel(model, 0)
+        PackedModel(model, 0, exact=True)

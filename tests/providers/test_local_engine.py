@@ -159,16 +159,16 @@ def _make_adapter(folder: Path, base: Path, seed: int) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("merge_limit_bytes", [2**30, 0])
+@pytest.mark.parametrize("exact_limit_bytes", [2**30, 0])
 def test_adapters_answer_side_by_side_as_their_own_models(
     tiny_model: Path,
     tmp_path: Path,
-    merge_limit_bytes: int,
+    exact_limit_bytes: int,
 ) -> None:
     from peft import PeftModel
 
     adapters = [None, *(_make_adapter(tmp_path / str(seed), tiny_model, seed) for seed in (1, 2))]
-    engine = _engine(tiny_model, EngineSettings(merge_limit_bytes=merge_limit_bytes))
+    engine = _engine(tiny_model, EngineSettings(exact_limit_bytes=exact_limit_bytes, dtype="float32"))
     futures = [engine.generate(_ask(engine, "which one", adapter=a, max_tokens=1)) for a in adapters * 3]
     found = [future.result(timeout=60).samples[0] for future in futures]
     engine.close()

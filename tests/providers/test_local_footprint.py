@@ -24,7 +24,7 @@ from semievol_providers.local.footprint import (
     weight_bytes,
 )
 from semievol_providers.local.training_data import TokenExample
-from semievol_providers.local.training_loop import PaddedPasses
+from semievol_providers.local.training_passes import PaddedPasses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 LLAMA_31_8B = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,12 @@ from semievol_providers.local.training_job import (
     TrainingEvent,
     TrainingJob,
     read_events,
+    read_train_defaults,
+    rule_rate,
     training_job,
 )
-from semievol_providers.local.training_loop import EarlyStop, PackedPasses
+from semievol_providers.local.training_loop import EarlyStop
+from semievol_providers.local.training_passes import PackedPasses
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -194,6 +198,40 @@ def test_what_a_spec_leaves_open_is_the_models_own() -> None:
     assert (job.batch_size, job.n_epochs) == (10, 12), "a quarter of the file at a time, and 50 steps"
     assert (job.base, job.adapter, job.device) == ("/m/tiny", "/a", "cuda:1")
     assert (job.training_file, job.validation_file) == ("/j/training_file", "/j/validation_file")
+
+
+def test_rate_and_steps_of_auto_follow_from_the_models_width_and_the_rows(tiny_model: Path, tmp_path: Path) -> None:
+    assert [f"{rule_rate('llama', width):.2e}" for width in (576, 2048, 4096)] == ["1.32e-03", "4.91e-04", "2.86e-04"]
+    assert f"{rule_rate('qwen3', 4096):.2e}" == "4.73e-04"
+    assert rule_rate("gemma3_text", 640) == rule_rate("qwen3", 640), "a family not fitted takes the lower rate"
+    assert rule_rate("gemma3_text", 5120) == rule_rate("llama", 5120)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    rule = read_train_defaults(folder, None)
+    assert rule.learning_rate == rule_rate("llama", 32) == 3e-3, "no rate above what small models were tried with"
+    seen = {}
+    for rows in (8, 10, 32, 100, 520, 2_000, 100_000):
+        spec = rule.resolve(TrainSpec(), rows)
+        assert spec.batch_size and spec.n_epochs
+        seen[rows] = (spec.batch_size, spec.n_epochs, spec.n_epochs * -(-rows // spec.batch_size))
+    assert seen == {
+        8: (2, 20, 80), 10: (2, 16, 80), 32: (8, 20, 80), 100: (8, 10, 130), 520: (8, 5, 325),
+        2_000: (8, 2, 500), 100_000: (8, 1, 12_500),
+    }  # fmt: skip
+
+
+def test_a_folders_own_training_file_and_a_toml_files_values_come_before_the_rule(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder, toml = tmp_path / "model", tmp_path / "train.toml"
+    shutil.copytree(tiny_model, folder)
+    toml.write_text("rank = 4\n")
+    asked = read_train_defaults(folder, toml)
+    assert (asked.rank, asked.learning_rate, asked.target_steps) == (4, rule_rate("llama", 32), "auto")
+    (folder / "semievol_train.json").write_text('{"learning_rate": 0.002, "batch_size": 8}')
+    own = read_train_defaults(folder, None)
+    assert own == TrainDefaults(learning_rate=2e-3, batch_size=8), "as before: 100 steps"
+    assert own.resolve(TrainSpec(), 100).n_epochs == 8
 
 
 def test_the_job_file_of_a_training_that_an_earlier_version_left_half_done_is_read(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from semievol_providers.local.chat_tokens import ChatTokens
 from semievol_providers.local.model_folder import load_tokenizer
 from semievol_providers.local.training_data import encode_example, epoch_order, load_token_examples
 from semievol_providers.local.training_job import TrainingEvent, TrainingJob, read_events
-from semievol_providers.local.training_loop import PaddedPasses, TrainingLoop
+from semievol_providers.local.training_loop import TrainingLoop
+from semievol_providers.local.training_passes import PaddedPasses
 
 pytest_plugins = ("local_fixtures",)
 pytestmark = [

@@ -204,12 +204,13 @@ def _wait_for_step(job: TrainingJob, step: int) -> None:
     raise AssertionError("the training did not get that far")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_killed_training_resumes_and_ends_with_the_same_weights(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_env: dict[str, str]
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_env: dict[str, str], dtype: str
 ) -> None:
-    whole = make_job(tiny_model, tmp_path / "whole", n_epochs=30)
+    whole = make_job(tiny_model, tmp_path / "whole", n_epochs=30, dtype=dtype)
     assert train_here(whole, monkeypatch)[0] == 0
-    cut = make_job(tiny_model, tmp_path / "cut", n_epochs=30)
+    cut = make_job(tiny_model, tmp_path / "cut", n_epochs=30, dtype=dtype)
     with _started(cut, child_env):
         _wait_for_step(cut, 40)
     assert not (Path(cut.folder) / "adapter").exists()

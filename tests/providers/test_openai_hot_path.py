@@ -148,13 +148,13 @@ async def test_the_end_of_turn_and_the_alternatives_are_read() -> None:
     assert (reply.usage.prompt, reply.usage.completion, reply.usage.cached) == (7, 6, 3)
 
 
-async def test_only_the_logprobs_are_kept_where_no_alternatives_were_asked() -> None:
+async def test_the_tokens_texts_are_kept_where_no_alternatives_were_asked() -> None:
     async with LoopbackServer() as server:
         provider = _provider(server)
         reply = await _ask(provider, ChatRequest(model="tiny", prompt=PROMPT, max_tokens=9, logprobs=True))
         await provider.aclose()
     (completion,) = reply.completions
-    assert completion.tokens is None and completion.top is None
+    assert completion.tokens == ("Answer", ":", " B") and completion.top is None
     assert completion.token_logprobs.tolist() == [-0.125, -0.25, -0.5]
 
 

@@ -419,6 +419,7 @@ OTHER: dict[str, Any] = {
     "min_epochs": 20, "max_epochs": 2, "use_dora": True, "use_rslora": True, "target_modules": "q_proj",
     "train_embeddings": True, "warmup_share": 0.5, "weight_decay": 0.5, "tokens_per_pass": 99, "threads": 2,
     "processes": 2, "packing": False, "qlora": True, "validation_share": 0.3, "patience": 4, "max_grad_norm": 0.5,
+    "dtype": "bfloat16",
 }  # fmt: skip
 
 

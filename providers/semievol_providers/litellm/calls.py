@@ -263,19 +263,19 @@ def _completion(choice: dict[str, Any], *, alternatives: bool) -> Completion:
             tuple((other["token"], other["logprob"]) for other in entry.get("top_logprobs") or ())
             for entry in entries[:kept]
         )
-    shown = top is not None and any(top)
     return Completion(
         text,
         finish,
         token_logprobs=_logprobs(entries[:kept]),
-        tokens=tuple(tokens[:kept]) if shown else None,
-        top=top if shown else None,
+        tokens=tuple(tokens[:kept]),
+        top=top if top is not None and any(top) else None,
     )
 
 
 def _logprobs(entries: Sequence[dict[str, Any]]) -> FloatArray | None:
+    """NaN where one was left out; None where all were."""
     values = [entry.get("logprob") for entry in entries]
-    return None if None in values else np.array(values, dtype=np.float32)
+    return None if values and values.count(None) == len(values) else np.array(values, dtype=np.float32)
 
 
 def _message_tokens(tokens: Sequence[str], text: str) -> int:

@@ -1,4 +1,4 @@
-"""Samples of one adapter that are decoded together: their caches, how a token is chosen, and the text that comes of it.
+"""Samples that are decoded together: their caches, how a token is chosen, and the text that comes of it.
 
 Samples whose caches are padded to one width share a bucket, which holds keys and values in slots without gaps. All
 buckets run in one pass; attention is computed bucket by bucket, so its shape for a sample follows from the sample's own
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,8 +20,16 @@ import torch
 from torch import Tensor
 
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.packed import Layers, Look, PackedModel, Tokens, attention, cache_width
-from semievol_providers.local.requests import Delta, FinishReason, GenerateRequest, SampleOutput, TokenChoice
+from semievol_providers.local.packed import Layers, Look, PackedModel, Tokens, attention, cache_width, no_mask
+from semievol_providers.local.requests import (
+    Delta,
+    FinishReason,
+    GenerateRequest,
+    Read,
+    ReadRequest,
+    SampleOutput,
+    TokenChoice,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -242,6 +251,47 @@ class Row:
     sample: int
     listener: _Listener
 
+    @property
+    def grows(self) -> bool:
+        """Whether it may need a place in the steps after its prompt was read."""
+        return self.request.max_tokens > 1
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.listener.dropped
+
+    def fail(self, error: Exception) -> None:
+        """It cannot be answered."""
+        self.listener.fail(error)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadRow:
+    """One look at the token after a prompt; it is answered by the prompt's pass."""
+
+    request: ReadRequest
+    future: Future[Read]
+    grows = False
+    sample = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.future.done()
+
+    def answer(self, logprobs: Tensor) -> None:
+        """`logprobs` float32 (vocabulary,) of the next token."""
+        groups = self.request.token_groups
+        read = tuple([float(torch.logsumexp(logprobs[list(group)], 0)) if group else None for group in groups])
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(Read(read, len(self.request.prompt_ids)))
+
+    def fail(self, error: Exception) -> None:
+        """It cannot be answered; nothing happens where it has been."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
 
 class DecodingSequence:
     """A sample under way. `token` was chosen last and is the next to be fed, at index `position` of its cache."""
@@ -268,6 +318,10 @@ class DecodingSequence:
         """The next number of its random stream, in [0, 1); 0 where it is greedy."""
         return 0.0 if self._stream is None else float(self._stream.random())
 
+    def fail(self, error: Exception) -> None:
+        """It cannot be answered."""
+        self.listener.fail(error)
+
 
 class NextTokens:
     """`take` chooses and records one token for each sample of a pass."""
@@ -281,7 +335,10 @@ class NextTokens:
         return DecodingSequence(row, self._tokens)
 
     def take(self, logits: Tensor, samples: Sequence[DecodingSequence]) -> None:
-        """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`."""
+        """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`.
+
+        What limits a sample's next token sets the other logits to -inf here, before any is drawn or scored.
+        """
         draws = torch.tensor([sample.draw() for sample in samples], dtype=torch.float64)
         for sample in samples:
             if sample.counts is None and sample.sampling.penalises:
@@ -442,7 +499,11 @@ class KVCacheBuckets:
         buckets = [bucket for bucket in self._buckets.values() if bucket.samples]
         samples = self.samples
         plan = _BucketPlan(buckets)
-        tokens = Tokens([sample.token for sample in samples], [sample.position for sample in samples])
+        tokens = Tokens(
+            [sample.token for sample in samples],
+            [sample.position for sample in samples],
+            [(sample.request.adapter, 1) for sample in samples],
+        )
         logits = packed.logits(model, tokens, plan, torch.arange(len(samples)))
         for sample in samples:
             sample.position += 1
@@ -456,20 +517,28 @@ class _BucketRows:
         self._bucket = bucket
         self._device = bucket.stores[0][0].device
         self._places = torch.tensor([sample.position for sample in bucket.samples], device=self._device)
-        self._rows = torch.arange(len(bucket.samples), device=self._device)
         self._span = slice(start, start + len(bucket.samples))
         self._masks: dict[int | None, Tensor] = {}
+        self._index: Tensor | None = None
 
     def attend(self, layer: int, states: Sequence[Tensor], look: Look, out: Tensor) -> None:
         query, key, value = (state.transpose(0, 1)[self._span] for state in states)
         keys, values = self._bucket.stores[layer]
-        keys[self._rows, :, self._places] = key
-        values[self._rows, :, self._places] = value
-        count, kept = len(self._rows), keys.shape[1]
+        count, kept = len(self._places), keys.shape[1]
+        index = self._written(kept)
+        for store, new in ((keys, key), (values, value)):
+            store.view(-1, store.shape[3]).index_copy_(0, index, new.reshape(-1, new.shape[2]))
         grouped = query.reshape(count, kept, -1, query.shape[2])  # heads that share keys are as rows of one head
         mask = self._mask(look.window, grouped)
         found = attention(grouped, keys[:count], values[:count], mask, look)
         out[self._span] = found.reshape(count, -1, found.shape[3])
+
+    def _written(self, kept: int) -> Tensor:
+        """Where the new tokens of all heads lie in a store of slots, heads and places."""
+        if self._index is None:
+            first = torch.arange(len(self._places) * kept, device=self._device) * self._bucket.width
+            self._index = first + self._places.repeat_interleave(kept)
+        return self._index
 
     def _mask(self, window: int | None, query: Tensor) -> Tensor:
         found = self._masks.get(window)
@@ -478,8 +547,8 @@ class _BucketRows:
             hidden = index > self._places[:, None]
             if window is not None:
                 hidden |= index <= self._places[:, None] - window
-            zeros = torch.zeros(hidden.shape, dtype=query.dtype, device=self._device)
-            found = self._masks[window] = zeros.masked_fill_(hidden, -math.inf)[:, None, None]
+            shown = no_mask(hidden.shape, query).masked_fill_(hidden, -math.inf)
+            found = self._masks[window] = shown[:, None, None]
         return found.expand(-1, 1, query.shape[2], -1)
 
 

@@ -1,6 +1,6 @@
 """The inference engine: requests from any thread go in, futures come out, one thread runs the model.
 
-What arrives is sorted by kind: samples go to the batcher, embeddings and looks at the next token take turns with its
+What arrives is sorted by kind: samples and looks at the next token go to the batcher, embeddings take turns with its
 steps, a pass at a time. Knows nothing of HTTP, processes, training or how samples share their steps.
 """
 
@@ -12,17 +12,20 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from semievol_providers.local.adapters import AdapterShelf
 from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
-from semievol_providers.local.decoding import NextTokens, Row, Transcript
+from semievol_providers.local.decoding import NextTokens, ReadRow, Row, Transcript
 from semievol_providers.local.fairness import TurnQueue
+from semievol_providers.local.machine import fast_in_bfloat16, free_memory_bytes
 from semievol_providers.local.model_folder import ModelFacts, end_of_turn_ids, load_model, load_tokenizer, read_facts
-from semievol_providers.local.packed import AdapterShelf, PackedModel, embed_pass, passes, read_next
+from semievol_providers.local.packed import PackedModel, Prompt, embed_pass, passes
 from semievol_providers.local.requests import (
     ContextLengthError,
     DeltaSink,
@@ -36,14 +39,17 @@ from semievol_providers.local.requests import (
     SampleOutput,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class _Embed:
     """Texts on their way to vectors, pass by pass."""
 
-    def __init__(self, request: EmbedRequest) -> None:
+    def __init__(self, request: EmbedRequest, pass_tokens: int) -> None:
         self.request = request
         self.future: Future[Embedded] = Future()
-        self.left = deque(passes(request.inputs))
+        self.left = deque(passes(request.inputs, pass_tokens))
         self.vectors: list[NDArray[np.float32]] = []
 
     def finish(self) -> None:
@@ -60,21 +66,19 @@ class _Embed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    request: ReadRequest
-    future: Future[Read]
-
-
-@dataclass(frozen=True, slots=True)
 class _Forget:
     adapter: str
 
 
-_Work = Row | _Embed | _Read | _Forget | None
+_Work = Row | ReadRow | _Embed | _Forget | None
 _IDLE_CACHE_S = 10.0
-_LOOKS_TOGETHER = 16
 _CPU_CACHE_BYTES = 4 * 2**30
+_CPU_CACHE_SHARE = 0.25
 _ACCELERATOR_CACHE_SHARE = 0.6
+_PREFIX_SHARE = 0.25
+_EXACT_ROWS = 64
+_ROWS = (16, 256)
+_USUAL_TOKENS = 1024
 
 
 class Engine:
@@ -86,19 +90,31 @@ class Engine:
         self.tokens = ChatTokens(load_tokenizer(folder))
         self._inbox: queue.Queue[_Work] = queue.Queue()  # not a SimpleQueue, see decision 0006
         self._embeds: TurnQueue[_Embed] = TurnQueue()
-        self._reads: deque[_Read] = deque()
         self._leaving: set[str] = set()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         torch.set_num_threads(settings.threads)
-        model = load_model(folder, settings.device)
-        pad = self.tokens.tokenizer.pad_token_id
-        self._packed = PackedModel(model, pad if isinstance(pad, int) else 0)
-        self._shelf = AdapterShelf(model, self._packed.blocks, settings)
+        self.exact = _is_exact(self.facts, settings)
+        self._packed = self._make_ready(folder)
+        self._shelf = AdapterShelf(self._packed, lambda: self._load(folder), settings.adapter_cache_bytes)
         next_tokens = NextTokens(self.tokens, end_of_turn_ids(folder, self.tokens.tokenizer))
-        token_bytes = self.facts.cache_values * model.dtype.itemsize
-        plan = CachePlan(_cache_bytes(settings), token_bytes)
-        self._batcher = Batcher(self._shelf, self._packed, next_tokens, plan, settings)
+        token_bytes = self.facts.cache_values * self._packed.base.dtype.itemsize
+        room = _cache_bytes(settings)
+        prefix_bytes = 0 if self.exact else int(room * _PREFIX_SHARE)
+        plan = CachePlan(room - prefix_bytes, token_bytes, prefix_bytes)
+        rows = settings.decode_rows or (_EXACT_ROWS if self.exact else _rows_that_fit(plan.limit_bytes, token_bytes))
+        self.batcher = Batcher(self._shelf, self._packed, next_tokens, plan, rows, settings.prefill_s)
+        """What the engine's thread runs; others look, and run it by hand where the engine was not started."""
+
+    def _make_ready(self, folder: str) -> PackedModel:
+        pad = self.tokens.tokenizer.pad_token_id
+        return PackedModel(self._load(folder), pad if isinstance(pad, int) else 0, exact=self.exact)
+
+    def _load(self, folder: str) -> PreTrainedModel:
+        dtype = self.settings.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if not self.exact and fast_in_bfloat16(self.settings.device) else "float32"
+        return load_model(folder, self.settings.device, dtype=dtype)
 
     def start(self) -> None:
         """Start the thread that runs the model."""
@@ -137,7 +153,7 @@ class Engine:
         """
         for ids in request.inputs:
             self._check_length(len(ids), "Please reduce your input.")
-        work = _Embed(request)
+        work = _Embed(request, self._packed.pass_tokens)
         self._inbox.put(work)
         return work.future
 
@@ -149,7 +165,7 @@ class Engine:
         """
         self._check_length(len(request.prompt_ids), "Please reduce the length of the messages.")
         future: Future[Read] = Future()
-        self._inbox.put(_Read(request, future))
+        self._inbox.put(ReadRow(request, future))
         return future
 
     def forget(self, adapter: str) -> None:
@@ -168,22 +184,19 @@ class Engine:
         with torch.inference_mode():
             while not (self._closed and not self._busy()):
                 self._receive()
-                self._batcher.step()
+                self.batcher.step()
                 if len(self._embeds):
                     self._embed_some()
-                if self._reads:
-                    self._read_some()
                 for adapter in [name for name in self._leaving if not self._uses(name)]:
                     self._leaving.discard(adapter)
-                    self._batcher.free()
-                    self._shelf.forget(adapter)
+                    self.batcher.forget(adapter)
 
     def _uses(self, adapter: str) -> bool:
         """Whether samples or texts need this adapter."""
-        return self._batcher.uses(adapter) or any(work.request.adapter == adapter for work in self._embeds)
+        return self.batcher.uses(adapter) or any(work.request.adapter == adapter for work in self._embeds)
 
     def _busy(self) -> bool:
-        return bool(self._batcher.busy or len(self._embeds) or self._reads)
+        return bool(self.batcher.busy or len(self._embeds))
 
     def _receive(self) -> None:
         """Take what has arrived; wait when idle, then a moment more for what arrives together."""
@@ -206,7 +219,7 @@ class Engine:
         try:
             return self._inbox.get(timeout=_IDLE_CACHE_S)
         except queue.Empty:
-            self._batcher.free()
+            self.batcher.free()
             return self._inbox.get()
 
     def _sort(self, work: _Work) -> None:
@@ -214,12 +227,10 @@ class Engine:
             self._closed = True
         elif isinstance(work, _Embed):
             self._embeds.add(work.request.owner, work)
-        elif isinstance(work, _Read):
-            self._reads.append(work)
         elif isinstance(work, _Forget):
             self._leaving.add(work.adapter)
         else:
-            self._batcher.add(work)
+            self.batcher.add(work)
 
     def _embed_some(self) -> None:
         """One pass for the owner whose turn it is."""
@@ -230,8 +241,10 @@ class Engine:
         self._embeds.charge(owner, sum(len(inputs[i]) for i in members))
         try:
             if members:
-                model = self._shelf.model_for(work.request.adapter)
-                work.vectors += embed_pass(self._packed, model, [inputs[i] for i in members])
+                adapter = work.request.adapter
+                prompts = [Prompt(inputs[i], adapter) for i in members]
+                work.vectors += embed_pass(self._packed, self._shelf.ready(adapter), prompts)
+                self._shelf.trim()
             if not work.left:
                 work.finish()
         except FAILURES as error:
@@ -240,29 +253,27 @@ class Engine:
         if not work.left or work.future.cancelled():
             self._embeds.remove(owner, work)
 
-    def _read_some(self) -> None:
-        """Answer the oldest look, and with it some that wait for the same adapter."""
-        adapter, most = self._reads[0].request.adapter, _LOOKS_TOGETHER
-        taken = [work for work in self._reads if work.request.adapter == adapter][:most]
-        self._reads = deque(work for work in self._reads if work not in taken)
-        taken = [work for work in taken if work.future.set_running_or_notify_cancel()]
-        try:
-            model = self._shelf.model_for(adapter)
-            read = read_next(self._packed, model, [work.request for work in taken])
-        except FAILURES as error:
-            for work in taken:
-                work.future.set_exception(error)
-        else:
-            for work, logprobs in zip(taken, read, strict=True):
-                work.future.set_result(Read(logprobs, len(work.request.prompt_ids)))
+
+def _is_exact(facts: ModelFacts, settings: EngineSettings) -> bool:
+    """Whether a model owes equal bits: a small one in float32 on a CPU."""
+    small = facts.weight_bytes <= settings.exact_limit_bytes
+    return small and settings.device == "cpu" and settings.dtype != "bfloat16"
+
+
+def _rows_that_fit(limit_bytes: int, token_bytes: int) -> int:
+    """How many samples of the usual length share the memory for keys and values."""
+    least, most = _ROWS
+    return min(most, max(least, limit_bytes // max(1, token_bytes * _USUAL_TOKENS)))
 
 
 def _cache_bytes(settings: EngineSettings) -> int:
+    """What keys and values may take: a share of the memory that is free once the model is loaded."""
     if settings.cache_bytes is not None:
         return settings.cache_bytes
     if settings.device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(settings.device)[0] * _ACCELERATOR_CACHE_SHARE)
-    return _CPU_CACHE_BYTES
+    free = free_memory_bytes()
+    return _CPU_CACHE_BYTES if free is None else min(_CPU_CACHE_BYTES, int(free * _CPU_CACHE_SHARE))
 
 
 class _Collector:

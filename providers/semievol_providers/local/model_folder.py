@@ -27,7 +27,8 @@ class ModelFolderError(UserError):
 class ModelFacts:
     """What can be read about a model folder without loading any weight.
 
-    `cache_values` is how many numbers the cache of one token holds, 0 where the config does not tell.
+    `cache_values` is how many numbers the cache of one token holds, 0 where the config does not tell. `family` is the
+    config's `model_type`, `dtype` the type of its weights.
     """
 
     folder: str
@@ -36,6 +37,8 @@ class ModelFacts:
     vocab_size: int
     weight_bytes: int
     cache_values: int = 0
+    family: str = ""
+    dtype: str = ""
 
 
 def read_facts(folder: str | Path) -> ModelFacts:
@@ -71,6 +74,8 @@ def read_facts(folder: str | Path) -> ModelFacts:
         vocab_size=int(text_config.get("vocab_size", 0)),
         weight_bytes=sum(file.stat().st_size for file in weights),
         cache_values=_cache_values(text_config),
+        family=str(text_config.get("model_type", "")),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
     )
 
 
@@ -88,8 +93,8 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(folder: str, device: str, **options: Any) -> PreTrainedModel:
-    """The model in `folder`, in eval mode: float32 on the CPU, bfloat16 on an accelerator.
+def load_model(folder: str, device: str, *, dtype: str | None = None, **options: Any) -> PreTrainedModel:
+    """The model in `folder`, in eval mode: by default in float32 on the CPU, in bfloat16 on an accelerator.
 
     `options` go to transformers; a model in 4 bits is made where it stays.
     """
@@ -99,12 +104,17 @@ def load_model(folder: str, device: str, **options: Any) -> PreTrainedModel:
 
     chatter: Any = transformers.utils.logging
     chatter.disable_progress_bar()
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     in_place = "quantization_config" in options
     if in_place:
         options = {**options, "device_map": {"": device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        folder,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **options,
     )
     ready: PreTrainedModel = (model if in_place else model.to(device)).eval()
     return ready

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -42,9 +42,10 @@ from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
 from semievol_providers.local.chat_tokens import ChatTokens, PromptError, label_token_ids
 from semievol_providers.local.disk import is_out_of_memory
 from semievol_providers.local.jobs import AdapterServer, LocalFineTuner, LocalPlaces, TunedModels
+from semievol_providers.local.machine import idle_threads
 from semievol_providers.local.model_folder import check_model_folder, read_facts
+from semievol_providers.local.requests import DtypeName, EngineSettings, GenerateRequest, ReadRequest, SampleOutput
 from semievol_providers.local.requests import EmbedRequest as EmbedIds
-from semievol_providers.local.requests import GenerateRequest, ReadRequest, SampleOutput
 from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainDefaults, can_quantize, read_train_defaults
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ class LocalOptions(BaseModel):
     device: str | None = Field(default=None, pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     served_at: str | None = Field(default=None, pattern=r"^https?://")
     """A vLLM server that is told of every finished adapter, such as http://127.0.0.1:8000/v1."""
-    threads: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the engine; one for every idle core if left out, and one for a small model."""
+    dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
+    """What the engine computes in; "auto" takes bfloat16 for models above 64 MB where the machine is fast at it."""
     train: dict[str, object] = Field(default_factory=dict[str, object])
     """Overrides of the training defaults, such as `train = { rank = 32 }`."""
 
@@ -99,7 +103,7 @@ def connect(settings: ProviderSettings) -> Provider:
     options = read_options(settings, LocalOptions)
     places = read_places(settings, options, "local")
     models = TunedModels(places)
-    holder = EngineHolder(places.base_folder, places.device, options.threads)
+    holder = EngineHolder(places.base_folder, engine_settings(options, places, options.dtype))
     chat = LocalChat(holder, models.adapter_of)
     tuner = finetuner_of(options, places, models, holder.make_room)
 
@@ -164,10 +168,21 @@ def read_places(settings: ProviderSettings, options: LocalOptions, kind: str) ->
         base_folder=folder,
         base_name=name,
         jobs=(root / options.state).resolve() / "jobs",
-        identity=options.identity or f"{kind}:{name}:{_digest(Path(folder))}",
+        identity=options.identity or f"{kind}:{name}:{_digest(Path(folder))}{_own_dtype(options, kind)}",
         device=options.device or _default_device(),
         train=_train_defaults(settings.name, folder, options.train),
     )
+
+
+def _own_dtype(options: LocalOptions, kind: str) -> str:
+    """A dtype that was asked for gives other answers than the usual one; vLLM's has never been told apart."""
+    return "" if kind == "vllm" or options.dtype == "auto" else f":{options.dtype}"
+
+
+def engine_settings(options: LocalOptions, places: LocalPlaces, dtype: str) -> EngineSettings:
+    """How the engine runs in this process."""
+    threads = options.threads or idle_threads(read_facts(places.base_folder).weight_bytes)
+    return EngineSettings(threads=threads, device=places.device, dtype=cast("DtypeName", dtype))
 
 
 def _default_device() -> str:
@@ -184,7 +199,7 @@ def _digest(folder: Path) -> str:
 
 
 def _train_defaults(name: str, folder: str, overrides: Mapping[str, object]) -> TrainDefaults:
-    defaults = read_train_defaults(Path(folder), read_facts(folder).weight_bytes, None)
+    defaults = read_train_defaults(Path(folder), None)
     try:
         chosen = msgspec.convert({**msgspec.structs.asdict(defaults), **overrides}, TrainDefaults)
     except msgspec.ValidationError as error:
@@ -235,6 +250,7 @@ def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
         embedder=parts.embedder,
         finetuner=parts.finetuner,
         train_keys=tuple(key for key in TrainSpec.model_fields if key not in refused),
+        auto_epochs=lambda spec, examples: places.train.resolve(spec, examples).n_epochs or 1,
         aclose=parts.aclose,
     )
 
@@ -263,10 +279,9 @@ AdapterOf: TypeAlias = Callable[[str], str | None]
 class EngineHolder:
     """`engine()` loads it once; `release()` frees its memory until it is asked for again."""
 
-    def __init__(self, folder: str, device: str, threads: int) -> None:
+    def __init__(self, folder: str, settings: EngineSettings) -> None:
         self._folder = folder
-        self._device = device
-        self._threads = threads
+        self._settings = settings
         self._engine: Engine | None = None
         self._loading: asyncio.Task[Engine] | None = None
         self._lock = asyncio.Lock()
@@ -294,7 +309,7 @@ class EngineHolder:
 
     async def make_room(self) -> None:
         """Free the accelerator for a training; a model in main memory stays where it is."""
-        if self._device != "cpu":
+        if self._settings.device != "cpu":
             await self.release()
 
     async def release(self) -> None:
@@ -307,7 +322,7 @@ class EngineHolder:
             engine, self._engine = self._engine, None
             if engine is not None:
                 await asyncio.to_thread(engine.close)
-        if engine is not None and self._device.startswith("cuda"):
+        if engine is not None and self._settings.device.startswith("cuda"):
             import gc
 
             import torch
@@ -319,10 +334,9 @@ class EngineHolder:
     def _load(self) -> Engine:
         from semievol_providers.local.engine import Engine
         from semievol_providers.local.model_folder import quiet_known_warnings
-        from semievol_providers.local.requests import EngineSettings
 
         quiet_known_warnings()
-        engine = Engine(self._folder, EngineSettings(threads=self._threads, device=self._device))
+        engine = Engine(self._folder, self._settings)
         engine.start()
         return engine
 
@@ -428,10 +442,10 @@ def completion_of(sample: SampleOutput, tokens: ChatTokens) -> Completion:
     if sample.logprobs is None:
         return Completion(sample.text, sample.finish)
     logprobs = np.array(sample.logprobs, dtype=np.float32)
-    if sample.top is None:
-        return Completion(sample.text, sample.finish, logprobs)
-    top = tuple([tuple([(tokens.token_text(t.token_id), t.logprob) for t in place]) for place in sample.top])
     texts = tuple([tokens.token_text(token) for token in sample.token_ids])
+    if sample.top is None:
+        return Completion(sample.text, sample.finish, logprobs, texts)
+    top = tuple([tuple([(tokens.token_text(t.token_id), t.logprob) for t in place]) for place in sample.top])
     return Completion(sample.text, sample.finish, logprobs, texts, top)
 
 

@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FinishReason: TypeAlias = Literal["stop", "length"]
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+EXACT_BYTES = 64 * 2**20
+"""Models with at most so many bytes of weights owe equal bits on a CPU; the demo model has 10 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,7 @@ class ReadRequest:
     prompt_ids: tuple[int, ...]
     token_groups: tuple[tuple[int, ...], ...]
     adapter: str | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +132,23 @@ class Read:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """How the engine runs; of these only `threads` and `device` can change a result's bits.
+    """How the engine runs; `threads`, `device` and `dtype` change a result's bits.
 
-    At most `decode_rows` samples of an adapter share a step. `prefill_s`: how long prompts are read before all that
-    are under way have taken their next step. `cache_bytes`: memory for keys and values together; None leaves it to the
-    device. `merge_limit_bytes`: base models up to this size keep merged copies of their adapters, at most
-    `adapter_cache_bytes` of them together. `gather_s`: how long an idle engine waits for what arrives together.
+    `dtype` "auto": models up to `exact_limit_bytes` of weights are computed in float32 on a CPU, with equal bits in any
+    company (decision 0006); others in bfloat16 where the device is fast at it, else in float32. At most `decode_rows`
+    samples share a step; None leaves it to the memory. `prefill_s`: how long prompts are read before all that are under
+    way have taken their next step. `cache_bytes`: memory for keys and values together; None takes a share of what is
+    free. `adapter_cache_bytes`: memory for adapters together. `gather_s`: how long an idle engine waits for what
+    arrives together.
     """
 
     threads: int = 1
     device: str = "cpu"
-    decode_rows: int = 64
+    dtype: DtypeName = "auto"
+    exact_limit_bytes: int = EXACT_BYTES
+    decode_rows: int | None = None
     prefill_s: float = 0.5
     cache_bytes: int | None = None
-    merge_limit_bytes: int = 512 * 2**20
     adapter_cache_bytes: int = 1024 * 2**20
     gather_s: float = 0.001
 

@@ -9,6 +9,7 @@ end `adapter/`. Imports no torch. Knows nothing of how training is done or who a
 
 from __future__ import annotations
 
+import math
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,9 @@ import msgspec
 
 from semievol_api.capabilities import TrainSpec
 from semievol_api.errors import ConfigError
+from semievol_api.training.chat_jsonl import rule_batch, rule_epochs
 from semievol_providers.local.disk import append_whole, cut_torn_line, write_whole
+from semievol_providers.local.model_folder import read_facts
 
 NO_SPACE = "disk_full"
 """The code of a failure that leaves a training to go on from its last saved step."""
@@ -37,7 +40,9 @@ class _TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `learning_rate` is what a multiplier of 1 stands for, or the product. `tokens_per_pass` limits how many padded
     tokens one forward pass takes; a batch is split to keep to it without changing the gradient. `threads` is part of
     the result: bits repeat at an equal thread count only. `packing` puts examples end to end; "auto" does so where
-    FlashAttention is installed. `qlora` keeps the base in 4 bits. `patience` epochs without a lower validation loss
+    FlashAttention is installed, and on a CPU over a base in bfloat16. `dtype` is the base's on a CPU, where "auto" is
+    bfloat16 if the CPU multiplies in it and the folder's weights are in it, else float32; the adapter and the optimizer
+    are always float32. `qlora` keeps the base in 4 bits. `patience` epochs without a lower validation loss
     end the training, and the best epoch's adapter is the result (0: all epochs, the last one's).
     """
 
@@ -55,21 +60,23 @@ class _TrainValues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tokens_per_pass: int = 1024
     threads: int = 1
     packing: bool | Auto = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     qlora: bool = False
     validation_share: float = 0.0
     patience: int = 0
 
 
 class TrainDefaults(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a `TrainSpec` leaves open, for one model: read from its `semievol_train.json` or from a TOML file.
+    """What a `TrainSpec` leaves open, for one model: by rule, or as its `semievol_train.json` or a TOML file says.
 
     `processes` above 1 trains on as many GPUs, by torchrun. `n_epochs` of "auto" takes as many epochs as
-    `target_steps` optimizer steps need, within [min_epochs, max_epochs].
+    `target_steps` optimizer steps need, within [min_epochs, max_epochs]; `target_steps` of "auto" follows from the
+    number of examples alone, and takes steps of at most 8 of them.
     """
 
     batch_size: int | Auto = "auto"
     n_epochs: int | Auto = "auto"
-    target_steps: int = 100
+    target_steps: int | Auto = 100
     min_epochs: int = 3
     max_epochs: int = 25
     processes: int = 1
@@ -85,13 +92,35 @@ class TrainDefaults(_TrainValues, frozen=True, kw_only=True, forbid_unknown_fiel
         return spec.model_copy(update=numbers)
 
     def _batch_for(self, examples: int) -> int:
-        return self.batch_size if self.batch_size != "auto" else max(1, min(16, examples // 4))
+        if self.batch_size != "auto":
+            return self.batch_size
+        return rule_batch(examples) if self.target_steps == "auto" else max(1, min(16, examples // 4))
 
     def _epochs_for(self, examples: int, batch_size: int) -> int:
         if self.n_epochs != "auto":
             return self.n_epochs
+        if self.target_steps == "auto":
+            return rule_epochs(examples, batch_size)
         per_epoch = -(-examples // batch_size)
         return max(self.min_epochs, min(self.max_epochs, round(self.target_steps / per_epoch)))
+
+
+_LARGEST_RATE = 3e-3
+_WIDTH_EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
+
+
+def rule_rate(family: str, hidden_size: int) -> float:
+    """The learning rate of a LoRA by the width of its model: 5e-4 (2000 / width)^P, at most 3e-3.
+
+    P is 0.781 for Llama and 0.0775 for Qwen, as tinker-cookbook's `hyperparam_utils.get_lr` has fitted them; other
+    families take the lower of both rates. docs/decisions/0016-the-auto-rule.md says why and how it was checked.
+
+    >>> [f"{rule_rate('llama', width):.1e}" for width in (576, 4096)]
+    ['1.3e-03', '2.9e-04']
+    """
+    known = [power for name, power in _WIDTH_EXPONENTS.items() if family.startswith(name)]
+    width = 2000 / max(1, hidden_size)
+    return min(_LARGEST_RATE, *(5e-4 * math.pow(width, power) for power in known or _WIDTH_EXPONENTS.values()))
 
 
 class StartingPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,17 +182,21 @@ def training_job(
 _VALUES = frozenset(_TrainValues.__struct_fields__)
 
 
-def read_train_defaults(model_folder: Path, weight_bytes: int, toml_file: Path | None) -> TrainDefaults:
-    """The training defaults of a model: the TOML file's, else the model folder's own, else by size.
+def read_train_defaults(model_folder: Path, toml_file: Path | None) -> TrainDefaults:
+    """The training defaults of a model: those of its folder's own file, else by rule; a TOML file's values before them.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type.
+        ModelFolderError: the folder holds no model.
     """
     own = model_folder / "semievol_train.json"
+    facts = read_facts(model_folder)
+    rule = TrainDefaults(learning_rate=rule_rate(facts.family, facts.hidden_size), target_steps="auto")
     source = toml_file or own
     try:
         if toml_file is not None:
-            return msgspec.convert(tomllib.loads(toml_file.read_text(encoding="utf-8")), TrainDefaults)
+            values = tomllib.loads(toml_file.read_text(encoding="utf-8"))
+            return msgspec.convert({**msgspec.structs.asdict(rule), **values}, TrainDefaults)
         if own.is_file():
             return msgspec.json.decode(own.read_bytes(), type=TrainDefaults)
     except (OSError, ValueError) as error:
@@ -171,7 +204,7 @@ def read_train_defaults(model_folder: Path, weight_bytes: int, toml_file: Path |
         raise ConfigError(
             f"The training defaults in {str(source)!r} cannot be used: {error}. Known keys: {known}."
         ) from error
-    return TrainDefaults(learning_rate=3e-3 if weight_bytes < 100 * 2**20 else 2e-4)
+    return rule
 
 
 NO_BITSANDBYTES = (

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,9 +28,11 @@ from torch import Tensor
 
 from semievol_api.errors import UserError
 from semievol_providers.local.disk import is_out_of_memory
-from semievol_providers.local.model_folder import check_adapter, load_model
-from semievol_providers.local.training_data import TokenExample, split_by_tokens, step_indices, to_batch
+from semievol_providers.local.model_folder import check_adapter, load_model, read_facts
+from semievol_providers.local.training_cpu import has_bfloat16, is_quick, quicken
+from semievol_providers.local.training_data import TokenExample, step_indices
 from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainingEvent, TrainingJob, can_quantize
+from semievol_providers.local.training_passes import PackedPasses, PaddedPasses, Passes, RowPasses
 
 
 class TrainingFailedError(UserError):
@@ -60,7 +62,7 @@ def with_adapter(job: TrainingJob, device: str) -> Any:
     torch.manual_seed(job.seed)
     if job.adapter is not None:
         check_adapter(job.adapter)
-        return PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
+        return _quick(PeftModel.from_pretrained(base, job.adapter, is_trainable=True), job, device)
     embeddings: dict[str, Any] = (
         {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True} if job.train_embeddings else {}
     )
@@ -74,12 +76,35 @@ def with_adapter(job: TrainingJob, device: str) -> Any:
         task_type="CAUSAL_LM",
         **embeddings,
     )
-    return get_peft_model(base, config)
+    return _quick(get_peft_model(base, config), job, device)
+
+
+def _quick(model: Any, job: TrainingJob, device: str) -> Any:
+    """The same model, prepared for `RowPasses` where it is in bfloat16 on a CPU and packing is not ruled out."""
+    if device == "cpu" and job.packing is not False and model.dtype == torch.bfloat16:
+        quicken(model)
+    return model
+
+
+def _dtype(job: TrainingJob, device: str) -> str:
+    """Of the base: bfloat16 on an accelerator, the job's on the CPU. Embeddings that are trained need float32."""
+    if device != "cpu":
+        return "bfloat16"
+    if job.dtype != "auto":
+        return job.dtype
+    fits = read_facts(job.base).dtype == "bfloat16" and not (job.train_embeddings or job.qlora)
+    return "bfloat16" if fits and has_bfloat16() else "float32"
+
+
+def _passes_for(model: Any, job: TrainingJob, pad_id: int) -> Passes:
+    if is_quick(model):
+        return RowPasses()
+    return PackedPasses() if job.packing is True else PaddedPasses(pad_id)
 
 
 def _base(job: TrainingJob, device: str) -> Any:
-    """In eval mode, frozen by PEFT later: float32 on the CPU, bfloat16 on an accelerator, or 4 bits."""
-    options: dict[str, Any] = {}
+    """In eval mode, frozen by PEFT later: float32 or bfloat16 on the CPU, bfloat16 on an accelerator, or 4 bits."""
+    options: dict[str, Any] = {"dtype": _dtype(job, device)}
     if packs(job, device) and device.startswith("cuda") and find_spec("flash_attn") is not None:
         options["attn_implementation"] = "flash_attention_2"
     if job.qlora:
@@ -101,82 +126,6 @@ def _four_bits(device: str) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=computing,
     )
-
-
-class _Passes(Protocol):
-    """`split` the examples of a step into passes, and give the `loss` of one."""
-
-    def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
-        """The examples in passes of at most this many tokens, or of one example."""
-        ...
-
-    def loss(self, model: Any, part: Sequence[TokenExample], device: str) -> tuple[Tensor, int]:
-        """Weighted sum of the learnt tokens' negative log-likelihoods, and how many were the likeliest."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class PaddedPasses:
-    """Rows of similar length, padded on the left, so that only the last columns need logits."""
-
-    pad_id: int
-
-    def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
-        """By length; padding counts."""
-        return split_by_tokens(rows, tokens_per_pass)
-
-    def loss(self, model: Any, part: Sequence[TokenExample], device: str) -> tuple[Tensor, int]:
-        """Of one padded pass."""
-        batch = to_batch(part, self.pad_id)
-        mask = batch.mask.to(device)
-        logits = model(
-            input_ids=batch.ids.to(device),
-            attention_mask=None if bool(batch.mask.all()) else mask,  # without one, attention is quicker
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=batch.targets.shape[1] + 1,
-            use_cache=False,
-        ).logits[:, :-1]
-        learnt = batch.targets.to(device) >= 0
-        targets = batch.targets.to(device)[learnt]
-        return _weighted(logits[learnt].float(), targets, batch.weights.to(device)[learnt])
-
-
-@dataclass(frozen=True, slots=True)
-class PackedPasses:
-    """One row of examples end to end: no padding at all."""
-
-    def split(self, rows: Sequence[TokenExample], tokens_per_pass: int) -> list[list[TokenExample]]:
-        """In the order given, each pass filled up."""
-        passes: list[list[TokenExample]] = []
-        held = 0
-        for row in rows:
-            if passes and held + len(row.ids) <= tokens_per_pass:
-                passes[-1].append(row)
-                held += len(row.ids)
-            else:
-                passes.append([row])
-                held = len(row.ids)
-        return passes
-
-    def loss(self, model: Any, part: Sequence[TokenExample], device: str) -> tuple[Tensor, int]:
-        """Of one packed pass; logits only where the next token is learnt."""
-        ids = torch.tensor([token for row in part for token in row.ids])
-        positions = torch.cat([torch.arange(len(row.ids)) for row in part])
-        learnt = torch.tensor([flag for row in part for flag in row.learnt]).nonzero()[:, 0]
-        weights = torch.tensor([row.weight for row in part for flag in row.learnt if flag], dtype=torch.float32)
-        logits = model(
-            input_ids=ids[None].to(device),
-            position_ids=positions[None].to(device),
-            logits_to_keep=(learnt - 1).to(device),
-            use_cache=False,
-        ).logits[0]
-        return _weighted(logits.float(), ids[learnt].to(device), weights.to(device))
-
-
-def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, int]:
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    right = int((logits.detach().argmax(-1) == targets).sum())
-    return (losses * weights).sum(), right
 
 
 class EarlyStop:
@@ -283,7 +232,7 @@ class TrainingLoop:
         self._checkpointing = False
         self._model = model
         self._job = job
-        self._passes: _Passes = PackedPasses() if job.packing is True else PaddedPasses(pad_id)
+        self._passes = _passes_for(model, job, pad_id)
         self._early = EarlyStop(job.patience)
         self._step_count = 0
         self._report = report

@@ -289,15 +289,15 @@ def _completion(choice: _Choice[Alternative] | _Choice[TokenWithAlternatives]) -
         text,
         finish,
         token_logprobs=_logprobs(entries[:kept]),
-        tokens=tuple(tokens[:kept]) if top is not None else None,
+        tokens=tuple(tokens[:kept]),
         top=top,
     )
 
 
 def _logprobs(entries: Sequence[Alternative | TokenWithAlternatives]) -> FloatArray | None:
-    """float32, shape (tokens,); None where the server left one out."""
+    """float32, shape (tokens,), NaN where the server left one out; None where it left out all."""
     values = [entry.logprob for entry in entries]
-    return None if None in values else np.array(values, dtype=np.float32)
+    return None if values and values.count(None) == len(values) else np.array(values, dtype=np.float32)
 
 
 def _alternatives(

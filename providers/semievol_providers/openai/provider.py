@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from semievol_api.capabilities import Deployer, Provider, ProviderSettings, Wire
+from semievol_api.capabilities import Deployer, Provider, ProviderSettings, TrainSpec, Wire
+from semievol_api.training.chat_jsonl import rule_batch, rule_epochs
 from semievol_providers.openai.batches import OpenAIBatchChat
 from semievol_providers.openai.chat import HotPath, OpenAIChat
 from semievol_providers.openai.deployments import AzureDeployer, ServerDeployer
@@ -94,11 +95,17 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
         option_reader=None if dialect.option_read == "off" else OpenAIOptionReader(path),
         embedder=None if "embeddings" in dialect.lacks else OpenAIEmbedder(path),
         finetuner=None if "fine-tuning" in dialect.lacks else OpenAIFineTuner(sdk, dialect),
+        auto_epochs=_epochs_of_our_server if connection.vendor == "semievol" else None,
         batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
         deployer=_deployer(connection, path),
         remote=OpenAIStorage(sdk),
         aclose=aclose,
     )
+
+
+def _epochs_of_our_server(spec: TrainSpec, examples: int) -> int:
+    """By the rule that holds where its model folder and its operator say nothing else."""
+    return rule_epochs(examples, spec.batch_size or rule_batch(examples))
 
 
 def _deployer(connection: Connection, path: HotPath) -> Deployer | None:

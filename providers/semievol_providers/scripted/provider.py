@@ -138,7 +138,7 @@ class ScriptedChat:
         if self._manners.ignores_logprobs or not request.logprobs:
             return Completion(f"Answer: {letter}", "stop")
         if not request.top_logprobs or not self._manners.shows_alternatives:
-            return Completion(f"Answer: {letter}", "stop", logprobs)
+            return Completion(f"Answer: {letter}", "stop", logprobs, tokens)
         fixed = tuple(((token, float(lp)),) for token, lp in zip(tokens[:2], logprobs[:2], strict=True))
         return Completion(f"Answer: {letter}", "stop", logprobs, tokens, (*fixed, _alternatives(shown, letter, surety)))
 

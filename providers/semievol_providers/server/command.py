@@ -13,7 +13,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import uvicorn
 
+    from semievol_providers.local.requests import DtypeName
     from semievol_providers.server.settings import ServerSettings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -39,7 +40,8 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable with the API key, or several, separated by commas.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: as many as cores are idle.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16: what the engine computes in.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     train_config: Annotated[Path | None, typer.Option(help="TOML file with training defaults.")] = None,
     limits: Annotated[Path | None, typer.Option(help="TOML file with limits: sizes, rates, times.")] = None,
@@ -52,6 +54,7 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
     recover: Annotated[bool, typer.Option(help="Rebuild a lost database from the state folder's jobs.")] = False,
 ) -> None:
     """Serve a model over the OpenAI API, with fine-tuning."""
+    from semievol_providers.local.machine import idle_threads
     from semievol_providers.local.model_folder import read_facts
     from semievol_providers.local.packaged_models import folder_for
     from semievol_providers.local.training_job import read_train_defaults
@@ -67,14 +70,24 @@ def serve(  # noqa: PLR0913 - a command line has as many options as it has
         port=port,
         aliases=_read_aliases(alias or []),
         api_keys=_read_keys(api_key_env, host),
-        threads=threads,
+        threads=threads or idle_threads(facts.weight_bytes),
+        dtype=_read_dtype(dtype),
         device=device,
         limits=read_limits(limits),
         log_requests=log_requests,
         deployments=deployments,
-        train=read_train_defaults(model_folder, facts.weight_bytes, train_config),
+        train=read_train_defaults(model_folder, train_config),
     )
     _run(settings, ready_file, stop_with_stdin, recover)
+
+
+def _read_dtype(given: str) -> DtypeName:
+    from semievol_providers.local.requests import DtypeName
+
+    known = get_args(DtypeName)
+    if given not in known:
+        raise ConfigError(f"--dtype {given!r} is unknown. Choose one of: {', '.join(known)}.")
+    return cast("DtypeName", given)
 
 
 def _read_keys(variable: str | None, host: str) -> tuple[str, ...]:

@@ -247,6 +247,7 @@ class EngineClient:
             "folder": settings.model_folder,
             "threads": settings.threads,
             "device": settings.device,
+            "dtype": settings.dtype,
             "beat_s": beat_every_s(settings.limits.engine_silence_s),
         }
         return self._children.start(_PROGRAM, [json.dumps(options)], settings.threads, answers=True)

@@ -338,7 +338,7 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
-    """Serve the model named in the first argument (JSON: folder, threads, device, beat_s) until the input ends.
+    """Serve the model named in the first argument (JSON: folder, threads, device, dtype, beat_s) until the input ends.
 
     Signs of life are given, and the server's end is noticed, while torch is still loading.
     """
@@ -351,7 +351,8 @@ def main() -> None:
 
     _widen(sys.stdin.fileno())
     quiet_known_warnings()
-    engine = Engine(options["folder"], EngineSettings(threads=options["threads"], device=options["device"]))
+    chosen = {name: options[name] for name in ("threads", "device", "dtype")}
+    engine = Engine(options["folder"], EngineSettings(**chosen))
     engine.start()
     service = EngineService(engine, out)
     service.tell(ReadyTell(engine.facts.context_tokens))

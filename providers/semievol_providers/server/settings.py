@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from semievol_api.errors import ConfigError
+from semievol_providers.local.requests import DtypeName
 from semievol_providers.local.training_job import TrainDefaults
 
 
@@ -72,6 +73,7 @@ class ServerSettings:
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     api_keys: tuple[str, ...] = ()
     threads: int = 1
+    dtype: DtypeName = "auto"
     device: str = "cpu"
     train: TrainDefaults = field(default_factory=TrainDefaults)
     limits: Limits = field(default_factory=Limits)

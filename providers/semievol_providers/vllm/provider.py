@@ -29,6 +29,7 @@ from semievol_providers.local.provider import (
     LocalOptions,
     Parts,
     completion_of,
+    engine_settings,
     finetuner_of,
     need_packages,
     prompt_ids,
@@ -137,7 +138,7 @@ def connect(settings: ProviderSettings) -> Provider:
 def table(settings: ProviderSettings, options: VllmOptions, places: LocalPlaces, engine: VllmEngine) -> Provider:
     """The table over a given engine."""
     models = TunedModels(places)
-    holder = EngineHolder(places.base_folder, places.device, options.threads)
+    holder = EngineHolder(places.base_folder, engine_settings(options, places, "auto"))
     tuner = finetuner_of(options, places, models, engine.make_room)
     by_itself = LocalChat(holder, models.adapter_of) if places.device == "cpu" else None  # a GPU is full of vLLM
 
@@ -168,7 +169,7 @@ def _arguments(options: VllmOptions, places: LocalPlaces, name: str) -> EngineAr
         tensor_parallel=options.tensor_parallel,
         context_tokens=options.context_tokens,
         cpu_cache_gib=options.cpu_cache_gib,
-        threads=options.threads,
+        threads=options.threads or 1,
         more=options.engine,
     )
 
