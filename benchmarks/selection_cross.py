@@ -30,6 +30,7 @@ import numpy as np
 
 from semievol_api.selection import Calibration, fdr, pool
 from semievol_api.selection.promises import calibration_size
+from semievol_api.selection.ranking import ranks
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 from semievol_api.selection.weights import fitted_weights, weighted
 
@@ -231,8 +232,9 @@ def _folds(n: int, items: int, models: int, rng: np.random.Generator) -> IntArra
 def _calibrated(draw: _Draw, probs: FloatArray, size: int) -> tuple[FloatArray, BoolArray, Calibration]:
     pooled = pool(probs, np.full(len(probs), probs.shape[2], dtype=np.int64))
     wrong = np.asarray(pooled.label != draw.gold, dtype=np.bool_)
-    calibration = Calibration(scores=pooled.score[:size], wrong=wrong[:size])
-    return pooled.score[draw.n :], wrong[draw.n :], calibration
+    ranked = ranks(pooled.score, pooled.log_odds)
+    calibration = Calibration(scores=ranked[:size], wrong=wrong[:size])
+    return ranked[draw.n :], wrong[draw.n :], calibration
 
 
 def _row(crew: str, way: str, n: int, values: FloatArray, ranked: Sequence[BoolArray]) -> CrossRow:
