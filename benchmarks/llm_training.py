@@ -26,8 +26,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.sweep import messages
+from semievol_providers.local.machine import fast_in_bfloat16
 from semievol_providers.local.packaged_models import folder_for
-from semievol_providers.local.training_cpu import has_bfloat16
 from semievol_providers.local.training_job import read_train_defaults
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +111,7 @@ def report(base: str, before: str, steps: int) -> dict[str, Any]:
     pairs = [(statistics.fmean(a), statistics.fmean(b)) for a, b in zip(*map(_windows, found.values()), strict=True)]
     return {
         "before": before,
-        "bfloat16": has_bfloat16(),
+        "bfloat16": fast_in_bfloat16("cpu"),
         "steps": len(found["now"]["losses"]),
         "tokens": found["now"]["tokens"],
         "earlier_tokens_per_cpu_s": round(rates["earlier"], 1),

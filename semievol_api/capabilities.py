@@ -68,6 +68,8 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    schema: str = ""
+    """A JSON schema that the answer is held to while it is written; a provider that cannot do that refuses it."""
     first_sample: int = 0
     """Where a request was split: the number of its first sample. No server sees it; a cassette tells parts apart."""
 

@@ -7,6 +7,7 @@ Knows nothing of files, providers, prompts' wording or how a value is made.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ FloatMatrix: TypeAlias = NDArray[np.float32]
 UNSEEN_LOGPROB = -9998.0
 """Servers write -9999 for a token that they did not rank; anything down here, and NaN, counts as unseen."""
 
-Role: TypeAlias = Literal["system", "user", "assistant"]
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 Finish: TypeAlias = Literal["stop", "length", "refused", "failed"]
 """Why a completion ended. `failed` stands for a request that gave no completion at all."""
 
@@ -37,7 +38,8 @@ class Example:
 
     `answer` is the gold answer in the task's canonical form (a letter, a label, a number as text), or None.
     `hidden_answer` is gold found in the unlabelled file: no stage but the oracle report may read it, and no
-    fingerprint contains it.
+    fingerprint contains it. `chat` is a conversation as its file has it, in JSON (`semievol_api.tasks.chat.Chat`),
+    where that is what a model is shown; `question` is then its text.
     """
 
     id: str
@@ -46,23 +48,41 @@ class Example:
     answer: str | None = None
     group: str | None = None
     category: str | None = None
+    chat: str | None = None
     hidden_answer: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat turn."""
+    """One chat turn; `more` is a JSON object of its other keys, such as `tool_calls`, empty where it has none."""
 
     role: Role
     content: str
+    more: str = ""
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The turn as a chat API takes it."""
+        if not self.more:
+            return {"role": self.role, "content": self.content}
+        more = json.loads(self.more)
+        return {
+            "role": self.role,
+            "content": None if "tool_calls" in more and not self.content else self.content,
+            **more,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is shown: chat turns, and optionally the first words of its own answer (`prefill`)."""
+    """What a model is shown: chat turns, and optionally the first words of its own answer (`prefill`).
+
+    `tools` is the JSON list of the tools that the model may call, empty where there are none.
+    """
 
     messages: tuple[Message, ...]
     prefill: str | None = None
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,7 @@ class Evidence:
     quantities, `verbal` and `p_true` probabilities that the answer is right, in the model's words and by its own check;
     None means that the annotator or its server gave none. An `answer` of None is an abstention.
     `dropped_shots` counts the demonstrations that were left out because the prompt did not fit the context.
+    `field_probs` are the probabilities of the answer's fields, in the task's order, where answers consist of fields.
     """
 
     example_id: str
@@ -116,6 +137,7 @@ class Evidence:
     mean_nll: float | None = None
     verbal: float | None = None
     p_true: float | None = None
+    field_probs: tuple[float, ...] | None = None
     usage: Usage = Usage()
     failure: str | None = None
     dropped_shots: int = 0
@@ -147,10 +169,14 @@ class PseudoLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingExample:
-    """One line of a fine-tuning file: chat turns that end with the assistant's, and a weight in (0, 1]."""
+    """One line of a fine-tuning file: chat turns that end with the assistant's, and a weight in (0, 1].
+
+    `tools` is the JSON list of the tools that stand in the line.
+    """
 
     messages: tuple[Message, ...]
     weight: float = 1.0
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ class Annotator:
 
     `temperature` of None is `[annotate] temperature` where answers are sampled, else 0. `neighbours` vote where
     `reading` is `neighbour_vote`, with `sharpness`. `alternatives` are asked for at each token, as the probe found.
+    `held` to the JSON schema of the task's answers while they are written, where the probe found that possible.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Annotator:
     neighbours: int = 0
     sharpness: float = 10.0
     alternatives: int = 0
+    held: bool = False
 
     @property
     def depth(self) -> int:
@@ -100,7 +102,7 @@ class Crew:
 class Conditions:
     """What decides which annotators are possible: is there a warm model, are labels closed, are there vectors.
 
-    `shared_labels`: all questions have the same labels in words, whatever letters they go by.
+    `shared_labels`: all questions have the same labels in words, whatever letters they go by, or none to shuffle.
     """
 
     warm: bool
@@ -111,7 +113,8 @@ class Conditions:
 
 def conditions_of(task: Task, data: Prepared, warm: bool, embeddings: bool) -> Conditions:
     """What is possible with this task and these questions."""
-    shared = task.fixed_labels or (task.closed and one_set_of_options(data))
+    nothing_to_shuffle = bool(task.fields) or (task.chat and not task.lettered)
+    shared = task.fixed_labels or nothing_to_shuffle or (task.closed and one_set_of_options(data))
     return Conditions(warm=warm, closed=task.closed, shared_labels=shared, embeddings=embeddings)
 
 
@@ -177,7 +180,7 @@ def diverse(settings: AnnotateSettings, propagation: Propagation, conditions: Co
     best = "warm" if conditions.warm else "base"
     ways: list[Annotator] = [Annotator(f"{best}-0shot", best, 0)]
     if conditions.shared_labels:
-        if conditions.embeddings and shots:
+        if conditions.embeddings and conditions.closed and shots:
             ways.append(Annotator("neighbours", NOBODY, 0, reading="neighbour_vote", neighbours=VOTING_NEIGHBOURS))
         ways += [Annotator(f"{role}-{shots}shot", role, shots) for role in (best, "base")]
         ways += [Annotator(f"{best}-{count}shot", best, count) for count in range(1, shots)]

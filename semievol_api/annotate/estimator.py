@@ -58,6 +58,7 @@ class Readings:
     `answers` int64 (m, samples): label indices. `n_options` int64 (m,). `option_probs` float64 (m, options),
     `answer_logprob` and `mean_nll` (natural log), `p_true` (probability that the answer is right) and `verbal` (the
     same, from words) float64 (m,), each about the first sample; None where the annotator never has them.
+    `field_probs` float64 (m, fields): of each field of the first sample, where answers consist of fields.
     """
 
     answers: IntArray
@@ -68,6 +69,7 @@ class Readings:
     mean_nll: FloatArray | None = None
     p_true: FloatArray | None = None
     verbal: FloatArray | None = None
+    field_probs: FloatArray | None = None
 
     @property
     def nobody(self) -> FloatArray:

@@ -7,8 +7,8 @@ for "some other answer". Knows nothing of selection rules, prompts or providers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -18,6 +18,16 @@ import pyarrow as pa
 from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.estimator import Estimator, Readings
 from semievol_api.annotate.estimators import estimator_of
+from semievol_api.annotate.fields import (
+    OTHER,
+    AnnotatorAnswers,
+    PooledFields,
+    answers_of,
+    distinct,
+    label_places,
+    pool_fields,
+    sound_rows,
+)
 from semievol_api.annotate.replies import asker_of
 from semievol_api.annotate.requests import Corpus
 from semievol_api.data.schemas import MEASURES
@@ -53,16 +63,8 @@ def readings_of(
     (truncated, refused, failed) abstain.
     """
     width = max((len(options) for options in labels), default=0)
-    answers = np.full((len(ids), max(1, len(samples))), -1, dtype=np.int64)
-    sound = [_sound_rows(rows, ids) for rows in samples]
-    for sample, (rows, places) in enumerate(zip(samples, sound, strict=True)):
-        texts = rows["answer"].to_pylist()
-        known: dict[tuple[tuple[str, ...], str | None], int] = {}
-        for example, at in places:
-            asked = (labels[example], texts[at])
-            if asked not in known:
-                known[asked] = _label_of(task, *asked)
-            answers[example, sample] = known[asked]
+    sound = [sound_rows(rows, ids) for rows in samples]
+    answers = label_places(answers_of(samples, ids), labels, task.equal)
     first = samples[0] if samples else None
     here: IntArray = np.array(sound[0] if samples else [], dtype=np.int64).reshape(-1, 2)
 
@@ -75,6 +77,9 @@ def readings_of(
     probs = np.full((len(ids), width), np.nan)
     if first is not None:
         probs[here[:, 0]] = _probabilities(first["option_probs"], width)[here[:, 1]]
+    fields = np.full((len(ids), len(task.fields)), np.nan)
+    if first is not None and "field_probs" in first.column_names:
+        fields[here[:, 0]] = _probabilities(first["field_probs"], len(task.fields))[here[:, 1]]
     return Readings(
         answers=answers,
         n_options=np.array([len(options) for options in labels], dtype=np.int64),
@@ -84,22 +89,8 @@ def readings_of(
         mean_nll=numbers("mean_nll"),
         p_true=numbers("p_true"),
         verbal=numbers("verbal"),
+        field_probs=fields if task.fields else None,
     )
-
-
-def _sound_rows(rows: pa.Table, ids: Sequence[str]) -> list[tuple[int, int]]:
-    """The places of the examples that have a whole response, each with that of its row."""
-    places = {name: at for at, name in enumerate(rows["example_id"].to_pylist())}
-    finish = rows["finish"].to_pylist()
-    found = ((example, places.get(name, -1)) for example, name in enumerate(ids))
-    return [(example, at) for example, at in found if at >= 0 and finish[at] == "stop"]
-
-
-def _label_of(task: Task, labels: tuple[str, ...], answer: str | None) -> int:
-    """The label that an answer is or equals; -1 for none."""
-    if answer in labels:
-        return labels.index(answer)
-    return next((place for place, label in enumerate(labels) if task.equal(answer, label)), -1)
 
 
 def _probabilities(column: pa.ChunkedArray, width: int) -> FloatArray:
@@ -183,16 +174,13 @@ def _sums(
     return sums
 
 
-OTHER = "(another answer)"
-"""The last label of an open question: takes probability, is never the label."""
-
-
 @dataclass(frozen=True, eq=False)
 class AnnotatorProbs:
     """What the crew makes of some examples.
 
     `labels[i]` are the labels of example i, `probs` float64 (m, annotators, options) with NaN for abstentions,
     `answer_logprob` float64 (m,) see `mean_logprob`.
+    `field_scores` float64 (m, fields): the probability of each field of the pooled answer, where answers have fields.
     """
 
     examples: Sequence[Example]
@@ -201,6 +189,7 @@ class AnnotatorProbs:
     probs: FloatArray
     pooled: Pooled
     answer_logprob: FloatArray
+    field_scores: FloatArray | None = None
 
     def answer(self, place: int) -> str | None:
         """The pooled answer to an example."""
@@ -217,13 +206,14 @@ class AnnotatorProbs:
             probs=self.probs[places],
             pooled=Pooled(**pooled),
             answer_logprob=self.answer_logprob[places],
+            field_scores=None if self.field_scores is None else self.field_scores[places],
         )
 
     def answers(self, task: Task, place: int) -> list[str]:
         """The distinct first choices of the annotators that answered, in the annotators' order."""
         rows = self.probs[place, :, : self.n_options[place]]
         choices = [self.labels[place][int(row.argmax())] for row in rows if not np.isnan(row).any()]
-        return _distinct(task, [choice for choice in choices if choice != OTHER])
+        return distinct([choice for choice in choices if choice != OTHER], task.equal)
 
 
 def annotator_probs(
@@ -249,11 +239,12 @@ def annotator_probs(
     probs = np.full((len(examples), len(annotators), width), np.nan)
     answers: IntArray = np.full((len(examples), len(annotators)), -1, dtype=np.int64)
     logprobs = np.full(answers.shape, np.nan)
+    readings: dict[str, Readings] = {}
     for column, annotator in enumerate(annotators):
         if annotator.reading == "neighbour_vote":
             probs[:, column] = _neighbours(corpus, annotator, examples, labels, width)
         else:
-            read = readings_of(task, own[annotator.id], ids, labels)
+            read = readings[annotator.id] = readings_of(task, own[annotator.id], ids, labels)
             probs[:, column] = _estimator(annotator).estimate(read)
             answers[:, column] = read.answers[:, 0]
             logprobs[:, column] = np.nan if read.answer_logprob is None else read.answer_logprob
@@ -261,7 +252,7 @@ def annotator_probs(
             same = n_options == options
             probs[same, column, :options] = at_label_shares(probs[same, column, :options], weights)
     pooled = pool(probs, n_options, open_answers=not task.closed)
-    return AnnotatorProbs(
+    found = AnnotatorProbs(
         examples=examples,
         labels=labels,
         n_options=n_options,
@@ -269,6 +260,11 @@ def annotator_probs(
         pooled=pooled,
         answer_logprob=mean_logprob(answers, logprobs, pooled.label),
     )
+    if not task.fields:
+        return found
+    by_id = {annotator.id: (_estimator(annotator), answers_of(own[annotator.id], ids)) for annotator in annotators}
+    told = [AnnotatorAnswers(by_id[name][0], read, by_id[name][1]) for name, read in readings.items()]
+    return _of_fields(found, pool_fields(task, len(ids), told), weakest=task.weakest)
 
 
 def mean_logprob(answers: IntArray, logprobs: FloatArray, label: IntArray) -> FloatArray:
@@ -285,6 +281,28 @@ def mean_logprob(answers: IntArray, logprobs: FloatArray, label: IntArray) -> Fl
     total = np.rint(np.where(gave, logprobs, 0.0) * _GRID).sum(axis=1) / _GRID
     count = gave.sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _of_fields(found: AnnotatorProbs, fields: PooledFields, *, weakest: bool) -> AnnotatorProbs:
+    """The pool with the answers that are made of fields; one that nobody gave as a whole stands behind the others.
+
+    What tells equal answers apart is of whole answers, and so unknown here.
+    """
+    labels = [
+        given if answer is None or answer in given else (*given, answer)
+        for given, answer in zip(found.labels, fields.answers, strict=True)
+    ]
+    places = [-1 if a is None else given.index(a) for given, a in zip(labels, fields.answers, strict=True)]
+    unknown = np.full(len(labels), np.nan)
+    pooled = replace(
+        found.pooled,
+        label=np.array(places, dtype=np.int64),
+        score=fields.scores.min(axis=1) if weakest else fields.scores.prod(axis=1),
+        margin=fields.margins.min(axis=1),
+        agreed=fields.agreed,
+        log_odds=unknown,
+    )
+    return replace(found, labels=labels, pooled=pooled, field_scores=fields.scores, answer_logprob=unknown)
 
 
 def wrong_answers(task: Task, found: AnnotatorProbs) -> BoolArray:
@@ -307,16 +325,7 @@ def _clusters(task: Task, ids: Sequence[str], own: Mapping[str, Sequence[pa.Tabl
         for name, answer in zip(rows["example_id"].to_pylist(), rows["answer"].to_pylist(), strict=True):
             if answer is not None:
                 answers.setdefault(name, set()).add(answer)
-    return [(*_distinct(task, sorted(answers.get(name, ()))), OTHER) for name in ids]
-
-
-def _distinct(task: Task, answers: Iterable[str]) -> list[str]:
-    """The answers without those that equal an earlier one."""
-    distinct: list[str] = []
-    for answer in answers:
-        if not any(task.equal(answer, other) for other in distinct):
-            distinct.append(answer)
-    return distinct
+    return [(*distinct(sorted(answers.get(name, ())), task.equal), OTHER) for name in ids]
 
 
 def _neighbours(

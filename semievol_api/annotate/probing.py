@@ -33,7 +33,11 @@ async def probe(student: Student, corpus: Corpus, crew: Crew, max_tokens: int) -
     examples = corpus.data.unlabeled[:1] or corpus.data.labeled[:1]
     if not roles or not examples:
         return Abilities({})
-    return Abilities({role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles})
+    found: dict[str, Ability] = {role: await _ability(student, corpus, role, examples[0], max_tokens) for role in roles}
+    schemas = [
+        role for role in roles if corpus.task.schema and await _held(student, corpus, role, examples[0], max_tokens)
+    ]
+    return Abilities(found, tuple(schemas))
 
 
 def resolve_estimators(crew: Crew, abilities: Abilities, task: Task) -> Crew:
@@ -54,7 +58,8 @@ def _resolved(annotator: Annotator, abilities: Abilities, task: Task) -> Annotat
     ability = abilities.of.get(annotator.role, "text")
     given = evidence_given(ability, task.closed)
     asking = choose_estimator(given, named.name if named else None).asked[ability]
-    return replace(annotator, reading=asking.reading, alternatives=asking.alternatives)
+    held = annotator.role in abilities.schemas
+    return replace(annotator, reading=asking.reading, alternatives=asking.alternatives, held=held)
 
 
 async def _ability(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> Ability:
@@ -75,6 +80,17 @@ async def _ability(student: Student, corpus: Corpus, role: str, example: Example
         if rows and _shows(rows[0], ability, corpus.task):
             return ability
     return "text"
+
+
+async def _held(student: Student, corpus: Corpus, role: str, example: Example, max_tokens: int) -> bool:
+    """Whether the role's server takes the task's JSON schema and answers by it."""
+    annotator = Annotator(f"probe-schema-{role}", role, 0, reading="votes", temperature=0.0, held=True)
+    questions = questions_of(student, corpus, annotator, (example,), SamplingParams(max_tokens, 0.0))
+    try:
+        rows = await ask(replace(student, max_failed_share=1.0), corpus.task, questions, stage="probe")
+    except MissingAbilityError:
+        return False
+    return bool(rows) and rows[0].answer is not None
 
 
 def _shows(row: Evidence, ability: Ability, task: Task) -> bool:

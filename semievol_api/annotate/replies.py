@@ -7,6 +7,7 @@ prompts are worded, but for the marker before the answer.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -269,8 +270,8 @@ def prompt_hash(prompt: Prompt) -> str:
     """A short content hash of what the model was shown."""
     state = hashlib.blake2b(digest_size=8)
     for message in prompt.messages:
-        state.update(f"{message.role}\x00{message.content}\x00".encode())
-    state.update((prompt.prefill or "").encode())
+        state.update(f"{message.role}\x00{message.content}\x00{message.more}".encode())
+    state.update(f"{prompt.prefill or ''}{prompt.tools}".encode())
     return state.hexdigest()
 
 
@@ -305,6 +306,28 @@ def _answer_places(tokens: Sequence[str]) -> list[int]:
             break
     words = [place for place in chosen if tokens[place].strip(_TRIM)] or chosen
     return [place for place in chosen if words and words[0] <= place <= words[-1]]
+
+
+def field_probs(task: Task, completion: Completion) -> tuple[float, ...] | None:
+    """The probability of each field of an answer, in the task's order; None without tokens or their log-probabilities.
+
+    That of a field that is there is its name's and its value's tokens together; that of one that is not, the tokens
+    between and behind the fields, where it could have stood.
+    """
+    values, tokens = completion.token_logprobs, completion.tokens
+    if values is None or tokens is None or len(tokens) != len(values) or not ranked(values).all():
+        return None
+    text = "".join(tokens)
+    spans = task.spans(text)
+    ends = np.cumsum([len(token) for token in tokens])
+    starts = ends - [len(token) for token in tokens]
+    logprobs = values.astype(np.float64)
+    outside: BoolArray = ends > max((found.end() for found in _MARKER.finditer(text)), default=0)
+    for start, end in spans.values():
+        outside &= ~((starts >= start) & (ends <= end))
+    absent = math.exp(math.fsum(logprobs[outside]))
+    there = {name: (starts < end) & (ends > start) for name, (start, end) in spans.items()}
+    return tuple(math.exp(math.fsum(logprobs[there[name]])) if name in there else absent for name in task.fields)
 
 
 def rows_of_chat(task: Task, question: Question, answer: Answer[Reply]) -> list[Evidence]:
@@ -351,7 +374,7 @@ def _row_of_read(question: Question, reply: OptionReply, found: OptionReading | 
         example_id=question.example.id,
         annotator_id=question.asker,
         prompt_hash=prompt_hash(question.prompt),
-        text=f"Answer: {likeliest}",
+        text=likeliest if question.example.chat else f"Answer: {likeliest}",
         answer=likeliest,
         finish="stop",
         permutation=question.order,
@@ -377,7 +400,10 @@ def _row(task: Task, question: Question, completion: Completion, number: int, us
         usage=usage,
         dropped_shots=question.dropped_shots,
     )
-    return replace(row, **_measured(question, completion)) if question.measure else row
+    if not question.measure:
+        return row
+    fields = field_probs(task, completion) if task.fields and row.answer is not None else None
+    return replace(row, **_measured(question, completion), field_probs=fields)
 
 
 def _measured(question: Question, completion: Completion) -> dict[str, Any]:

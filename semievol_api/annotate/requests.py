@@ -22,7 +22,7 @@ from semievol_api.data.schemas import chunked_examples, examples_table
 from semievol_api.data.table import ChunkedTable
 from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
-from semievol_api.records import Evidence, Example, Message, Prompt
+from semievol_api.records import Evidence, Example, Prompt
 from semievol_api.scale.executor import Executor, LocalExecutor, Work
 from semievol_api.store.artifacts import Answers, EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.store.fingerprints import fingerprinted
@@ -275,12 +275,12 @@ def question(
     asking = asking_of(annotator.reading)
     if asking.request:
         *before, last = prompt.messages
-        prompt = replace(prompt, messages=(*before, Message(last.role, f"{last.content}\n{asking.request}")))
+        prompt = replace(prompt, messages=(*before, replace(last, content=f"{last.content}\n{asking.request}")))
     request: ChatRequest | OptionRequest
     if asking.exact:
-        prompt, request = _read(student.models[annotator.role], prompt, shown)
+        prompt, request = _read(student.models[annotator.role], prompt, shown, None if task.chat else PREFILL)
     else:
-        request = _chat(student, annotator, asking, (example, prompt), sampling)
+        request = _chat(student, annotator, asking, (example, prompt), sampling, schema=task.schema)
     return Question(
         example=example,
         asker=annotator.id,
@@ -306,7 +306,7 @@ def verification(
         reader = replace(annotator, temperature=0.0, n=1)
         request = _chat(student, reader, VERDICT, (example, prompt), sampling)
     else:
-        prompt, request = _read(student.models[annotator.role], prompt, VERDICTS)
+        prompt, request = _read(student.models[annotator.role], prompt, VERDICTS, PREFILL)
     return Question(
         example=example,
         asker=annotator.id,
@@ -319,9 +319,9 @@ def verification(
     )
 
 
-def _read(model: str, prompt: Prompt, labels: tuple[str, ...]) -> tuple[Prompt, OptionRequest]:
-    """The prompt with the answer's first word, and the one request for what comes next."""
-    opened = Prompt(prompt.messages, PREFILL)
+def _read(model: str, prompt: Prompt, labels: tuple[str, ...], prefill: str | None) -> tuple[Prompt, OptionRequest]:
+    """The prompt with the answer's first word, where there is one, and the one request for what comes next."""
+    opened = replace(prompt, prefill=prefill)
     return opened, OptionRequest(model=model, prompt=opened, labels=labels)
 
 
@@ -343,7 +343,13 @@ def _order_for(task: Task, order: tuple[int, ...] | None) -> tuple[int, ...] | N
 
 
 def _chat(
-    student: Student, annotator: Annotator, asking: Asking, asked: tuple[Example, Prompt], sampling: SamplingParams
+    student: Student,
+    annotator: Annotator,
+    asking: Asking,
+    asked: tuple[Example, Prompt],
+    sampling: SamplingParams,
+    *,
+    schema: str = "",
 ) -> ChatRequest:
     example, prompt = asked
     model = student.models[annotator.role]
@@ -362,4 +368,5 @@ def _chat(
         seed=request_seed(student.seed, annotator.id, example.id),
         logprobs=asking.logprobs,
         top_logprobs=min(alternatives, most or alternatives),
+        schema=schema if annotator.held else "",
     )

@@ -111,7 +111,7 @@ def _shot_sets(labeled: Sequence[Example], config: Config) -> list[tuple[Example
 
 
 def _rendered(prompt: Prompt, counter: TokenCounter) -> dict[str, object]:
-    messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+    messages = [{**m.body, "content": m.content or m.more} for m in prompt.messages]
     return {"tokens": counter.count(prompt), "messages": messages}
 
 
@@ -134,7 +134,8 @@ def _write_starter(starter: Starter, folder: Path) -> None:
         (folder / name).write_text(text, "utf-8")
     console = out()
     found = starter.understanding
-    columns = {k: v for k, v in found.columns.model_dump(mode="json").items() if v}
+    chats = found.columns.messages is not None
+    columns = {k: v for k, v in found.columns.model_dump(mode="json", exclude_unset=chats).items() if v}
     answers = ", ".join(f"{answer} ({count})" for answer, count in found.answer_counts)
     more = {"answers": answers} if KINDS[found.kind].closed else {}
     facts = {"rows": found.rows, "kind": found.kind, **columns, **more}
@@ -142,8 +143,5 @@ def _write_starter(starter: Starter, folder: Path) -> None:
     for line in (*found.reasons, *starter.remarks):
         console.print(f"- {line}", markup=False)
     console.print(f"Wrote {', '.join(starter.files)} into {folder.resolve()}.", markup=False)
-    console.print(
-        f"Edit the instruction in task.toml so that it says what you would ask a person. Then: semievol preview "
-        f"{folder / 'semievol.toml'}",
-        markup=False,
-    )
+    edit = "" if chats else "Edit the instruction in task.toml so that it says what you would ask a person. "
+    console.print(f"{edit}Then: semievol preview {folder / 'semievol.toml'}", markup=False)

@@ -176,18 +176,23 @@ def _beware(differences: Sequence[Difference]) -> list[str]:
 
 
 def _models(verdict: Verdict, seconds: Mapping[str, float]) -> object:
+    from semievol_api.store.verdict import FieldScores
+
+    fields = any(isinstance(model.fields, FieldScores) for model in verdict.models)
     rows = [
         [
             model.label,
             f"{100 * model.accuracy:.1f}",
             rf"\[{100 * model.low:.1f}, {100 * model.high:.1f}]",
+            *([f"{100 * model.fields.micro_f1:.1f}"] if isinstance(model.fields, FieldScores) else []),
             str(model.trained_tokens or "-"),
             str(model.tokens or "-"),
             _seconds(seconds, model.name),
         ]
         for model in verdict.models
     ]
-    columns = ["model", "accuracy %", "95 % interval", "training tokens", "answer tokens", "seconds"]
+    more = ["field F1 %"] if fields else []
+    columns = ["model", "accuracy %", "95 % interval", *more, "training tokens", "answer tokens", "seconds"]
     return table(f"n = {verdict.n_test} test questions", columns, rows)
 
 

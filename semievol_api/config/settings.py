@@ -512,8 +512,9 @@ def _names_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The keys that are valid at a place in the tree."""
     here: type[BaseModel] = model
     for part in loc:
-        annotation = here.model_fields[str(part)].annotation if str(part) in here.model_fields else None
+        fields = {field.alias or name: field for name, field in here.model_fields.items()}
+        annotation = fields[str(part)].annotation if str(part) in fields else None
         found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
         if found:
             here = found[0]
-    return list(here.model_fields)
+    return [field.alias or name for name, field in here.model_fields.items()]

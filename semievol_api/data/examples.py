@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from semievol_api.cassettes.scrub import replace_key_shapes
 from semievol_api.config.settings import parse_settings
+from semievol_api.data.chats import ends_with_calls, read_chat, without_instruction
 from semievol_api.data.read_files import Row, Table
 from semievol_api.data.schemas import HIDDEN, as_examples, examples_table
 from semievol_api.data.table import ChunkedTable, Scratch, free_memory, hash_of, repeated
@@ -242,10 +243,14 @@ def content_id(question: str, options: Sequence[str]) -> str:
 
 def _require_columns(table: Table, task: Task, role: DataRole, columns: Columns) -> None:
     """Refuse a table that lacks a column."""
-    table.require(columns.question, "question")
+    table.require(columns.messages or columns.question, "conversation" if columns.messages else "question")
+    for column in columns.indicators:
+        table.require(column, "indicator of a label")
+    if columns.messages is not None:
+        refuse_calls(table, columns)
     for column in _option_columns(table, task, columns):
         table.require(column, "options")
-    if role != "unlabeled":
+    if role != "unlabeled" and not columns.messages and not columns.indicators:
         if columns.answer is None:
             raise DataError(f"The task names no answer column, and {table.source} is the {role} file. Name one.")
         table.require(columns.answer, "answer")
@@ -253,6 +258,18 @@ def _require_columns(table: Table, task: Task, role: DataRole, columns: Columns)
     for purpose, named in optional.items():
         if named is not None:
             table.require(named, purpose)
+
+
+def refuse_calls(table: Table, columns: Columns) -> None:
+    """Refuse a table of conversations of which some end with a tool call."""
+    lines = ends_with_calls(table, columns)
+    if lines:
+        named = ", ".join(map(str, lines[:MOST_ROWS_NAMED])) + (", ..." if len(lines) > MOST_ROWS_NAMED else "")
+        raise DataError(
+            f"{table.source}: {len(lines)} of {len(table.rows)} conversations end with a tool call ({table.unit} "
+            f"{named}). An answer is a text here; calls in earlier turns and the tools' results are kept as they are. "
+            f"Take the rows that end with a call out of the file."
+        )
 
 
 def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ...]:
@@ -272,6 +289,8 @@ def _option_columns(table: Table, task: Task, columns: Columns) -> tuple[str, ..
 
 def _draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Columns) -> _Draft:
     """A row as an example."""
+    if columns.messages is not None:
+        return _draft_of_chat(table, row, task, role, columns)
     question = _text(table.cell(row, columns.question))
     if not question:
         raise DataError(f"{table.where(row)}: the question (column {columns.question!r}) is empty.")
@@ -290,22 +309,61 @@ def _draft_of(table: Table, row: int, task: Task, role: DataRole, columns: Colum
     )
     if columns.id and not bare.id:
         raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
-    answered, remark = _with_answer(table, row, bare, task, (role, columns.answer))
+    answered, remark = _with_answer(
+        table, row, bare, task, (role, answer_cell(table, row, columns), f"answer (column {columns.answer!r})")
+    )
     held_key = [KEYS_REMOVED] if row in table.held_keys else []
     return _Draft(answered, table.lines[row], (*remarks, *remark, *held_key))
 
 
+def _draft_of_chat(table: Table, row: int, task: Task, role: DataRole, columns: Columns) -> _Draft:
+    """A conversation as an example: its turns without the reply, which only a labelled row keeps word for word."""
+    whole = without_instruction(read_chat(table, row, columns), task.definition.instruction)
+    asked = replace(whole, reply=None)
+    bare = Example(
+        id=_text(table.cell(row, columns.id)) if columns.id else content_id(asked.text, ()),
+        question=asked.question,
+        group=(_text(table.cell(row, columns.group)) or None) if columns.group else None,
+        category=(_text(table.cell(row, columns.category)) or None) if columns.category else None,
+        chat=asked.text,
+    )
+    if not bare.id:
+        raise DataError(f"{table.where(row)}: the id (column {columns.id!r}) is empty.")
+    answered, remark = _with_answer(table, row, bare, task, (role, (whole.reply or "").strip(), "reply"))
+    if role != "unlabeled":
+        answered = replace(answered, chat=whole.text)
+    held_key = [KEYS_REMOVED] if row in table.held_keys else []
+    return _Draft(answered, table.lines[row], (*remark, *held_key))
+
+
+def answer_cell(table: Table, row: int, columns: Columns) -> str:
+    """The text of a row's answer, wherever its table keeps it; empty where there is none."""
+    if columns.messages is not None:
+        return (read_chat(table, row, columns).reply or "").strip()
+    if columns.indicators:
+        marks = {name: _text(table.cell(row, name)).casefold() for name in columns.indicators}
+        odd = next((name for name, mark in marks.items() if mark not in INDICATED), None)
+        if odd is not None:
+            raise DataError(f"{table.where(row)}: the column {odd!r} holds {marks[odd][:40]!r}, neither 0 nor 1.")
+        chosen = [name for name, mark in marks.items() if INDICATED[mark]]
+        return json.dumps(chosen, ensure_ascii=False) if any(marks.values()) else ""
+    return _text(table.cell(row, columns.answer)) if columns.answer else ""
+
+
+INDICATED = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+"""What a cell of an indicator column says."""
+
+
 def _with_answer(
-    table: Table, row: int, example: Example, task: Task, place: tuple[DataRole, str | None]
+    table: Table, row: int, example: Example, task: Task, place: tuple[DataRole, str, str]
 ) -> tuple[Example, list[str]]:
-    role, column = place
-    cell = _text(table.cell(row, column)) if column else ""
+    """The example with its answer; `place` is the file's role, the answer's text and what that is called."""
+    role, cell, what = place
     if not cell:
         if role == "unlabeled":
             return example, []
         raise DataError(
-            f"{table.where(row)}: the answer (column {column!r}) is empty. "
-            "Rows without an answer belong into the unlabelled file."
+            f"{table.where(row)}: the {what} is empty. Rows without an answer belong into the unlabelled file."
         )
     gold = task.read_gold(cell, example)
     remarks = [DIGIT_ANSWER] if task.lettered and cell.isdecimal() and gold else []
@@ -369,6 +427,8 @@ def _text(value: object) -> str:
     """A cell as text: outer space removed, Unix line ends, nothing for a missing value."""
     if _is_null(value):
         return ""
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return str(value).replace("\r\n", "\n").strip()
 
 

@@ -12,6 +12,7 @@ import datetime
 import filecmp
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -141,18 +142,24 @@ def plain(value: object) -> object:
 def write_task(task: Mapping[str, Any], path: Path) -> Path:
     """Write a task that is given as a mapping as the TOML file that a run reads."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = "\n".join(_toml({"name": path.stem, **task}, ""))
+    text = "\n".join(toml_lines({"name": path.stem, **task}, ""))
     if not path.is_file() or path.read_text("utf-8") != f"{text}\n":
         path.write_text(f"{text}\n", "utf-8")
     return path
 
 
-def _toml(table: Mapping[str, Any], place: str) -> Iterator[str]:
+def toml_lines(table: Mapping[str, Any], place: str) -> Iterator[str]:
     """The lines of a table: its values, then its inner tables."""
     for key, value in table.items():
         if value is not None and not isinstance(value, Mapping):
-            yield f"{json.dumps(str(key))} = {json.dumps(plain(value), ensure_ascii=False)}"
+            yield f"{_key(key)} = {json.dumps(plain(value), ensure_ascii=False)}"
     for key, value in table.items():
         if isinstance(value, Mapping):
-            where = f"{place}{json.dumps(str(key))}"
-            yield from (f"[{where}]", *_toml(value, f"{where}."))
+            where = f"{place}{_key(key)}"
+            yield from (f"[{where}]", *toml_lines(value, f"{where}."))
+
+
+def _key(name: object) -> str:
+    """A bare key where TOML takes one."""
+    bare = re.fullmatch(r"[A-Za-z0-9_-]+", str(name))
+    return str(name) if bare else json.dumps(str(name), ensure_ascii=False)

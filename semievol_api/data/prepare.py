@@ -5,11 +5,12 @@ Knows nothing of models or prompts. Stands beside `hygiene.py`, which the artifa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from semievol_api.data.examples import Note
 from semievol_api.data.hygiene import clean
-from semievol_api.data.schemas import EXAMPLE_SCHEMA, as_examples
+from semievol_api.data.schemas import CHAT_SCHEMA, EXAMPLE_SCHEMA, as_examples
 from semievol_api.data.table import cut_in_parts
 from semievol_api.records import Example
 from semievol_api.store.artifacts import Prepared
@@ -31,10 +32,11 @@ async def prepare(
     leaves the others, as what matches the test does.
     """
     cleaned = clean(labeled, unlabeled, (*test, *development), near=near_duplicates)
-    tables = (table.select(EXAMPLE_SCHEMA.names).cast(EXAMPLE_SCHEMA) for table in cleaned.unlabeled.tables())
+    schema = CHAT_SCHEMA if any(e.chat is not None for e in itertools.islice(cleaned.unlabeled, 1)) else EXAMPLE_SCHEMA
+    tables = (table.select(schema.names).cast(schema) for table in cleaned.unlabeled.tables())
     return Prepared(
         labeled=cleaned.labeled,
-        unlabeled=cut_in_parts(tables, len(cleaned.unlabeled), EXAMPLE_SCHEMA, as_examples),
+        unlabeled=cut_in_parts(tables, len(cleaned.unlabeled), schema, as_examples),
         test=cleaned.test[: len(test)],
         report={**cleaned.report.as_json(), **({"notes": [note.as_json() for note in notes]} if notes else {})},
     )

@@ -6,7 +6,7 @@ Knows nothing of files, or of what becomes of a table.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -25,6 +25,8 @@ EXAMPLE_SCHEMA = pa.schema(
         ("category", pa.string()),
     ]
 )
+CHAT_SCHEMA = EXAMPLE_SCHEMA.append(pa.field("chat", pa.string()))
+"""Of examples that are conversations."""
 HIDDEN = "hidden_answer"
 """A column of examples that are not cleaned yet."""
 OUTLINE = ("id", "options", "answer", "category")
@@ -50,7 +52,7 @@ EVIDENCE_SCHEMA = pa.schema(
     ]
 )
 _USAGE = {"prompt_tokens": "usage.prompt", "completion_tokens": "usage.completion", "cached_tokens": "usage.cached"}
-EVIDENCE_FIELDS = (*(name for name in EVIDENCE_SCHEMA.names if name not in _USAGE), "p_true")
+EVIDENCE_FIELDS = (*(name for name in EVIDENCE_SCHEMA.names if name not in _USAGE), "p_true", "field_probs")
 MEASURES = (
     "example_id",
     "annotator_id",
@@ -62,34 +64,31 @@ MEASURES = (
     "verbal",
     "failure",
     "p_true",
+    "field_probs",
 )
 """What estimators read of an evidence row."""
 ANSWER_COLUMNS = ("example_id", "annotator_id", "answer", "finish", "mean_nll")
 """What the paper's selection reads of it."""
-CHECKED_SCHEMA = EVIDENCE_SCHEMA.append(pa.field("p_true", pa.float32()))
-"""Where an annotator was asked about its own answers."""
+_MORE = (pa.field("p_true", pa.float32()), pa.field("field_probs", pa.list_(pa.float32())))
+"""Columns that are there only where some row has a value: where an annotator was asked about its own answers, and where
+answers consist of fields."""
 
 
 def examples_table(examples: Sequence[Example]) -> pa.Table:
     """Examples as a table."""
+    schema = CHAT_SCHEMA if any(e.chat is not None for e in examples) else EXAMPLE_SCHEMA
     rows = [
-        {
-            "id": e.id,
-            "question": e.question,
-            "options": list(e.options),
-            "answer": e.answer,
-            "group": e.group,
-            "category": e.category,
-        }
-        for e in examples
+        {name: list(e.options) if name == "options" else attrgetter(name)(e) for name in schema.names} for e in examples
     ]
-    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def as_examples(table: pa.Table) -> Iterator[Example]:
     """A table's rows as examples; without the column their questions are empty."""
-    texts = (_texts(table, name) for name in ("id", "question", "answer", "group", "category", HIDDEN))
-    for options, name, question, answer, group, category, hidden in zip(_lists(table["options"]), *texts, strict=True):
+    texts = (_texts(table, name) for name in ("id", "question", "answer", "group", "category", "chat", HIDDEN))
+    for options, name, question, answer, group, category, chat, hidden in zip(
+        _lists(table["options"]), *texts, strict=True
+    ):
         yield Example(
             id=name,
             question=question or "",
@@ -97,6 +96,7 @@ def as_examples(table: pa.Table) -> Iterator[Example]:
             answer=answer,
             group=group,
             category=category,
+            chat=chat,
             hidden_answer=hidden,
         )
 
@@ -133,8 +133,7 @@ def _lists(column: pa.ChunkedArray) -> list[tuple[Any, ...] | None]:
 def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
     """Rows in any order as a sorted table."""
     ordered = sorted(rows, key=lambda row: (row.example_id, row.annotator_id))
-    checked = any(row.p_true is not None for row in ordered)
-    schema = CHECKED_SCHEMA if checked else EVIDENCE_SCHEMA
+    schema = _evidence_schema([f.name for f in _MORE if any(attrgetter(f.name)(row) is not None for row in ordered)])
     columns = [
         pa.array(map(attrgetter(_USAGE.get(name, name)), ordered), schema.field(name).type, size=len(ordered))
         for name in map(str, schema.names)
@@ -145,8 +144,12 @@ def evidence_table(rows: Iterable[Evidence]) -> pa.Table:
 def joined_evidence(tables: Sequence[pa.Table]) -> pa.Table:
     """Evidence tables as one, sorted like a table of all their rows."""
     whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    schema = CHECKED_SCHEMA if "p_true" in whole.column_names else EVIDENCE_SCHEMA
+    schema = _evidence_schema(whole.column_names)
     return whole.select(schema.names).sort_by([("example_id", "ascending"), ("annotator_id", "ascending")])
+
+
+def _evidence_schema(names: Collection[str]) -> pa.Schema:
+    return pa.schema([*EVIDENCE_SCHEMA, *(field for field in _MORE if field.name in names)])
 
 
 def as_evidence(table: pa.Table) -> Iterator[Evidence]:
@@ -164,7 +167,7 @@ def as_evidence(table: pa.Table) -> Iterator[Evidence]:
 
 def _values(table: pa.Table, name: str) -> Iterable[Any]:
     """A column of an evidence table, lists as tuples."""
-    return _lists(table[name]) if name in ("permutation", "option_probs") else table[name].to_pylist()
+    return _lists(table[name]) if name in ("permutation", "option_probs", "field_probs") else table[name].to_pylist()
 
 
 def grouped(rows: Iterable[Evidence]) -> dict[str, list[Evidence]]:

@@ -9,15 +9,16 @@ Knows nothing of the command line.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from semievol_api.data.examples import read_examples
+from semievol_api.data.examples import answer_cell, read_examples
+from semievol_api.data.frames import toml_lines
 from semievol_api.data.read_files import Table
 from semievol_api.data.sources import read_source
 from semievol_api.data.splits import split
-from semievol_api.data.understanding import Understanding, is_answered, understand
+from semievol_api.data.understanding import Understanding, label_sets, understand
 from semievol_api.errors import DataError
 from semievol_api.records import Example
 from semievol_api.tasks import Task, TaskDefinition
@@ -70,21 +71,34 @@ def start(
     task_text = render_task(found)
     table = read_source(data)
     if not found.answered:
+        if found.columns.messages is not None:
+            raise DataError(
+                f"{table.source} is the labelled file, and none of its conversations ends with the assistant's turn. "
+                f"Name the file whose conversations do, and this one with --unlabeled."
+            )
         why = "no column looks like the answer" if found.columns.answer is None else "the answers are all empty"
         raise DataError(
             f"{table.source} is the labelled file, and {why}. Its columns: {', '.join(table.columns)}. Name the one "
             f"that holds the answers with --answer COLUMN (and --question COLUMN)."
         )
-    task = Task(_definition(found))
+    task, free = Task(_definition(found)), found.kind == "free_text" and found.columns.messages is not None
     if unlabeled is not None:
-        seen = {example.answer for example in read_examples(table, task, "labeled").examples}
+        seen = _labels_of(task, read_examples(table, task, "labeled").examples)
         paths = DataPaths(str(data.resolve()), str(unlabeled.resolve()), str(test.resolve()) if test else None)
-        return Starter(found, {TASK_FILE: task_text, CONFIG_FILE: render_config(paths)}, tuple(_untaught(found, seen)))
+        return Starter(
+            found,
+            {TASK_FILE: task_text, CONFIG_FILE: render_config(paths, free_replies=free)},
+            tuple(_untaught(found, seen)),
+        )
     parts, remarks = _parts(table, task, found, with_test=test is None)
     paths = DataPaths("labeled.jsonl", "unlabeled.jsonl", str(test.resolve()) if test else None)
     if parts.get("test.jsonl"):
         paths = DataPaths(paths.labeled, paths.unlabeled, "test.jsonl")
-    files = {TASK_FILE: task_text, CONFIG_FILE: render_config(paths), **{k: v for k, v in parts.items() if v}}
+    files = {
+        TASK_FILE: task_text,
+        CONFIG_FILE: render_config(paths, free_replies=free),
+        **{k: v for k, v in parts.items() if v},
+    }
     return Starter(found, files, remarks)
 
 
@@ -96,24 +110,31 @@ def render_task(found: Understanding) -> str:
         "# Change what is wrong; docs/tasks.md tells every key.",
         f"name = {_toml(Path(found.source).stem)}",
         f"kind = {_toml(found.kind)}",
-        f"instruction = {_toml(kind.instruction)}",
+        f"instruction = {_toml(found.more.get('instruction', kind.instruction))}",
     ]
     if found.labels:
         lines.append(f"labels = {_toml(list(found.labels))}")
     if found.first_option_digit == 0:
         lines.append("first_option_digit = 0")
-    lines += ["", "[columns]"]
-    lines += [f"{key} = {_toml(value)}" for key, value in found.columns.model_dump(mode="json").items() if value]
+    sections = {"columns": {name: value for name, value in _columns(found).items() if value}, **found.more}
+    for name, section in sections.items():
+        if isinstance(section, Mapping):
+            lines += ["", *toml_lines({name: section}, "")]
     if kind.starter_lines:
         lines += ["", *kind.starter_lines]
     return "\n".join(lines) + "\n"
 
 
-def render_config(paths: DataPaths) -> str:
-    """The text of a config for one OpenAI-compatible provider."""
+def render_config(paths: DataPaths, *, free_replies: bool = False) -> str:
+    """The text of a config for one OpenAI-compatible provider.
+
+    Free replies are ranked as the paper does: no two are alike, so nothing could be calibrated.
+    """
+    mode = "paper" if free_replies else "calibrated"
+    others = '"calibrated"' if free_replies else '"paper"'
     test = f"test = {_toml(paths.test)}\n" if paths.test else "# No test file: the evaluation is skipped.\n"
     return (
-        '[run]\nfolder = "runs/first"\nmode = "calibrated"     # or "paper", "official-2025": docs/method.md\n'
+        f'[run]\nfolder = "runs/first"\nmode = "{mode}"     # or {others}, "official-2025": docs/method.md\n'
         "seed = 0\n\n"
         f"[data]\ntask = {_toml(TASK_FILE)}\nlabeled = {_toml(paths.labeled)}\n"
         f"unlabeled = {_toml(paths.unlabeled)}\n"
@@ -146,19 +167,28 @@ def _shared_by(found: Understanding, others: Sequence[Table]) -> Understanding:
 
 def _with_labels_of(test: Path | None, found: Understanding) -> Understanding:
     """The same with the labels that only the test file knows: the set is one."""
-    column = found.columns.answer
-    if test is None or not KINDS[found.kind].fixed_labels or column is None:
+    if test is None or not found.labels:
         return found
     table = read_source(test)
+    if found.kind == "label_set":
+        cells = [cell for row in range(len(table.rows)) if (cell := answer_cell(table, row, found.columns))]
+        more = {label for one in (label_sets(cells) or ("", []))[1] for label in one}
+        return replace(found, labels=(*found.labels, *sorted(more - set(found.labels))))
     spelled = {label.casefold(): label for label in found.labels}
     for row in range(len(table.rows)):
-        if is_answered(table, row, column):
-            label = str(table.cell(row, column)).strip()
+        label = answer_cell(table, row, found.columns)
+        if label:
             spelled.setdefault(label.casefold(), label)
     return replace(found, labels=tuple(sorted(spelled.values())))
 
 
-def _untaught(found: Understanding, seen: Container[str | None]) -> Iterator[str]:
+def _labels_of(task: Task, examples: Iterable[Example]) -> set[str]:
+    """The labels that stand in some answer."""
+    answers = {e.answer for e in examples if e.answer is not None}
+    return {label for answer in answers for label in (task.parts(answer) if task.fields else (answer,))}
+
+
+def _untaught(found: Understanding, seen: Container[str]) -> Iterator[str]:
     missing = [label for label in found.labels if label not in seen]
     if missing:
         named = ", ".join(map(repr, missing[:_NAMED_AT_MOST])) + (", ..." if len(missing) > _NAMED_AT_MOST else "")
@@ -166,6 +196,11 @@ def _untaught(found: Understanding, seen: Container[str | None]) -> Iterator[str
             f"No labelled row is left for {len(missing)} of {len(found.labels)} labels ({named}), so nothing would "
             f"teach them: label more, or make the parts yourself and name them with --unlabeled and --test."
         )
+
+
+def _columns(found: Understanding) -> Mapping[str, object]:
+    """The columns as the task file has them; where conversations are, what was found alone."""
+    return found.columns.model_dump(mode="json", exclude_unset=found.columns.messages is not None)
 
 
 def _definition(found: Understanding) -> TaskDefinition:
@@ -177,6 +212,7 @@ def _definition(found: Understanding) -> TaskDefinition:
             "labels": found.labels,
             "first_option_digit": found.first_option_digit,
             "columns": found.columns,
+            **found.more,
         }
     )
 
@@ -185,9 +221,9 @@ def _parts(
     table: Table, task: Task, found: Understanding, *, with_test: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The data's parts as JSONL texts, and sentences that say how they came about."""
-    column = found.columns.answer
-    answered = [row for row in range(len(table.rows)) if is_answered(table, row, column)]
-    rest = [row for row in range(len(table.rows)) if not is_answered(table, row, column)]
+    has = [bool(answer_cell(table, row, found.columns)) for row in range(len(table.rows))]
+    answered = [row for row, known in enumerate(has) if known]
+    rest = [row for row, known in enumerate(has) if not known]
     labeled_table = Table(
         table.source, table.unit, table.columns,
         tuple(table.rows[row] for row in answered), tuple(table.lines[row] for row in answered),
@@ -212,7 +248,7 @@ def _parts(
             "stay hidden from the method and are used only for the report."
         )
     remarks = [remark, f"Rows: {len(labeled)} labelled, {len(unlabeled)} unlabelled, {len(test)} for the test."]
-    remarks += _untaught(found, {e.answer for e in labeled})
+    remarks += _untaught(found, _labels_of(task, labeled))
     return {
         "labeled.jsonl": _jsonl(table, [row_of[e.id] for e in labeled]),
         "unlabeled.jsonl": _jsonl(table, unlabeled),

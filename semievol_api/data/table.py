@@ -205,7 +205,7 @@ class ChunkedTable(Sequence[RowT_co], Generic[RowT_co]):
             return replace(self, lengths=(*self.lengths, len(others)), sources=(*self.sources, others))
         import pyarrow as pa
 
-        return ChunkedTable.of(pa.concat_tables([self.read(0), others])).typed(self.as_rows)
+        return ChunkedTable.of(pa.concat_tables([self.read(0), others], promote_options="default")).typed(self.as_rows)
 
     def by_key(self, key: str, value: str) -> Mapping[str, Any]:
         """A column of lists as a mapping of the ids in another one.

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from semievol_api.data.chats import chat_columns, read_chat, shared_instruction
+from semievol_api.data.examples import answer_cell, refuse_calls
 from semievol_api.data.read_files import Table
 from semievol_api.data.sources import read_source
 from semievol_api.errors import DataError
 from semievol_api.tasks import Columns
 from semievol_api.tasks.kind import LETTERS
+from semievol_api.tasks.kind_json import field_rules, read_object
 from semievol_api.tasks.kind_number import NumberSettings, read_number
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -69,6 +73,8 @@ class Understanding:
     """The most frequent answers as the file writes them, most frequent first, at most ten."""
     first_option_digit: int
     reasons: tuple[str, ...]
+    more: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Further keys of the task file, such as the fields of JSON answers."""
 
 
 def understand(path: Path, *, question: str | None = None, answer: str | None = None) -> Understanding:
@@ -81,6 +87,9 @@ def understand(path: Path, *, question: str | None = None, answer: str | None = 
     for named in (question, answer):
         if named is not None and named not in table.columns:
             raise DataError(f"{table.source} has no column {named!r}. Its columns: {', '.join(table.columns)}.")
+    chats = chat_columns(table)
+    if chats is not None and question in (None, chats.messages):
+        return _understand_chats(table, chats)
     options = _options(table)
     taken: set[str | None] = {options} if isinstance(options, str) else set(options or ())
     answer = answer or _named(table, "answer", taken | {question})
@@ -95,33 +104,125 @@ def understand(path: Path, *, question: str | None = None, answer: str | None = 
         group=_named(table, "group", taken),
         category=_named(table, "category", taken),
     )
-    answers = _answers(table, answer)
-    kind, why = _kind(answers, has_options=options is not None)
+    if answer is None and options is None:
+        columns = columns.model_copy(update={"indicators": _indicators(table, taken)})
+    return _understood(table, columns, [answer_cell(table, row, columns) for row in range(len(table.rows))])
+
+
+def _understand_chats(table: Table, columns: Columns) -> Understanding:
+    """What a file of conversations holds: the reply is the answer, a system turn that all share the instruction."""
+    refuse_calls(table, columns)
+    chats = [read_chat(table, row, columns) for row in range(len(table.rows))]
+    instruction, beginnings = shared_instruction(chats)
+    found = _understood(table, columns, [(chat.reply or "").strip() for chat in chats])
+    if instruction:
+        why = "All conversations begin with the same system turn: it is the task's instruction."
+    elif beginnings > 1 or chats[0].turns[0].role != "user":
+        why = f"Conversations have {beginnings} different beginnings: each keeps its own, and the instruction is empty."
+    else:
+        why = "There is no system turn, so the instruction is empty."
+    shown = (
+        f"Column {columns.messages!r} holds conversations, which a model is shown as they are; the reply is the answer."
+    )
+    last = found.reasons[-1]
+    if found.kind == "free_text":
+        last += (
+            " Free replies are ranked by how likely the model finds them (mode paper): no two are alike, so nothing "
+            "is promised, and accuracy counts replies that match word for word."
+        )
+    return replace(found, reasons=(shown, why, last), more={"instruction": instruction, **found.more})
+
+
+def _understood(table: Table, columns: Columns, cells: Sequence[str]) -> Understanding:
+    """Kind and labels from the text of every row's answer, empty where there is none."""
+    answers = [cell for cell in cells if cell]
+    kind, why = _kind(answers, has_options=columns.options is not None)
     counts = Counter(answers).most_common()
     spelled: dict[str, str] = {}
     for label, _ in counts:  # the most frequent spelling stands for all
         spelled.setdefault(label.casefold(), label)
+    labels = tuple(sorted(spelled.values())) if kind == "labels" else ()
+    more: dict[str, object] = {}
+    if kind == "json":
+        objects = [found for answer in answers if (found := read_object(answer)) is not None]
+        more["json"] = {"fields": field_rules(objects), **_style(answers)}
+    elif kind == "label_set":
+        separator, sets = label_sets(answers) or ("json", [])
+        alone = {one[0] for one in sets if len(one) == 1} - {label for one in sets if len(one) > 1 for label in one}
+        nothing = {"none"} & alone  # how a file says that no label fits
+        labels = columns.indicators or tuple(sorted({label for one in sets for label in one} - nothing))
+        more["label_set"] = {"separator": " | " if columns.indicators else separator}
     return Understanding(
         source=table.source,
         rows=len(table.rows),
         answered=len(answers),
         kind=kind,
         columns=columns,
-        labels=tuple(sorted(spelled.values())) if kind == "labels" else (),
+        labels=labels,
         answer_counts=tuple(counts[:10]),
         first_option_digit=0 if kind == "multiple_choice" and "0" in dict(counts) else 1,
         reasons=(*_column_reasons(columns), why),
+        more=more,
     )
 
 
-def is_answered(table: Table, row: int, column: str | None) -> bool:
-    """Whether a row has an answer."""
-    return bool(column and _filled(table.cell(row, column)))
+def _style(answers: Sequence[str]) -> dict[str, str]:
+    """How most of the JSON answers are written, where that is not the usual way."""
+    indented = sum("\n" in answer for answer in answers)
+    compact = sum(": " not in answer and ":" in answer for answer in answers)
+    if 2 * indented > len(answers):
+        return {"style": "indented"}
+    return {"style": "compact"} if 2 * compact > len(answers) else {}
+
+
+def label_sets(answers: Sequence[str]) -> tuple[str, list[list[str]]] | None:
+    """How sets of labels are written, and the sets; None where the answers are none.
+
+    They are JSON lists of texts, or texts with `|` or `;` between few pieces that come again and again.
+    """
+    lists = [_json_list(answer) for answer in answers]
+    if answers and all(one is not None for one in lists):
+        return "json", [one for one in lists if one is not None]
+    for mark in ("|", ";"):
+        sets = [[piece.strip() for piece in answer.split(mark)] for answer in answers]
+        pieces = {piece for one in sets for piece in one}
+        several = sum(len(one) > 1 for one in sets)
+        if several and "" not in pieces and len(pieces) <= MAX_LABELS and len(answers) >= 2 * len(pieces):
+            return Counter(re.findall(rf"\s*{re.escape(mark)}\s*", "\n".join(answers))).most_common(1)[0][0], sets
+    return None
+
+
+def _json_list(answer: str) -> list[str] | None:
+    try:
+        found = json.loads(answer)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(one, str) and one for one in found) else None
+
+
+def _indicators(table: Table, taken: Container[str | None]) -> tuple[str, ...]:
+    """Two columns or more that hold 0 and 1 and nothing else."""
+    found = [
+        column
+        for column in table.columns
+        if column not in taken
+        and {str(row.get(column)).casefold() for row in table.rows if _filled(row.get(column))}
+        in ({"0", "1"}, {"0.0", "1.0"}, {"true", "false"})
+    ]
+    return tuple(found) if len(found) > 1 else ()
 
 
 def _kind(answers: Sequence[str], *, has_options: bool) -> tuple[str, str]:
     if has_options:
         return "multiple_choice", "There are options, so the task is multiple choice."
+    objects = [read_object(answer) for answer in answers]
+    if answers and all(found is not None for found in objects) and any(objects):
+        rules = field_rules(found for found in objects if found)
+        named = ", ".join(f"{name} ({rule})" for name, rule in rules.items())
+        return "json", f"The answers are JSON objects; their fields and how they are compared: {named}."
+    sets = label_sets(answers)
+    if sets is not None:
+        return "label_set", f"The answers are sets of {len({label for one in sets[1] for label in one})} labels."
     distinct = Counter(answer.casefold() for answer in answers)
     if not distinct:
         return "free_text", "No row has an answer, so the task could not be told: free text is only a default."
@@ -148,7 +249,7 @@ def _column_reasons(columns: Columns) -> tuple[str, ...]:
     for role, value in columns.model_dump().items():
         if isinstance(value, str):
             reasons.append(f"Column {value!r} holds the {role}.")
-        elif value is not None:
+        elif value:
             reasons.append(f"Columns {', '.join(map(repr, value))} hold the {role}.")
     return tuple(reasons)
 
@@ -179,6 +280,7 @@ def _question(table: Table, taken: Container[str | None]) -> str:
 
 def _options(table: Table) -> str | tuple[str, ...] | None:
     named = _named(table, "options", set())
+    answer = _named(table, "answer", set())
     if named is not None:
         return f"{named}.text" if _mostly(table, named, _has_texts) else named
     folded = {column.casefold(): column for column in table.columns}
@@ -186,7 +288,7 @@ def _options(table: Table) -> str | tuple[str, ...] | None:
         found = [folded[name] for name in series if name in folded]
         if len(found) >= 2 and [name.casefold() for name in found] == list(series[: len(found)]):
             return tuple(found)
-    return next((c for c in table.columns if _mostly(table, c, _is_list)), None)
+    return next((c for c in table.columns if c != answer and _mostly(table, c, _is_list)), None)
 
 
 def _mostly(table: Table, column: str, test: Callable[[object], bool]) -> bool:
@@ -211,11 +313,6 @@ def _unique(table: Table, column: str | None) -> str | None:
     """An id column whose values repeat is none."""
     values = [row.get(column) for row in table.rows] if column else []
     return column if column and all(map(_filled, values)) and len(set(map(str, values))) == len(values) else None
-
-
-def _answers(table: Table, column: str | None) -> list[str]:
-    rows = range(len(table.rows))
-    return [str(table.cell(row, column)).strip() for row in rows if column and is_answered(table, row, column)]
 
 
 def _filled(value: object) -> bool:

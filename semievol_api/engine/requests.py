@@ -122,15 +122,17 @@ def _hash(parts: object) -> bytes:
     return hashlib.blake2b(_encode(parts), digest_size=_KEY_BYTES).digest()
 
 
-def _turns(prompt: Prompt) -> list[tuple[str, str]]:
-    return [(turn.role, turn.content) for turn in prompt.messages]
+def _turns(prompt: Prompt) -> list[tuple[str, ...]]:
+    """What a model is shown; turns without further keys, and prompts without tools, are known as they always were."""
+    turns: list[tuple[str, ...]] = [(t.role, t.content, *((t.more,) if t.more else ())) for t in prompt.messages]
+    return [*turns, ("tools", prompt.tools)] if prompt.tools else turns
 
 
 def _prompt_bytes(prompt: Prompt) -> int:
     """An upper bound of the prompt's tokens for byte-level tokenizers: its bytes, and 16 per turn."""
-    size = 16 + len((prompt.prefill or "").encode())
+    size = 16 + len((prompt.prefill or "").encode()) + len(prompt.tools.encode())
     for turn in prompt.messages:
-        text = turn.content
+        text = turn.content + turn.more
         size += 16 + (len(text) if text.isascii() else len(text.encode()))
     return size
 
@@ -164,6 +166,7 @@ class ChatKind(Kind[ChatRequest, Reply]):
                 request.stop,
                 request.logprobs,
                 request.top_logprobs,
+                *((request.schema,) if request.schema else ()),
             )
         )
 

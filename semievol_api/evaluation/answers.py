@@ -95,6 +95,7 @@ class _EvaluationWork:
             temperature=settings.temperature,
             seed=request_seed(student.seed, label, example.id) if settings.temperature else None,
             logprobs=student.provider.scored is not None,
+            top_logprobs=1 if self.corpus.task.fields and student.provider.scored is not None else 0,
         )
         fewer = partial(self._question, student, example, shots - 1) if shots else None
         dropped = settings.shots - shots

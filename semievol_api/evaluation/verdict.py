@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 from numpy.typing import NDArray
 
 from semievol_api.annotate.estimators import ESTIMATORS, estimator_of
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.settings import EvaluateSettings
 from semievol_api.evaluation.answers import EvaluatedModels
+from semievol_api.evaluation.fields import field_scores
 from semievol_api.evaluation.statistics import (
     BootstrapSettings,
     Promotion,
@@ -28,6 +29,8 @@ from semievol_api.evaluation.statistics import (
 from semievol_api.store.artifacts import Answers, Selection, TunedModel
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.verdict import Difference, Gate, ModelScore, Oracle, PaperSummary, PooledSummary, Verdict
+from semievol_api.tasks import Task
+from semievol_api.tasks.task import ABSENT
 from semievol_api.training.files import DEMONSTRATIONS, EQUAL_STEPS
 
 _LABELS = {
@@ -85,14 +88,15 @@ async def compare(
         if ids and {of, against} <= set(correct)
     )
     oracle = _oracle(corpus, selection, gold)
+    scored = tuple(_scored(corpus, a, labels[a.label], models) for a in answers) if ids else ()
     verdict = Verdict(
         n_test=len(ids),
-        models=tuple(_scored(a, labels[a.label], models) for a in answers) if ids else (),
+        models=scored,
         differences=differences,
         selection=selection.summary,
         oracle=oracle,
         hygiene=dict(corpus.data.report),
-        notes=tuple(_notes(corpus, selection.summary, oracle)),
+        notes=(*_notes(corpus, selection.summary, oracle), *_field_notes(scored)),
         sentence=_sentence(differences),
     )
     if not isinstance(selection.summary, PooledSummary):
@@ -156,9 +160,16 @@ def _labels(models: Mapping[str, TunedModel]) -> dict[str, str]:
     return _LABELS | {name: label for name, label in _SHOWN_LABELS.items() if name in shown}
 
 
-def _scored(answers: Answers, label: str, models: Mapping[str, TunedModel]) -> ModelScore:
-    model = models.get(answers.label)
-    return model_score(answers, label, model.trained_tokens if model else None)
+def _scored(corpus: Corpus, answers: Answers, label: str, models: Mapping[str, TunedModel]) -> ModelScore:
+    model, task = models.get(answers.label), corpus.task
+    scored = model_score(answers, label, model.trained_tokens if model else None)
+    if not task.fields:
+        return scored
+    given = {row.example_id: row.answer for row in answers.evidence.rows()}
+    test = corpus.data.test
+    return structs.replace(
+        scored, fields=field_scores(task, [given.get(e.id) for e in test], [e.answer or "" for e in test])
+    )
 
 
 def model_score(answers: Answers, label: str, trained_tokens: int | UnsetType | None = UNSET) -> ModelScore:
@@ -202,10 +213,27 @@ def _oracle(corpus: Corpus, selection: Selection, gold: Mapping[str, str]) -> Or
     """What hidden gold says of the pseudo-labels; None where there is none."""
     if not gold:
         return None
-    right = [corpus.task.equal(p.answer, gold[p.example_id]) for p in selection.kept if p.example_id in gold]
+    right = [_right(corpus.task, p.answer, gold[p.example_id]) for p in selection.kept if p.example_id in gold]
     if not right:
         return None
     return Oracle(kept_with_gold=len(right), right=sum(right), false_share=1 - sum(right) / len(right))
+
+
+def _right(task: Task, answer: str, gold: str) -> bool:
+    """Where the task lets a label lack fields, those that it has count."""
+    if not task.partial:
+        return task.equal(answer, gold)
+    theirs = task.parts(gold)
+    return all(task.same(name, value, theirs.get(name, ABSENT)) for name, value in task.parts(answer).items())
+
+
+def _field_notes(models: Sequence[ModelScore]) -> list[str]:
+    told = [
+        f"{m.label} {m.fields.micro_f1:.1%} ({m.fields.low:.1%} to {m.fields.high:.1%}, macro {m.fields.macro_f1:.1%})"
+        for m in models
+        if m.fields is not UNSET
+    ]
+    return [f"Micro F1 over the fields of all answers, with its 95 % interval: {', '.join(told)}."] if told else []
 
 
 def _notes(corpus: Corpus, summary: PaperSummary | PooledSummary, oracle: Oracle | None) -> list[str]:

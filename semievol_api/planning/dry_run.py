@@ -37,10 +37,11 @@ from semievol_api.pipeline import semievol
 from semievol_api.planning.bill import Demand, Shares, TrainingReport
 from semievol_api.planning.catalogue import Catalogue
 from semievol_api.planning.tokens import TokenCounter
-from semievol_api.records import Completion, Example, Message, Prompt, Usage
+from semievol_api.records import Completion, Example, Prompt, Usage
 from semievol_api.session import NullWatcher, Plan, open_tools
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
+from semievol_api.tasks.chat import as_message
 from semievol_api.training.fine_tuning import expected_epochs
 from semievol_api.training.jobs import model_trained_by
 
@@ -239,7 +240,7 @@ class _DryFineTuner:
         """Count the file, and be done."""
         dry, examples, tokens, longest = self._dry, 0.0, 0.0, 0
         for line in request.training_file.splitlines():
-            messages = [Message(turn["role"], turn["content"]) for turn in json.loads(line)["messages"]]
+            messages = [as_message(turn) for turn in json.loads(line)["messages"]]
             weight = dry.demand.shares.of_training(messages[-2].content if len(messages) > 1 else "")
             count = dry.counter.count_training(messages)
             examples, tokens, longest = examples + weight, tokens + weight * count, max(longest, count)

@@ -72,7 +72,7 @@ class TokenCounter:
     def _chat(self, messages: Sequence[Message], *, reply_follows: bool) -> int:
         if self.render is not None:
             return self.count_text(self.render(messages, reply_follows))
-        return _TURN_TOKENS + sum(_TURN_TOKENS + 1 + self.count_text(m.content) for m in messages)
+        return _TURN_TOKENS + sum(_TURN_TOKENS + 1 + self.count_text(m.content + m.more) for m in messages)
 
 
 def token_counter(model: str, tokenizer: Path | None = None) -> TokenCounter:

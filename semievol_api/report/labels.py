@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeAlias
 import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from semievol_api.data.schemas import chunked_examples
@@ -31,6 +32,7 @@ from semievol_api.selection.values import BoolArray, FloatArray
 from semievol_api.store.artifacts import EvidenceTable, Prepared, Selection
 from semievol_api.store.run_store import load_artifact
 from semievol_api.store.verdict import PooledSummary
+from semievol_api.tasks.kind_json import alike, read_object
 
 _GOLD_FILE = "oracle/gold.json"
 """Optional, in the run folder: {example id: hidden gold answer} of unlabelled rows, for this report alone."""
@@ -61,7 +63,8 @@ class LabelTable:
 
     `confidences` is float64, shape (rows,), higher is better: the share that the selection rule ranked, or
     exp(-mean_nll) where it ranked that; NaN for an abstention. `kept` is bool, shape (rows,). `threshold` is on
-    the scale of `confidences`. `gold` holds hidden gold where the run folder has it.
+    the scale of `confidences`. `gold` holds hidden gold where the run folder has it. Where answers consist of `fields`,
+    `field_scores` has for each row the confidence of each, None for an abstention.
     """
 
     examples: Sequence[Example]
@@ -73,6 +76,8 @@ class LabelTable:
     justification: AnnotatorAnswers | None
     gold: Mapping[str, str]
     threshold: float | None
+    fields: Sequence[str] = ()
+    field_scores: Sequence[Sequence[float] | None] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -99,9 +104,12 @@ class LabelTable:
 
 
 def same_answer(answer: str | None, gold: str) -> bool:
-    """Whether canonical answers agree; numbers within 1 % of the gold one (paper §4.1)."""
+    """Whether canonical answers agree; numbers within 1 % of the gold one (paper §4.1), texts in JSON as texts."""
     if answer is None or answer == gold:
         return answer is not None
+    objects = read_object(answer), read_object(gold)
+    if objects[0] is not None and objects[1] is not None:
+        return alike(objects[0], objects[1])
     try:
         return abs(float(answer) - float(gold)) <= 0.01 * abs(float(gold))
     except ValueError:
@@ -189,6 +197,8 @@ class _Stages:
             kept=scores["kept"].fill_null(False).to_numpy(),
             reasons=[_REASONS_HERE.get(reason, reason) for reason in reasons],
             threshold=_threshold(self.chosen),
+            fields=_fields(self.chosen),
+            field_scores=scores["field_scores"].to_pylist() if "field_scores" in scores.column_names else (),
         )
 
 
@@ -253,6 +263,11 @@ def _scores(table: pa.Table) -> FloatArray:
 
 def _floats(column: pa.ChunkedArray) -> FloatArray:
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _fields(chosen: Selection) -> Sequence[str]:
+    fields = chosen.summary.fields if isinstance(chosen.summary, PooledSummary) else UNSET
+    return () if fields is UNSET else fields
 
 
 def _threshold(chosen: Selection) -> float | None:

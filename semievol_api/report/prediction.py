@@ -9,10 +9,11 @@ Asks through the run's journal. Knows nothing of the command line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from semievol_api.evaluation.answers import evaluate
 from semievol_api.notebook import html_table
 from semievol_api.records import Evidence, Example
 from semievol_api.selection import Calibration, RuleSettings, select
-from semievol_api.selection.values import ENOUGH_CALIBRATION, BoolArray
+from semievol_api.selection.values import ENOUGH_CALIBRATION, BoolArray, FloatArray
 from semievol_api.session import NullWatcher, Plan, Watcher, check, open_tools
 from semievol_api.store.artifacts import Answers, Folds, Neighbours, Prepared, TunedModel
 from semievol_api.store.run_store import load_artifact
@@ -40,13 +41,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One new row: the answer and its words (None: none was given), the confidence in [0, 1], whether it counts."""
+    """One new row: the answer and its words (None: none was given), the confidence in [0, 1], whether it counts.
+
+    `unsure` are the fields below the cut, where answers consist of fields: those are left to a person, and
+    `certain` is the answer without them (None where nothing is left).
+    """
 
     example_id: str
     answer: str | None
     text: str | None
     confidence: float | None
     accepted: bool
+    certain: str | None = None
+    unsure: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,6 +70,7 @@ class Predictions:
     cut: float | None
     calibration: int
     messages: tuple[str, ...]
+    by_field: bool = False
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -104,21 +112,24 @@ async def predict(
     tolerated = config.select.alpha if alpha is None else alpha
     (answered,) = await answers_of(plan, [model], examples, watcher)
     by_id = {row.example_id: row for row in answered.evidence.rows()}
-    annotations = [by_id[e.id] for e in examples]
-    calibration = held_out(config, model)
-    cut = _place_cut(annotations, calibration, tolerated, model)
+    task, annotations = plan.task, [by_id[e.id] for e in examples]
+    scores = np.array([_confidence(task, row) for row in annotations], dtype=np.float64)
+    calibration = held_out(config, model, task)
+    cut = _place_cut(scores, calibration, tolerated, model)
     rows = tuple(
         Prediction(
             example_id=row.example_id,
             answer=row.answer,
-            text=None if row.answer is None else plan.task.in_words(example, row.answer),
-            confidence=None if np.isnan(row.confidence) else row.confidence,
+            text=None if row.answer is None else task.in_words(example, row.answer),
+            confidence=None if np.isnan(score) else float(score),
             accepted=bool(accepted),
+            **(_split_by_field(task, row, accepted=bool(accepted), cut=cut.threshold) if task.fields else {}),
         )
-        for example, row, accepted in zip(examples, annotations, cut.accepted, strict=True)
+        for example, row, score, accepted in zip(examples, annotations, scores, cut.accepted, strict=True)
     )
     known = 0 if calibration is None else calibration.size
-    return Predictions(rows, table, model, tolerated, cut.threshold, known, (cut.message,))
+    messages = (cut.message, _about_fields(rows)) if task.fields else (cut.message,)
+    return Predictions(rows, table, model, tolerated, cut.threshold, known, messages, by_field=bool(task.fields))
 
 
 async def answers_of(
@@ -173,14 +184,14 @@ def _model_of(config: Config, name: str) -> TunedModel:
     return TunedModel(name, base)
 
 
-def held_out(config: Config, model: str) -> Calibration | None:
+def held_out(config: Config, model: str, task: Task) -> Calibration | None:
     """What the run knows of the model on questions that it never learned from; None where it knows nothing."""
     scores: list[float] = []
     wrong: list[bool] = []
     for place in ("evaluate", "gate"):
         answers = load_artifact(config.run.folder, f"{place}/{model}", Answers)
         for row in answers.evidence.rows() if answers is not None else ():
-            scores.append(row.confidence)
+            scores.append(_confidence(task, row))
             wrong.append(not (answers is not None and answers.correct[row.example_id]))
     return Calibration(scores=np.array(scores), wrong=np.array(wrong, dtype=np.bool_)) if scores else None
 
@@ -194,6 +205,7 @@ def as_rows(found: Predictions) -> Iterator[Mapping[str, object]]:
             "prediction_text": made.text,
             "confidence": None if made.confidence is None else round(made.confidence, 6),
             "accepted": made.accepted,
+            **({"certain": made.certain, "for_a_person": list(made.unsure)} if found.by_field else {}),
         }
 
 
@@ -206,9 +218,8 @@ class _Cut:
     message: str
 
 
-def _place_cut(annotations: Sequence[Evidence], calibration: Calibration | None, alpha: float, model: str) -> _Cut:
+def _place_cut(scores: FloatArray, calibration: Calibration | None, alpha: float, model: str) -> _Cut:
     """The cut of the `fdr` rule; with too few held-out answers every answer is accepted, without a guarantee."""
-    scores = np.array([row.confidence for row in annotations], dtype=np.float64)
     if calibration is None or calibration.size < ENOUGH_CALIBRATION:
         message = (
             f"No cut: the run holds {calibration.size if calibration else 0} held-out answers of {model!r}, and "
@@ -216,9 +227,47 @@ def _place_cut(annotations: Sequence[Evidence], calibration: Calibration | None,
             f"[data] test and run again."
         )
         return _Cut(~np.isnan(scores), None, message)
-    ids = [row.example_id for row in annotations]
-    chosen = select(scores, ids, calibration, RuleSettings(rule="fdr", alpha=alpha))
+    chosen = select(
+        scores, [str(place) for place in range(scores.size)], calibration, RuleSettings(rule="fdr", alpha=alpha)
+    )
     return _Cut(chosen.kept, chosen.threshold, _promise(chosen.count, scores.size, alpha, calibration))
+
+
+def _fields_of(task: Task, row: Evidence) -> dict[str, float]:
+    """The probability of each of the task's fields in an answer; the answer's own where fields have none."""
+    return dict(zip(task.fields, row.field_probs or (row.confidence,) * len(task.fields), strict=True))
+
+
+def _confidence(task: Task, row: Evidence) -> float:
+    """Of an answer of fields that of its least certain one, or the product, as its task says; else the model's own."""
+    if not task.fields or row.field_probs is None or row.answer is None:
+        return row.confidence
+    return min(row.field_probs) if task.weakest else math.prod(row.field_probs)
+
+
+def _split_by_field(task: Task, row: Evidence, *, accepted: bool, cut: float | None) -> dict[str, Any]:
+    """An accepted answer keeps all its fields; another one those that pass the cut, and never its least certain one."""
+    if row.answer is None:
+        return {"unsure": task.fields}
+    if accepted:
+        return {"certain": row.answer}
+    probs, parts = _fields_of(task, row), task.parts(row.answer)
+    weakest = min(probs, key=lambda name: probs[name])
+    sure = {name for name, prob in probs.items() if cut is not None and prob >= cut} - {weakest}
+    kept = {name: value for name, value in parts.items() if name in sure}
+    return {
+        "certain": task.joined(kept) if kept else None,
+        "unsure": tuple(name for name in dict.fromkeys((*task.fields, *parts)) if name not in sure),
+    }
+
+
+def _about_fields(rows: Sequence[Prediction]) -> str:
+    some = sum(row.certain is not None for row in rows if not row.accepted)
+    return (
+        f"Fields below the cut are left to a person: `for_a_person` names them, and `certain` is the answer without "
+        f"them; {some} of the {sum(not row.accepted for row in rows)} answers that are not accepted keep some fields. "
+        f"Nothing is promised of these."
+    )
 
 
 def _promise(accepted: int, rows: int, alpha: float, calibration: Calibration) -> str:

@@ -17,7 +17,7 @@ from semievol_api.evaluation import PrecisionCoverage, Reliability, ScoreHistogr
 from semievol_api.records import Example
 from semievol_api.report.labels import LabelTable
 from semievol_api.store.artifacts import Prepared
-from semievol_api.store.verdict import Difference, ModelScore
+from semievol_api.store.verdict import Difference, FieldScores, ModelScore
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,11 @@ class ReportData:
         """The gain that the verdict is about."""
         gains = [d for d in self.differences if d.of == "semievol"]
         return next((d for name in ("sft", "warm", "base") for d in gains if d.against == name), None)
+
+    @property
+    def fields(self) -> list[ModelScore]:
+        """The models whose answers are scored field by field."""
+        return [m for m in self.models if isinstance(m.fields, FieldScores)]
 
     @property
     def total_seconds(self) -> float:

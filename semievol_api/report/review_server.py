@@ -73,7 +73,7 @@ class ReviewSession:
         data = load_prepared(run_folder)
         labels = read_label_table(run_folder, data)
         answers = {e.answer for e in data.labeled if e.answer is not None}
-        closed = tuple(sorted(answers)) if len(answers) <= _MAX_CHOICES else ()
+        closed = tuple(sorted(answers)) if len(answers) <= _MAX_CHOICES and not labels.fields else ()
         with DecisionLog.open(run_folder / REVIEW_FILE) as log:
             decided = log.decisions
             queue = [r for r in review_queue(labels) if labels.examples[r.place].id not in decided][:limit]
@@ -278,6 +278,7 @@ def _row(labels: LabelTable, row: QueueRow) -> dict[str, object]:
         "kept": bool(labels.kept[place]),
         "reason": labels.reasons[place],
         "audit": row.audit,
+        "fields": _fields(labels, place),
         "annotations": [
             {
                 "by": "justification" if annotator is labels.justification else annotator.id,
@@ -288,3 +289,13 @@ def _row(labels: LabelTable, row: QueueRow) -> dict[str, object]:
             if annotator.answers[place] is not None or annotator.texts[place]
         ],
     }
+
+
+def _fields(labels: LabelTable, place: int) -> list[dict[str, object]]:
+    """The fields of the answer that was put forward, least certain first, and whether each passes the cut."""
+    scores = labels.field_scores[place] if labels.field_scores else None
+    cut = labels.threshold
+    return [
+        {"name": name, "confidence": score, "sure": cut is None or score >= cut}
+        for name, score in sorted(zip(labels.fields, scores or (), strict=False), key=lambda pair: pair[1])
+    ]

@@ -30,8 +30,10 @@ from semievol_api.selection.rules import Abstentions, check_missing_logprobs, co
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray, LabelArray
 from semievol_api.store.artifacts import EvidenceTable
 from semievol_api.store.fingerprints import fingerprinted
-from semievol_api.tasks.task import target
+from semievol_api.tasks import Task
 
+FIELDS_COLUMN = "field_scores"
+"""The column of the fields' probabilities, in the task's order; only where answers consist of fields."""
 COUNT_COLUMN = "voices"
 """The column, stored under its first name, that counts the annotators that answered."""
 
@@ -199,13 +201,13 @@ def _student(crew: Crew) -> int | None:
     return min(own)[-1] if own else None
 
 
-def labels_table(ids: Sequence[str], answers: Sequence[str], scores: Sequence[float]) -> pa.Table:
+def labels_table(task: Task, ids: Sequence[str], answers: Sequence[str], scores: Sequence[float]) -> pa.Table:
     """Kept pseudo-labels as the artifact has them, each with the line that teaches it."""
     return pa.table(
         {
             "example_id": pa.array(ids, pa.string()),
             "answer": pa.array(answers, pa.string()),
-            "text": pa.array([target(answer) for answer in answers], pa.string()),
+            "text": pa.array([task.reply(answer) for answer in answers], pa.string()),
             "score": pa.array(scores, pa.float64()),
         }
     )
@@ -218,6 +220,7 @@ def _columns(found: AnnotatorProbs, student: int | None) -> pa.Table:
     given = np.where(np.arange(given.shape[1]) < found.n_options[:, None], given, -1.0)
     silent = np.asarray(np.any(np.isnan(given), axis=1), dtype=np.bool_)
     own = np.where(silent, -1, np.where(silent[:, None], 0.0, given).argmax(axis=1))
+    fields = {} if found.field_scores is None else {FIELDS_COLUMN: list_column(found.field_scores)}
     return pa.table(
         {
             "example_id": pa.array([e.id for e in found.examples], pa.string()),
@@ -232,8 +235,14 @@ def _columns(found: AnnotatorProbs, student: int | None) -> pa.Table:
             "own": pa.array(own.astype(np.int16)),
             "own_confidence": pa.array(np.where(silent, np.nan, given.max(axis=1)), pa.float64(), from_pandas=True),
             "category": pa.array([e.category for e in found.examples], pa.string()),
+            **fields,
         }
     )
+
+
+def list_column(values: FloatArray) -> pa.Array:
+    """float64 (m, fields) as a column of lists."""
+    return pa.array(values.tolist(), pa.list_(pa.float64()))
 
 
 def _scored_by(annotator: Annotator) -> EvidenceKind | None:

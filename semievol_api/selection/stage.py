@@ -96,7 +96,7 @@ def by_mean_nll(corpus: Corpus, inputs: SelectionInputs, settings: SelectSetting
             pool = _floats(_columns(_candidates(corpus.task, inputs, corpus.data.labeled, last))["mean_nll"])
         chosen = _rule(scores, pool, settings)
     masks = [chosen.kept[rows] for _, rows in found.places()]
-    kept = [_kept(table, mask) for table, mask in zip(tables, masks, strict=True)]
+    kept = [_kept(corpus.task, table, mask) for table, mask in zip(tables, masks, strict=True)]
     summary = PaperSummary(
         rule=settings.rule,
         share=settings.share,
@@ -138,10 +138,10 @@ def _floats(column: pa.ChunkedArray) -> FloatArray:
     return np.asarray(column.to_numpy(), dtype=np.float64)
 
 
-def _kept(table: pa.Table, mask: BoolArray) -> pa.Table:
+def _kept(task: Task, table: pa.Table, mask: BoolArray) -> pa.Table:
     """The pseudo-labels among one part's candidates."""
     kept = table.filter(pa.array(mask))
-    return labels_table(*(kept[name].to_pylist() for name in ("example_id", "answer", "mean_nll")))
+    return labels_table(task, *(kept[name].to_pylist() for name in ("example_id", "answer", "mean_nll")))
 
 
 def _marked(table: pa.Table, mask: BoolArray) -> pa.Table:

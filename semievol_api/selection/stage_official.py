@@ -46,7 +46,7 @@ def official(
     found = official_2025(answers, nll, settings.share)
     ends = np.cumsum([len(one.ids) for one in rounds])[:-1]
     masks = list(zip(rounds, np.split(found.kept, ends), strict=True))
-    kept = [_kept(one, mask) for one, mask in masks]
+    kept = [_kept(corpus.task, one, mask) for one, mask in masks]
     summary = PaperSummary(
         rule=settings.rule,
         share=settings.share,
@@ -91,10 +91,12 @@ def _both_rounds(
     return _Rounds([e.id for e in examples], answers, nll, chosen)
 
 
-def _kept(found: _Rounds, kept: BoolArray) -> pa.Table:
+def _kept(task: Task, found: _Rounds, kept: BoolArray) -> pa.Table:
     rows = zip(found.ids, found.chosen, found.nll, kept, strict=True)
     taken = [(name, answer, _score(nll)) for name, answer, nll, keep in rows if keep and answer is not None]
-    return labels_table([name for name, _, _ in taken], [answer for _, answer, _ in taken], [s for _, _, s in taken])
+    return labels_table(
+        task, [name for name, _, _ in taken], [answer for _, answer, _ in taken], [s for _, _, s in taken]
+    )
 
 
 def _scores(found: _Rounds, kept: BoolArray) -> pa.Table:

@@ -21,7 +21,14 @@ from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import SelectSettings
 from semievol_api.data.schemas import as_labels
 from semievol_api.data.table import ChunkedTable
-from semievol_api.selection.columns import COUNT_COLUMN, PooledAnswers, SelectionInputs, labels_table, ranking
+from semievol_api.selection.columns import (
+    COUNT_COLUMN,
+    FIELDS_COLUMN,
+    PooledAnswers,
+    SelectionInputs,
+    labels_table,
+    ranking,
+)
 from semievol_api.selection.promises import RealisedRange, error_above_cut, feasibility, realised_range
 from semievol_api.selection.ranking import Ranking
 from semievol_api.selection.rule_fdr import SmallestBudget, smallest_budget
@@ -29,6 +36,7 @@ from semievol_api.selection.rule_percentile import percentile_of_score
 from semievol_api.selection.rule_ranking import human_budget, with_class_quota
 from semievol_api.selection.rules import select as apply_rule
 from semievol_api.selection.rules import too_few
+from semievol_api.selection.stage_fields import choose_fields, reduced, what_is_right
 from semievol_api.selection.teaching import kept_by_name, teaching, teaching_message
 from semievol_api.selection.values import (
     ENOUGH_CALIBRATION,
@@ -43,6 +51,7 @@ from semievol_api.selection.values import (
 from semievol_api.selection.warnings import class_names, drift_alerts, label_alerts
 from semievol_api.store.artifacts import Selection
 from semievol_api.store.verdict import AnnotatorUse, PooledSummary
+from semievol_api.tasks import Task
 
 SIMULATED_RUNS = 500
 _HALF = 0.5
@@ -56,7 +65,8 @@ class Choice:
 
     `selected` and `calibration` are about `ranking`, whose ranks stand for scores. `promised`: whether the rule's
     promise covers all that was kept. `by_person` bool (m,): items whose label a person gave.
-    `budget` is the least alpha that keeps enough, where the rule kept too few.
+    `budget` is the least alpha that keeps enough, where the rule kept too few. `fields` bool (m, fields): those that
+    were kept, where the rule chose single fields.
     """
 
     ranking: Ranking
@@ -66,6 +76,7 @@ class Choice:
     asked: BoolArray
     by_person: BoolArray
     budget: SmallestBudget | None = None
+    fields: BoolArray | None = None
 
 
 async def by_pool(
@@ -76,7 +87,7 @@ async def by_pool(
     places = [at for _, at in pool.table.places()]
 
     def kept(part: int) -> pa.Table:
-        return _kept_table(pool.table.read(part), choice, places[part], inputs.reviewed)
+        return _kept_table(corpus.task, pool.table.read(part), choice, places[part], inputs.reviewed)
 
     def scored(part: int) -> pa.Table:
         return _table(pool.table.read(part), choice, places[part])
@@ -98,6 +109,7 @@ async def by_pool(
         annotators={a.id: _use(a, pool) for a in crew.everybody},
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
+        fields=corpus.task.fields or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
         messages=(
             *([crew.note] if crew.note else []),
@@ -151,6 +163,17 @@ def _chosen(
         selected = replace(selected, kept=kept)
     else:
         selected = apply_rule(scores, ids, calibration, numbers)
+    if corpus.task.partial and settings.rule != "human-budget":
+        single = choose_fields(corpus.task, pool, numbers)
+        return Choice(
+            ranking=order,
+            selected=single.selected,
+            promised=False,
+            calibration=single.calibration,
+            asked=asked,
+            by_person=by_person,
+            fields=single.kept,
+        )
     budget = None
     if selected.rule == settings.rule and calibration is not None and not corpus.pseudo_labeled:
         selected, budget = _way_out(selected, scores, calibration, settings)
@@ -249,16 +272,19 @@ def _calibration(
     return Calibration(scores=scores, wrong=wrong) if scores.size else None
 
 
-def _kept_table(part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str, str]) -> pa.Table:
+def _kept_table(task: Task, part: pa.Table, choice: Choice, at: slice, reviewed: Mapping[str, str]) -> pa.Table:
     """The pseudo-labels of one part; a person's words count more than the crew's."""
     taken = choice.selected.kept[at] | choice.by_person[at]
     part, by_person = part.filter(pa.array(taken)), choice.by_person[at][taken]
     ids, answers = (part[name].to_pylist() for name in ("example_id", "answer"))
     scores: list[float] = choice.ranking.scores[at][taken].tolist()
+    if choice.fields is not None:
+        kept = choice.fields[at][taken]
+        answers = [answer and reduced(task, answer, kept[place]) for place, answer in enumerate(answers)]
     for place in np.flatnonzero(by_person).tolist():
         answers[place], scores[place] = reviewed[ids[place]], PERSON
     known = [place for place, answer in enumerate(answers) if answer is not None]
-    return labels_table([ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
+    return labels_table(task, [ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
 
 
 def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings, crossed: bool) -> dict[str, Any]:
@@ -331,7 +357,7 @@ def _messages(
     corpus: Corpus, choice: Choice, simulated: RealisedRange | None, settings: SelectSettings, kept: int
 ) -> list[str]:
     selected, calibration = choice.selected, choice.calibration
-    told = [*selected.messages, *too_few(kept, choice.asked.size)]
+    told = [*what_is_right(corpus.task, choice.fields), *selected.messages, *too_few(kept, choice.asked.size)]
     if choice.ranking.message:
         told.append(choice.ranking.message)
     waiting = int(np.count_nonzero(choice.asked & ~choice.by_person))
@@ -385,7 +411,8 @@ def _table(part: pa.Table, choice: Choice, at: slice) -> pa.Table:
         [by_person, kept, silent], ["answered by a person", "kept", "no annotator answered"], "below the cut"
     )
     taken = {"kept": pa.array(kept | by_person, pa.bool_()), "reason": pa.array(reasons.tolist(), pa.string())}
-    columns = {name: part[name] for name in ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed")}
+    names = ("example_id", "answer", "score", "margin", COUNT_COLUMN, "agreed", FIELDS_COLUMN)
+    columns = {name: part[name] for name in names if name in part.column_names}
     scores = pa.array(choice.ranking.scores[at], pa.float64(), from_pandas=True)
     return pa.table({**columns, "score": scores, COUNT_COLUMN: part[COUNT_COLUMN].cast(pa.int64()), **taken})
 

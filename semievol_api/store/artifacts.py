@@ -150,18 +150,24 @@ class Folds:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What each asked model's server gives, found by one cheap call each; by role."""
+    """What each asked model's server gives, found by one cheap call each; by role.
+
+    `schemas` are the roles whose server holds an answer to a JSON schema.
+    """
 
     of: Mapping[str, Ability]
+    schemas: tuple[str, ...] = ()
 
     def pack(self) -> Packed:
-        """One document."""
-        return Packed(documents={"abilities": dict(self.of)})
+        """One document, and another where there are schemas."""
+        found: dict[str, object] = {"abilities": dict(self.of)}
+        return Packed(documents={**found, **({"schemas": list(self.schemas)} if self.schemas else {})})
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
-        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]))
+        schemas = cast("list[str]", packed.documents.get("schemas", []))
+        return cls(cast("Mapping[str, Ability]", packed.documents["abilities"]), tuple(schemas))
 
 
 @fingerprinted("ids", "similarities", "making", "note")
@@ -204,8 +210,8 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """What annotators said: one row per (example, annotator); columns of `schemas.EVIDENCE_SCHEMA`, or of
-    `CHECKED_SCHEMA`.
+    """What annotators said: one row per (example, annotator); columns of `schemas.EVIDENCE_SCHEMA`, and
+    those that only some rows have.
 
     Each part is sorted by example and annotator. Where the unlabelled examples lie in parts, part i is about those of
     their part i, and the last one about all other examples. `source` may still be being made: then it can be stored

@@ -37,6 +37,14 @@ class _WithInterval(Struct, frozen=True, kw_only=True):
         return self.interval[1]
 
 
+class FieldScores(_WithInterval, frozen=True, kw_only=True):
+    """Where answers consist of fields: F1 in [0, 1] over all of them, its interval, the mean over fields, and each."""
+
+    micro_f1: float
+    macro_f1: float
+    by_field: Mapping[str, float]
+
+
 class ModelScore(_WithInterval, frozen=True, kw_only=True):
     """One model on the test questions: the accuracy is a share in [0, 1] with its 95 % interval."""
 
@@ -46,6 +54,7 @@ class ModelScore(_WithInterval, frozen=True, kw_only=True):
     abstained: int
     tokens: int
     trained_tokens: int | UnsetType | None = UNSET
+    fields: FieldScores | UnsetType = UNSET
 
 
 class Difference(_WithInterval, frozen=True, kw_only=True):
@@ -135,6 +144,7 @@ class PooledSummary(SelectionSummary, frozen=True, kw_only=True):
     `applied_rule` differs from `rule` where there were too few labels for it. `label_factors`: by annotator and number
     of options, what its labels were weighted by. `smallest_alpha` is the least budget that keeps at least 20 rows,
     `kept_at_smallest_alpha` how many, where too few were kept; `best_half` is true where half was kept instead.
+    `fields` are those of which every answer consists.
     """
 
     score: str
@@ -153,6 +163,7 @@ class PooledSummary(SelectionSummary, frozen=True, kw_only=True):
     annotators: Mapping[str, AnnotatorUse]
     labels_filled_in: Mapping[str, int]
     label_factors: Mapping[str, Mapping[str, list[float]]] | UnsetType = UNSET
+    fields: tuple[str, ...] | UnsetType = UNSET
     false_share_range: Range | None
     warnings: tuple[Alert, ...]
     smallest_alpha: float | UnsetType = UNSET

@@ -15,13 +15,17 @@ from semievol_api.config.method import Settings
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks.kind import TaskKind
 from semievol_api.tasks.kind_choice import MultipleChoice
+from semievol_api.tasks.kind_json import JsonObject, JsonSettings
+from semievol_api.tasks.kind_label_set import LabelSet, LabelSetSettings
 from semievol_api.tasks.kind_labels import Labels
 from semievol_api.tasks.kind_number import Number, NumberSettings
 
 KINDS: Mapping[str, TaskKind] = {
     "multiple_choice": MultipleChoice(),
     "labels": Labels(),
+    "label_set": LabelSet(),
     "number": Number(),
+    "json": JsonObject(),
     "free_text": TaskKind(),
 }
 """Every kind of task by its name in a task file."""
@@ -40,6 +44,11 @@ class Columns(Settings):
     group: str | None = None
     """Rows of one group (an article, a conversation) stay in one split. Default: the context."""
     category: str | None = None
+    messages: str | None = None
+    """A conversation: a list of turns as in chat files, or a text that is the user's only turn. Where its last turn is
+    the assistant's, that is the answer. The model is shown the turns before it and nothing around them."""
+    indicators: tuple[str, ...] = ()
+    """For `label_set`: one column per label, named like it, that holds 1 where the label fits and 0 where not."""
 
 
 class Archive(Settings):
@@ -88,7 +97,8 @@ class TaskDefinition(Settings):
     name: Annotated[str, Field(min_length=1)]
     kind: str
     """A name of `KINDS`."""
-    instruction: Annotated[str, Field(min_length=1)]
+    instruction: str
+    """Of conversations it is the system turn of those that have none of their own, and may be empty."""
     system: str | None = None
     """A system turn of the user's own, with or without shots; solved examples follow it."""
     answer_format: Annotated[str | None, Field(min_length=1)] = None
@@ -101,6 +111,8 @@ class TaskDefinition(Settings):
     first_option_digit: Literal[0, 1] = 1
     """Where a file names answers by position: is the first option 0 or 1?"""
     number: NumberSettings = NumberSettings()
+    json_: JsonSettings = Field(default=JsonSettings(), alias="json")
+    label_set: LabelSetSettings = LabelSetSettings()
     columns: Columns = Columns()
     hub: Hub | None = None
 
@@ -128,7 +140,7 @@ class TaskDefinition(Settings):
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> TaskDefinition:
-        fault = KINDS[self.kind].fault(self)
+        fault = KINDS[self.kind].fault(self) or self._fault_of_turns()
         if fault is not None:
             raise ValueError(fault)
         if len(set(map(str.casefold, self.labels))) < len(self.labels):
@@ -137,3 +149,11 @@ class TaskDefinition(Settings):
         if unknown:
             raise ValueError(f"the alias of {unknown[0]!r} points to no label")
         return self
+
+    def _fault_of_turns(self) -> str | None:
+        """What is wrong between the instruction and the turns that a model is shown."""
+        if self.columns.messages is None:
+            return None if self.instruction else "the instruction is empty; say what is asked of a model"
+        if KINDS[self.kind].lettered:
+            return "conversations have no lettered options; make it a task of kind 'labels'"
+        return "the instruction is the system turn of conversations; remove the key 'system'" if self.system else None

@@ -6,7 +6,7 @@ adds one. What is written here holds for open answers in text. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from semievol_api.records import Example
@@ -34,6 +34,8 @@ class TaskKind:
     """All questions share the labels that the task names."""
     placeholders: tuple[str, str] = ("yes", "no")
     """Two different answers of usual length, for a plan to count with."""
+    absent: str = ""
+    """Stands for the value of a field that an answer does not have."""
     starter_lines: tuple[str, ...] = ()
     """Lines at the end of the task file that `semievol init` writes."""
 
@@ -65,6 +67,8 @@ class TaskKind:
 
     def parse(self, task: TaskDefinition, text: str, example: Example, order: Sequence[int] | None) -> str | None:
         """The canonical answer in a response; None where there is none, or more than one."""
+        if example.chat is not None:
+            return text.strip() or None
         found = find_answer(text)
         return (found.text or None) if found else None
 
@@ -74,8 +78,45 @@ class TaskKind:
 
     def read_gold(self, task: TaskDefinition, cell: str, example: Example) -> str | None:
         """A cell of the answer column, without outer space, in canonical form; None where it is no possible answer."""
-        return " ".join(cell.split()) or None
+        return (cell if example.chat is not None else " ".join(cell.split())) or None
 
     def why_refused(self, task: TaskDefinition, cell: str, example: Example) -> str:
         """The end of a sentence about a cell that `read_gold` could not read."""
         return "is empty."
+
+    def reply(self, task: TaskDefinition, answer: str) -> str:
+        """A canonical answer as a reply in a chat is written, where no line `Answer:` is asked for."""
+        return answer
+
+    # Answers that consist of fields are told apart, pooled and scored field by field.
+    def fields(self, task: TaskDefinition) -> tuple[str, ...]:
+        """The names of the fields of which every answer consists; empty where an answer is one thing."""
+        return ()
+
+    def parts(self, task: TaskDefinition, answer: str) -> Mapping[str, str]:
+        """The value of each field of an answer; absent ones are left out, and fields that are no field are there."""
+        return {}
+
+    def joined(self, task: TaskDefinition, parts: Mapping[str, str]) -> str:
+        """The canonical answer of such values."""
+        raise ValueError(f"answers of kind {task.kind!r} have no fields")
+
+    def values(self, task: TaskDefinition, field: str) -> tuple[str, ...] | None:
+        """The closed set of a field's values, `absent` among them; None where any value is possible."""
+        return None
+
+    def same(self, task: TaskDefinition, field: str, value: str, gold: str) -> bool:
+        """Whether two values of a field mean the same."""
+        return value == gold
+
+    def spans(self, task: TaskDefinition, text: str) -> Mapping[str, tuple[int, int]]:
+        """Where each field that a response has stands in it: the places of its first and behind its last character."""
+        return {}
+
+    def schema(self, task: TaskDefinition) -> str:
+        """The JSON schema of every reply, as JSON; empty where replies are no JSON."""
+        return ""
+
+    def weakest(self, task: TaskDefinition) -> bool:
+        """Whether an answer is as certain as its least certain field; else the product over its fields counts."""
+        return True

@@ -33,7 +33,7 @@ class Labels(TaskKind):
         """The labels on one line, in the task's order."""
         return f"Labels: {', '.join(task.labels)}"
 
-    def labels(self, task: TaskDefinition, example: Example) -> tuple[str, ...]:
+    def labels(self, task: TaskDefinition, example: Example) -> tuple[str, ...] | None:
         """The task's labels."""
         return task.labels
 

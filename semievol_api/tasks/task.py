@@ -1,13 +1,14 @@
 """A task ready for use: prompts out, canonical answers in.
 
-Canonical answers are a letter (multiple_choice), a label as the task spells it, a plain decimal text (number) or
-the text itself (free_text). None always means: no valid answer. Knows nothing of files of examples or of models.
+Canonical answers are a letter (multiple_choice), a label as the task spells it, a plain decimal text (number), labels
+with a separator (label_set), a JSON object (json) or the text itself (free_text). None always means: no valid answer.
+Knows nothing of files of examples or of models.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,13 @@ from semievol_api.config.settings import nearest, parse_settings, read_toml
 from semievol_api.errors import ConfigError
 from semievol_api.records import Example, Message, Prompt
 from semievol_api.store.fingerprints import plain
+from semievol_api.tasks.chat import Chat, chat_prompt
 from semievol_api.tasks.definition import KINDS, TaskDefinition
 from semievol_api.tasks.kind import LETTERS, TaskKind
 from semievol_api.tasks.replies import find_answer
 
+ABSENT = TaskKind.absent
+"""The value of a field that an answer does not have."""
 VERDICTS = ("Y", "N")
 """Right and wrong: letters, since every vocabulary has them as single tokens."""
 _DEFINITIONS = Path(__file__).parent / "definitions"
@@ -38,7 +42,7 @@ class Task:
     definition : TaskDefinition
         The task's file.
     name, kind : str
-        Its name; multiple_choice, labels, number or free_text.
+        Its name; a kind of `KINDS`, such as labels.
 
     Raises
     ------
@@ -96,7 +100,12 @@ class Task:
         return KINDS[self.definition.kind]
 
     def prompt(
-        self, example: Example, shots: Sequence[Example] = (), permutation: Sequence[int] | None = None
+        self,
+        example: Example,
+        shots: Sequence[Example] = (),
+        permutation: Sequence[int] | None = None,
+        *,
+        weights: bool = False,
     ) -> Prompt:
         """Ask for one answer.
 
@@ -104,7 +113,10 @@ class Task:
             example: the question.
             shots: solved examples, nearest first, as retrieval returns them; the prompt shows the nearest last.
             permutation: `permutation[i]` is the canonical index of the option shown at position i.
+            weights: leave a conversation's turns the weights that they have in its file, for a training.
         """
+        if example.chat is not None:
+            return self._chat_prompt(example, shots, weights=weights)
         return self._render(self._ask(example, permutation, f"Reply with one line: {self._answer_line}"), shots)
 
     def justify_prompt(
@@ -120,6 +132,10 @@ class Task:
         """
         if permutation is not None and self.lettered:
             proposals = [self._as_shown(text, example, permutation) for text in proposals]
+        if example.chat is not None:
+            listed = "\n".join(f"{i}. {text.strip()}" for i, text in enumerate(proposals, 1))
+            closing = f"Proposed replies:\n{listed}\n\nWeigh the proposals, decide, and give your reply alone."
+            return self._chat_prompt(example, shots, closing)
         listed = "\n".join(f"{i}. {_with_answer(text)}" for i, text in enumerate(proposals, 1))
         closing = f"Weigh the proposals, decide, and reply with one line: {self._answer_line}"
         return self._render(self._ask(example, permutation, f"Proposed answers:\n{listed}\n\n{closing}"), shots)
@@ -134,6 +150,8 @@ class Task:
             f"Proposed answer: {words}\n\nIs the proposed answer right?\n{VERDICTS[0]}. It is right\n"
             f"{VERDICTS[1]}. It is wrong\n\nReply with one line: Answer: {' or '.join(VERDICTS)}"
         )
+        if example.chat is not None:
+            return self._chat_prompt(example, (), closing)
         return self._render(self._ask(example, None, closing), ())
 
     def parse(self, text: str, example: Example, permutation: Sequence[int] | None = None) -> str | None:
@@ -166,7 +184,60 @@ class Task:
         allowed = self.labels(example)
         if allowed is not None and answer not in allowed:
             raise ValueError(f"{answer!r} is no answer of example {example.id!r}: {', '.join(allowed)}")
-        return target(answer)
+        if example.chat is not None and example.answer == answer:
+            return Chat.read(example.chat).reply or self.reply(answer)
+        return self.reply(answer)
+
+    @property
+    def chat(self) -> bool:
+        """Whether questions are conversations, which a model is shown as they are."""
+        return self.definition.columns.messages is not None
+
+    def reply(self, answer: str) -> str:
+        """A canonical answer as the assistant's turn."""
+        return self._kind.reply(self.definition, answer) if self.chat else target(answer)
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the fields of which every answer consists; empty where an answer is one thing."""
+        return self._kind.fields(self.definition)
+
+    @property
+    def schema(self) -> str:
+        """The JSON schema of every reply, as JSON; empty where replies are no bare JSON."""
+        return self._kind.schema(self.definition) if self.chat else ""
+
+    @property
+    def weakest(self) -> bool:
+        """Whether an answer is as certain as its least certain field; else the product over its fields counts."""
+        return self._kind.weakest(self.definition)
+
+    @property
+    def partial(self) -> bool:
+        """Whether a pseudo-label may leave out fields that are not certain."""
+        return bool(self.fields) and self.definition.json_.partial
+
+    def parts(self, answer: str) -> Mapping[str, str]:
+        """The value of each field of an answer; absent ones are left out."""
+        return self._kind.parts(self.definition, answer)
+
+    def joined(self, parts: Mapping[str, str]) -> str:
+        """The canonical answer of such values; `ABSENT` ones are left out."""
+        return self._kind.joined(self.definition, {name: value for name, value in parts.items() if value != ABSENT})
+
+    def values(self, field: str) -> tuple[str, ...] | None:
+        """The closed set of a field's values, `ABSENT` among them; None where any value is possible."""
+        return self._kind.values(self.definition, field)
+
+    def same(self, field: str, value: str, gold: str) -> bool:
+        """Whether two values of a field mean the same; `ABSENT` is the same as itself alone."""
+        if ABSENT in (value, gold):
+            return value == gold
+        return self._kind.same(self.definition, field, value, gold)
+
+    def spans(self, text: str) -> Mapping[str, tuple[int, int]]:
+        """Where each field that a response has stands in it."""
+        return self._kind.spans(self.definition, text)
 
     def read_gold(self, cell: str, example: Example) -> str | None:
         """A cell of the answer column in canonical form; None where it is no possible answer of the example."""
@@ -201,6 +272,14 @@ class Task:
             raise ValueError(f"example {shot.id!r} has no answer and cannot be a demonstration")
         lines = (f"Question: {shot.question}", self._kind.listed_in_shot(self.definition, shot), target(shot.answer))
         return "\n".join(line for line in lines if line)
+
+    def _chat_prompt(
+        self, example: Example, shots: Sequence[Example], closing: str = "", *, weights: bool = False
+    ) -> Prompt:
+        """A conversation as it stands; the answers of solved ones as their replies."""
+        known = [(Chat.read(shot.chat or "{}"), self.target(shot, shot.answer or "")) for shot in shots]
+        chat = Chat.read(example.chat or "")
+        return chat_prompt(self.definition.instruction, chat if weights else chat.without_weights, known, closing)
 
     def _is_letter(self, example: Example, answer: str) -> bool:
         return self.lettered and answer in (self.labels(example) or ())

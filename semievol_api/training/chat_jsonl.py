@@ -3,15 +3,16 @@
     for example in read_examples(path, at_least=MIN_EXAMPLES): print(example.line, example.turns)
     print(check_training_file(content).sentence)         # before an upload
 
-One example a line, `{"messages": [{"role": ..., "content": ...}], "weight": 1}`. How often a file of so many lines is
-trained on where nobody says so, `rule_epochs`, stands here too, for our trainers and for plans. Imports no more than
-`records` and `errors`, since the trainers of providers read their files here too. Knows nothing of tokenizers, models
-or vendors.
+One example a line, `{"messages": [{"role": ..., "content": ...}], "weight": 1}`, with `tools` where there are some. How
+often a file of so many lines is trained on where nobody says so, `rule_epochs`, stands here too, for our trainers and
+for plans. Imports no more than `records` and `errors`, since the trainers of providers read their files here too. Knows
+nothing of tokenizers, models or vendors.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ MIN_EXAMPLES = 10
 _MAX_BYTES = 512 * 2**20
 """OpenAI's own limit for one file."""
 _ROLES = ("system", "developer", "user", "assistant")
+_CALLS = ("tool_calls", "tool_call_id", "name")
+"""Keys of turns that call tools, and of their results; vendors take them."""
 _MAX_LINE_BYTES = 4 * 2**20
 _LINES_AT_ONCE = 256
 _RULE_BATCH, _RULE_STEPS, _LEAST_STEPS = 8, 130, 80
@@ -43,11 +46,12 @@ class TrainingFileError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One chat turn; `trained` says whether its tokens count in the loss."""
+    """One chat turn; `trained` says whether its tokens count in the loss. `more`: its calls of tools, as JSON."""
 
     role: str
     content: str
     trained: bool
+    more: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ class ChatExample:
 
 
 # ------------------------------------------------------------------------------------------------ reading
-def read_examples(source: Path | bytes, *, at_least: int = 1) -> Iterator[ChatExample]:
-    """The examples of a file, or of its content, in order.
+def read_examples(source: Path | bytes, *, at_least: int = 1, tools: bool = False) -> Iterator[ChatExample]:
+    """The examples of a file, or of its content, in order; `tools` says whether they may call some.
 
     Raises:
         TrainingFileError: a line is malformed, or fewer than `at_least` examples (raised after the last).
@@ -77,19 +81,19 @@ def read_examples(source: Path | bytes, *, at_least: int = 1) -> Iterator[ChatEx
                 raise TrainingFileError(f"Line {number} is longer than {_MAX_LINE_BYTES:,} bytes.")
             if line.strip():
                 count += 1
-                yield _example(number, line)
+                yield _example(number, line, tools=tools)
     if count < at_least:
         raise TrainingFileError(f"The file has {count} example(s), but must have at least {at_least} examples.")
 
 
-def _example(number: int, line: bytes) -> ChatExample:
+def _example(number: int, line: bytes, *, tools: bool) -> ChatExample:
     try:
         record = msgspec.json.decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TrainingFileError(f"Line {number} is not valid JSON: {error}.") from error
     if not isinstance(record, dict):
         raise TrainingFileError(f"Line {number} is not a JSON object.")
-    unknown = sorted(set(record) - {"messages", "weight"})
+    unknown = sorted(set(record) - {"messages", "weight", *(("tools",) if tools else ())})
     if unknown:
         raise TrainingFileError(
             f"Line {number} has the key {unknown[0]!r}, which is not supported: only 'messages' "
@@ -101,31 +105,35 @@ def _example(number: int, line: bytes) -> ChatExample:
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise TrainingFileError(f"Line {number} has no list of messages under the key 'messages'.")
-    turns = tuple(_turn(number, position, message) for position, message in enumerate(messages))
+    turns = tuple(_turn(number, position, message, tools=tools) for position, message in enumerate(messages))
     if not any(turn.trained for turn in turns):
         raise TrainingFileError(f"Line {number} has no assistant message with a weight other than 0.")
     return ChatExample(number, turns, float(weight))
 
 
-def _turn(number: int, position: int, message: object) -> Turn:
+def _turn(number: int, position: int, message: object, *, tools: bool) -> Turn:
     place = f"Line {number}, message {position + 1}"
     if not isinstance(message, dict):
         raise TrainingFileError(f"{place} is not a JSON object.")
-    unknown = sorted(str(key) for key in set(message) - {"role", "content", "weight"})
+    more = {name: message[name] for name in _CALLS if tools and name in message}
+    unknown = sorted(str(key) for key in set(message) - {"role", "content", "weight", *more})
     if unknown:
         raise TrainingFileError(f"{place} has the key {unknown[0]!r}, which is not supported.")
     role, content, weight = message.get("role"), message.get("content"), message.get("weight", 1)
-    if role not in _ROLES:
+    if role not in (*_ROLES, *(("tool",) if tools else ())):
         raise TrainingFileError(f"{place}: 'role' is {role!r}; expected one of {', '.join(_ROLES)}.")
+    if content is None and "tool_calls" in more:
+        content = ""
     if not isinstance(content, str):
         raise TrainingFileError(f"{place}: 'content' must be a text.")
-    if role == "assistant" and not content.strip():
+    if role == "assistant" and not content.strip() and "tool_calls" not in more:
         raise TrainingFileError(f"{place}: an assistant message must not be empty.")
     if isinstance(weight, bool) or weight not in (0, 1):
         raise TrainingFileError(f"{place}: 'weight' must be 0 or 1.")
     if weight != 1 and role != "assistant":
         raise TrainingFileError(f"{place}: 'weight' is for assistant messages only.")
-    return Turn(str(role), content, role == "assistant" and weight == 1)
+    calls = msgspec.json.encode(more).decode() if more else ""
+    return Turn(str(role), content, role == "assistant" and weight == 1, calls)
 
 
 # -------------------------------------------------------------------------------------- before an upload
@@ -172,7 +180,7 @@ def check_training_file(
             f"Take fewer unlabelled rows: [data] max_unlabeled."
         )
     try:
-        chats = [_ending_with_an_answer(example) for example in read_examples(content, at_least=0)]
+        chats = [_ending_with_an_answer(example) for example in read_examples(content, at_least=0, tools=True)]
     except TrainingFileError as error:
         raise DataError(
             f"The training file cannot be used, and nothing was uploaded. {error} Look at this example's label."
@@ -195,7 +203,7 @@ def _ending_with_an_answer(example: ChatExample) -> list[Message]:
     """The turns. Vendors refuse a chat that ends with another turn, which our own trainers would cut off."""
     if example.turns[-1].role != "assistant":
         raise TrainingFileError(f"Line {example.line} has no answer: it should end with the assistant's turn.")
-    return [Message(cast("Role", turn.role), turn.content) for turn in example.turns]
+    return [Message(cast("Role", turn.role), turn.content, turn.more) for turn in example.turns]
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -204,8 +212,14 @@ def jsonl_chunks(lines: Iterable[TrainingExample]) -> Iterator[bytes]:
     encode = msgspec.json.encode
     chunk: list[bytes] = []
     for line in lines:
-        turns = [b'{"role": %b, "content": %b}' % (encode(m.role), encode(m.content)) for m in line.messages]
-        chunk.append(b'{"messages": [%b]}\n' % b", ".join(turns))
+        turns = [
+            b'{"role": %b, "content": %b}' % (encode(m.role), encode(m.content))
+            if not m.more
+            else json.dumps(m.body, ensure_ascii=False).encode()
+            for m in line.messages
+        ]
+        tools = b', "tools": %b' % line.tools.encode() if line.tools else b""
+        chunk.append(b'{"messages": [%b]%b}\n' % (b", ".join(turns), tools))
         if len(chunk) == _LINES_AT_ONCE:
             yield b"".join(chunk)
             chunk.clear()

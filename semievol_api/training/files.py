@@ -195,7 +195,8 @@ def check_enough(count: int, what: str) -> None:
 def training_line(task: Task, example: Example, answer: str, text: str | None = None) -> TrainingExample:
     """The chat that teaches one answer: the zero-shot prompt and the assistant's turn."""
     reply = Message("assistant", text if text is not None else task.target(example, answer))
-    return TrainingExample(messages=(*task.prompt(example, ()).messages, reply))
+    prompt = task.prompt(example, (), weights=True)
+    return TrainingExample(messages=(*prompt.messages, reply), tools=prompt.tools)
 
 
 def chat_jsonl(lines: Iterable[TrainingExample]) -> TrainingFile:

@@ -27,6 +27,7 @@ CHANGES: dict[str, object] = {
     "stop": ("\n",),
     "logprobs": True,
     "top_logprobs": 3,
+    "schema": '{"type": "object"}',
 }
 
 
@@ -39,14 +40,16 @@ def test_every_field_of_a_chat_request_but_its_place_changes_the_key() -> None:
     assert CHAT.key("e", dataclasses.replace(BASE, n=9, first_sample=3)) == CHAT.key("e", BASE)
 
 
-def test_prefill_and_roles_are_part_of_the_key() -> None:
+def test_prefill_roles_tools_and_calls_are_part_of_the_key() -> None:
     prompts = [
         Prompt((Message("user", "Why?"),), prefill="Answer:"),
         Prompt((Message("user", "Why?"),), prefill=""),
         Prompt((Message("system", "Why?"),)),
+        Prompt((Message("user", "Why?", '{"name": "Ada"}'),)),
+        Prompt((Message("user", "Why?"),), tools="[1]"),
     ]
     keys = {CHAT.key("e", dataclasses.replace(BASE, prompt=prompt)) for prompt in prompts}
-    assert len(keys | {CHAT.key("e", BASE)}) == 4
+    assert len(keys | {CHAT.key("e", BASE)}) == 6
 
 
 def test_whole_numbers_and_floats_of_the_same_value_share_a_key() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from local_samples import losses_of, make_job, train_here
 
-from semievol_providers.local.training_cpu import RowPlan, has_bfloat16, is_quick, quicken
+from semievol_providers.local.machine import fast_in_bfloat16
+from semievol_providers.local.training_cpu import RowPlan, is_quick, quicken
 from semievol_providers.local.training_data import TokenExample
 from semievol_providers.local.training_loop import with_adapter
 from semievol_providers.local.training_passes import PaddedPasses, RowPasses
@@ -108,7 +109,7 @@ def test_a_base_kept_in_bfloat16_trains_in_it_where_the_cpu_can(tiny_model: Path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     usual = with_adapter(make_job(folder, tmp_path / "usual"), "cpu")
-    assert usual.dtype == (torch.bfloat16 if has_bfloat16() else torch.float32)
+    assert usual.dtype == (torch.bfloat16 if fast_in_bfloat16("cpu") else torch.float32)
     assert {p.dtype for p in usual.parameters() if p.requires_grad} == {torch.float32}
     assert with_adapter(make_job(tiny_model, tmp_path / "kept in float32"), "cpu").dtype == torch.float32
     embeddings = make_job(folder, tmp_path / "embeddings", train_embeddings=True)

@@ -25,6 +25,16 @@ from tests.openai_types import UnlikeTypesError, check_answer, check_request, fi
 OF_VLLM = frozenset({"continue_final_message", "add_generation_prompt"})
 ASK = ChatRequest(model="gpt-4o-mini", prompt=Prompt((Message("system", "s"), Message("user", "u"))), max_tokens=9)
 FULL = replace(ASK, n=3, temperature=0.0, top_p=0.5, seed=7, stop=("\n",), logprobs=True, top_logprobs=20)
+TOOLS = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]'
+TOOL_TURNS = (
+    Message("user", "u"),
+    Message(
+        "assistant",
+        "",
+        '{"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}',
+    ),
+    Message("tool", "3", '{"tool_call_id": "1"}'),
+)
 TRAIN = FineTuneRequest(model="gpt-4o-mini", training_file=b"{}", run_key="k", spec=TrainSpec(n_epochs=2, seed=3))
 JOB: Any = {
     "id": "ftjob-1",
@@ -52,6 +62,11 @@ def sent(name: str) -> tuple[str, Mapping[str, Any]]:
             return "/chat/completions", chat.chat_body(ASK if name == "chat" else FULL, dialect)
         case "new name of max_tokens":
             return "/chat/completions", chat.chat_body(ASK, replace(dialect, max_tokens_field="max_completion_tokens"))
+        case "schema":
+            return "/chat/completions", chat.chat_body(replace(ASK, schema='{"type": "object"}'), dialect)
+        case "tools":
+            asked = replace(ASK, prompt=Prompt(TOOL_TURNS, tools=TOOLS))
+            return "/chat/completions", chat.chat_body(asked, dialect)
         case "prefill":
             opened = replace(ASK, prompt=Prompt(ASK.prompt.messages, "Answer:"))
             return "/chat/completions", chat.chat_body(opened, replace(dialect, continue_final_message=True))
@@ -61,7 +76,10 @@ def sent(name: str) -> tuple[str, Mapping[str, Any]]:
             return "/fine_tuning/jobs", finetuner.job_arguments(TRAIN, "file-1", "file-2", dialect)
 
 
-@pytest.mark.parametrize("name", ["chat", "full chat", "new name of max_tokens", "prefill", "embeddings", "job"])
+SENT = ["chat", "full chat", "new name of max_tokens", "schema", "tools", "prefill", "embeddings", "job"]
+
+
+@pytest.mark.parametrize("name", SENT)
 def test_what_we_send_is_typed_by_the_openai_package(name: str) -> None:
     path, body = sent(name)
     check_request(path, body, OF_VLLM)

@@ -6,6 +6,7 @@ them gives completions without. Its retries, callbacks and price downloads are o
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -200,11 +201,16 @@ def _chat_arguments(request: ChatRequest, access: Access) -> dict[str, Any]:
     """The arguments of `acompletion`; what the vendor does not know is left out, if the config says so."""
     arguments: dict[str, Any] = {
         "model": access.prefix + request.model,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in request.prompt.messages],
+        "messages": [turn.body for turn in request.prompt.messages],
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
     }
+    if request.prompt.tools:
+        arguments["tools"] = json.loads(request.prompt.tools)
+    if request.schema:
+        held = {"name": "answer", "schema": json.loads(request.schema)}
+        arguments["response_format"] = {"type": "json_schema", "json_schema": held}
     if request.n != 1:
         arguments["n"] = request.n
     if request.seed is not None:

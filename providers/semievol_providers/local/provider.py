@@ -37,7 +37,7 @@ from semievol_api.capabilities import (
     Reply,
     TrainSpec,
 )
-from semievol_api.errors import ConfigError, MissingExtraError, RefusedError, UserError
+from semievol_api.errors import ConfigError, MissingAbilityError, MissingExtraError, RefusedError, UserError
 from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
 from semievol_providers.local.chat_tokens import ChatTokens, PromptError, label_token_ids
 from semievol_providers.local.disk import is_out_of_memory
@@ -354,6 +354,8 @@ class LocalChat:
         Raises:
             RefusedError: an unknown model, a prompt that doesn't fit or that the chat template refuses.
         """
+        if request.schema:
+            raise MissingAbilityError("Models that run here cannot be held to a JSON schema. Ask without one.")
         engine = await self._holder.engine()
         asked = GenerateRequest(
             prompt_ids=prompt_ids(engine.tokens, request.prompt),
@@ -404,6 +406,13 @@ def prompt_ids(tokens: ChatTokens, prompt: Prompt) -> tuple[int, ...]:
     Raises:
         RefusedError: the chat template refuses it.
     """
+    if prompt.tools or any("tool_calls" in turn.more for turn in prompt.messages):
+        raise RefusedError(
+            "This conversation offers or calls tools, and models that run here are not shown tools. Use a vendor's "
+            "model, or take these rows out.",
+            status=400,
+            code="invalid_prompt",
+        )
     messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
     if prompt.prefill is not None:
         messages.append({"role": "assistant", "content": prompt.prefill})

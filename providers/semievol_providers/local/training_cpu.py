@@ -28,12 +28,6 @@ _LEAST_FILLED = 0.75
 """The shortest row of a group is at least so long, as a share of the longest."""
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 itself (avx512_bf16 or amx); elsewhere it is slower than float32."""
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
 def quicken(model: Any) -> bool:
     """Prepare a PEFT model over a base in bfloat16; False, and nothing changed, where its attention is of another kind.
 

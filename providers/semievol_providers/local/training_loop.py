@@ -28,8 +28,9 @@ from torch import Tensor
 
 from semievol_api.errors import UserError
 from semievol_providers.local.disk import is_out_of_memory
+from semievol_providers.local.machine import fast_in_bfloat16
 from semievol_providers.local.model_folder import check_adapter, load_model, read_facts
-from semievol_providers.local.training_cpu import has_bfloat16, is_quick, quicken
+from semievol_providers.local.training_cpu import is_quick, quicken
 from semievol_providers.local.training_data import TokenExample, step_indices
 from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainingEvent, TrainingJob, can_quantize
 from semievol_providers.local.training_passes import PackedPasses, PaddedPasses, Passes, RowPasses
@@ -93,7 +94,7 @@ def _dtype(job: TrainingJob, device: str) -> str:
     if job.dtype != "auto":
         return job.dtype
     fits = read_facts(job.base).dtype == "bfloat16" and not (job.train_embeddings or job.qlora)
-    return "bfloat16" if fits and has_bfloat16() else "float32"
+    return "bfloat16" if fits and fast_in_bfloat16(device) else "float32"
 
 
 def _passes_for(model: Any, job: TrainingJob, pad_id: int) -> Passes:

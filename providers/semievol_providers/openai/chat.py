@@ -79,15 +79,20 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     """
     prompt = request.prompt
     body: dict[str, Any] = {
-        "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+        "messages": [turn.body for turn in prompt.messages],
         "model": request.model,
     }
+    if prompt.tools:
+        body["tools"] = msgspec.json.decode(prompt.tools)
     flat = dialect.logprobs_shape == "flat"
     if request.logprobs or request.top_logprobs:
         body["logprobs"] = max(1, request.top_logprobs) if flat else True
     body[dialect.max_tokens_field] = request.max_tokens
     if request.n != 1:
         body["n"] = request.n
+    if request.schema:
+        held = {"name": "answer", "schema": msgspec.json.decode(request.schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": held}
     if request.seed is not None:
         body["seed"] = request.seed
     if request.stop:

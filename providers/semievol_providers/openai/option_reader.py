@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
 from semievol_api.capabilities import ChatRequest, OptionReply, OptionRequest
-from semievol_api.records import Prompt
 from semievol_providers.openai.chat import ChatDecoder, HotPath, TokenWithAlternatives, chat_body, encode
 from semievol_providers.openai.errors import error_in_body, invalid_answer, pace_of
 
@@ -65,7 +65,7 @@ class OpenAIOptionReader:
         by_prefill = dialect.option_read == "prefill" and request.prompt.prefill is not None
         return ChatRequest(
             model=request.model,
-            prompt=request.prompt if by_prefill else Prompt(request.prompt.messages),
+            prompt=request.prompt if by_prefill else replace(request.prompt, prefill=None),
             max_tokens=1 if by_prefill else _ANSWER_TOKENS,
             temperature=1.0 if by_prefill else 0.0,
             logprobs=True,

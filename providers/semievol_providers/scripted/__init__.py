@@ -17,7 +17,7 @@ class _ScriptedSettings(BaseModel):
     """`[providers.NAME]` of kind `scripted`.
 
     `ignore_logprobs` plays a vendor that leaves log-probabilities out, `refuse_logprobs` one that answers 400,
-    `alternatives = false` one that shows the chosen tokens only.
+    `alternatives = false` one that shows the chosen tokens only, `schemas` one that holds answers to a JSON schema.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +29,7 @@ class _ScriptedSettings(BaseModel):
     ignore_logprobs: bool = False
     refuse_logprobs: bool = False
     alternatives: bool = True
+    schemas: bool = False
     can_read_options: bool = True
     can_train: bool = True
 
@@ -41,6 +42,7 @@ def connect(settings: ProviderSettings) -> Provider:
         ignores_logprobs=chosen.ignore_logprobs,
         refuses_logprobs=chosen.refuse_logprobs,
         shows_alternatives=chosen.alternatives,
+        takes_schemas=chosen.schemas,
     )
     chat = ScriptedChat(chosen.skill, jobs, chosen.latency_s, manners)
     reads = chosen.can_read_options and not (chosen.ignore_logprobs or chosen.refuse_logprobs)

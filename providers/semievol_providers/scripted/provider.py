@@ -86,6 +86,9 @@ _SURE = 0.6
 _LABEL_LINE = re.compile(r"^Labels: (.+)$", re.MULTILINE)
 _OPEN_CUE = re.compile(r"cue: (\S+)")
 _PROPOSED = re.compile(r"^Proposed answer: (?:[A-Z]\. )?(.+)$", re.MULTILINE)
+_SLOT = re.compile(r"slot (\w+): (\w+)")
+_TAG = re.compile(r"tag (\w+)")
+_JOINED = re.compile(r"as in: A(.+?)B\.")
 _OPTION_LINE = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
 
 
@@ -96,6 +99,7 @@ class Manners:
     ignores_logprobs: bool = False
     refuses_logprobs: bool = False
     shows_alternatives: bool = True
+    takes_schemas: bool = False
 
 
 class ScriptedChat:
@@ -111,6 +115,8 @@ class ScriptedChat:
         """`n` answers; temperature 0 gives the same one `n` times."""
         if self._manners.refuses_logprobs and (request.logprobs or request.top_logprobs):
             raise RefusedError("logprobs is not supported with this model.", status=400, param="logprobs")
+        if request.schema and not self._manners.takes_schemas:
+            raise RefusedError("response_format is not supported with this model.", status=400, param="response_format")
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
         shown = "\n".join(m.content for m in request.prompt.messages)
@@ -129,6 +135,9 @@ class ScriptedChat:
 
     def _sample(self, request: ChatRequest, shown: str, index: int) -> Completion:
         noise = "" if request.temperature == 0 else f"{request.seed}/{index}/{request.temperature}"
+        asked = request.prompt.messages[-1].content
+        if "slot " in asked or "tag " in asked:
+            return self._fields(request, asked, noise)
         letter, surety = self._choose(request.model, shown, noise)
         tokens = ("Answer", ":", f" {letter}")
         logprobs = np.array([-1e-4, -1e-4, math.log(surety)], dtype=np.float32)
@@ -141,6 +150,31 @@ class ScriptedChat:
             return Completion(f"Answer: {letter}", "stop", logprobs, tokens)
         fixed = tuple(((token, float(lp)),) for token, lp in zip(tokens[:2], logprobs[:2], strict=True))
         return Completion(f"Answer: {letter}", "stop", logprobs, tokens, (*fixed, _alternatives(shown, letter, surety)))
+
+    def _fields(self, request: ChatRequest, asked: str, noise: str) -> Completion:
+        """Each `slot NAME: VALUE` as a field of a JSON object, or each `tag NAME` as a label, or overlooked."""
+        skill = self._jobs.skill_of(request.model, self._skill)
+        found: list[tuple[str, float]] = []
+        for name, value in _SLOT.findall(asked) or [(tag, "") for tag in _TAG.findall(asked)]:
+            luck = _uniform(request.model, asked, name, noise)
+            if luck < skill:
+                found.append((f'"{name}": "{value}"' if value else name, 0.6 + 0.39 * (1 - luck)))
+            elif luck < (1 + skill) / 2 and value:
+                found.append((f'"{name}": "not {value}"', 0.55))
+        joined = _JOINED.search(asked)
+        opened, between, closed = ("{", ", ", "}") if joined is None else ("", joined[1], "")
+        pieces = [(opened, 1.0), *((p, s) for one in found for p, s in (one, (between, 0.9)))]
+        pieces = [*(pieces[:-1] if found else pieces), (closed if found or joined is None else "none", 0.8)]
+        if "Answer:" in asked:
+            pieces.insert(0, ("Answer: ", 1.0))
+        tokens = tuple(text for text, _ in pieces if text)
+        logprobs = np.log(np.array([sure for text, sure in pieces if text], dtype=np.float32))
+        if self._manners.ignores_logprobs or not request.logprobs:
+            return Completion("".join(tokens), "stop")
+        if not request.top_logprobs or not self._manners.shows_alternatives:
+            return Completion("".join(tokens), "stop", logprobs)
+        top = tuple(((token, float(value)),) for token, value in zip(tokens, logprobs, strict=True))
+        return Completion("".join(tokens), "stop", logprobs, tokens, top)
 
     def _choose(self, model: str, shown: str, noise: str) -> tuple[str, float]:
         """The answer (a letter, a label, or the cue itself) and how sure the model is of it."""

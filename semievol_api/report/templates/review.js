@@ -92,12 +92,15 @@
     $("question").textContent = row.question;
     const sure = row.confidence === null ? "" : ` with confidence ${(100 * row.confidence).toFixed(1)} %`;
     $("proposal").textContent = row.answer === null ? "No answer was put forward." : `Put forward: ${row.answer}${sure}.`;
+    const told = row.fields.map(({ name, confidence, sure }) => `${name} ${(100 * confidence).toFixed(1)} %${sure ? "" : " (below the cut)"}`);
+    $("fields").hidden = !told.length;
+    $("fields").textContent = `By field, least certain first: ${told.join(", ")}.`;
     $("accept").disabled = row.answer === null;
     showChoices(row);
     showSaid(row);
     const closed = choices(row).length > 0;
     $("typed").hidden = closed;
-    $("answer").value = "";
+    $("answer").value = told.length ? row.answer ?? "" : "";
     const pick = row.options.length ? `${KEYS[0]} to ${KEYS[row.options.length - 1]}` : closed ? `1 to ${Math.min(labels.length, 9)}` : "E";
     $("keys").textContent = `Enter accepts, ${pick} ${closed ? "chooses another answer" : "types another answer"}, Space skips, Backspace takes the last decision back.`;
   }
