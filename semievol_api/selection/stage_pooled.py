@@ -111,12 +111,7 @@ async def by_pool(
         label_factors=_factors(pool) or UNSET,
         fields=corpus.task.fields or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
-        messages=(
-            *([crew.note] if crew.note else []),
-            *_messages(corpus, choice, simulated, settings, count),
-            *_message_of_factors(pool),
-            *_message_of_weights(crew, pool),
-        ),
+        messages=(*_messages(corpus, choice, simulated, settings, count), *_messages_of_crew(crew, pool)),
         warnings=tuple(alerts),
         **_way_out_taken(choice, settings),
     )
@@ -333,6 +328,12 @@ def _message_of_factors(pool: PooledAnswers) -> list[str]:
         f"{', '.join(pool.factors)}: those probabilities were weighted towards the labels' shares. If the labelled "
         f'rows were not drawn like the unlabelled ones, set [select] label_shares = "as-read".'
     ]
+
+
+def _messages_of_crew(crew: Crew, pool: PooledAnswers) -> list[str]:
+    """Why these annotators, and what was done to their probabilities."""
+    chosen = [crew.note] if crew.note else []
+    return [*chosen, *_message_of_factors(pool), *_message_of_weights(crew, pool)]
 
 
 def _message_of_weights(crew: Crew, pool: PooledAnswers) -> list[str]:
