@@ -35,7 +35,7 @@ from semievol_api.errors import ConfigError
 from semievol_api.errors import nearest as nearest
 from semievol_api.store.fingerprints import fingerprinted
 
-Mode: TypeAlias = Literal["calibrated", "paper", "official-2025"]
+Mode: TypeAlias = Literal["calibrated", "auto", "paper", "official-2025"]
 
 Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 
@@ -52,6 +52,14 @@ MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
         "annotate": {"draw": "diverse"},
         "justify": {"on": "uncertain", "show": "answer"},
         "select": {"rule": "fdr", "score": "pooled"},
+    },
+    # All labels teach and calibrate; annotators by what the data allow, weighed by what they are worth; controls.
+    "auto": {
+        "split": {"calibration": "cross", "development": "auto"},
+        "annotate": {"draw": "auto"},
+        "justify": {"on": "never"},
+        "select": {"rule": "fdr", "score": "pooled", "weights": "fitted"},
+        "evaluate": {"controls": ["equal-steps", "demonstrations", "classifier"]},
     },
     # The code released with the paper, for reproduction only.
     "official-2025": {
@@ -178,6 +186,9 @@ class EvaluateSettings(Settings):
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     resamples: int = Field(default=10_000, ge=100)
+    controls: tuple[Literal["equal-steps", "demonstrations", "classifier"], ...] = ()
+    """What the evolved model is held against beside SFT: SFT with as many steps (a training more), the untuned model
+    with `[retrieve] k` demonstrations (requests for the test questions), a classifier on embeddings (free)."""
 
 
 class Limits(Settings):
@@ -323,7 +334,7 @@ class Config(Settings):
             return tree
         run = tree.get("run", {})
         mode = run.get("mode", "calibrated") if isinstance(run, Mapping) else None
-        return _filled(tree, MODES[mode]) if mode in MODES else tree
+        return _filled(tree, _defaults_of(mode, tree)) if mode in MODES else tree
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -337,10 +348,40 @@ class Config(Settings):
         name, count = counts.get(self.select.rule, ("", 1))
         if not count:
             raise ValueError(f"[select] rule {self.select.rule!r} needs {name}, such as {name} = 100")
+        self._cross_fits()
         ids = [annotator.id for annotator in self.annotators]
         if len(set(ids)) < len(ids):
             raise ValueError("two [[annotators]] have the same id")
         return self
+
+    def _cross_fits(self) -> None:
+        crossed = self.split.calibration == "cross"
+        if self.select.weights == "fitted" and not crossed:
+            raise ValueError(
+                '[select] weights = "fitted" learns from cross-fitted labels; set [split] calibration = "cross"'
+            )
+        if not crossed:
+            return
+        if self.select.score != "pooled":
+            raise ValueError(
+                '[split] calibration = "cross" calibrates pooled probabilities; set [select] score = "pooled"'
+            )
+        if self.roles.warm is not None or self.train.start == "warm":
+            given = "[roles] warm" if self.roles.warm is not None else '[train] start = "warm"'
+            raise ValueError(
+                f'[split] calibration = "cross" trains warm models that have not seen the labels they answer, which '
+                f'{given} is not; remove it, or set calibration = "holdout"'
+            )
+
+
+def _defaults_of(mode: object, tree: Mapping[str, Any]) -> Mapping[str, Mapping[str, object]]:
+    """A mode's defaults; a warm model that the user has may have seen any label, so `auto` holds some back then."""
+    roles, train = tree.get("roles", {}), tree.get("train", {})
+    given = isinstance(roles, Mapping) and "warm" in roles
+    if mode != "auto" or not (given or (isinstance(train, Mapping) and train.get("start") == "warm")):
+        return MODES[mode]
+    weights = {**MODES[mode]["select"], "weights": "equal"}
+    return {**MODES[mode], "split": {"calibration": "auto", "development": "auto"}, "select": weights}
 
 
 def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
