@@ -141,23 +141,7 @@ def _chosen(
         by_person[place] = ids[place] in reviewed
     audited = audit & by_person
     calibration = _calibration(corpus, pool, order, np.flatnonzero(audited).tolist(), reviewed)
-    numbers = RuleSettings(
-        rule="fdr" if settings.rule == "human-budget" else settings.rule,
-        alpha=settings.alpha,
-        delta=settings.delta,
-        share=settings.share,
-        n=settings.n,
-        seed=seed,
-        gone=len(corpus.pseudo_labeled),
-    )
-    if audited.any():
-        rest = ~audited
-        selected = apply_rule(scores[rest], ids.where(rest), calibration, numbers)
-        kept = nobody.copy()
-        kept[rest] = selected.kept
-        selected = replace(selected, kept=kept)
-    else:
-        selected = apply_rule(scores, ids, calibration, numbers)
+    numbers = _numbers(corpus, settings, seed)
     if corpus.task.partial and settings.rule != "human-budget":
         single = choose_fields(corpus.task, pool, numbers)
         return Choice(
@@ -169,7 +153,11 @@ def _chosen(
             by_person=by_person,
             fields=single.kept,
         )
-    budget = None
+    rest = ~audited
+    selected, budget = apply_rule(scores[rest], ids.where(rest), calibration, numbers), None
+    kept = nobody.copy()
+    kept[rest] = selected.kept
+    selected = replace(selected, kept=kept)
     if selected.rule == settings.rule and calibration is not None and not corpus.pseudo_labeled:
         selected, budget = _way_out(selected, scores, calibration, settings)
     by_rule, selected = selected, _with_floors(selected, corpus, pool, order, settings, seed)
@@ -184,6 +172,19 @@ def _chosen(
         asked=asked,
         by_person=by_person,
         budget=budget,
+    )
+
+
+def _numbers(corpus: Corpus, settings: SelectSettings, seed: int) -> RuleSettings:
+    """What the rule is given; with a person's budget it is `fdr`."""
+    return RuleSettings(
+        rule="fdr" if settings.rule == "human-budget" else settings.rule,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        share=settings.share,
+        n=settings.n,
+        seed=seed,
+        gone=len(corpus.pseudo_labeled),
     )
 
 
