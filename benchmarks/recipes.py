@@ -37,6 +37,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = {
     "paper": {"run.mode": "paper"},
     "calibrated": {"run.mode": "calibrated"},
     "official-2025": {"run.mode": "official-2025"},
+    "auto": {"run.mode": "auto", "retrieve.text": "question", "evaluate.controls": []},
     # Chosen on development questions alone; docs/labels.md tells how.
     "chosen": {
         "run.mode": "calibrated",
@@ -154,7 +155,7 @@ def summary(recipe: str, runs: Mapping[int, Measured]) -> RecipeRow:
         ceiling_minus_sft=None if ceiling is None else _points(ceiling - sides["sft"]),
         kept=round(float(np.mean([run.kept for run in runs.values()])), 1),
         false_share=round(float(np.mean(shares)), 3) if shares else None,
-        promised="alpha 0.1 on average" if recipe == "calibrated" else "nothing",
+        promised={"calibrated": "alpha 0.1 on average", "auto": "alpha 0.1, measured"}.get(recipe, "nothing"),
     )
 
 

@@ -5,6 +5,8 @@
     python -m benchmarks.selection --check    exit 1 where a promise is broken
     python -m benchmarks.selection --quick    fewer splits, a smaller speed run
 
+The section `cross` (all labels teach and calibrate) is that of `benchmarks/selection_cross.py`.
+
 Uses the selection package as a stage would. Knows nothing of models, providers or files.
 """
 
@@ -20,6 +22,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from benchmarks.selection_cross import ALL_WAYS_AT, CREWS, LABELS, broken_cross, measure_cross, print_cross
 from semievol_api.selection import Calibration, Selected, fdr, high_probability, option_prob, percentile_of_score, pool
 from semievol_api.selection.values import BoolArray, FloatArray, IntArray
 
@@ -200,11 +203,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speed = measure_speed(200_000 if chosen.quick else 1_000_000)
     splits = chosen.splits or (100 if chosen.quick else 500)
     rows = [row for seed, scenario in enumerate(SCENARIOS) for row in measure(scenario, splits, seed)]
-    broken = broken_promises(rows, speed)
+    cross = [
+        row
+        for seed, crew in enumerate(CREWS)
+        for row in measure_cross(crew, (ALL_WAYS_AT,) if chosen.quick else LABELS, splits, seed)
+    ]
+    broken = [*broken_promises(rows, speed), *broken_cross(cross)]
     if chosen.json:
-        print(json.dumps({"rows": [asdict(row) for row in rows], "speed": asdict(speed), "broken": broken}, indent=1))
+        tables = {"rows": [asdict(row) for row in rows], "cross": [asdict(row) for row in cross]}
+        print(json.dumps({**tables, "speed": asdict(speed), "broken": broken}, indent=1))
     else:
         _print_table(rows, speed, broken)
+        print()
+        print_cross(cross)
     return 1 if chosen.check and broken else 0
 
 

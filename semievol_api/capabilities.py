@@ -8,9 +8,12 @@ quota, never keep state about a run: the engine does. Knows nothing of vendors o
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -444,9 +447,18 @@ class Provider:
     remote: VendorStorage | None = None
     refusals: Mapping[str, str] = field(default_factory=dict[str, str])
     """Why an ability is missing, by its name in `require`, where there is more to say."""
+    nearby: bool = False  # a machine of one's own: while the connection holds, a late answer is slow, not lost
     awake: Callable[[ModelName], Awaitable[None]] | None = None
     """Comes back when a model may be asked; a run sets it where models are deployed (`training/deployments.py`)."""
     aclose: Callable[[], Awaitable[None]] = _nothing_to_close
+
+
+def is_nearby(url: str | None) -> bool:
+    """Whether an address is this machine's, or one of a private network: a server of one's own."""
+    host = (urlsplit(url or "").hostname or "").removesuffix(".")
+    with suppress(ValueError):
+        return ip_address(host).is_private  # loopback among them
+    return host == "localhost" or host.endswith((".local", ".localhost", ".internal", ".lan"))
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)

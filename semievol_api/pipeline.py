@@ -10,6 +10,7 @@ from __future__ import annotations
 from semievol_api.annotate.annotators import build_annotators, conditions_of
 from semievol_api.annotate.clients import Clients
 from semievol_api.annotate.collaboration import collaborate, justify
+from semievol_api.annotate.learned import with_learned
 from semievol_api.annotate.probing import probe, resolve_estimators
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import retrieve
@@ -28,12 +29,11 @@ from semievol_api.store.artifacts import (
     Neighbours,
     Prepared,
     Selection,
-    TrainingFile,
     Verdict,
 )
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
-from semievol_api.training.files import final_training_files, in_context_corpora, labeled_file
+from semievol_api.training.files import final_training_files, in_context_corpora, warm_models
 from semievol_api.training.fine_tuning import fine_tune
 
 
@@ -49,12 +49,12 @@ async def semievol(clients: Clients, store: RunStore, task: Task, raw: RawData, 
     if config.roles.warm is not None:
         models["warm"] = clients.given(config.roles.warm)
     elif config.run.propagation != "in-context" and folds.tunable:
-        file = await once("warm_up", TrainingFile, labeled_file, task, folds.warm)
-        models["warm"] = await fine_tune(clients.checking(task, folds.warm, config), store, "warm", file, train)
-    annotators = build_annotators(config, conditions_of(task, data, "warm" in models, clients.embedder is not None))
+        models |= await warm_models(clients.checking(task, folds.warm, config), store, task, folds, config)
+    annotators = build_annotators(config, conditions_of(task, data, len(models) > 1, clients.embedder is not None))
     k = max(config.retrieve.k, annotators.depth)
     neighbours = await once("retrieve", Neighbours, retrieve, clients.embedder, data, folds, config.retrieve, k)
     corpus = Corpus(task, data, folds, neighbours, raw.pseudo_labeled)
+    corpus = await with_learned(clients.embedder, store, corpus, annotators, config)
 
     # Collaborative learning: annotators answer, the warm model weighs their answers.
     student = clients.student({**models, "judge": models.get("warm", clients.base)})

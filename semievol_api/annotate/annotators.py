@@ -20,9 +20,14 @@ from semievol_api.tasks import Task
 
 JUDGE = "judge"
 """The role of the model that justifies: the warm one, or the base where there is none."""
+WARM = "warm"
+"""The role of the model that the labels taught."""
 VOTING_NEIGHBOURS = 5
 NOBODY = "nobody"
 """The role of an annotator without a model."""
+LEARNED = ("classifier", "label_propagation")
+"""Annotators that the labels teach on the run's embeddings."""
+_WITHOUT_MODEL = ("neighbour_vote", *LEARNED)
 
 
 @fingerprinted(
@@ -73,6 +78,8 @@ class Crew:
 
     annotators: tuple[Annotator, ...]
     judge: Annotator
+    note: str = ""
+    """Why these, where the run chose them."""
 
     @property
     def everybody(self) -> tuple[Annotator, ...]:
@@ -87,7 +94,7 @@ class Crew:
     @property
     def asked_roles(self) -> tuple[str, ...]:
         """The roles whose abilities matter; none where answers are only sampled."""
-        read = [a.role for a in self.everybody if a.reading not in ("sampled", "neighbour_vote")]
+        read = [a.role for a in self.everybody if a.reading != "sampled" and a.role != NOBODY]
         return tuple(dict.fromkeys(read))
 
 
@@ -118,6 +125,16 @@ def one_set_of_options(data: Prepared) -> bool:
     return first is not None and all(example.options == first.options for example in examples)
 
 
+def seed_role(seed: int) -> str:
+    """The role of the warm model of the `seed`-th training on the same labels, from 0."""
+    return WARM if seed == 0 else f"{WARM}-seed-{seed + 1}"
+
+
+def fold_role(role: str, fold: int) -> str:
+    """The role of the warm model that answers a fold's examples, where several share the labels."""
+    return f"{WARM if role == JUDGE else role}-fold-{fold + 1}"
+
+
 def request_seed(run_seed: int, asker: str, example_id: str) -> int:
     """A 31-bit seed that depends on nothing but its arguments."""
     digest = hashlib.blake2b(f"{run_seed}\x00{asker}\x00{example_id}".encode(), digest_size=4).digest()
@@ -132,15 +149,21 @@ def build_annotators(config: Config, conditions: Conditions) -> Crew:
     """
     annotators = _annotators(config, conditions)
     sampled = all(annotator.reading == "sampled" for annotator in annotators)
-    return Crew(annotators, Annotator("justify", JUDGE, 0, reading="sampled" if sampled else "auto"))
+    judge = Annotator("justify", JUDGE, 0, reading="sampled" if sampled else "auto")
+    return Crew(
+        annotators, judge, _reason(conditions) if config.annotate.draw == "auto" and not config.annotators else ""
+    )
 
 
 def _annotators(config: Config, conditions: Conditions) -> tuple[Annotator, ...]:
     settings = config.annotate
     if config.annotators:
-        return tuple(_listed(annotator, conditions) for annotator in config.annotators)
+        listed = [(_listed(annotator, conditions), annotator.seeds) for annotator in config.annotators]
+        return tuple(_of_seed(annotator, seed) for annotator, seeds in listed for seed in range(seeds))
     if settings.draw == "diverse":
         return diverse(settings, config.run.propagation, conditions)
+    if settings.draw == "auto":
+        return _auto(settings, config.run.propagation, conditions)
     if settings.draw == "identical":
         role = "warm" if conditions.warm else "base"
         return tuple(Annotator(f"{role}-0shot" + (f"-{i + 1}" if i else ""), role, 0) for i in range(settings.n))
@@ -171,6 +194,29 @@ def diverse(settings: AnnotateSettings, propagation: Propagation, conditions: Co
     return tuple(replace(a, reading="auto") if a.reading == "sampled" else a for a in distinct[: settings.n])
 
 
+def _auto(settings: AnnotateSettings, propagation: Propagation, conditions: Conditions) -> tuple[Annotator, ...]:
+    """The crew of the mode `auto`: where labels and vectors allow it, what the labels teach on embeddings too."""
+    if not (conditions.shared_labels and conditions.embeddings):
+        return diverse(settings, propagation, conditions)
+    shots = 0 if propagation == "in-weight" else settings.max_shots
+    best = WARM if conditions.warm else "base"
+    asked = {f"{role}-{count}shot": (role, count) for role, count in ((best, 0), ("base", shots))}
+    models = [Annotator(name, role, count, reading="auto") for name, (role, count) in asked.items()]
+    return (*models, *(Annotator(reading.replace("_", "-"), NOBODY, 0, reading=reading) for reading in LEARNED))
+
+
+def _reason(conditions: Conditions) -> str:
+    """One line for the verdict."""
+    warm = "the warm model" if conditions.warm else "no warm model (too few labels, or none is wanted)"
+    if conditions.shared_labels and conditions.embeddings:
+        return (
+            f"Annotators chosen: {warm}, the base model with demonstrations, and a classifier and label propagation on "
+            f"embeddings, since all questions have the same labels and there is an embedder."
+        )
+    lacks = "there is no embedder" if conditions.shared_labels else "the questions' labels differ"
+    return f"Annotators chosen: {warm} and models with demonstrations; nobody is taught on embeddings, since {lacks}."
+
+
 def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: int) -> tuple[Annotator, ...]:
     """The paper's crew: `n` of {base, warm} x {0..max_shots shots} (paper §3.3), fixed by the seed.
 
@@ -196,16 +242,22 @@ def draw_annotators(settings: AnnotateSettings, propagation: Propagation, seed: 
     return tuple(crew)
 
 
+def _of_seed(annotator: Annotator, seed: int) -> Annotator:
+    return annotator if seed == 0 else replace(annotator, id=f"{annotator.id}-seed-{seed + 1}", role=seed_role(seed))
+
+
 def external_role(ref: ModelRef) -> str:
     """The role of another provider's model."""
     return f"{ref.provider}/{ref.model}"
 
 
 def _listed(settings: AnnotatorSettings, conditions: Conditions) -> Annotator:
-    if settings.model == "neighbour_vote":
+    if not isinstance(settings.model, ModelRef) and settings.model in _WITHOUT_MODEL:
         if not conditions.closed or not conditions.embeddings:
             lacks = 'an embedder ([retrieve] method = "embedding")' if conditions.closed else "a closed set of labels"
-            raise ConfigError(f"[[annotators]] {settings.id!r}: a neighbour vote needs {lacks}, which is not here.")
+            raise ConfigError(f"[[annotators]] {settings.id!r}: {settings.model} needs {lacks}, which is not here.")
+        if settings.model in LEARNED:
+            return Annotator(settings.id, NOBODY, 0, reading=settings.model)
         return Annotator(
             settings.id,
             NOBODY,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from semievol_api.annotate.annotators import NOBODY, Crew, request_seed
+from semievol_api.annotate.annotators import NOBODY, Annotator, Crew, request_seed
 from semievol_api.annotate.estimators import asking_of
 from semievol_api.annotate.pooled import annotator_probs, evidence_columns
 from semievol_api.annotate.replies import Question
@@ -78,7 +78,13 @@ class Collaboration(_PoolWork):
                     yield from questions_of(student, self.corpus, annotator, examples, self.sampling)
 
         rows = await ask(student, self.corpus.task, questions(), stage=self.stage)
-        return evidence_table(await self._verified(student, examples, rows))
+        return evidence_table([*await self._verified(student, examples, rows), *self._learned(shard, examples)])
+
+    def _learned(self, shard: Shard, examples: Sequence[Example]) -> Iterator[Evidence]:
+        """What the annotators said that the labels taught, and nobody was asked."""
+        if self.corpus.by_labels is not None:
+            rows = self.corpus.by_labels.by_example(shard.part)
+            yield from (row for example in examples for row in rows.get(example.id, ()))
 
     async def _verified(
         self, student: Student, examples: Sequence[Example], rows: Sequence[Evidence]
@@ -88,8 +94,12 @@ class Collaboration(_PoolWork):
         if not checkers:
             return rows
         task, about = self.corpus.task, {e.id: e for e in examples}
+
+        def checker(row: Evidence) -> Annotator:
+            return student.unseeing(self.corpus, checkers[row.annotator_id], about[row.example_id])
+
         questions = [
-            verification(student, task, checkers[row.annotator_id], (about[row.example_id], row.answer), self.sampling)
+            verification(student, task, checker(row), (about[row.example_id], row.answer), self.sampling)
             for row in rows
             if row.annotator_id in checkers and row.answer is not None
         ]
@@ -134,7 +144,8 @@ class Justification(_PoolWork):
         def questions() -> Iterator[Question]:
             for example, shown in self._proposals(student, shard):
                 prompt = task.justify_prompt(example, (), shown)
-                yield question(student, task, self.crew.judge, (example, prompt, None), sampling)
+                judge = student.unseeing(self.corpus, self.crew.judge, example)
+                yield question(student, task, judge, (example, prompt, None), sampling)
 
         return evidence_table(await ask(student, task, questions(), stage=self.stage))
 

@@ -20,7 +20,7 @@ from semievol_api.store.artifacts import Ability
 
 EvidenceKind: TypeAlias = str
 """A column of the evidence: `option_probs`, `answer_logprob`, `mean_nll`, `p_true`, `verbal`; or `answers`, which every
-server gives."""
+server gives, and `labels`, which no server does."""
 Reading: TypeAlias = str
 """How an annotator's answers are asked for and read: the name of an `Asking`; or `neighbour_vote`, which asks nobody,
 or `auto`, which the probe resolves, as it does with the estimators that not every server allows."""

@@ -166,6 +166,19 @@ _ASKED_IN_WORDS = Asking(
     request_tokens=12,
     read_words=verbal_probability,
 )
+
+
+def _of_labels(name: str) -> Estimator:
+    """An annotator that the labels taught (`annotate/learned.py`): its distribution is computed, no server is asked."""
+    return Estimator(
+        name=name,
+        needs="labels",
+        asked_of_any=Asking(reading=name, measured=False),
+        estimate=_option_prob,
+        closed_labels=True,
+    )
+
+
 VOTES = Estimator(
     name="votes",
     needs="answers",
@@ -211,6 +224,8 @@ ESTIMATORS: tuple[Estimator, ...] = (
         asked_of_any=_ASKED_IN_WORDS,
         estimate=lambda readings: readings.sure(readings.verbal),
     ),
+    _of_labels("classifier"),
+    _of_labels("label_propagation"),
     VOTES,
 )
 """In the order of preference. `p_true`: Kadavath et al. 2022 (arXiv 2207.05221)."""

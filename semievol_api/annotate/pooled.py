@@ -336,11 +336,11 @@ def _neighbours(
     width: int,
 ) -> FloatArray:
     """float64 (m, width): the vote of the nearest labelled examples, matched by the words of their answers."""
-    gold = {e.id: _words(corpus.task, e, e.answer or "") for e in corpus.folds.warm}
+    gold = {e.id: meant_by(corpus.task, e, e.answer or "") for e in corpus.folds.warm}
     chosen: IntArray = np.full((len(examples), annotator.neighbours), -1, dtype=np.int64)
     cosine = np.zeros((len(examples), annotator.neighbours))
     for row, example in enumerate(examples):
-        words = [_words(corpus.task, example, label) for label in labels[row]]
+        words = [meant_by(corpus.task, example, label) for label in labels[row]]
         near = corpus.neighbours.ids[example.id][: annotator.neighbours]
         for column, (name, similarity) in enumerate(
             zip(near, corpus.neighbours.similarities[example.id], strict=False)
@@ -356,6 +356,6 @@ def _neighbours(
     return probs
 
 
-def _words(task: Task, example: Example, answer: str) -> str:
+def meant_by(task: Task, example: Example, answer: str) -> str:
     """What an answer means: the option's own words where letters name options."""
     return comparable(task.in_words(example, answer)) if task.lettered else answer

@@ -58,7 +58,7 @@ def resolve_estimators(crew: Crew, abilities: Abilities, task: Task) -> Crew:
         MissingAbilityError: an annotator's own estimator needs what its server does not give.
     """
     annotators = tuple(_resolved(annotator, abilities, task) for annotator in crew.annotators)
-    return Crew(annotators, _resolved(crew.judge, abilities, task))
+    return replace(crew, annotators=annotators, judge=_resolved(crew.judge, abilities, task))
 
 
 def _resolved(annotator: Annotator, abilities: Abilities, task: Task) -> Annotator:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from semievol_api.annotate.annotators import Annotator, request_seed
+from semievol_api.annotate.annotators import Annotator, fold_role, request_seed
 from semievol_api.annotate.estimator import Asking
 from semievol_api.annotate.estimators import VERDICT, asking_of
 from semievol_api.annotate.replies import Question, rows_of_chat, rows_of_reads
@@ -24,7 +24,7 @@ from semievol_api.engine import Answer, Ask, RequestEngine
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example, Prompt
 from semievol_api.scale.executor import Executor, LocalExecutor, Work
-from semievol_api.store.artifacts import Folds, Neighbours, Prepared
+from semievol_api.store.artifacts import Answers, EvidenceTable, Folds, Neighbours, Prepared
 from semievol_api.store.fingerprints import fingerprinted
 from semievol_api.tasks import Task
 from semievol_api.tasks.task import VERDICTS
@@ -44,7 +44,8 @@ class Corpus:
     """What is asked about: clean examples, each with its neighbours, and the task that words the questions.
 
     `pseudo_labeled` are pseudo-labelled examples that are shown as demonstrations beside the labelled ones: those of
-    earlier rounds.
+    earlier rounds. `by_labels` is what annotators said that the labels taught, with the parts of `pool("unlabeled")`.
+    `control` are a classifier's answers to the test questions, which shape nothing but the verdict.
     """
 
     task: Task
@@ -52,6 +53,8 @@ class Corpus:
     folds: Folds
     neighbours: Neighbours
     pseudo_labeled: tuple[Example, ...] = ()
+    by_labels: EvidenceTable | None = None
+    control: Answers | None = field(default=None, compare=False)
 
     def prompt(
         self, example: Example, shots: int, task: Task | None = None, order: Sequence[int] | None = None
@@ -117,6 +120,12 @@ class Student:
         external = sorted((role, provider.identity) for role, provider in self.external.items())
         own = f"{self.provider.identity}|{sorted(self.identities.items())}|{self.seed}"
         return f"{own}|{external}" if external else own
+
+    def unseeing(self, corpus: Corpus, annotator: Annotator, example: Example) -> Annotator:
+        """The annotator, asking the warm model that has not seen the example's fold where several share the labels."""
+        folds = corpus.folds
+        own = fold_role(annotator.role, folds.fold_of(example.id, folds.n_models))
+        return replace(annotator, role=own) if own in self.models else annotator
 
     def provider_of(self, role: str) -> Provider:
         """Who serves a role."""
@@ -241,6 +250,7 @@ def _with_shots(
     student: Student, corpus: Corpus, annotator: Annotator, example: Example, sampling: SamplingParams, shots: int
 ) -> Question:
     """The question after so many demonstrations; where it does not fit the context, it is put with one less."""
+    annotator = student.unseeing(corpus, annotator, example)
     order = shuffled_order(corpus.task, example, annotator, student.seed)
     task = reworded(corpus.task, annotator.paraphrase, order)
     prompt = corpus.prompt(example, shots, task, _order_for(task, order))

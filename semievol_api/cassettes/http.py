@@ -12,7 +12,7 @@ Knows nothing of JSON, vendors, retrying, pacing or cassettes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, Protocol
@@ -26,14 +26,24 @@ _LONGEST_SWEEP_S = 1.0
 
 
 class Deadline:
-    """One task's deadline, in seconds of the event loop's clock."""
+    """One task's deadline, in seconds of the event loop's clock; `more_s` is asked when it is due."""
 
-    __slots__ = ("due_s", "passed", "task")
+    __slots__ = ("due_s", "more_s", "passed", "task")
 
-    def __init__(self, task: asyncio.Task[object], due_s: float) -> None:
+    def __init__(self, task: asyncio.Task[object], due_s: float, more_s: Callable[[], float] | None) -> None:
         self.task = task
         self.due_s = due_s
+        self.more_s = more_s
         self.passed = False
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether the time has passed and no more is given."""
+        if self.due_s > now_s:
+            return False
+        if self.more_s is not None and (more_s := self.more_s()) > 0:
+            self.due_s = now_s + more_s
+            return False
+        return True
 
 
 class Deadlines:
@@ -44,12 +54,12 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self._sweep_s = _LONGEST_SWEEP_S
 
-    def begin(self, timeout_s: float) -> Deadline:
-        """From now on the running task has `timeout_s` seconds."""
+    def begin(self, timeout_s: float, more_s: Callable[[], float] | None = None) -> Deadline:
+        """From now on the running task has `timeout_s` seconds, and then so many more as `more_s` gives."""
         task = asyncio.current_task()
         assert task is not None, "a deadline belongs to a task"
         loop = task.get_loop()
-        deadline = Deadline(task, loop.time() + timeout_s)
+        deadline = Deadline(task, loop.time() + timeout_s, more_s)
         self._open[deadline] = None
         self._sweep_s = min(self._sweep_s, timeout_s * _COARSENESS)
         if self._timer is None:
@@ -75,7 +85,7 @@ class Deadlines:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()
-        for deadline in [deadline for deadline in self._open if deadline.due_s <= now_s]:
+        for deadline in [deadline for deadline in self._open if deadline.is_over(now_s)]:
             del self._open[deadline]
             deadline.passed = True
             deadline.task.cancel()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Generator
@@ -18,7 +20,7 @@ from semievol_api.cli.run import show_result
 from semievol_api.cli.screen import Bars, err
 from semievol_api.config.settings import load_config
 from semievol_api.demo.embedded_server import serving
-from semievol_api.errors import MissingExtraError
+from semievol_api.errors import MissingExtraError, UserError
 from semievol_api.experiments.grid import DEMO, Cell, Experiment, load_experiment
 from semievol_api.experiments.results import Results, write_results
 from semievol_api.experiments.runner import DoneCell, ExperimentContext, run_experiment, tree_cpu_s
@@ -26,19 +28,44 @@ from semievol_api.session import NullWatcher, RunResult, Watcher, run_async, run
 
 HERE = Path(__file__).parents[1] / "demo"
 QUICK: dict[str, object] = {"data.max_unlabeled": 60, "data.max_test": 60, "train.n_epochs": 3, "train.final_epochs": 2}
+_PACKAGED = ("smollm2", "minilm")
+"""The models of the demo with a real language model, by the names of `semievol models`."""
 
 
-def run_demo(folder: Path, *, quick: bool, as_json: bool) -> None:
-    """Run the demo in `folder` and print its table; a second run finds everything done."""
+def run_demo(folder: Path, *, real: bool, quick: bool, as_json: bool) -> None:
+    """Run the demo in `folder` and print its table; a second run finds everything done.
+
+    `real` takes SmolLM2 and customers' messages in place of the small model and exam questions.
+
+    Raises:
+        UserError: a package is missing, or the models cannot be fetched.
+    """
     _need_local_packages()
-    with serving(HERE / "model", "demo-llama", folder / "server") as base_url:
-        result = _run(folder, base_url, quick)
+    if real:
+        _fetch_models()
+    model, name = (Path(_PACKAGED[0]), _PACKAGED[0]) if real else (HERE / "model", "demo-llama")
+    with serving(model, name, folder / "server") as base_url:
+        result = _run(HERE / ("llm/demo.toml" if real else "demo.toml"), folder, base_url, quick)
     show_result(result, as_json=as_json)
+    if not real and not as_json:
+        err().print("With a real language model and customers' messages: semievol demo --model smollm2", markup=False)
 
 
-def _run(folder: Path, base_url: str, quick: bool) -> RunResult:
+def _fetch_models() -> None:
+    """Have the models in the cache before the server starts, which would not wait for a download.
+
+    Raises:
+        UserError: one cannot be fetched; what `semievol models get` says stands above.
+    """
+    for name in _PACKAGED:
+        command = [sys.executable, "-m", "semievol_api.cli", "models", "get", name]
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+            raise UserError(f"The demo needs the model {name!r}, which could not be fetched: see above.")
+
+
+def _run(config_file: Path, folder: Path, base_url: str, quick: bool) -> RunResult:
     changes: dict[str, object] = {"run.folder": str(folder.resolve() / "run"), "providers.server.base_url": base_url}
-    config = load_config(HERE / "demo.toml", changes | (QUICK if quick else {}))
+    config = load_config(config_file, changes | (QUICK if quick else {}))
     with Bars(err()) as bars:
         return run_blocking(run_async(config, watcher=bars))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -118,14 +118,22 @@ def experiment(
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Folder for the run and the state of its server.")] = Path("runs/demo"),
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the run and its server's state. Default: runs/demo, or runs/demo-MODEL."),
+    ] = None,
+    model: Annotated[
+        Literal["smollm2"] | None,
+        typer.Option(help="A real language model and customers' messages instead; downloads 180 MB once."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use a sixth of the data.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole method on this machine with a small model. Needs no API key and no GPU."""
     from semievol_api.cli.demo import run_demo
 
-    run_demo(folder, quick=quick, as_json=as_json)
+    place = folder or Path("runs/demo" if model is None else f"runs/demo-{model}")
+    run_demo(place, real=model is not None, quick=quick, as_json=as_json)
 
 
 def show_result(result: RunResult, *, as_json: bool, spent: Spent | None = None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semievol_api.capabilities import TrainSpec
 from semievol_api.store.fingerprints import fingerprinted
@@ -34,10 +34,19 @@ class ModelRef(Settings):
 class SplitSettings(Settings):
     """`[split]`: how many labelled examples are used for calibration and for the gate (docs/method.md)."""
 
-    calibration: Literal["auto"] | Annotated[int, Field(ge=0)] = 0
-    """Number of calibration examples, which are not used in the warm-up; auto: a fifth, 50 to 500, at most half."""
+    calibration: Literal["auto", "cross"] | Annotated[int, Field(ge=0)] = 0
+    """Number of calibration examples, which are not used in the warm-up; auto (or "holdout"): a fifth, 50 to 500, at
+    most half; 0 (or "none"): nothing is calibrated. "cross": all labels teach and all calibrate, each answered by
+    models that have not seen it; labels that share groups are held back as with "auto"."""
+    folds: Literal[2, 5] = 2
+    """Number of warm models that share the labels with `calibration = "cross"`; each costs a training."""
     development: Literal["auto"] | Annotated[int, Field(ge=0)] = 0
     """Number of examples for the gate, if `[data] dev` is not set; auto: a tenth of 500 or more labels."""
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _by_other_names(cls, value: object) -> object:
+        return {"holdout": "auto", "none": 0}.get(value, value) if isinstance(value, str) else value
 
 
 @fingerprinted("n", "max_shots", "draw", "temperature", "max_tokens")
@@ -46,9 +55,10 @@ class AnnotateSettings(Settings):
 
     n: int = Field(default=4, ge=1)
     max_shots: int = Field(default=3, ge=0)
-    draw: Literal["without-replacement", "with-replacement", "diverse", "identical"] = "without-replacement"
+    draw: Literal["without-replacement", "with-replacement", "diverse", "auto", "identical"] = "without-replacement"
     """Ambiguity 1: how annotators are drawn from {base, warm} x {0..max_shots shots}. `diverse` is the
-    default of the calibrated mode; `identical` annotators differ by their seed only. `[[annotators]]` overrides it."""
+    default of the calibrated mode; `auto` adds annotators that labels teach where
+    it can; `identical` annotators differ by their seed only. `[[annotators]]` overrides it."""
     temperature: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
 
@@ -60,8 +70,9 @@ class AnnotatorSettings(Settings):
     """`[[annotators]]`: one annotator. If there are any, they replace those of the mode."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)
-    model: Literal["base", "warm", "neighbour_vote"] | ModelRef
-    """The model. `neighbour_vote` uses none: the nearest labelled examples vote."""
+    model: Literal["base", "warm", "neighbour_vote", "classifier", "label_propagation"] | ModelRef
+    """The model. Three ask none and need an embedder: `neighbour_vote` (the nearest labelled examples vote),
+    `classifier` (logistic regression on the embeddings), `label_propagation` (labels spread over a graph of them)."""
     shots: int = Field(default=0, ge=0)
     permute: bool = False
     """Shuffle the options of each question."""
@@ -77,6 +88,14 @@ class AnnotatorSettings(Settings):
     """Number of voting examples, for `neighbour_vote`."""
     sharpness: float = Field(default=10.0, gt=0)
     """The weight of a vote is exp(sharpness * cosine)."""
+    seeds: int = Field(default=1, ge=1, le=8)
+    """Number of warm models, trained with different seeds, that answer side by side; each costs a training."""
+
+    @model_validator(mode="after")
+    def _seeds_are_trainings(self) -> AnnotatorSettings:
+        if self.seeds > 1 and self.model != "warm":
+            raise ValueError('seeds is for model = "warm", which is trained once for each')
+        return self
 
 
 @fingerprinted("on", "margin", "score", "unjustified", "show", "temperature", "max_tokens")
@@ -123,6 +142,9 @@ class SelectSettings(Settings):
     label_shares: Literal["labeled", "as-read"] = "labeled"
     """For `pooled`: rescale an annotator that gives a label far more or less often than it occurs among the labelled
     examples. Use `as-read` if the labelled rows were not drawn like the unlabelled ones."""
+    weights: Literal["equal", "fitted"] = "equal"
+    """What annotators count in the pool. `fitted`: by how right they are on labels of other folds; needs `[split]
+    calibration = "cross"`."""
     alpha: float = Field(default=0.1, gt=0, lt=1)
     """The tolerated share of false labels, for `fdr` (on average) and `high-probability`."""
     delta: float = Field(default=0.1, gt=0, lt=1)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,7 +35,7 @@ from semievol_api.errors import ConfigError
 from semievol_api.errors import nearest as nearest
 from semievol_api.store.fingerprints import fingerprinted
 
-Mode: TypeAlias = Literal["calibrated", "paper", "official-2025"]
+Mode: TypeAlias = Literal["calibrated", "auto", "paper", "official-2025"]
 
 Propagation: TypeAlias = Literal["both", "in-weight", "in-context"]
 
@@ -51,6 +52,14 @@ MODES: Mapping[object, Mapping[str, Mapping[str, object]]] = {
         "annotate": {"draw": "diverse"},
         "justify": {"on": "uncertain", "show": "answer"},
         "select": {"rule": "fdr", "score": "pooled"},
+    },
+    # All labels teach and calibrate; annotators by what the data allow, weighed by what they are worth; controls.
+    "auto": {
+        "split": {"calibration": "cross", "development": "auto"},
+        "annotate": {"draw": "auto"},
+        "justify": {"on": "never"},
+        "select": {"rule": "fdr", "score": "pooled", "weights": "fitted"},
+        "evaluate": {"controls": ["equal-steps", "demonstrations", "classifier"]},
     },
     # The code released with the paper, for reproduction only.
     "official-2025": {
@@ -150,7 +159,8 @@ class Roles(Settings):
     trainer: ModelRef | None = None
     """The provider and the model to tune; default: the student."""
     embedder: ModelRef | None = None
-    """Not needed with `[retrieve] method = "bm25"`."""
+    """Not needed with `[retrieve] method = "bm25"`; default where the student's model runs on this machine: MiniLM in
+    this process, `{ provider = "local", model = "minilm" }`, which needs no table in `[providers]`."""
     warm: str | None = None
     """An existing warm model, such as `ft:...`; the first training is skipped."""
     tokenizer: Path | None = None
@@ -176,6 +186,9 @@ class EvaluateSettings(Settings):
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     resamples: int = Field(default=10_000, ge=100)
+    controls: tuple[Literal["equal-steps", "demonstrations", "classifier"], ...] = ()
+    """What the evolved model is held against beside SFT: SFT with as many steps (a training more), the untuned model
+    with `[retrieve] k` demonstrations (requests for the test questions), a classifier on embeddings (free)."""
 
 
 class Limits(Settings):
@@ -321,7 +334,7 @@ class Config(Settings):
             return tree
         run = tree.get("run", {})
         mode = run.get("mode", "calibrated") if isinstance(run, Mapping) else None
-        return _filled(tree, MODES[mode]) if mode in MODES else tree
+        return _filled(tree, _defaults_of(mode, tree)) if mode in MODES else tree
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -335,10 +348,40 @@ class Config(Settings):
         name, count = counts.get(self.select.rule, ("", 1))
         if not count:
             raise ValueError(f"[select] rule {self.select.rule!r} needs {name}, such as {name} = 100")
+        self._cross_fits()
         ids = [annotator.id for annotator in self.annotators]
         if len(set(ids)) < len(ids):
             raise ValueError("two [[annotators]] have the same id")
         return self
+
+    def _cross_fits(self) -> None:
+        crossed = self.split.calibration == "cross"
+        if self.select.weights == "fitted" and not crossed:
+            raise ValueError(
+                '[select] weights = "fitted" learns from cross-fitted labels; set [split] calibration = "cross"'
+            )
+        if not crossed:
+            return
+        if self.select.score != "pooled":
+            raise ValueError(
+                '[split] calibration = "cross" calibrates pooled probabilities; set [select] score = "pooled"'
+            )
+        if self.roles.warm is not None or self.train.start == "warm":
+            given = "[roles] warm" if self.roles.warm is not None else '[train] start = "warm"'
+            raise ValueError(
+                f'[split] calibration = "cross" trains warm models that have not seen the labels they answer, which '
+                f'{given} is not; remove it, or set calibration = "holdout"'
+            )
+
+
+def _defaults_of(mode: object, tree: Mapping[str, Any]) -> Mapping[str, Mapping[str, object]]:
+    """A mode's defaults; a warm model that the user has may have seen any label, so `auto` holds some back then."""
+    roles, train = tree.get("roles", {}), tree.get("train", {})
+    given = isinstance(roles, Mapping) and "warm" in roles
+    if mode != "auto" or not (given or (isinstance(train, Mapping) and train.get("start") == "warm")):
+        return MODES[mode]
+    weights = {**MODES[mode]["select"], "weights": "equal"}
+    return {**MODES[mode], "split": {"calibration": "auto", "development": "auto"}, "select": weights}
 
 
 def _filled(tree: Mapping[str, Any], defaults: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
@@ -387,7 +430,7 @@ def parse_config(
     changed = deepcopy(dict(tree))
     for dotted, value in (overrides or {}).items():
         _set(changed, dotted, value)
-    return _resolve(parse_settings(Config, changed, where=where), folder)
+    return _with_local_embedder(_resolve(parse_settings(Config, changed, where=where), folder))
 
 
 def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
@@ -426,6 +469,37 @@ def _resolve(config: Config, folder: Path) -> Config:
     return config.model_copy(
         update={"run": run, "data": data, "roles": roles, "catalogue": catalogue, "cassette": cassette}
     )
+
+
+_LOCAL = "local"
+"""The kind of the provider that runs models in this process, and its name where a config has no table for it."""
+_OWN_EMBEDDER = ModelRef(provider=_LOCAL, model="minilm")
+
+
+def _with_local_embedder(config: Config) -> Config:
+    """The same config with what it leaves open about embeddings in this process.
+
+    An embedder of the provider "local" needs no table; where the student's model runs on this machine and embeddings
+    are wanted that no role gives, the packaged sentence embedder is their default.
+    """
+    roles, own = config.roles, config.providers.get(_LOCAL)
+    wanted = config.retrieve.method == "embedding" and config.run.propagation != "in-weight"
+    if roles.embedder is None and wanted and (own is None or own.kind == _LOCAL):
+        student = config.providers.get(roles.student.provider)
+        if student is not None and _is_on_this_machine(student):
+            roles = roles.model_copy(update={"embedder": _OWN_EMBEDDER})
+    if own is not None or roles.embedder is None or roles.embedder.provider != _LOCAL:
+        return config if roles is config.roles else config.model_copy(update={"roles": roles})
+    providers = {**config.providers, _LOCAL: ProviderTable(kind=_LOCAL)}
+    return config.model_copy(update={"roles": roles, "providers": providers})
+
+
+def _is_on_this_machine(provider: ProviderTable) -> bool:
+    """Whether it runs models in this process, or is our own server at this machine's address."""
+    if provider.kind in (_LOCAL, "vllm"):
+        return True
+    host = urlsplit(str(provider.options.get("base_url", ""))).hostname
+    return provider.options.get("vendor") == "semievol" and host in ("127.0.0.1", "localhost", "::1")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -181,8 +181,8 @@ def render_config(paths: DataPaths, *, free_replies: bool = False) -> str:
         "# OpenAI itself; the key is read from the variable OPENAI_API_KEY. Its fine-tuning ends, and is closed to\n"
         "# organisations that have not used it lately: `semievol plan` tells until when, and where else this runs.\n"
         '[providers.main]\nkind = "openai"\n'
-        "# A model of your own, served by `semievol serve MODEL_FOLDER --name my-llama`: add these three lines, and\n"
-        '# write model = "my-llama" in both roles.\n'
+        "# A model of your own, served by `semievol serve MODEL_FOLDER --name my-llama`: add these three lines, write\n"
+        '# model = "my-llama" for the student, and leave the embedder out: MiniLM then runs in this process.\n'
         '# vendor = "semievol"\n# base_url = "http://127.0.0.1:8000/v1"\n# api_key_env = ""\n\n'
         '[roles]\nstudent = { provider = "main", model = "gpt-4o-mini-2024-07-18" }\n'
         'embedder = { provider = "main", model = "text-embedding-3-small" }\n\n'

@@ -102,6 +102,10 @@ _GAIN = 1.05
 """Growth of the throughput that justifies a step up."""
 _STEPS_AT_REST = 6
 """Epochs between trials."""
+_JUDGED_SLOW = 4
+"""The same where every reply takes long: fifty would come too late."""
+_SLOW_ENOUGH = 0.85
+"""Share of the throughput that halving must keep there."""
 _FIRST_EPOCH_S = 0.2
 _EPOCH_S = 1.0
 """Throughput is measured over so long, at least; shorter while it still doubles."""
@@ -120,24 +124,47 @@ class AdaptiveLimit:
         self._try_less = False
         self._begin(0.0)
 
+    def begin_at(self, value: int) -> None:
+        """Begin with no more than this: the first reply was slow."""
+        self.value = min(self.value, value)
+
     def _begin(self, now_s: float) -> None:
         self._since_s = now_s
         self._replies = 0
         self._failures = 0
+        self._slow = 0
         self._filled = False
 
-    def replied(self, now_s: float, in_flight: int, *, failed: bool) -> None:
-        """Count one reply, or one failed attempt; `in_flight` as it was with it."""
+    def replied(self, now_s: float, in_flight: int, *, failed: bool, slow: bool = False) -> None:
+        """Count one reply, or one failed attempt; `in_flight` as it was with it, `slow` in view of the time-out."""
         if self._replies == 0 and self._failures == 0:
             self._since_s = now_s
         self._replies += not failed
         self._failures += failed
+        self._slow += slow
         self._filled |= in_flight >= self.value
         count = self._replies + self._failures
+        mostly_slow = 2 * self._slow > count
         epoch_s = _FIRST_EPOCH_S if self._growth == _DOUBLE else _EPOCH_S
-        if count > max(self.value, _JUDGED) and now_s - self._since_s >= epoch_s:
-            self._judge(self._replies / (now_s - self._since_s), self._failures > _TOO_MANY_FAILURES * count)
+        if count > max(self.value, _JUDGED_SLOW if mostly_slow else _JUDGED) and now_s - self._since_s >= epoch_s:
+            rate, many_failures = self._replies / (now_s - self._since_s), self._failures > _TOO_MANY_FAILURES * count
+            if mostly_slow and not many_failures:
+                self._judge_slow(rate)
+            else:
+                self._judge(rate, many_failures)
             self._begin(now_s)
+
+    def _judge_slow(self, rate: float) -> None:
+        """Halve the limit for as long as that costs no throughput: the others only waited in the server's queue."""
+        if self.value < self._base and rate < _SLOW_ENOUGH * self._base_rate:
+            self._settle(self._base)
+        elif not self._filled:
+            return
+        elif self._rest > 0:
+            self._rest -= 1
+        else:
+            self._base, self._base_rate = self.value, rate
+            self.value = max(1, self.value // 2)
 
     def _judge(self, rate: float, many_failures: bool) -> None:
         """The end of an epoch: keep what the last trial brought, or go back; rest, and try the other way."""
@@ -179,15 +206,29 @@ _SHORTEST_PAUSE_S = 0.05
 """Whatever a server asks for; doubled with every pause after which it still refuses all."""
 _LONGEST_PAUSE_S = 60.0
 _LEARN_EVERY_S = 0.01
+_SLOW = 0.25
+"""A reply that took this share of the time-out comes from a server with too much at once, or a slow one."""
 _NO_PACE = Pace()
 
 
+_OVERTAKEN = 4
+"""A request is lost once so many times those that were in flight with it have been answered since."""
+_NEARBY_SILENCE = 15
+"""So many time-outs may pass without any answer from a machine of one's own."""
+
+
 class Pass(NamedTuple):
-    """The receipt of a request that was let through: when, and what had been claimed by then."""
+    """The receipt of a request that was let through: when, what had been claimed, in flight and answered by then.
+
+    `sent_s` is the clock's, `real_s` the event loop's, which time-outs go by.
+    """
 
     sent_s: float
     requests: float
     tokens: float
+    in_flight: int = 0
+    answered: int = 0
+    real_s: float = 0.0
 
 
 class Pacer:
@@ -215,9 +256,12 @@ class Pacer:
         self._vain_pauses = 0
         self._replies = 0
         self._replies_before = 0
+        self._answered = 0
+        self._answered_s = float("-inf")
         self._ramp_until_s = float("-inf")
         self._ramp_next_s = float("-inf")
         self._reply_s = 0.0
+        self._slow_s = limits.timeout_s * _SLOW
         self._learned_s = float("-inf")
         self._capped = limits.concurrency is not None
         self._known = limits.rpm is not None or limits.tpm is not None
@@ -238,7 +282,11 @@ class Pacer:
     async def enter(self, tokens: float) -> Pass:
         """Wait for one's turn; `tokens` is the request's estimated share of the token quota."""
         await self._queue(tokens)
-        return Pass(self._clock.now_s(), self._requests.claimed, self._tokens.claimed)
+        return self._pass(self._clock.now_s())
+
+    def _pass(self, now_s: float) -> Pass:
+        real_s = asyncio.get_running_loop().time()
+        return Pass(now_s, self._requests.claimed, self._tokens.claimed, self.in_flight, self._answered, real_s)
 
     def enter_now(self, tokens: float) -> Pass | None:
         """Pass without waiting, where that is possible."""
@@ -246,7 +294,17 @@ class Pacer:
         if self._waiters or self._full or self._wait_s(now_s, tokens) > 0:
             return None
         self._let_through(now_s, tokens)
-        return Pass(now_s, self._requests.claimed, self._tokens.claimed)
+        return self._pass(now_s)
+
+    def more_s(self, passed: Pass, timeout_s: float, *, nearby: bool) -> float:
+        """Seconds for which a request that has had its time-out is waited for still; 0 where it is lost.
+
+        As long as others are answered it may wait in the server's queue; asked again, it would wait there twice.
+        """
+        if self._answered - passed.answered > _OVERTAKEN * max(passed.in_flight, self.in_flight):
+            return 0.0
+        silent_s = asyncio.get_running_loop().time() - max(passed.real_s, self._answered_s)
+        return max(0.0, timeout_s * (_NEARBY_SILENCE if nearby else 1) - silent_s)
 
     def leave(self) -> None:
         """The request is over, whatever became of it."""
@@ -264,14 +322,19 @@ class Pacer:
         """A reply came: learn its pace."""
         now_s = self._clock.now_s()
         self.unsaved += 1
-        self._known = True
         self._replies += 1
+        self._answered += 1
+        self._answered_s = asyncio.get_running_loop().time()
         self.refused_since_s = None
-        self._reply_s += 0.1 * (now_s - passed.sent_s - self._reply_s)
-        self.limit.replied(now_s, self.in_flight, failed=False)
+        took_s = now_s - passed.sent_s
+        if not self._known and took_s > self._slow_s:
+            self.limit.begin_at(_FIRST_IN_FLIGHT)
+        self._known = True
+        self._reply_s += 0.1 * (took_s - self._reply_s)
+        self.limit.replied(now_s, self.in_flight, failed=False, slow=took_s > self._slow_s)
         if pace is not _NO_PACE and now_s - self._learned_s >= _LEARN_EVERY_S:
             self._learned_s = now_s
-            sent_s, requests, tokens = passed
+            sent_s, requests, tokens = passed.sent_s, passed.requests, passed.tokens
             self._requests.observe(
                 pace.limit_requests, pace.remaining_requests, pace.reset_requests_s, Sent(sent_s, requests)
             )

@@ -171,7 +171,8 @@ class Attempts:
     async def _ask(self, pacer: Pacer, passed: Pass, state: _WorkerState, piece: AnyRequestChunk) -> None:
         owner = piece.owner
         owner.tally.attempts += 1
-        deadline = self._deadlines.begin(self._limits.timeout_s)
+        timeout_s, nearby = self._limits.timeout_s * 2.0 ** min(piece.late, 2), owner.provider.nearby
+        deadline = self._deadlines.begin(timeout_s, lambda: pacer.more_s(passed, timeout_s, nearby=nearby))
         state.sent = True
         try:
             reply = await owner.kind.call(piece.request)
@@ -180,7 +181,8 @@ class Attempts:
             if not self._deadlines.passed(deadline):
                 raise
             pacer.failed()
-            raise TransientError(f"There was no answer within {self._limits.timeout_s:g} s.") from None
+            piece.late += 1
+            raise TransientError(f"There was no answer within {timeout_s:g} s.") from None
         except TransientError:
             pacer.failed()
             raise

@@ -29,6 +29,8 @@ _CHUNK = 256
 """Asks that are looked up in the journal together."""
 _WINDOW = 1024
 """Asks under way and answers not taken yet, at least; more where the pacer has room for more."""
+_GROUP_BYTES = 2**15
+"""Of the texts of one request, more only where one text has more: about 8,000 tokens, which a CPU embeds in time."""
 _MOST_BYTES_OF_A_TOKEN = 64
 """On the average of a text; a usage with fewer tokens than this is not believed."""
 
@@ -120,6 +122,7 @@ class RequestChunk(Generic[RequestT, ReplyT]):
         "answer_tokens",
         "contents",
         "first",
+        "late",
         "n",
         "need",
         "on_stored",
@@ -144,6 +147,7 @@ class RequestChunk(Generic[RequestT, ReplyT]):
         self.n = n
         self.request = owner.kind.part([work.request for work in works], first, n)
         self.prompt_bytes, self.answer_tokens = owner.kind.size(self.request)
+        self.late = 0
         self.need = NOTHING
         self.actual = NOTHING
         self.on_stored: Callable[[], None] | None = None
@@ -286,6 +290,7 @@ class Stream(Generic[RequestT, ReplyT]):
         self.stage = stage
         self._sources: dict[str, Source] = {}
         self._group: list[Work[RequestT, ReplyT]] = []
+        self._group_bytes = 0
         self._ready: deque[Answer[ReplyT]] = deque()
         self._open_asks = 0
         self._open_pieces = 0
@@ -397,15 +402,23 @@ class Stream(Generic[RequestT, ReplyT]):
         work.wait(self, ask)
         self._state.under_way[key] = work
         if self.kind.group > 1:
-            self._group.append(work)
-            if len(self._group) >= self.kind.group:
-                self._submit_group()
+            self._add_to_group(work)
             return
         for first, count in work.missing():
             self._submit_parts(work, first, count)
 
+    def _add_to_group(self, work: Work[RequestT, ReplyT]) -> None:
+        """One more for the next request, which ends at the group's number or at as many bytes as one text may have."""
+        size = self.kind.size(work.request)[0]
+        if self._group and self._group_bytes + size > _GROUP_BYTES:
+            self._submit_group()
+        self._group.append(work)
+        self._group_bytes += size
+        if len(self._group) >= self.kind.group:
+            self._submit_group()
+
     def _submit_group(self) -> None:
-        works, self._group = self._group, []
+        works, self._group, self._group_bytes = self._group, [], 0
         self._submit(RequestChunk(self, works, 0, 1))
 
     def _submit_parts(self, work: Work[RequestT, ReplyT], first: int, count: int) -> None:

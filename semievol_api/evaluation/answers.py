@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from semievol_api.annotate.annotators import request_seed
+from semievol_api.annotate.annotators import WARM, request_seed
 from semievol_api.annotate.replies import Question
 from semievol_api.annotate.requests import Corpus, Student, ask
 from semievol_api.capabilities import ChatRequest
@@ -116,8 +116,9 @@ async def evaluate_models(
     the labels only is no result.
     """
     tests = [await store.once("evaluate/majority", Answers, majority, corpus.task, corpus.data)]
+    tests += [corpus.control] if corpus.control is not None else []
     gate: list[Answers] = []
-    for name in [n for n in models if n != "warm" or "sft" not in models]:
+    for name in [n for n in models if not n.startswith(WARM) or (n == WARM and "sft" not in models)]:
         subject, own = student({"subject": models[name]}), in_context.get(name, corpus)
         asked = (subject, own, name, _with_shots(settings, in_context.get(name)))
         tests.append(await store.once(f"evaluate/{name}", Answers, evaluate, *asked))

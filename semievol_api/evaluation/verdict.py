@@ -32,6 +32,7 @@ from semievol_api.store.fingerprints import stage
 from semievol_api.store.verdict import Difference, Gate, ModelScore, Oracle, PaperSummary, PooledSummary, Verdict
 from semievol_api.tasks import Task
 from semievol_api.tasks.task import ABSENT
+from semievol_api.training.files import DEMONSTRATIONS, EQUAL_STEPS
 
 _LABELS = {
     "majority": "majority class",
@@ -40,6 +41,9 @@ _LABELS = {
     "sft": "SFT",
     "semievol": "SemiEvol",
     "ceiling": "gold-label ceiling",
+    EQUAL_STEPS: "SFT, equal steps",
+    DEMONSTRATIONS: "vanilla with demonstrations",
+    "classifier": "classifier on embeddings",
 }
 _SHOWN_LABELS = {"sft": "few-shot", "semievol": "SemiEvol, in context"}
 _PAIRS = (
@@ -51,6 +55,9 @@ _PAIRS = (
     ("warm", "majority"),
     ("sft", "majority"),
     ("ceiling", "semievol"),
+    ("semievol", EQUAL_STEPS),
+    ("semievol", DEMONSTRATIONS),
+    ("semievol", "classifier"),
 )
 
 _UNCHECKED = Promotion(
@@ -281,6 +288,12 @@ def _sentence(differences: Sequence[Difference]) -> str:
         return "Nothing was measured: without a test split nobody can say whether SemiEvol helped."
     interval = f"95 % interval {chosen.low:+.1f} to {chosen.high:+.1f}"
     figures = f"{chosen.points:+.1f} points over {chosen.against_label}, {interval}"
+    steps = next((d for d in differences if d.of == "semievol" and d.against == EQUAL_STEPS), None)
+    if chosen.low > 0 and steps is not None and steps.low <= 0:
+        return (
+            f"SemiEvol gained {figures}, but not clearly over {steps.against_label} ({steps.points:+.1f}, "
+            f"{steps.low:+.1f} to {steps.high:+.1f}): more steps on the labels alone may do as much."
+        )
     if chosen.low > 0:
         return f"SemiEvol helped: {figures}."
     if chosen.high < 0:

@@ -25,9 +25,9 @@ from semievol_api.data.examples import columns_of
 from semievol_api.errors import DataError
 from semievol_api.tasks import Task
 
-Recipe: TypeAlias = Literal["semievol", "prompt-only", "fine-tune", "gold"]
-"""What an arm does: the whole pipeline; asks the base model; trains on the labels; trains on the labels and the gold
-answers of the whole pool."""
+Recipe: TypeAlias = Literal["semievol", "prompt-only", "prompt-read", "fine-tune", "gold"]
+"""What an arm does: the whole pipeline; asks the base model; reads the base model's likeliest label; trains on the
+labels; trains on the labels and the gold answers of the whole pool."""
 Scalar: TypeAlias = str | int | float | bool
 _Tree: TypeAlias = Mapping[str, Any]
 DEMO = "demo"

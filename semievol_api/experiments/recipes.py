@@ -10,19 +10,32 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.clients import Clients
-from semievol_api.annotate.requests import Corpus
+from semievol_api.annotate.probing import probe, resolve_estimators
+from semievol_api.annotate.requests import Corpus, SamplingParams, Student, ask, questions_of
 from semievol_api.annotate.retrieval import retrieve
-from semievol_api.config.settings import Config
+from semievol_api.config.settings import Config, EvaluateSettings
 from semievol_api.data import RawData
 from semievol_api.data.prepare import prepare
 from semievol_api.errors import DataError
 from semievol_api.evaluation.answers import EvaluatedModels, evaluate_models
 from semievol_api.evaluation.verdict import model_score
 from semievol_api.experiments.grid import Recipe
+from semievol_api.records import Evidence
 from semievol_api.selection.holdout import split_labels
 from semievol_api.session import Pipeline, all_rounds
-from semievol_api.store.artifacts import Folds, Neighbours, Prepared, TrainingFile, TunedModel, Verdict
+from semievol_api.store.artifacts import (
+    Abilities,
+    Answers,
+    EvidenceTable,
+    Folds,
+    Neighbours,
+    Prepared,
+    TrainingFile,
+    TunedModel,
+    Verdict,
+)
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
@@ -32,6 +45,7 @@ from semievol_api.training.fine_tuning import fine_tune
 RESULT_OF: Mapping[Recipe, tuple[str, ...]] = {
     "semievol": ("semievol", "sft", "warm", "base"),
     "prompt-only": ("base",),
+    "prompt-read": ("base",),
     "fine-tune": ("sft",),
     "gold": ("ceiling",),
 }
@@ -43,6 +57,7 @@ def pipeline_of(recipe: Recipe, copies: int = 1) -> Pipeline:
     pipelines: Mapping[Recipe, Pipeline] = {
         "semievol": all_rounds,
         "prompt-only": _prompt_only,
+        "prompt-read": _prompt_read,
         "fine-tune": partial(_fine_tuned, copies=copies),
         "gold": _trained_on_gold,
     }
@@ -53,6 +68,42 @@ async def _prompt_only(tools: Clients, store: RunStore, task: Task, raw: RawData
     """No training: the base model after `[evaluate] shots` retrieved examples, none for vanilla."""
     corpus = await _corpus(tools, store, task, raw, config)
     return await _verdict(tools, store, corpus, {"base": tools.base}, config)
+
+
+async def _prompt_read(tools: Clients, store: RunStore, task: Task, raw: RawData, config: Config) -> Verdict:
+    """No training, and no text: the base model's likeliest label, read as annotators are read (`option_prob`).
+
+    A model that does not keep the answer's format is measured all the same. Where its server cannot read the labels
+    (one of several tokens, say), its greedy text is read.
+    """
+    corpus = await _corpus(tools, store, task, raw, config)
+    reader = Annotator("base", "subject", config.evaluate.shots, reading="auto")
+    student = tools.student({"subject": tools.base})
+    crew = Crew((reader,), reader)
+    abilities = await store.once("probe", Abilities, probe, student, corpus, crew, config.evaluate.max_tokens)
+    reader = resolve_estimators(crew, abilities, task).annotators[0]
+    answers = await store.once("evaluate/base", Answers, read_labels, student, corpus, reader, config.evaluate)
+    return await store.once("verdict", Verdict, baseline_verdict, EvaluatedModels([answers], []), ["base"])
+
+
+@stage("read_labels")
+async def read_labels(student: Student, corpus: Corpus, reader: Annotator, settings: EvaluateSettings) -> Answers:
+    """The labels that an annotator gives the test questions; an abstention is wrong."""
+    sampling = SamplingParams(settings.max_tokens, 0.0)
+    test = corpus.data.test
+    asked = await ask(student, corpus.task, questions_of(student, corpus, reader, test, sampling), stage="evaluate")
+    about = {e.id: e for e in test}
+    rows = [_likeliest(row, corpus.task.labels(about[row.example_id])) for row in asked]
+    gold = {e.id: e.answer or "" for e in test}
+    correct = {r.example_id: r.answer is not None and corpus.task.equal(r.answer, gold[r.example_id]) for r in rows}
+    return Answers(label=reader.id, evidence=EvidenceTable.of(rows), correct=correct)
+
+
+def _likeliest(row: Evidence, labels: tuple[str, ...] | None) -> Evidence:
+    """The row with the label of the greatest probability, where there are any, as its answer."""
+    if labels is None or row.option_probs is None:
+        return row
+    return replace(row, answer=max(zip(row.option_probs, labels, strict=True), key=lambda pair: pair[0])[1])
 
 
 async def _fine_tuned(

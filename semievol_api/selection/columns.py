@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from semievol_api.annotate.annotators import Annotator, Crew
+from semievol_api.annotate.crossfit import Corrections, corrected, label_share_corrections, with_weights
 from semievol_api.annotate.estimator import EvidenceKind
 from semievol_api.annotate.estimators import estimator_of
 from semievol_api.annotate.pooled import AnnotatorProbs, Factors, annotator_probs, by_annotator, evidence_columns
@@ -66,7 +67,7 @@ class PooledAnswers:
     float64, what the student says by itself and how surely.
     `calibrating` are the annotators' probabilities on the examples that calibrate, whole. `filled_in` counts for each
     asker the rows in which the server did not show every label. `factors` are those that the annotators were brought to
-    the labels' shares by.
+    the labels' shares by, `weights` what they count by annotator, both means over folds; empty where all count alike.
     """
 
     table: ChunkedTable[Mapping[str, Any]]
@@ -75,6 +76,7 @@ class PooledAnswers:
     factors: Factors
     student: str | None = None
     """The annotator that is the student by itself; None where it is not among them."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def score(self) -> FloatArray:
@@ -100,6 +102,21 @@ class PooledAnswers:
         """The pooled answer to an example."""
         answer: str | None = self.table.values("answer")[place]
         return answer
+
+
+def cross_corrections(
+    corpus: Corpus, crew: Crew, inputs: SelectionInputs, *, label_shares: bool, weights: bool
+) -> Corrections:
+    """What is done to each fold's probabilities, learned from the labels of the others."""
+    found = Corrections(askers=[a.id for a in crew.everybody])
+    if label_shares:
+        found = label_share_corrections(corpus, crew, inputs.annotations, inputs.reviewed)
+    if weights:
+        last = corpus.pool("unlabeled").n_parts - 1
+        evidence = evidence_columns((inputs.annotations, inputs.final), last)
+        calibrating = annotator_probs(corpus, crew.everybody, corpus.folds.calibration, evidence)
+        found = with_weights(corpus, calibrating, found)
+    return found
 
 
 def ranking(corpus: Corpus, pool: PooledAnswers) -> Ranking:
@@ -138,9 +155,15 @@ def _groups(corpus: Corpus, pool: PooledAnswers) -> tuple[IntArray, str]:
 
 
 def pooled_answers(
-    corpus: Corpus, crew: Crew, inputs: SelectionInputs, factors: Factors | None = None
+    corpus: Corpus,
+    crew: Crew,
+    inputs: SelectionInputs,
+    factors: Factors | None = None,
+    by_fold: Corrections | None = None,
 ) -> PooledAnswers:
     """Read the evidence part by part and pool it; `factors` bring annotators to the labels' shares.
+
+    `by_fold` does that, and weighs annotators, where labels teach and calibrate.
 
     Raises:
         StageError: more than 5 % of an annotator's answers came without the log-probabilities that it is read by.
@@ -153,6 +176,8 @@ def pooled_answers(
         examples = tuple(as_examples(pool.read(place, OUTLINE)))
         evidence = evidence_columns((inputs.annotations, inputs.final), place)
         found = annotator_probs(corpus, crew.everybody, examples, evidence, factors)
+        if by_fold is not None:
+            found = corrected(corpus, found, by_fold)
         counted.add(evidence)
         free_memory()
         if place < len(sizes):
@@ -164,8 +189,9 @@ def pooled_answers(
         ChunkedTable.of(*parts),
         calibrating,
         dict(sorted(counted.filled_in.items())),
-        factors or {},
+        (factors or {}) if by_fold is None else by_fold.mean_factors,
         None if student is None else crew.everybody[student].id,
+        {} if by_fold is None else by_fold.mean_weights,
     )
 
 

@@ -21,7 +21,7 @@ from semievol_api.data.schemas import as_labels
 from semievol_api.data.table import ChunkedTable
 from semievol_api.errors import StageError
 from semievol_api.records import Evidence, Example
-from semievol_api.selection.columns import SelectionInputs, labels_table, pooled_answers
+from semievol_api.selection.columns import SelectionInputs, cross_corrections, labels_table, pooled_answers
 from semievol_api.selection.rule_percentile import percentile
 from semievol_api.selection.rule_ranking import at_random
 from semievol_api.selection.stage_official import official
@@ -74,12 +74,14 @@ async def _chosen(
         return official(corpus, crew, inputs.annotations, inputs.final, settings)
     if settings.score == "mean_nll":
         return by_mean_nll(corpus, inputs, settings, seed)
-    factors = (
-        factors_of_crew(corpus, crew, inputs.annotations, inputs.reviewed)
-        if settings.label_shares == "labeled"
-        else None
-    )
-    pool = pooled_answers(corpus, crew, inputs, factors)
+    shares = settings.label_shares == "labeled"
+    if corpus.folds.cross:
+        fitted = settings.weights == "fitted"
+        by_fold = cross_corrections(corpus, crew, inputs, label_shares=shares, weights=fitted)
+        pool = pooled_answers(corpus, crew, inputs, by_fold=by_fold)
+    else:
+        factors = factors_of_crew(corpus, crew, inputs.annotations, inputs.reviewed) if shares else None
+        pool = pooled_answers(corpus, crew, inputs, factors)
     return await by_pool(corpus, crew, pool, inputs, settings, seed)
 
 

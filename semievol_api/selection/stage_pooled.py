@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from msgspec import UNSET, structs
 
-from semievol_api.annotate.annotators import Crew
+from semievol_api.annotate.annotators import Annotator, Crew
 from semievol_api.annotate.pooled import AnnotatorProbs, wrong_answers
 from semievol_api.annotate.requests import Corpus
 from semievol_api.config.method import SelectSettings
@@ -102,15 +103,15 @@ async def by_pool(
     summary = PooledSummary(
         rule=settings.rule,
         score=settings.score,
-        **_figures(pool, choice, settings),
+        **_figures(pool, choice, settings, bool(corpus.folds.cross)),
         kept=count,
         enough=count >= ENOUGH_KEPT,
-        annotators={a.id: AnnotatorUse(role=a.role, read_by=a.reading) for a in crew.everybody},
+        annotators={a.id: _use(a, pool) for a in crew.everybody},
         labels_filled_in=pool.filled_in,
         label_factors=_factors(pool) or UNSET,
         fields=corpus.task.fields or UNSET,
         false_share_range=None if simulated is None or np.isnan(simulated.low) else (simulated.low, simulated.high),
-        messages=(*_messages(corpus, choice, simulated, settings, count), *_message_of_factors(pool)),
+        messages=(*_messages(corpus, choice, simulated, settings, count), *_messages_of_crew(crew, pool)),
         warnings=tuple(alerts),
         **_way_out_taken(choice, settings),
     )
@@ -140,23 +141,7 @@ def _chosen(
         by_person[place] = ids[place] in reviewed
     audited = audit & by_person
     calibration = _calibration(corpus, pool, order, np.flatnonzero(audited).tolist(), reviewed)
-    numbers = RuleSettings(
-        rule="fdr" if settings.rule == "human-budget" else settings.rule,
-        alpha=settings.alpha,
-        delta=settings.delta,
-        share=settings.share,
-        n=settings.n,
-        seed=seed,
-        gone=len(corpus.pseudo_labeled),
-    )
-    if audited.any():
-        rest = ~audited
-        selected = apply_rule(scores[rest], ids.where(rest), calibration, numbers)
-        kept = nobody.copy()
-        kept[rest] = selected.kept
-        selected = replace(selected, kept=kept)
-    else:
-        selected = apply_rule(scores, ids, calibration, numbers)
+    numbers = _numbers(corpus, settings, seed)
     if corpus.task.partial and settings.rule != "human-budget":
         single = choose_fields(corpus.task, pool, numbers)
         return Choice(
@@ -168,7 +153,11 @@ def _chosen(
             by_person=by_person,
             fields=single.kept,
         )
-    budget = None
+    rest = ~audited
+    selected, budget = apply_rule(scores[rest], ids.where(rest), calibration, numbers), None
+    kept = nobody.copy()
+    kept[rest] = selected.kept
+    selected = replace(selected, kept=kept)
     if selected.rule == settings.rule and calibration is not None and not corpus.pseudo_labeled:
         selected, budget = _way_out(selected, scores, calibration, settings)
     by_rule, selected = selected, _with_floors(selected, corpus, pool, order, settings, seed)
@@ -183,6 +172,19 @@ def _chosen(
         asked=asked,
         by_person=by_person,
         budget=budget,
+    )
+
+
+def _numbers(corpus: Corpus, settings: SelectSettings, seed: int) -> RuleSettings:
+    """What the rule is given; with a person's budget it is `fdr`."""
+    return RuleSettings(
+        rule="fdr" if settings.rule == "human-budget" else settings.rule,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        share=settings.share,
+        n=settings.n,
+        seed=seed,
+        gone=len(corpus.pseudo_labeled),
     )
 
 
@@ -281,13 +283,13 @@ def _kept_table(task: Task, part: pa.Table, choice: Choice, at: slice, reviewed:
     return labels_table(task, [ids[i] for i in known], [answers[i] for i in known], [scores[i] for i in known])
 
 
-def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> dict[str, Any]:
+def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings, crossed: bool) -> dict[str, Any]:
     """The numbers of the summary; None for what cannot be known."""
     selected, calibration = choice.selected, choice.calibration
     return {
         "alpha": settings.alpha if selected.rule in ("fdr", "high-probability") else None,
         "applied_rule": selected.rule,
-        "guarantee": choice.promised,
+        "guarantee": choice.promised and not crossed,
         "threshold": _lowest(choice.ranking.scores, selected),
         "estimated_false_share": selected.estimate,
         "unlabeled": len(pool.table),
@@ -299,6 +301,11 @@ def _figures(pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> d
         "asked_of_a_person": int(np.count_nonzero(choice.asked)),
         "answered_by_a_person": int(np.count_nonzero(choice.by_person)),
     }
+
+
+def _use(annotator: Annotator, pool: PooledAnswers) -> AnnotatorUse:
+    weight = pool.weights.get(annotator.id, UNSET)
+    return AnnotatorUse(role=annotator.role, read_by=annotator.reading, weight=weight)
 
 
 def _lowest(scores: FloatArray, selected: Selected) -> float | None:
@@ -322,6 +329,20 @@ def _message_of_factors(pool: PooledAnswers) -> list[str]:
         f"{', '.join(pool.factors)}: those probabilities were weighted towards the labels' shares. If the labelled "
         f'rows were not drawn like the unlabelled ones, set [select] label_shares = "as-read".'
     ]
+
+
+def _messages_of_crew(crew: Crew, pool: PooledAnswers) -> list[str]:
+    """Why these annotators, and what was done to their probabilities."""
+    chosen = [crew.note] if crew.note else []
+    return [*chosen, *_message_of_factors(pool), *_message_of_weights(crew, pool)]
+
+
+def _message_of_weights(crew: Crew, pool: PooledAnswers) -> list[str]:
+    if not pool.weights:
+        return []
+    weights = sorted(((a.id, pool.weights[a.id]) for a in crew.annotators), key=itemgetter(1), reverse=True)
+    counts = ", ".join(f"{name} {weight:.2f}" if weight else f"{name} nothing" for name, weight in weights)
+    return [f"Annotators count by how right they are on labels of other folds (1 is the mean): {counts}."]
 
 
 def _simulated(corpus: Corpus, pool: PooledAnswers, choice: Choice, settings: SelectSettings) -> RealisedRange | None:
@@ -349,6 +370,8 @@ def _messages(
         )
     if calibration is None or selected.rule not in ("fdr", "high-probability"):
         return told
+    if corpus.folds.cross:
+        told.append(_MEASURED.format(settings.alpha))
     if corpus.pseudo_labeled:
         told.append(_about_earlier_rounds(len(corpus.pseudo_labeled), choice))
     if selected.rule == "high-probability":
@@ -362,6 +385,13 @@ def _messages(
             f"{share.high:.1%}); the cut was chosen on the same items, so this describes and does not bound."
         )
     return told
+
+
+_MEASURED = (
+    "All labels teach and calibrate (cross-fitting). That the share of false labels stays within alpha = {:g} on "
+    "average is measured on simulated crews (python -m benchmarks.selection --check), not proved. For a proof, set "
+    '[split] calibration = "holdout".'
+)
 
 
 def _about_earlier_rounds(earlier: int, choice: Choice) -> str:

@@ -9,8 +9,10 @@ Knows nothing of how an artifact is made; holds no clock, host or secret.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, cast
 
@@ -78,12 +80,19 @@ class Prepared:
         )
 
 
+FINEST = 10
+"""Folds of calibrating labels that teach too: coarser folds, 2 or 5, are made of them."""
+
+
 @fingerprinted("warm", "calibration", "development", "tunable", "note")
 @dataclass(frozen=True)
 class Folds:
     """Which labels teach the warm model, which calibrate, which gate; the last two are never demonstrations.
 
     `tunable` is False where there are too few labels for a training; `note` says in words what was done.
+
+    `cross` are the ids of calibrating labels in `FINEST` folds where these teach too, each by models that have not seen
+    it; `n_models` is how many warm models share them.
     """
 
     warm: tuple[Example, ...]
@@ -91,24 +100,52 @@ class Folds:
     development: tuple[Example, ...]
     tunable: bool
     note: str
+    cross: tuple[tuple[str, ...], ...] = ()
+    n_models: int = 1
+
+    def fold_of(self, example_id: str, of: int) -> int:
+        """Which of `of` folds an example is in (`of` divides `FINEST`): a calibrating label in its own, an unlabelled
+        example in one that its id draws. -1 for what always teaches; 0 without folds."""
+        if not self.cross:
+            return 0
+        finest = self._finest.get(example_id)
+        if finest is None:
+            finest = int.from_bytes(hashlib.blake2b(f"fold\x00{example_id}".encode(), digest_size=8).digest()) % FINEST
+        return finest * of // FINEST
+
+    @cached_property
+    def _finest(self) -> Mapping[str, int]:
+        always = {e.id: -1 for e in self.warm}
+        return always | {name: place for place, ids in enumerate(self.cross) for name in ids}
+
+    def taught_without(self, fold: int) -> tuple[Example, ...]:
+        """What teaches the warm model that answers a fold's examples."""
+        return tuple(e for e in self.warm if self.fold_of(e.id, self.n_models) != fold)
 
     def pack(self) -> Packed:
         """Three tables and a document."""
+        crossed = {"cross": [list(ids) for ids in self.cross], "n_models": self.n_models} if self.cross else {}
         return Packed(
             tables={
                 "warm": ChunkedTable.of(examples_table(self.warm)),
                 "calibration": ChunkedTable.of(examples_table(self.calibration)),
                 "development": ChunkedTable.of(examples_table(self.development)),
             },
-            documents={"folds": {"tunable": self.tunable, "note": self.note}},
+            documents={"folds": {"tunable": self.tunable, "note": self.note, **crossed}},
         )
 
     @classmethod
     def unpack(cls, packed: Packed) -> Self:
         """See `pack`."""
         parts = {name: tuple(as_examples(packed.table(name))) for name in packed.tables}
-        document = cast("dict[str, object]", packed.documents["folds"])
-        return cls(tunable=bool(document["tunable"]), note=str(document["note"]), **parts)
+        document = cast("dict[str, Any]", packed.documents["folds"])
+        return cls(
+            tunable=bool(document["tunable"]),
+            note=str(document["note"]),
+            cross=tuple(tuple(ids) for ids in document.get("cross", ())),
+            n_models=int(document.get("n_models", 1)),
+            **parts,
+        )
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,11 @@ class Gate(Struct, frozen=True, kw_only=True):
 
 
 class AnnotatorUse(Struct, frozen=True, kw_only=True):
-    """Which model an annotator asked, and how its answers were read."""
+    """Which model an annotator asked, how its answers were read, and what it counted where weights were fitted."""
 
     role: str
     read_by: str
+    weight: float | UnsetType = UNSET
 
 
 class SelectionSummary(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from semievol_api.annotate.annotators import fold_role, seed_role
 from semievol_api.annotate.requests import Corpus
 from semievol_api.annotate.retrieval import EmbeddingTool, every_question, nearest_among
 from semievol_api.config.method import TrainSettings
@@ -19,13 +20,18 @@ from semievol_api.config.settings import Config
 from semievol_api.data.schemas import chunked_labels
 from semievol_api.errors import UserError
 from semievol_api.records import Example, Message, PseudoLabel, TrainingExample
-from semievol_api.store.artifacts import Neighbours, Selection, TrainingFile
+from semievol_api.store.artifacts import Folds, Neighbours, Selection, TrainingFile, TunedModel
 from semievol_api.store.fingerprints import stage
 from semievol_api.store.run_store import RunStore
 from semievol_api.tasks import Task
 from semievol_api.training.chat_jsonl import MIN_EXAMPLES, jsonl_chunks
+from semievol_api.training.fine_tuning import Trainer, fine_tune
 from semievol_api.training.jobs import file_artifact
 
+EQUAL_STEPS = "sft-equal-steps"
+"""The control that learned the labels alone, in as many steps as the evolved model took."""
+DEMONSTRATIONS = "demonstrations"
+"""The control that learned nothing and is shown the nearest labels."""
 MADE_TOGETHER = 2048
 """Examples of a part that are made at once for the training file."""
 
@@ -35,6 +41,24 @@ async def labeled_file(task: Task, labeled: Sequence[Example]) -> TrainingFile:
     """Labelled examples as a training file."""
     check_enough(len(labeled), "The labelled data")
     return chat_jsonl(training_line(task, e, e.answer or "") for e in labeled)
+
+
+async def warm_models(
+    trainer: Trainer, store: RunStore, task: Task, folds: Folds, config: Config
+) -> dict[str, TunedModel]:
+    """The warm models by role: one, or as many as annotators want seeds; where labels teach and calibrate, each of
+    them once for every fold, which it has not seen."""
+    models: dict[str, TunedModel] = {}
+    for seed in range(max((annotator.seeds for annotator in config.annotators), default=1)):
+        for fold in range(folds.n_models):
+            role = seed_role(seed) if folds.n_models == 1 else fold_role(seed_role(seed), fold)
+            examples = folds.warm if folds.n_models == 1 else folds.taught_without(fold)
+            file = await store.once(file_artifact(role), TrainingFile, labeled_file, task, examples)
+            settings = config.train
+            if settings.seed is not None:
+                settings = settings.model_copy(update={"seed": settings.seed + seed})
+            models[role] = await fine_tune(replace(trainer, seed=trainer.seed + seed), store, role, file, settings)
+    return models
 
 
 async def final_training_files(
@@ -54,6 +78,10 @@ async def final_training_files(
     if not chosen.enough:
         return files
     files["semievol"] = await store.once(file_artifact("semievol"), TrainingFile, evolve_file, corpus, chosen, train)
+    if "equal-steps" in config.evaluate.controls:
+        count = len(chosen.kept) + len(_taught_again(corpus, train))
+        copies = tuple(itertools.islice(itertools.cycle(corpus.learned), count))
+        files[EQUAL_STEPS] = await store.once(EQUAL_STEPS, TrainingFile, labeled_file, task, copies)
     if gold:
         files["ceiling"] = await store.once("ceiling", TrainingFile, ceiling_file, corpus, chosen, gold, train)
     return files
@@ -87,9 +115,17 @@ async def ceiling_file(
 async def in_context_corpora(
     store: RunStore, embedder: EmbeddingTool | None, corpus: Corpus, chosen: Selection, config: Config
 ) -> dict[str, Corpus]:
-    """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them."""
+    """What the untuned model is shown beside each question, by name: all labels, and the pseudo-labels with them.
+
+    Where the last models are trained, all labels alone and only as a control.
+    """
+    queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
     if not shows_examples(corpus, config):
-        return {}
+        if "demonstrations" not in config.evaluate.controls:
+            return {}
+        asked = (embedder, corpus.learned, queries, config.retrieve, config.retrieve.k)
+        neighbours = await store.once("demonstrations/control", Neighbours, nearest_among, *asked)
+        return {DEMONSTRATIONS: replace(corpus, neighbours=neighbours)}
     pseudo_labeled = (
         *corpus.pseudo_labeled,
         *(replace(e, answer=label.answer) for e, label in labelled_by(corpus, chosen)),
@@ -97,7 +133,6 @@ async def in_context_corpora(
     shown: dict[str, Sequence[Example]] = {"sft": corpus.learned}
     if chosen.enough:
         shown["semievol"] = (*corpus.learned, *pseudo_labeled)
-    queries, shots = every_question(corpus.data, corpus.folds), config.evolve.shots
     corpora: dict[str, Corpus] = {}
     for name, candidates in shown.items():
         neighbours = await store.once(
@@ -137,10 +172,15 @@ def _with_labeled(
     corpus: Corpus, chosen: Callable[[], Iterator[TrainingExample]], count: int, settings: TrainSettings
 ) -> TrainingFile:
     """`chosen` gives the pseudo-labels' lines, of which there are `count`, one after the other."""
-    labeled = (*corpus.learned, *corpus.pseudo_labeled) if settings.data == "selected+labeled" else ()
+    labeled = _taught_again(corpus, settings)
     check_enough(len(labeled) + count, "The final training file")
     known = (training_line(corpus.task, e, e.answer or "") for e in labeled)
     return chat_jsonl(itertools.chain(known, chosen()))
+
+
+def _taught_again(corpus: Corpus, settings: TrainSettings) -> tuple[Example, ...]:
+    """What the final training learns beside the kept pseudo-labels."""
+    return (*corpus.learned, *corpus.pseudo_labeled) if settings.data == "selected+labeled" else ()
 
 
 def check_enough(count: int, what: str) -> None:

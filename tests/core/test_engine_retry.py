@@ -119,7 +119,7 @@ async def test_a_server_that_always_stalls_fails_the_row_with_the_time(tmp_path:
         await asyncio.sleep(3600)
 
     answers, _ = await run(tmp_path, FakeServer(stall), 1, Limits(timeout_s=0.1, max_attempts=2))
-    assert answers["q0"].failure == "There was no answer within 0.1 s."
+    assert answers["q0"].failure == "There was no answer within 0.2 s."
 
 
 async def test_a_429_costs_no_attempt_and_holds_everyone(tmp_path: Path) -> None:

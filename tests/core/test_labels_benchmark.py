@@ -105,4 +105,4 @@ def test_recipes_are_compared_on_the_seeds_that_both_have() -> None:
 
 
 def test_the_table_holds_the_three_modes_and_the_chosen_recipe() -> None:
-    assert list(RECIPES) == ["paper", "calibrated", "official-2025", "chosen"]
+    assert list(RECIPES) == ["paper", "calibrated", "official-2025", "auto", "chosen"]

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from msgspec import to_builtins
 
+from semievol_api.evaluation.verdict import _sentence
 from semievol_api.store.run_store import Packed
-from semievol_api.store.verdict import ModelScore, PaperSummary, PooledSummary, Verdict, summary_of
+from semievol_api.store.verdict import Difference, ModelScore, PaperSummary, PooledSummary, Verdict, summary_of
+from semievol_api.training.files import EQUAL_STEPS
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 ORDER = (
@@ -75,3 +77,26 @@ def test_a_selection_trains_unless_its_rule_says_there_is_too_little(enough: boo
     )
     assert summary_of(paper).enough_to_train
     assert summary_of(pooled | {"enough": enough}).enough_to_train is enough
+
+
+def _difference(against: str, low: float) -> Difference:
+    return Difference(
+        of="semievol",
+        against=against,
+        of_label="SemiEvol",
+        against_label=against,
+        points=low + 2.0,
+        interval=(low, low + 4.0),
+        mcnemar_p=0.01,
+        smallest_detectable=1.0,
+    )
+
+
+def test_helped_is_said_only_where_equal_steps_on_the_labels_alone_do_less() -> None:
+    sft, equal = _difference("sft", 1.0), _difference(EQUAL_STEPS, 0.5)
+    assert _sentence([sft]).startswith("SemiEvol helped")
+    assert _sentence([sft, equal]).startswith("SemiEvol helped")
+    doubtful = _sentence([sft, _difference(EQUAL_STEPS, -0.5)])
+    assert "helped" not in doubtful
+    assert "more steps on the labels alone may do as much" in doubtful
+    assert _sentence([_difference("sft", -0.5), equal]).startswith("No effect")

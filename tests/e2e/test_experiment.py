@@ -16,6 +16,8 @@ from semievol_api.experiments.grid import Experiment, cells, load_experiment
 from semievol_api.experiments.results import Results, write_results
 from semievol_api.experiments.runner import ExperimentContext, run_experiment
 from semievol_api.session import run_blocking
+from semievol_api.store.artifacts import Answers
+from semievol_api.store.run_store import load_artifact
 from semievol_api.training.fine_tuning import expected_epochs
 from tests.e2e.conftest import CONFIG, TASK, Project, Semievol, write_rows
 
@@ -266,3 +268,39 @@ def test_a_wrong_override_is_refused_before_anything_runs(grid: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'rule'"):
         go(grid, quick=True)
     assert not (grid.parent / "grid-quick/runs").exists()
+
+
+READING = """
+[experiment]
+name = "reading"
+base = "semievol.toml"
+folder = "reading"
+seeds = [0]
+baseline = "text"
+
+[[arms]]
+name = "text"
+recipe = "prompt-only"
+
+[[arms]]
+name = "likeliest"
+recipe = "prompt-read"
+"""
+
+
+def test_the_base_model_is_measured_by_its_likeliest_label(project: Project) -> None:
+    path = project.folder / "reading.toml"
+    path.write_text(READING, "utf-8")
+    experiment, results = go(path)
+    runs = {arm: experiment.experiment.folder / "runs" / f"{arm}-seed-0" for arm in ("text", "likeliest")}
+    rows = {arm: list(_answers_of(folder).evidence.rows()) for arm, folder in runs.items()}
+    assert len(rows["likeliest"]) == len(rows["text"]) == 40
+    assert all(row.option_probs is not None and row.answer is not None for row in rows["likeliest"])
+    assert all(row.option_probs.index(max(row.option_probs)) == "ABCD".index(row.answer) for row in rows["likeliest"])
+    assert {arm.arm for arm in results.summary} == {"text", "likeliest"}
+
+
+def _answers_of(folder: Path) -> Answers:
+    found = load_artifact(folder, "evaluate/base", Answers)
+    assert found is not None
+    return found

@@ -24,7 +24,10 @@ from semievol_providers.server.engine_wire import (
 
 
 def main() -> None:
-    """Answer until the input ends; a question that begins with BUSY keeps the processor for as many seconds."""
+    """Answer until the input ends.
+
+    A question that begins with BUSY keeps the processor for as many seconds; one that begins with NEVER has no answer.
+    """
     out = SharedPipe(os.fdopen(os.dup(1), "wb"))
     start_beating(out, json.loads(sys.argv[1])["beat_s"])
     out.write(frame(ReadyTell(512)))
@@ -34,6 +37,8 @@ def main() -> None:
             words = ask.messages[-1]["content"].split()
             with Path(sys.argv[2]).open("a") as asked:
                 asked.write(" ".join(words) + "\n")
+            if words[0] == "NEVER":
+                continue
             until = time.monotonic() + (float(words[1]) if words[0] == "BUSY" else 0.0)
             while time.monotonic() < until:
                 sum(range(100_000))

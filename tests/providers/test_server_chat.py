@@ -176,7 +176,9 @@ def test_models_are_listed_found_by_alias_and_unknown_ones_refused(client: opena
     ("extra", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+         "response_format"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
@@ -242,3 +244,18 @@ def test_a_broken_body_and_an_unknown_path_are_refused_in_the_apis_shape(
         assert raised.value.code == status
         conforms(json.loads(raised.value.read()), "ErrorResponse")
         raised.value.close()
+
+
+def test_an_answer_is_held_to_a_schema_in_chats_streams_and_batch_lines(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"label": {"enum": ["A", "B"]}}, "required": ["label"]}
+    schema["additionalProperties"] = False
+    shape: Any = {"type": "json_schema", "json_schema": {"name": "label", "schema": schema, "strict": True}}
+    asked: Any = {"model": "tiny", "messages": MESSAGES, "seed": 5, "max_tokens": 60, "response_format": shape}
+    whole = client.chat.completions.create(**asked, n=3, logprobs=True, top_logprobs=2)
+    for choice in whole.choices:
+        assert json.loads(choice.message.content or "") in ({"label": "A"}, {"label": "B"})
+        assert choice.logprobs is not None and choice.logprobs.content is not None
+        assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert streamed == whole.choices[0].message.content

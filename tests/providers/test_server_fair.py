@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import shutil
+import signal
 import socket
 import statistics
 import threading
@@ -180,6 +182,41 @@ def two_keys(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     options = ("--api-key-env", "KEYS", "--limits", str(folder / "limits.toml"))
     with RunningServer(tiny_model, folder, options, {"KEYS": "alpha-key,beta-key"}) as server:
         yield server
+
+
+def test_two_keys_do_not_fill_the_places_of_a_third(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text("requests_in_flight = 12\n")
+    options = ("--api-key-env", "KEYS", "--limits", str(tmp_path / "limits.toml"))
+    keys = ("alpha-key", "beta-key", "gamma-key")
+    with RunningServer(tiny_model, tmp_path / "server", options, {"KEYS": ",".join(keys)}) as server:
+        clients = [server.client(api_key=key, timeout=100) for key in keys]
+        clients[0].chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)  # the engine runs
+        health = urllib.request.Request(server.url.removesuffix("/v1") + "/healthz")
+        health.add_header("authorization", "Bearer alpha-key")
+        with urllib.request.urlopen(health) as answer:
+            engine = int(json.loads(answer.read())["engine_pid"])
+        held: list[list[int]] = [[], [], []]
+
+        def ask(key: int) -> None:
+            try:
+                clients[key].chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
+                held[key].append(200)
+            except openai.APIStatusError as error:
+                held[key].append(error.status_code)
+
+        threads = [threading.Thread(target=ask, args=(key,)) for key in (*[0] * 20, *[1] * 20, 2)]
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            for thread in threads:
+                thread.start()
+                thread.join(0.05)
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        for thread in threads:
+            thread.join(60)
+    assert held[2] == [200]
+    assert held[0].count(200) in (6, 7) and 2 <= held[1].count(200) <= 4
+    assert set(held[0] + held[1]) == {200, 429}
 
 
 def _batch(client: openai.OpenAI, lines: int, **settings: Any) -> str:

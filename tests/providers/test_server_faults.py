@@ -325,13 +325,7 @@ def test_a_real_full_disk_refuses_uploads_and_delays_what_waits(
         jobs = [_create_job(client, "alpha", train)["id"] for _ in range(3)]
         batch = _create_batch(client, "beta", lines)["id"]
         ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as out:
-            for size in (2**16, 2**12, 1):
-                try:
-                    while out.write(b"x" * size):
-                        continue
-                except OSError as error:
-                    assert error.errno == errno.ENOSPC
+        _fill(ballast)
         for _ in range(3):
             answer = _upload(client, "alpha", "user_data", b"y" * 2**19)
             assert answer.status_code == 507 and answer.json()["error"]["code"] == "disk_full"
@@ -343,6 +337,39 @@ def test_a_real_full_disk_refuses_uploads_and_delays_what_waits(
         assert _upload(client, "alpha", "user_data", b"y" * 2**16).status_code == 200
         until(lambda: _health(client)["status"] == "ok", "all is well")
         _nothing_left_over(client, state)
+
+
+def _fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as out:
+        for size in (2**16, 2**12, 1):
+            try:
+                while out.write(b"x" * size):
+                    continue
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+
+def test_a_file_and_a_model_are_deleted_on_a_full_disk(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server_here(tmp_path / "work", monkeypatch, state=small_disk / "state") as client:
+        files = [_file(client, "alpha", "user_data", b"") for _ in range(3)]  # deleting them frees nothing
+        kept = _file(client, "beta", "user_data", b"theirs")
+        train = _train_file(client, "alpha")
+        job = _create_job(client, "alpha", train)["id"]
+        model = _ended(client, "alpha", f"/v1/fine_tuning/jobs/{job}")["fine_tuned_model"]
+        _get(client, "alpha", "/v1/models")
+        for file in files:
+            _fill(small_disk / "ballast")
+            with pytest.raises(OSError, match="No space"):
+                (small_disk / "probe").write_bytes(b"x" * 2**13)
+            gone = client.delete(f"/v1/files/{file}", headers=_head("alpha"))
+            assert gone.status_code == 200, gone.text
+            (small_disk / "probe").unlink()
+        assert client.delete(f"/v1/models/{model}", headers=_head("alpha")).status_code == 200
+        assert client.get(f"/v1/files/{kept}/content", headers=_head("beta")).content == b"theirs"
+        left = {file["id"] for file in _get(client, "alpha", "/v1/files")["data"]}
+        assert train in left and not left & set(files)
 
 
 # ------------------------------------------------------------------------------------------------------- the engine

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -62,6 +65,27 @@ def test_the_page_asks_for_the_key_and_shows_no_markup_of_clients(tiny_model: Pa
         driver.find_element("id", "key").send_keys("alpha\n")
         _wait(lambda: "<h1>bold" in driver.find_element("id", "models").text, "model")
         assert len(driver.find_elements("tag name", "h1")) == 1
+        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_page_says_what_does_not_run_and_that_it_runs_again(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text("engine_silence_s = 8\n")
+    options = ("--limits", str(tmp_path / "limits.toml"))
+    with (
+        RunningServer(tiny_model, tmp_path / "server", options) as server,
+        chromium(tmp_path / "profile", 390, 800) as driver,
+    ):
+        server.client().embeddings.create(model="tiny", input="x")
+        root = server.url.removesuffix("/v1")
+        with urllib.request.urlopen(root + "/healthz") as answer:
+            engine = int(json.loads(answer.read())["engine_pid"])
+        driver.get(root)
+        _wait(lambda: "ready" in driver.find_element("id", "health").text, "engine")
+        degraded = driver.find_element("id", "degraded")
+        assert not degraded.is_displayed()
+        os.kill(engine, signal.SIGSTOP)
+        _wait(lambda: "engine is not running: No sign of life" in degraded.text, "reason")
+        _wait(lambda: not degraded.is_displayed(), "recovery")
         assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -101,7 +101,9 @@ def test_earlier_answers_go_back_as_the_sdk_prints_them(client: openai.OpenAI) -
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "text.format"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -120,6 +122,17 @@ def test_what_a_response_cannot_honour_is_refused_by_name(
     with pytest.raises(openai.BadRequestError) as raised:
         client.post("/responses", body={"model": "tiny", "input": "x", **extra}, cast_to=object)
     assert raised.value.response.json()["error"]["param"] == param
+
+
+def test_a_response_is_held_to_a_schema(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"label": {"enum": ["A", "B"]}}, "required": ["label"]}
+    schema["additionalProperties"] = False
+    text: Any = {"format": {"type": "json_schema", "name": "label", "schema": schema, "strict": True}}
+    raw = client.responses.with_raw_response.create(model="tiny", input="Which one?", text=text, max_output_tokens=60)
+    body = json.loads(raw.content)
+    check_answer("Response", body)
+    assert json.loads(raw.parse().output_text) in ({"label": "A"}, {"label": "B"})
+    assert body["text"]["format"]["schema"] == schema
 
 
 def test_a_prompt_that_does_not_fit_and_an_unknown_model_are_refused_before_the_stream(client: openai.OpenAI) -> None:

@@ -92,7 +92,7 @@ class Account:
                 api_key=self.connection.api_key or "none",
                 account_id=self.name,
                 base_url=self._url,
-                timeout=self.connection.timeout_s,
+                timeout=self.connection.timeout_s or 120.0,
                 max_retries=0,
                 http_client=httpx.AsyncClient(transport=sdk_transport("httpx", self._send)),
             )

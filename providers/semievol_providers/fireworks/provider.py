@@ -31,7 +31,7 @@ class _FireworksOptions(BaseModel):
     api_key_env: str = "FIREWORKS_API_KEY"
     api_key_file: str | None = None
     identity: str | None = Field(default=None, min_length=1)
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0)
     accelerator: str = "NVIDIA_H100_80GB"
     """What a tuned model is deployed on."""
     accelerators: int = Field(default=1, ge=1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from semievol_api.capabilities import ModelLimits, ModelName, Provider, ProviderSettings
+from semievol_api.capabilities import ModelLimits, ModelName, Provider, ProviderSettings, is_nearby
 from semievol_api.errors import ConfigError, MissingExtraError
 from semievol_providers.litellm.calls import LiteLLM, LiteLLMChat, LiteLLMEmbedder
 from semievol_providers.litellm.settings import read_access
@@ -93,5 +93,6 @@ def connect(settings: ProviderSettings) -> Provider:
             "fine-tuning": "litellm drops a job's method, metadata and own fields, so that a training could neither be "
             "worded nor be found again"
         },
+        nearby=is_nearby(access.api_base),
         aclose=library.aclose,
     )

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from semievol_api.capabilities import ProviderSettings
+from semievol_api.capabilities import ProviderSettings, is_nearby
 
 _LeftOut: TypeAlias = Literal["logprobs", "seed", "n", "top_p", "temperature"]
 
@@ -32,7 +32,8 @@ class _LiteLLMOptions(BaseModel):
     api_key_env: str | None = None
     """Default: whichever variable litellm reads for the vendor; `""` for a server that needs none."""
     api_key_file: str | None = None
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Ends every request; None: `[limits] timeout_s` decides."""
     leave_out: list[_LeftOut] = Field(default_factory=list[_LeftOut])
     embedding_dimensions: int | None = Field(default=None, gt=0)
     extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
@@ -66,7 +67,7 @@ def read_access(settings: ProviderSettings) -> Access:
         prefix=options.prefix,
         identity=options.identity or f"litellm:{options.api_base or 'vendor'}",
         api_key=_key(options, settings),
-        timeout_s=options.timeout_s,
+        timeout_s=options.timeout_s or (1800.0 if is_nearby(options.api_base) else 600.0),
         leave_out=frozenset(options.leave_out),
         embedding_dimensions=options.embedding_dimensions,
         extra_body=options.extra_body,

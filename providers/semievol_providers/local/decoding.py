@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from semievol_providers.local.chat_tokens import ChatTokens
+from semievol_providers.local.constrained import Constraint, Grammars, SchemaError
 from semievol_providers.local.packed import Layers, Look, PackedModel, Tokens, attention, cache_width, no_mask
 from semievol_providers.local.requests import (
     Delta,
@@ -296,8 +297,9 @@ class ReadRow:
 class DecodingSequence:
     """A sample under way. `token` was chosen last and is the next to be fed, at index `position` of its cache."""
 
-    def __init__(self, row: Row, tokens: ChatTokens) -> None:
+    def __init__(self, row: Row, tokens: ChatTokens, constraint: Constraint | None = None) -> None:
         request = row.request
+        self.constraint = constraint
         self.request = request
         self.listener = row.listener
         self.position = len(request.prompt_ids)
@@ -326,29 +328,38 @@ class DecodingSequence:
 class NextTokens:
     """`take` chooses and records one token for each sample of a pass."""
 
-    def __init__(self, tokens: ChatTokens, end_ids: frozenset[int]) -> None:
+    def __init__(self, tokens: ChatTokens, end_ids: frozenset[int], grammars: Grammars | None = None) -> None:
         self._tokens = tokens
         self._end_ids = end_ids
+        self._grammars = grammars
 
     def start(self, row: Row) -> DecodingSequence:
         """A sample whose prompt has been read."""
-        return DecodingSequence(row, self._tokens)
+        schema = row.request.schema
+        if schema is None or self._grammars is None:
+            return DecodingSequence(row, self._tokens)
+        return DecodingSequence(row, self._tokens, self._grammars.start(schema))
 
     def take(self, logits: Tensor, samples: Sequence[DecodingSequence]) -> None:
         """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`.
 
-        What limits a sample's next token sets the other logits to -inf here, before any is drawn or scored.
+        A sample that is held to a schema draws from what that allows; its scores stay those of all tokens.
         """
         draws = torch.tensor([sample.draw() for sample in samples], dtype=torch.float64)
         for sample in samples:
             if sample.counts is None and sample.sampling.penalises:
                 sample.counts = logits.new_zeros(logits.shape[1])
-        chosen = choose(logits, [sample.sampling for sample in samples], draws, [sample.counts for sample in samples])
+        allowed = _constrained(logits, samples)
+        chosen = choose(allowed, [sample.sampling for sample in samples], draws, [sample.counts for sample in samples])
         ids: list[int] = chosen.tolist()
         scored = [i for i, sample in enumerate(samples) if sample.request.top_logprobs is not None]
         scores = _Scores(logits, chosen, scored, any(sample.request.top_logprobs for sample in samples))
         for i, sample in enumerate(samples):
             token = sample.token = ids[i]
+            if sample.constraint is not None:
+                if sample.listener.dropped:
+                    continue
+                sample.constraint.take(token)
             if sample.counts is not None:
                 sample.counts[token] += 1
             score, top = scores.of(i, sample.request.top_logprobs)
@@ -359,6 +370,21 @@ class NextTokens:
                 wanted = sample.request.top_logprobs
                 output = transcript.output(scored=wanted is not None, alternatives=bool(wanted))
             sample.listener.progress(transcript, output)
+
+
+def _constrained(logits: Tensor, samples: Sequence[DecodingSequence]) -> Tensor:
+    """The logits with what each sample's schema forbids masked out; the same tensor where none has one."""
+    held = [(i, sample) for i, sample in enumerate(samples) if sample.constraint is not None]
+    if not held:
+        return logits
+    logits = logits.clone()
+    for i, sample in held:
+        assert sample.constraint is not None
+        try:
+            logits[i] = sample.constraint.masked(logits[i])
+        except SchemaError as error:
+            sample.listener.fail(error)
+    return logits
 
 
 class _Scores:

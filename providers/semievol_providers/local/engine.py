@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from semievol_providers.local.adapters import AdapterShelf
 from semievol_providers.local.batcher import FAILURES, Batcher, CachePlan
 from semievol_providers.local.chat_tokens import ChatTokens
+from semievol_providers.local.constrained import Grammars
 from semievol_providers.local.decoding import NextTokens, ReadRow, Row, Transcript
 from semievol_providers.local.fairness import TurnQueue
 from semievol_providers.local.machine import fast_in_bfloat16, free_memory_bytes
@@ -97,7 +98,9 @@ class Engine:
         self.exact = _is_exact(self.facts, settings)
         self._packed = self._make_ready(folder)
         self._shelf = AdapterShelf(self._packed, lambda: self._load(folder), settings.adapter_cache_bytes)
-        next_tokens = NextTokens(self.tokens, end_of_turn_ids(folder, self.tokens.tokenizer))
+        end_ids = end_of_turn_ids(folder, self.tokens.tokenizer)
+        self._grammars = Grammars(self.tokens.tokenizer, self.facts.vocab_size, end_ids)
+        next_tokens = NextTokens(self.tokens, end_ids, self._grammars)
         token_bytes = self.facts.cache_values * self._packed.base.dtype.itemsize
         room = _cache_bytes(settings)
         prefix_bytes = 0 if self.exact else int(room * _PREFIX_SHARE)
@@ -132,6 +135,7 @@ class Engine:
 
         Raises:
             ContextLengthError: the prompt and `max_tokens` are longer than the model's context.
+            SchemaError: no answer can be held to the schema.
         """
         length = len(request.prompt_ids) + request.max_tokens
         if not request.prompt_ids or length > self.facts.context_tokens:
@@ -140,6 +144,8 @@ class Engine:
                 f"requested {length} tokens ({len(request.prompt_ids)} in the messages, {request.max_tokens} "
                 "in the completion). Please reduce the length of the messages or completion."
             )
+        if request.schema is not None:
+            self._grammars.start(request.schema)  # made in the asking thread, since the first takes a while
         collector = _Collector(request, sink)
         for sample in range(request.n):
             self._inbox.put(Row(request, sample, collector))

@@ -38,7 +38,7 @@ from semievol_api.capabilities import (
     TrainSpec,
 )
 from semievol_api.errors import ConfigError, MissingAbilityError, MissingExtraError, RefusedError, UserError
-from semievol_api.records import Completion, FloatMatrix, Prompt, Usage
+from semievol_api.records import Completion, Prompt, Usage
 from semievol_providers.local.chat_tokens import ChatTokens, PromptError, label_token_ids
 from semievol_providers.local.disk import is_out_of_memory
 from semievol_providers.local.jobs import AdapterServer, LocalFineTuner, LocalPlaces, TunedModels
@@ -46,6 +46,7 @@ from semievol_providers.local.machine import idle_threads
 from semievol_providers.local.model_folder import check_model_folder, read_facts
 from semievol_providers.local.requests import DtypeName, EngineSettings, GenerateRequest, ReadRequest, SampleOutput
 from semievol_providers.local.requests import EmbedRequest as EmbedIds
+from semievol_providers.local.sentence_embedder import NamedEmbedder, SentenceEmbedder, sentence_model
 from semievol_providers.local.training_job import NO_BITSANDBYTES, TrainDefaults, can_quantize, read_train_defaults
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class LocalOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    model: str
-    """Folder of the base model, in the Hugging Face format."""
+    model: str | None = None
+    """Folder of the base model, in the Hugging Face format; a provider of kind `local` without one only embeds."""
     name: str | None = None
     """What roles call the base model; the folder's name if left out."""
     state: str = "semievol-local"
@@ -76,7 +77,7 @@ class LocalOptions(BaseModel):
     identity: str | None = Field(default=None, min_length=1)
     """Names the model in caches; made from its files if left out."""
     embedding_model: str | None = None
-    """Folder of a sentence-transformers model for embeddings; the base model's last hidden state if left out."""
+    """Folder in the sentence-transformers format, or "minilm"; takes all embeddings, whatever the role names."""
     device: str | None = Field(default=None, pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     served_at: str | None = Field(default=None, pattern=r"^https?://")
     """A vLLM server that is told of every finished adapter, such as http://127.0.0.1:8000/v1."""
@@ -101,19 +102,23 @@ def connect(settings: ProviderSettings) -> Provider:
     """
     need_packages(PACKAGES, "local", f"[providers.{settings.name}]")
     options = read_options(settings, LocalOptions)
+    if options.model is None:
+        return _embeddings_only(settings, options)
     places = read_places(settings, options, "local")
     models = TunedModels(places)
     holder = EngineHolder(places.base_folder, engine_settings(options, places, options.dtype))
     chat = LocalChat(holder, models.adapter_of)
     tuner = finetuner_of(options, places, models, holder.make_room)
+    named = NamedEmbedder(chat, Path(settings.base_folder), places.device, options.threads or 1)
 
     async def aclose() -> None:
         await tuner.aclose()
         await holder.release()
+        await named.aclose()
 
     parts = Parts(
         answers=chat,
-        embedder=sentence_embedder(settings, options, places.device) or chat,
+        embedder=sentence_embedder(settings, options, places.device) or named,
         finetuner=tuner,
         context_tokens=read_facts(places.base_folder).context_tokens,
         aclose=aclose,
@@ -137,8 +142,6 @@ def read_options(settings: ProviderSettings, kind: type[_OptionsT]) -> _OptionsT
             close = difflib.get_close_matches(key, list(kind.model_fields), n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(kind.model_fields)}."
             raise ConfigError(f"[{where}]: unknown key {key!r}. {hint}") from None
-        if first["type"] == "missing":
-            raise ConfigError(f"[{where}]: the key {key!r} is missing: the folder of the model to run.") from None
         raise ConfigError(f"[{where}]: {key!r} is wrong: {first['msg']}.") from None
 
 
@@ -160,6 +163,8 @@ def read_places(settings: ProviderSettings, options: LocalOptions, kind: str) ->
         ModelFolderError: the model folder is missing, incomplete or cannot chat.
         ConfigError: a training default is unknown or wrong.
     """
+    if options.model is None:
+        raise ConfigError(f"[providers.{settings.name}]: the key 'model' is missing: the folder of the model to run.")
     root = Path(settings.base_folder)
     folder = str((root / options.model).resolve())
     check_model_folder(folder)
@@ -250,6 +255,7 @@ def provider_of(name: str, places: LocalPlaces, parts: Parts) -> Provider:
         embedder=parts.embedder,
         finetuner=parts.finetuner,
         train_keys=tuple(key for key in TrainSpec.model_fields if key not in refused),
+        nearby=True,
         auto_epochs=lambda spec, examples: places.train.resolve(spec, examples).n_epochs or 1,
         aclose=parts.aclose,
     )
@@ -264,14 +270,30 @@ def finetuner_of(
     return LocalFineTuner(places, models, make_room, AdapterServer(options.served_at).tell)
 
 
-def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device: str) -> _SentenceEmbedder | None:
+def sentence_embedder(settings: ProviderSettings, options: LocalOptions, device: str) -> SentenceEmbedder | None:
     """A model of its own for embeddings, where one is named."""
     if options.embedding_model is None:
         return None
-    return _SentenceEmbedder(str((Path(settings.base_folder) / options.embedding_model).resolve()), device)
+    base = Path(settings.base_folder)
+    named = sentence_model(options.embedding_model, base) or str((base / options.embedding_model).resolve())
+    return SentenceEmbedder(named, device, options.threads or 1)
 
 
-Embed: TypeAlias = Callable[[list[str]], tuple[FloatMatrix, int]]
+def _embeddings_only(settings: ProviderSettings, options: LocalOptions) -> Provider:
+    """The table of a provider without a chat model: `[providers.NAME]` with `kind = "local"` and no `model`."""
+    device = options.device or "cpu"
+    embedder = NamedEmbedder(None, Path(settings.base_folder), device, options.threads or 1)
+    lacks = f"[providers.{settings.name}]: the key 'model' is missing: the folder of the model to run"
+    return Provider(
+        name=settings.name,
+        identity=options.identity or "local",
+        vendor=_OWN_MACHINE,
+        embedder=sentence_embedder(settings, options, device) or embedder,
+        refusals={"chat": lacks, "fine-tuning": lacks},
+        aclose=embedder.aclose,
+    )
+
+
 Answer = TypeVar("Answer")
 AdapterOf: TypeAlias = Callable[[str], str | None]
 
@@ -456,42 +478,3 @@ def completion_of(sample: SampleOutput, tokens: ChatTokens) -> Completion:
         return Completion(sample.text, sample.finish, logprobs, texts)
     top = tuple([tuple([(tokens.token_text(t.token_id), t.logprob) for t in place]) for place in sample.top])
     return Completion(sample.text, sample.finish, logprobs, texts, top)
-
-
-class _SentenceEmbedder:
-    """`Embedder` by a sentence-transformers model of its own."""
-
-    def __init__(self, folder: str, device: str) -> None:
-        self._folder = folder
-        self._device = device
-        self._lock = asyncio.Lock()
-        self._embed: Embed | None = None
-
-    async def embed(self, request: EmbedRequest) -> EmbedReply:
-        """Vectors of unit length, as the model's own recipe makes them."""
-        async with self._lock:
-            vectors, tokens = await asyncio.to_thread(self._run, list(request.texts))
-        return EmbedReply(vectors=vectors, usage=Usage(prompt=tokens))
-
-    def _run(self, texts: list[str]) -> tuple[FloatMatrix, int]:
-        if self._embed is None:
-            self._embed = _load_sentence_model(self._folder, self._device)
-        return self._embed(texts)
-
-
-def _load_sentence_model(folder: str, device: str) -> Embed:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "embedding_model needs the package 'sentence-transformers', which is not installed. Install it with: "
-            "pip install sentence-transformers; or leave embedding_model out to embed with the model itself."
-        ) from error
-    model = SentenceTransformer(folder, device=device, local_files_only=True)
-
-    def embed(texts: list[str]) -> tuple[FloatMatrix, int]:
-        vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-        count = sum(len(model.tokenizer.encode(text)) for text in texts)
-        return np.asarray(vectors, dtype=np.float32), count
-
-    return embed

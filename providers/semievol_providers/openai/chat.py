@@ -63,7 +63,7 @@ class HotPath:
     ) -> HttpResponse:
         connection = self.connection
         try:
-            answer = await self._send(method, url, body, headers, connection.timeout_s)
+            answer = await self._send(method, url, body, headers, connection.answer_timeout_s)
         except TransientError as error:
             raise error_on_the_way(what.strip("/"), error, connection) from error
         if not 200 <= answer.status < 300:

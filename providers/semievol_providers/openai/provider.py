@@ -99,6 +99,7 @@ def provider_over(connection: Connection, wires: Wires) -> Provider:
         batch=None if "batches" in dialect.lacks else OpenAIBatchChat(sdk),
         deployer=_deployer(connection, path),
         remote=OpenAIStorage(sdk),
+        nearby=connection.nearby,
         aclose=aclose,
     )
 

@@ -29,6 +29,7 @@ NewTransport: TypeAlias = Callable[[], Any]
 """Makes an async transport of the installed major's HTTP library (httpx2 for 3, httpx for 2)."""
 
 _PAGE = 100
+_TIMEOUT_S = 120.0
 _NO_KEY = "none"
 """The SDK insists on a key; servers without keys don't read it."""
 
@@ -155,7 +156,7 @@ def _new_client(connection: Connection, new_transport: NewTransport | None) -> A
     client = openai.AsyncOpenAI(
         api_key=connection.api_key or _NO_KEY,
         base_url=connection.base_url,
-        timeout=connection.timeout_s,
+        timeout=connection.timeout_s or _TIMEOUT_S,
         max_retries=0,
         default_headers={connection.key_header: connection.api_key} if own_header else None,
         default_query={"api-version": connection.api_version} if connection.api_version else None,

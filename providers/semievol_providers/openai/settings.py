@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from semievol_api.capabilities import ProviderSettings, plain_header
+from semievol_api.capabilities import ProviderSettings, is_nearby, plain_header
 from semievol_api.errors import ConfigError, nearest
 
 _OptionRead: TypeAlias = Literal["prefill", "position", "off"]
@@ -102,7 +102,8 @@ class _OpenAIOptions(BaseModel):
     api_key_file: str | None = None
     organization_env: str | None = None
     project_env: str | None = None
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Ends every request; None: `[limits] timeout_s` decides on chats and embeddings, 120 s on files and jobs."""
     api_version: str | None = Field(default=None, pattern="^[A-Za-z0-9._-]+$")
     continue_final_message: bool | None = None
     option_read: _OptionRead | None = None
@@ -153,7 +154,7 @@ class Connection:
     key_source: str
     organization: str | None = field(default=None, repr=False)
     project: str | None = field(default=None, repr=False)
-    timeout_s: float = 120.0
+    timeout_s: float | None = None
     given_identity: str | None = None
     vendor: str = "compatible"
     key_header: _KeyHeader = "authorization"
@@ -169,6 +170,16 @@ class Connection:
             return endpoint
         extra = msgspec.json.encode(dict(self.dialect.extra_body), order="sorted")
         return f"{endpoint}#{hashlib.sha256(extra).hexdigest()[:12]}"
+
+    @property
+    def nearby(self) -> bool:
+        """Whether the server is one of one's own."""
+        return is_nearby(self.base_url)
+
+    @property
+    def answer_timeout_s(self) -> float:
+        """For the hot path, where the engine gives up lost requests by itself, earlier and for better reasons."""
+        return self.timeout_s or (1800.0 if self.nearby else 600.0)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -15,12 +15,13 @@ import time
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from semievol_api.records import JsonValue
+from semievol_providers.local.constrained import ANY_OBJECT, SchemaError, check_schema
 from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
 from semievol_providers.server.deployments import DeploymentTable
 from semievol_providers.server.engine_client import EngineClient
@@ -47,7 +48,45 @@ _Seed: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _Token: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Texts: TypeAlias = str | list[str | _Token | list[_Token]]
 _MAX_STOPS = 4
-_WHY = {"response_format": "takes {'type': 'text'} only: this server cannot hold an answer to a grammar"}
+
+
+class _JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`json_schema` of a `response_format`."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    schema: dict[str, object] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class _ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+    def held_to(self) -> str | None:
+        """The schema that the answer is held to."""
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ApiError("'json_schema' belongs to the type 'json_schema'.", param="response_format")
+        given = self.json_schema.schema if self.json_schema is not None else None
+        return schema_of(self.type, given, "response_format")
+
+
+def schema_of(kind: str, given: dict[str, object] | None, param: str) -> str | None:
+    """The JSON schema that a format stands for; None for plain text.
+
+    Raises:
+        ApiError: no answer can be held to the schema.
+    """
+    if kind == "text":
+        return None
+    try:
+        schema = ANY_OBJECT if kind == "json_object" else msgspec.json.encode(given or {}).decode()
+        check_schema(schema)
+    except (SchemaError, RecursionError) as error:
+        raise ApiError(f"Invalid schema: {error}", param=param, code="invalid_json_schema") from error
+    return schema
 
 
 class _TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
@@ -158,7 +197,7 @@ class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=T
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    response_format: dict[str, object] | None = None
+    response_format: _ResponseFormat | None = None
     modalities: list[str] | None = None
     tools: list[object] | None = None
     tool_choice: object = None
@@ -191,11 +230,10 @@ class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=T
             "moderation": self.moderation is not None, "store": self.store,
             "modalities": self.modalities not in (None, ["text"]),
             "service_tier": self.service_tier not in (None, "auto", "default"),
-            "response_format": self.response_format not in (None, {"type": "text"}),
         }  # fmt: skip
         for name, value in asked.items():
             if value:
-                raise unsupported(name, _WHY.get(name, "is not supported by this server"))
+                raise unsupported(name)
         if self.top_logprobs and not self.logprobs:
             raise ApiError("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
         if self.continue_final_message and self.messages[-1].role != "assistant":
@@ -209,7 +247,10 @@ class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=T
     def chat_sampling(self, limits: Limits) -> Sampling:
         """Settings for the engine."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        return self.sampling(most, (self.top_logprobs or 0) if self.logprobs else None, limits)
+        sampling = self.sampling(most, (self.top_logprobs or 0) if self.logprobs else None, limits)
+        if self.response_format is None:
+            return sampling
+        return msgspec.structs.replace(sampling, schema=self.response_format.held_to())
 
 
 class TextBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):

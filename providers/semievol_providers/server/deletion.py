@@ -43,7 +43,7 @@ def delete_file(state: State, file_id: str, owner: str) -> None:
     users = _users_of_file(state, file_id, owner)
     if users:
         raise _in_use(f"The file {file_id}", users, "file_in_use")
-    _delete_file(state, file_id, owner)
+    state.despite_full_disk(lambda: _delete_file(state, file_id, owner))
 
 
 def delete_model(served: Services, name: str, owner: str) -> None:
@@ -60,15 +60,19 @@ def delete_model(served: Services, name: str, owner: str) -> None:
     if users:
         raise _in_use(f"The model {name}", users, "model_in_use")
     served.engine.forget(str(adapter))
-    job_folder = _job_folder_of(served.state, adapter)
+    served.state.despite_full_disk(lambda: _delete_model(served.state, name, owner, adapter))
+
+
+def _delete_model(state: State, name: str, owner: str, adapter: Path) -> None:
+    job_folder = _job_folder_of(state, adapter)
     if job_folder is not None:
         for folder in (adapter, *(job_folder / kept for kept in _KEPT_FOLDERS)):
             if folder.exists():
                 shutil.rmtree(folder)
         for kept in _KEPT_FILES:
             (job_folder / kept).unlink(missing_ok=True)
-    served.state.delete_model(name, owner)
-    served.state.drop_remains()
+    state.delete_model(name, owner)
+    state.drop_remains()
 
 
 def delete_expired(state: State) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from semievol_api.errors import UserError
 from semievol_providers.local.disk import append_whole, is_out_of_space, write_all, write_whole
 from semievol_providers.server.api_errors import ApiError
 
@@ -48,6 +49,14 @@ class Disk:
     def make_folder(self, path: Path) -> None:
         """Make a new folder."""
         path.mkdir(parents=True)
+
+    def allocate(self, path: Path, size: int) -> None:
+        """A file that takes so much room and says nothing."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
 
     def link(self, source: Path, target: Path) -> None:
         """Give a file a second name."""
@@ -122,6 +131,8 @@ def reason_of(error: BaseException) -> str:
     """The error in one sentence without paths."""
     if isinstance(error, ApiError):
         return error.message
+    if isinstance(error, UserError):
+        return str(error)
     if is_full(error):
         return "The disk of the state folder is full: free some space there, and it goes on by itself."
     if isinstance(error, OSError) and error.strerror:

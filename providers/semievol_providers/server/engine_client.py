@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from semievol_api.errors import UserError
 from semievol_providers.local.children import Child, ChildProcesses
 from semievol_providers.server.api_errors import ApiError
 from semievol_providers.server.background import BackgroundTasks
@@ -50,11 +51,8 @@ ENGINE_HUNG = "engine_hung"
 """The code of a refusal because the engine sent no heartbeat."""
 
 
-class _EngineLostError(Exception):
+class _EngineLostError(UserError):
     """The engine process has ended or is silent."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(slots=True)
@@ -154,9 +152,10 @@ class EngineClient:
         self._send(ForgetAsk(adapter))
 
     async def _conversation(self, ask: ChatAsk | TextAsk | EmbedAsk) -> AsyncGenerator[Tell]:
-        if len(self._questions) >= self._settings.limits.requests_in_flight:
+        free = self._settings.limits.requests_in_flight - len(self._questions)
+        if free <= 0 or sum(question.ask.owner == ask.owner for question in self._questions.values()) > free:
             raise ApiError(
-                "The server has too many requests under way. Try again in a moment.",
+                "You have too many requests under way for what the server has room for. Try again in a moment.",
                 status=429,
                 code="rate_limit_exceeded",
                 headers={"retry-after": "1"},
@@ -209,7 +208,7 @@ class EngineClient:
             if not self._closing:
                 _log.error("the engine process ended with status %s; starting it again", status)
                 self._background.report_problem(
-                    _ENGINE, _EngineLostError(f"It ended with status {status} and is started again")
+                    _ENGINE, _EngineLostError(f"It ended with status {status} and is started again.")
                 )
                 self.restarts += 1
                 self._review_questions()
@@ -229,7 +228,7 @@ class EngineClient:
                 most_s *= _LOADING_FACTOR
             if silent_s > most_s / 2:
                 self._background.report_problem(
-                    _ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s")
+                    _ENGINE, _EngineLostError(f"No sign of life for over {most_s / 2:.3g} s.")
                 )
             if silent_s > most_s:
                 _log.error("the engine gave no sign of life for %.0f s; it is ended", silent_s)

@@ -29,6 +29,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_logprobs: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    schema: str | None = None
 
 
 class ChatAsk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="chat"):

@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
+from semievol_providers.server.completions import schema_of
 from semievol_providers.server.engine_wire import Choice, ChoicesTell, DeltaTell, Sampling, TokenScore
 from semievol_providers.server.settings import Limits
 from semievol_providers.server.state import new_id
@@ -77,6 +78,35 @@ class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
+class _Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`text.format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    schema: dict[str, object] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+    def held_to(self) -> str | None:
+        """The schema that the answer is held to."""
+        whole = self.name is not None and self.schema is not None
+        if (self.type == "json_schema") != whole:
+            raise ApiError("'name' and 'schema' belong to the type 'json_schema'.", param="text.format")
+        return schema_of(self.type, self.schema, "text.format")
+
+    def shown(self) -> dict[str, JsonValue]:
+        """As JSON."""
+        found: dict[str, JsonValue] = msgspec.to_builtins(self)
+        return {**found, "description": self.description, "strict": bool(self.strict)} if self.schema else found
+
+
+class _Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`text`."""
+
+    format: _Format | None = None
+    verbosity: str | None = None
+
+
 class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /responses`."""
 
@@ -92,7 +122,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stream_options: _StreamOptions | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
-    text: dict[str, object] | None = None
+    text: _Text | None = None
     tools: list[object] | None = None
     tool_choice: object = None
     parallel_tool_calls: bool | None = None
@@ -135,11 +165,11 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "moderation": self.moderation is not None, "image": self.image is not None,
             "access_programs": self.access_programs is not None,
             "prompt_cache_options": self.prompt_cache_options is not None,
-            "text": self.text not in (None, {}, {"format": {"type": "text"}}),
+            "text.verbosity": self.text is not None and self.text.verbosity not in (None, "medium"),
         }  # fmt: skip
         for name, value in asked.items():
             if value:
-                raise unsupported(name, _WHY.get(name, "is not supported by this server"))
+                raise unsupported(name)
         if self.store:
             raise unsupported("store", "must be false or absent: this server stores no responses")
         for name in self.include or ():
@@ -173,10 +203,10 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_logprobs=(self.top_logprobs or 0) if LOGPROBS in (self.include or ()) else None,
+            schema=self.text.format.held_to() if self.text is not None and self.text.format is not None else None,
         )
 
 
-_WHY = {"text": "takes {'format': {'type': 'text'}} only: this server cannot hold an answer to a grammar"}
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
@@ -260,6 +290,10 @@ class ResponseWriter:
             "content": [_part(choice.text, response_logprobs(choice.scores or ()))],
         }
 
+    def _format(self) -> JsonValue:
+        text = self.body.text
+        return text.format.shown() if text is not None and text.format is not None else {"type": "text"}
+
     def _response(self, status: Status, output: list[JsonValue], usage: JsonValue) -> dict[str, JsonValue]:
         body = self.body
         metadata: JsonValue = {**(body.metadata or {})}
@@ -279,7 +313,7 @@ class ResponseWriter:
             "parallel_tool_calls": False,
             "previous_response_id": None,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format()},
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": body.top_logprobs or 0,

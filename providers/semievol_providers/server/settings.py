@@ -22,7 +22,8 @@ from semievol_providers.local.training_job import TrainDefaults
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most that one request, or one key, may ask for; a rate of 0 is no limit.
 
-    `requests_in_flight` and the names with `_all_keys` are lids over all keys together. `batch_in_flight` counts the
+    `requests_in_flight` and the names with `_all_keys` are lids over all keys together; of the first, no key holds more
+    than it leaves free, so that the next one finds room. `batch_in_flight` counts the
     requests that the batches of one key ask at a time.
     A body may pause for `body_pause_s`, and after that time must have come at `body_bytes_per_s` or more. An engine
     that says nothing for `engine_silence_s` is started again. What waits for a disk with room, or broke, is tried

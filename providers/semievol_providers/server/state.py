@@ -10,9 +10,10 @@ import contextlib
 import json
 import logging
 import secrets
+import sqlite3
 import string
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Literal
 
 from semievol_api.records import JsonValue
 from semievol_providers.server.api_errors import ApiError
-from semievol_providers.server.disk import Disk
+from semievol_providers.server.disk import Disk, is_full
 from semievol_providers.server.settings import ServerSettings
 
 NAME = "record.json"
@@ -99,6 +100,7 @@ _HAS_PAIR = (
     "EXISTS (SELECT 1 FROM json_each(record, '$.metadata') AS pair WHERE pair.key = json_extract(PAIR, '$[0]') "
     "AND pair.value = json_extract(PAIR, '$[1]'))"
 )
+_RESERVE_BYTES = 2**19
 _LETTERS = string.ascii_letters + string.digits
 Record = dict[str, JsonValue]
 
@@ -147,6 +149,8 @@ class State:
         for name in ("jobs", "batches", "tmp"):
             (folder / name).mkdir(exist_ok=True)
         folder.chmod(0o700)  # prompts and training data lie here
+        self._reserve = folder / "tmp" / "reserve"
+        self._keep_reserve()
         self._db = self.disk.connect(folder / database)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -157,6 +161,27 @@ class State:
             self._db.execute("VACUUM")
             self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def despite_full_disk(self, delete: Callable[[], None]) -> None:
+        """Delete something; where there is no room to write that down, in the room that is kept for it.
+
+        Raises:
+            OSError, sqlite3.Error: there is none either, or it failed for another reason.
+        """
+        try:
+            delete()
+        except (OSError, sqlite3.Error) as error:
+            if not is_full(error):
+                raise
+            self._reserve.unlink(missing_ok=True)
+            delete()
+        finally:
+            self._keep_reserve()
+
+    def _keep_reserve(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk: there may be room after the next deletion
+            if not self._reserve.exists():
+                self.disk.allocate(self._reserve, _RESERVE_BYTES)
 
     def drop_remains(self) -> None:
         """Fold the write-ahead log into the database and empty it: it would hold deleted rows for a while."""

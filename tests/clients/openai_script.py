@@ -1,6 +1,6 @@
 """A user's script against an OpenAI-compatible server, written from the documentation of the `openai` package alone.
 
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python tests/providers/sdk_script.py MODEL
+    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python tests/clients/openai_script.py MODEL
 
 Every resource that the server offers, by the sync and the async client, with streaming. Knows nothing of this
 project: it names no module of it, and no class that only one major version of the SDK has.
@@ -12,9 +12,11 @@ import asyncio
 import json
 import sys
 import time
+from typing import Literal
 
 import openai
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say something."}]
 FINAL = ("succeeded", "failed", "cancelled")
@@ -52,12 +54,14 @@ def chat(client: OpenAI, model: str) -> None:
     )
     assert len(whole.choices) == 2
     assert all(len(t.top_logprobs) <= 3 and t.logprob <= 0 for c in whole.choices for t in c.logprobs.content)
-    parts = {0: "", 1: ""}
+    parts, scored = {0: "", 1: ""}, {0: 0, 1: 0}
     for chunk in client.chat.completions.create(
-        model=model, messages=CHAT, n=2, seed=7, max_completion_tokens=8, stream=True
+        model=model, messages=CHAT, n=2, seed=7, max_completion_tokens=8, stream=True, logprobs=True
     ):
         for choice in chunk.choices:
             parts[choice.index] += choice.delta.content or ""
+            scored[choice.index] += len(choice.logprobs.content) if choice.logprobs else 0
+    assert [scored[0], scored[1]] == [len(choice.logprobs.content) for choice in whole.choices]
     assert [parts[0], parts[1]] == [choice.message.content for choice in whole.choices]
     with client.chat.completions.stream(
         model=model, messages=CHAT, seed=7, max_completion_tokens=8, stream_options={"include_usage": True}
@@ -68,11 +72,48 @@ def chat(client: OpenAI, model: str) -> None:
     assert final.choices[0].message.content == whole.choices[0].message.content
     assert final.usage is not None and final.usage.completion_tokens > 0
     try:
-        client.chat.completions.create(model=model, messages=CHAT, response_format={"type": "json_object"})
+        client.chat.completions.create(
+            model=model, messages=CHAT, tools=[{"type": "function", "function": {"name": "f"}}]
+        )
     except openai.BadRequestError as error:
-        assert error.param == "response_format"
+        assert error.param == "tools"
     else:
         raise AssertionError("what cannot be honoured must be refused")
+
+
+class Label(BaseModel):
+    """What an answer is held to."""
+
+    label: Literal["A", "B"]
+    sure: bool
+
+
+def held_to_a_schema(client: OpenAI, model: str) -> None:
+    """An answer as a typed object, by the SDK's own helpers, whole, streamed, and by the Responses API."""
+    shaped = client.chat.completions.parse(
+        model=model, messages=CHAT, response_format=Label, max_completion_tokens=60, logprobs=True
+    )
+    assert isinstance(shaped.choices[0].message.parsed, Label)
+    assert shaped.choices[0].logprobs is not None and shaped.choices[0].logprobs.content
+    with client.chat.completions.stream(
+        model=model, messages=CHAT, response_format=Label, max_completion_tokens=60
+    ) as stream:
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Label)
+    response = client.responses.parse(model=model, input="Which?", text_format=Label, max_output_tokens=60)
+    assert isinstance(response.output_parsed, Label)
+
+
+def responses(client: OpenAI, model: str) -> None:
+    """The Responses API: whole and streamed, with log-probabilities."""
+    asked = {"model": model, "instructions": "Be brief.", "input": "Say something.", "temperature": 0}
+    asked |= {"max_output_tokens": 8, "include": ["message.output_text.logprobs"]}
+    whole = client.responses.create(**asked)
+    assert whole.output[0].content[0].logprobs
+    text, scored = "", 0
+    for event in client.responses.create(**asked, stream=True):
+        if event.type == "response.output_text.delta":
+            text, scored = text + event.delta, scored + len(event.logprobs)
+    assert text == whole.output_text and scored == len(whole.output[0].content[0].logprobs)
 
 
 def texts(client: OpenAI, model: str) -> None:
@@ -166,6 +207,8 @@ def run(model: str) -> None:
     with OpenAI() as client:
         training = files(client)
         chat(client, model)
+        held_to_a_schema(client, model)
+        responses(client, model)
         texts(client, model)
         tuned = tuning(client, model, training)
         batches(client, model)
