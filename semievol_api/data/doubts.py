@@ -152,7 +152,7 @@ def _rather_a_class(value: str, counts: Counter[str], rows: int) -> bool:
 
 def _signed(counts: Counter[str]) -> bool:
     """Whether other codes carry a sign: then -1 is one of them."""
-    return any(cell[0] in "-+" and cell not in _CODE for cell in counts)
+    return any(cell[0] in "-+" and cell not in _CODE and _is_number(cell) for cell in counts)
 
 
 def _emptied(table: Table, answer: str, cells: Sequence[str], value: str) -> tuple[Table, tuple[str, ...]]:

@@ -196,7 +196,8 @@ class RequestEngine:
                 return require(scored, "log-probabilities", provider).complete(request)
             return require(plain, "chat", provider).complete(request)
 
-        sender = self._batches if self._limits.mode == "batch" else self._dispatcher
+        # A probe's question is waited for: it goes directly in batch mode too.
+        sender = self._batches if self._limits.mode == "batch" and stage != "probe" else self._dispatcher
         return self._run(ChatKind(complete), provider, asks, sender, stage)
 
     def read_options(

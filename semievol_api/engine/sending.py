@@ -374,8 +374,10 @@ class Dispatcher:
         take it for a model that gives no log-probabilities.
         """
         no_model = isinstance(error, ModelNotFoundError) and not model_queue.answered
-        no_setting = isinstance(error, SettingRefusedError) and piece.owner.refuses_again(str(error))
-        if no_model or no_setting:
+        if isinstance(error, SettingRefusedError):
+            if piece.owner.refuses_again(str(error)):
+                piece.owner.stop(error)
+        elif no_model:
             piece.owner.stop(error)
         elif isinstance(error, RefusedError) and error.status in (401, 403, 404):
             model_queue.refusals += 1

@@ -15,7 +15,9 @@ from semievol_api.errors import RefusedError
 
 PATIENCE_S = 300.0
 """How long after a training a server may not know its model."""
-_PAUSE_S = 5.0
+_WAITS_FOR_A_PERSON = ("DeploymentNotFound",)
+"""Codes of models that nobody serves before somebody deploys them."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 _RequestT = TypeVar("_RequestT", ChatRequest, OptionRequest)
 _ReplyT = TypeVar("_ReplyT", Reply, OptionReply)
 
@@ -34,14 +36,17 @@ class _Patient(Generic[_RequestT, _ReplyT]):
         Raises:
             RefusedError: as the provider does; a model that is not found, only some minutes after its training.
         """
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return await self.inner(request)
             except RefusedError as error:
                 made_s = self.made_s.get(request.model)
-                if error.status != 404 or made_s is None or self.clock.now_s() - made_s > PATIENCE_S:
+                awaited = error.status == 404 and error.code not in _WAITS_FOR_A_PERSON
+                if not awaited or made_s is None or self.clock.now_s() - made_s > PATIENCE_S:
                     raise
-            await self.clock.sleep(_PAUSE_S)
+            await self.clock.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def read(self, request: _RequestT) -> _ReplyT:
         """The same for option reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import string
 import tempfile
 from collections import Counter
@@ -116,8 +117,10 @@ def label_tables(draw: st.DrawFn) -> Written:
     columns = ["text", "label"] if draw(st.booleans()) else ["label", "text"]
     cells = [{"text": q, "label": placeholder if g is None else g} for q, g in zip(asked, golds, strict=True)]
     name, content, how, _ = file_of(draw, columns, [[cell[column] for column in columns] for cell in cells])
+    # A question mark among labels of signs alone is taken for one of them, and a remark says so.
+    a_class = said == "" or (said is None and placeholder == "?" and not any(map(str.isalnum, "".join(labels))))
     meant = [
-        (q, placeholder if g is None and said == "" and placeholder else g) for q, g in zip(asked, golds, strict=True)
+        (q, placeholder if g is None and a_class and placeholder else g) for q, g in zip(asked, golds, strict=True)
     ]
     return Written(tuple(meant), name, content, Told(how, placeholder=said), "labels")
 
@@ -229,11 +232,14 @@ def check(written: Written) -> None:
         assert same(written.kind, plain[key], meant), f"{question!r}: {meant!r} was read as {plain[key]!r}"
 
 
+EXAMPLES = int(os.environ.get("SEMIEVOL_FUZZ_EXAMPLES", "0"))
+"""How many tables of each kind to try; without it a fixed choice of few, the same in every run."""
+
 QUICK = settings(
-    max_examples=700,
+    max_examples=EXAMPLES or 150,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-    derandomize=True,
+    derandomize=not EXAMPLES,
     phases=[Phase.generate],
 )
 
@@ -260,4 +266,4 @@ def test_most_generated_tables_are_read() -> None:
     if not OUTCOMES:
         pytest.skip("the generated tables were read in another process")
     read = {kind: OUTCOMES[f"{kind} read"] for kind in ("labels", "number", "multiple_choice")}
-    assert all(count > 100 for count in read.values()), OUTCOMES
+    assert all(count > 0.4 * (EXAMPLES or 150) for count in read.values()), OUTCOMES

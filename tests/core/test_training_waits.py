@@ -88,19 +88,19 @@ def test_a_state_that_does_not_move_is_told_in_the_vendors_word(tmp_path: Path) 
 class Server:
     """Does not know its model before a time by the clock."""
 
-    def __init__(self, clock: VirtualClock, knows_at_s: float) -> None:
-        self.clock, self.knows_at_s = clock, knows_at_s
+    def __init__(self, clock: VirtualClock, knows_at_s: float, code: str) -> None:
+        self.clock, self.knows_at_s, self.code = clock, knows_at_s, code
 
     async def complete(self, request: ChatRequest) -> Reply:
         if self.clock.now_s() < self.knows_at_s:
-            raise ModelNotFoundError("no such model", status=404, code="model_not_found")
+            raise ModelNotFoundError("no such model", status=404, code=self.code)
         return Reply(completions=(Completion("yes", "stop"),), usage=Usage())
 
 
-def asked_of(model: str, knows_after_s: float) -> str:
+def asked_of(model: str, knows_after_s: float, code: str = "model_not_found") -> str:
     clock = VirtualClock()
     made = {"young": clock.now_s()}
-    server = Provider(name="mine", identity="p", chat=Server(clock, clock.now_s() + knows_after_s))
+    server = Provider(name="mine", identity="p", chat=Server(clock, clock.now_s() + knows_after_s, code))
     chat = patient_with(server, made, clock).chat
     assert chat is not None
     request = ChatRequest(model=model, prompt=Prompt((Message("user", "?"),)), max_tokens=5, temperature=0.0)
@@ -112,3 +112,8 @@ def test_a_model_that_was_made_seconds_ago_is_waited_for_and_another_is_not() ->
     for model, after_s in (("young", 900.0), ("old", 60.0)):
         with pytest.raises(ModelNotFoundError):
             asked_of(model, after_s)
+
+
+def test_a_model_that_somebody_must_deploy_is_not_waited_for() -> None:
+    with pytest.raises(ModelNotFoundError):
+        asked_of("young", 60.0, "DeploymentNotFound")

@@ -171,7 +171,10 @@ _SETTINGS: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(r"logprobs", re.IGNORECASE),
         "Set top_logprobs in {table} to what the message allows; without log-probabilities the run goes on by votes.",
     ),
-    (re.compile(r"(?:^|\W)n(?:\W|$).*(?:support|must|only)", re.IGNORECASE), "Set [annotate] n = 1."),
+    (
+        re.compile(r"(?:^|\W)n(?:\W|$).*(?:support|must|only)", re.IGNORECASE),
+        "Set n = 1 at the [[annotators]] of this model.",
+    ),
 )
 """What to set where a server does not take a setting, by the words of its refusal."""
 _REFUSES_SETTING = re.compile(
@@ -286,7 +289,8 @@ def error_in_body(what: str, answer: HttpResponse, connection: Connection) -> Pr
     status = fault.status or _status_of_code(fault)
     if status is not None:
         return error_from_answer(what, status, answer.headers, answer.body, connection)
-    opening = _opening(what, "answered 200 without what was asked for", connection)
+    lacking = "with an empty list of choices" if b'"choices"' in answer.body else "without what was asked for"
+    opening = _opening(what, f"answered 200 {lacking}", connection)
     return TransientError(f"{opening}{_quote(fault.message, connection)}. Another attempt may succeed.", status=200)
 
 
