@@ -23,6 +23,7 @@ from semievol_api.tasks.replies import find_answer
 if TYPE_CHECKING:
     from semievol_api.tasks.definition import TaskDefinition
 
+_NOBODY = Example(id="", question="")
 _CHOSEN = "yes"
 _MARKER = re.compile(r"(?<![a-z])answer[\s*_]*:", re.IGNORECASE)
 
@@ -56,7 +57,9 @@ class LabelSet(Labels):
             return f"the label {torn!r} holds the separator {separator!r}; set another one: [label_set] separator"
         if task.label_set.none in task.labels:
             return f"{task.label_set.none!r} is a label and also says that no label fits: set [label_set] none"
-        return None
+        alone = {label: self.joined(task, {label: _CHOSEN}) for label in task.labels}
+        unread = next((label for label in alone if self._read(task, alone[label], _NOBODY) != alone[label]), None)
+        return None if unread is None else f"the label {unread!r} cannot be read back from a reply; write it in words"
 
     def listed(self, task: TaskDefinition, example: Example, order: Sequence[int] | None) -> str:
         """The labels on one line, and how several are written."""

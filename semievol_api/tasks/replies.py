@@ -30,6 +30,9 @@ _NEXT_EXAMPLE = re.compile(r"^[^\w\n]*+(?:Example\s+\d+|Question\s*+:)", re.IGNO
 _QUOTED_LINE = re.compile(r"^(?:#+|>+)\s+")
 _MATH = re.compile(r"^\$+([^$]+)\$+$")
 _OPENED = re.compile(r"[*_`~]+$")
+_EMPHASIS = re.compile(r"(?<![\w*`~])(\*{1,3}|_{2,3}|`{1,3}|~~)(?=\S)([^\n*`]*[^\s*`])\1(?![\w*`~])")
+"""Markdown around words. A sign inside an answer, such as that of `ls *.py`, is the answer's own."""
+_ENDS = re.compile(r"^\s*(?:[*_`~]{2,}|[*`](?=\s))|(?:[*_`~]{2,}|[*`])\s*$")
 _LONG = 200
 """Characters of a line from which on no signs are taken off one by one."""
 _OUTER = "*_`~\"'“”‘’«»„ "
@@ -94,7 +97,10 @@ def _undecorated(text: str) -> str:
     """One line without Markdown, quotes and LaTeX wrappers around it."""
     boxed = _BOXED.search(text)
     line = _LATEX_TEXT.sub(r"\1", boxed.group(1) if boxed else text)
-    line = _QUOTED_LINE.sub("", " ".join(re.sub(r"[*_`~]{2,}|[*`]", "", line).split()))
+    opened_before = next((mark for mark in ("**", "__", "~~") if line.rstrip().endswith(mark)), "")
+    if opened_before and line.count(opened_before) % 2:
+        line = line.rstrip().removesuffix(opened_before)
+    line = _QUOTED_LINE.sub("", " ".join(_ENDS.sub("", _EMPHASIS.sub(r"\2", line)).split()))
     line = line.strip("\"'“”‘’«»„_ ")
     math = _MATH.match(line)
     return math.group(1).strip("\"'“”‘’«»„_ ") if math else line

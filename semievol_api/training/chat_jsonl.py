@@ -124,8 +124,9 @@ def _turn(number: int, position: int, message: object, *, tools: bool) -> Turn:
         raise TrainingFileError(f"{place}: 'role' is {role!r}; expected one of {', '.join(_ROLES)}.")
     if content is None and "tool_calls" in more:
         content = ""
+    content = _joined(content)
     if not isinstance(content, str):
-        raise TrainingFileError(f"{place}: 'content' must be a text.")
+        raise TrainingFileError(f"{place}: 'content' must be a text, or parts of type 'text' alone.")
     if role == "assistant" and not content.strip() and "tool_calls" not in more:
         raise TrainingFileError(f"{place}: an assistant message must not be empty.")
     if isinstance(weight, bool) or weight not in (0, 1):
@@ -134,6 +135,14 @@ def _turn(number: int, position: int, message: object, *, tools: bool) -> Turn:
         raise TrainingFileError(f"{place}: 'weight' is for assistant messages only.")
     calls = msgspec.json.encode(more).decode() if more else ""
     return Turn(str(role), content, role == "assistant" and weight == 1, calls)
+
+
+def _joined(content: object) -> object:
+    """Parts of text as the one text that they are; anything else as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
 
 
 # -------------------------------------------------------------------------------------- before an upload

@@ -223,6 +223,25 @@ def test_free_text_is_what_stands_after_the_last_marker(text: str, answer: str |
     assert TEXT.parse(text, ITEM) == answer
 
 
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("Answer: ls *.py", "ls *.py"),
+        ("**Answer:** 2*x + y*z", "2*x + y*z"),
+        ("Answer: *Moby Dick*", "Moby Dick"),
+        ("**Answer: it is `so`**", "it is so"),
+        ("Answer: **very** good", "very good"),
+    ],
+)
+def test_signs_of_an_answers_own_stay_and_markdown_around_it_goes(response: str, answer: str) -> None:
+    assert TEXT.parse(response, Example(id="1", question="q")) == answer
+
+
+def test_a_label_of_a_set_that_a_reply_cannot_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'\[\]' cannot be read back"):
+        task_of("label_set", labels=["[]", "praise"])
+
+
 def test_free_text_is_equal_but_for_case_spacing_and_closing_punctuation() -> None:
     assert TEXT.equal("marie  curie.", "Marie Curie")
     assert TEXT.equal("Paris", "Paris")

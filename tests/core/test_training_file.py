@@ -78,3 +78,49 @@ def test_the_run_and_the_trainers_refuse_the_same_lines_in_the_same_words(tmp_pa
 def test_reading_training_files_imports_nothing_heavy() -> None:
     code = "import sys, semievol_api.training.chat_jsonl; print({'pyarrow', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+TOLD = {"role": "user", "content": "Is this praise?"}
+SAID = {"role": "assistant", "content": "praise"}
+
+
+def _lines(*turns: object, times: int = 12) -> bytes:
+    return (json.dumps({"messages": list(turns)}) + "\n").encode() * times
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + _lines(TOLD, SAID).replace(b"\n", b"\r\n") + b"\r\n",
+        _lines(
+            {"role": "user", "content": [{"type": "text", "text": "Is this "}, {"type": "text", "text": "it?"}]}, SAID
+        ),
+        _lines({"role": "developer", "content": "Be short."}, TOLD, SAID),
+        _lines(TOLD, {**SAID, "weight": 0}, TOLD, {**SAID, "weight": 1}),
+        _lines({"role": "user", "content": "word " * 5000}, SAID),
+    ],
+    ids=["byte order mark", "parts of text", "developer", "weights", "long row"],
+)
+def test_files_as_people_upload_them_are_read(content: bytes) -> None:
+    examples = list(read_examples(content, at_least=10))
+    assert len(examples) == 12
+    assert all(isinstance(turn.content, str) and turn.content for one in examples for turn in one.turns)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (json.dumps([{"messages": [TOLD, SAID]}] * 12, indent=1).encode(), "Line 1 is not valid JSON"),
+        (_lines(TOLD, SAID).replace(b"\n", b",\n"), "Line 1 is not valid JSON"),
+        (_lines(TOLD, SAID).decode().encode("utf-16"), "Line 1 is not valid JSON"),
+        (b'{"prompt": "review ->", "completion": " praise"}\n' * 12, "Line 1 has the key 'completion'"),
+        (_lines({"role": "user", "content": [{"type": "image_url"}]}, SAID), "Line 1, message 1: 'content' must be"),
+        (_lines(TOLD, SAID) + _lines(TOLD, {**SAID, "content": ""}, times=1), "Line 13, message 2: an assistant"),
+        (_lines(TOLD), "Line 1 has no assistant message"),
+        (_lines(TOLD, SAID, times=9), "must have at least 10"),
+    ],
+    ids=["array", "commas", "utf-16", "prompt", "image", "empty reply", "no reply", "nine rows"],
+)
+def test_files_that_cannot_be_trained_on_are_refused_with_their_line(content: bytes, words: str) -> None:
+    with pytest.raises(TrainingFileError, match=words):
+        list(read_examples(content, at_least=10))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from semievol_providers.openai import connect
 from tests.e2e.conftest import Done, Project, Semievol
 from tests.e2e.threaded import serving
 from tests.pinned_keys import LINE
-from tests.providers.odd_vendor import SCENARIOS, OddVendor, review
+from tests.providers.odd_vendor import LABELS, SCENARIOS, OddVendor, review
 
 CONFIG = """
 [run]
@@ -64,12 +66,12 @@ labels = ["complaint", "praise"]
 question = "text"
 answer = "label"
 """
-At = Callable[[str], tuple[Project, OddVendor]]
+At = Callable[..., tuple[Project, OddVendor]]
 
 
-def _write(path: Path, start: int, count: int) -> None:
+def _write(path: Path, start: int, count: int, labels: tuple[str, str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *(review(i) for i in range(start, start + count))])
+        csv.writer(file).writerows([("text", "label"), *(review(i, labels) for i in range(start, start + count))])
 
 
 @pytest.fixture
@@ -77,12 +79,12 @@ def at(tmp_path: Path) -> Iterator[At]:
     """A project at a vendor that is odd as named."""
     with ExitStack() as open_servers:
 
-        def start(scenario: str) -> tuple[Project, OddVendor]:
-            vendor = OddVendor(scenario)
+        def start(scenario: str, labels: tuple[str, str] = LABELS) -> tuple[Project, OddVendor]:
+            vendor = OddVendor(scenario, labels)
             open_servers.enter_context(serving(vendor))
             for name, first, count in (("labeled", 0, 12), ("unlabeled", 100, 10), ("test", 200, 8)):
-                _write(tmp_path / f"{name}.csv", first, count)
-            (tmp_path / "task.toml").write_text(TASK, "utf-8")
+                _write(tmp_path / f"{name}.csv", first, count, labels)
+            (tmp_path / "task.toml").write_text(TASK.replace(str(json.dumps(LABELS)), json.dumps(labels)), "utf-8")
             (tmp_path / "semievol.toml").write_text(CONFIG.format(base_url=vendor.base_url), "utf-8")
             return Project(tmp_path), vendor
 
@@ -257,6 +259,13 @@ async def test_a_state_that_does_not_move_is_told_in_the_vendors_word(tmp_path: 
     assert [line for line in told if "validating_files" in line] == [
         f"The vendor has said 'validating_files' for {minutes} min." for minutes in (1, 2, 4)
     ]
+
+
+def test_labels_that_differ_by_one_sign_stay_two_through_a_whole_run(at: At, semievol: Semievol) -> None:
+    project, _ = at("events-404", ("C", "C#"))
+    _ends_well(semievol("run", project.config))
+    lines = [json.loads(line) for line in (project.folder / "out/warm_up/train.jsonl").read_text("utf-8").splitlines()]
+    assert Counter(line["messages"][-1]["content"] for line in lines) == {"Answer: C": 6, "Answer: C#": 6}
 
 
 def test_every_scenario_has_a_test() -> None:

@@ -23,11 +23,11 @@ _UNSAFE = (
 )
 
 
-def review(number: int) -> tuple[str, str]:
+def review(number: int, labels: tuple[str, str] = LABELS) -> tuple[str, str]:
     """A made-up review and its label."""
     if number % 2:
-        return f"The lamp of week {number} came scratched and late.", LABELS[0]
-    return f"The kettle of week {number} works very well.", LABELS[1]
+        return f"The lamp of week {number} came scratched and late.", labels[0]
+    return f"The kettle of week {number} works very well.", labels[1]
 
 
 Refusal = Callable[[dict[str, Any]], "tuple[int, bytes] | None"]
@@ -98,9 +98,10 @@ SCENARIOS = (
 class OddVendor(LoopbackServer):
     """Right answers, and one oddity while `scenario` names it."""
 
-    def __init__(self, scenario: str) -> None:
+    def __init__(self, scenario: str, labels: tuple[str, str] = LABELS) -> None:
         super().__init__()
         assert scenario in SCENARIOS
+        self._labels = labels
         self.scenario = scenario
         self.refused = 0
         self.only_tuned = False
@@ -115,7 +116,7 @@ class OddVendor(LoopbackServer):
     # ------------------------------------------------------------------------------------- inference
     async def _chat(self, request: web.Request) -> web.Response:
         body = await request.json()
-        refusal = _REFUSALS.get(self.scenario, lambda _: None)(body)
+        refusal = _REFUSALS[self.scenario](body) if self.scenario in _REFUSALS else None
         if self.only_tuned and not body["model"].startswith("ft:"):
             refusal = None
         if self.scenario == "tuned-404" and body["model"].startswith("ft:") and self._again(body["model"], 2):
@@ -133,7 +134,7 @@ class OddVendor(LoopbackServer):
         asked = next(turn["content"] for turn in reversed(body["messages"]) if turn["role"] == "user")
         text = asked[asked.rfind("Question:") :]
         number = int("".join(c for c in text.partition("week ")[2].split(" ")[0] if c.isdigit()))
-        label = review(number)[1]
+        label = review(number, self._labels)[1]
         tokens = ["Answer", ":", f" {label}"][2 if body.get("continue_final_message") else 0 :]
         reply, finish, used = "".join(tokens), "stop", 5
         if self.scenario == "think":
@@ -147,7 +148,7 @@ class OddVendor(LoopbackServer):
             content, finish = None, "content_filter"
         shown = body.get("logprobs") and reply == "".join(tokens) and self.scenario != "logprobs-null"
         top = body.get("top_logprobs", 0)
-        entries = [_entry(token, -0.2 if token.strip() == label else -0.01, top) for token in tokens]
+        entries = [_entry(token, -0.2 if token.strip() == label else -0.01, top, self._labels) for token in tokens]
         choice = {
             "message": {"role": "assistant", "content": content, "refusal": None},
             "finish_reason": finish,
@@ -207,10 +208,10 @@ class OddVendor(LoopbackServer):
         return None
 
 
-def _entry(token: str, logprob: float, top: int) -> dict[str, Any]:
+def _entry(token: str, logprob: float, top: int, labels: tuple[str, str]) -> dict[str, Any]:
     """A token with its alternatives: behind a label the other one."""
     others = [(token, logprob)]
-    if token.strip() in LABELS:
-        others += [(f" {label}", -1.8) for label in LABELS if label != token.strip()]
+    if token.strip() in labels:
+        others += [(f" {label}", -1.8) for label in labels if label != token.strip()]
     listed = [{"token": one, "logprob": value, "bytes": None} for one, value in others][:top]
     return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": listed}
