@@ -174,6 +174,26 @@ def test_predictions_keep_certain_fields_and_leave_the_others_to_a_person(finish
     assert any(row["certain"] and row["for_a_person"] != "[]" for row in rows)
 
 
+@pytest.mark.parametrize("form", ["new.json", "wrapped.json", "new.csv", "answered.jsonl"])
+def test_conversations_are_predicted_from_every_form_of_file_that_is_read(
+    form: str, finished: Path, tmp_path: Path, semievol: Semievol
+) -> None:
+    plain = write_chats(tmp_path / "plain.jsonl", range(700, 712), reply=False)
+    chats = [json.loads(line) for line in plain.read_text("utf-8").splitlines()]
+    new = write_chats(tmp_path / form, range(700, 712))
+    if form == "new.csv":
+        with new.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["messages"], *([json.dumps(chat["messages"])] for chat in chats)])
+    elif form != "answered.jsonl":
+        new.write_text(json.dumps({"v": 1, "examples": chats} if form == "wrapped.json" else chats), "utf-8")
+    said: list[list[str]] = []
+    for data in (plain, new):
+        done = semievol("predict", "semievol", data, "--run", finished)
+        assert done.code == 0, done.err
+        said.append([row["prediction"] for row in sheet(data.with_name(f"{data.stem}.predicted.csv"))])
+    assert said[0] == said[1] and len(said[0]) == 12 and all(said[0])
+
+
 def test_where_a_missing_field_is_no_fault_labels_keep_their_certain_fields(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.parent, tmp_path / "partial", ignore=shutil.ignore_patterns("out", "server"))
     task = tmp_path / "partial" / "task.toml"
