@@ -264,6 +264,8 @@ def test_a_placeholder_is_the_unlabelled_part_on_confirmation_only(tmp_path: Pat
     for word in ("nan", "NULL", "unlabelled", "?", "todo"):
         with pytest.raises(PlaceholderError, match=re.escape(f"--placeholder {word}")):
             begun(tmp_path, "d.csv", delimited("good", "bad", word))
+    with pytest.raises(PlaceholderError, match="--placeholder -1"):  # a sign alone makes no signed code
+        begun(tmp_path, "d.csv", delimited("+good", "-bad", "-1"))
     with pytest.raises(DataError, match=r"no answer .* is 'x'"):
         begun(tmp_path, "d.csv", MINUS_ONE, Told(placeholder="x"))
 
