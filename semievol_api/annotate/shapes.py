@@ -100,13 +100,13 @@ class ShapeCheck:
     async def _asked(self, number: int, *, plain: bool = False) -> Evidence:
         """The answer to a shape; one that fails is asked about other examples, since a text may be at fault."""
         reasons: list[str | None] = []
-        for place in range(min(_EXAMPLES, len(self.labeled))):
+        while True:
+            place = len(reasons)
             request = self._requests(place, plain=plain)[number]
             asker = f"shape-{number}{'-plain' if plain else ''}"
             question = Question(self.labeled[place], asker, request.prompt, request, _ROLE)
             lenient = replace(self.student, max_failed_share=1.0)
-            row, *_ = await ask(lenient, self.task, [question], stage="probe")
-            if row.finish != "failed" or row.failure in reasons:
-                break
+            (row,) = await ask(lenient, self.task, [question], stage="probe")
+            if row.finish != "failed" or row.failure in reasons or place + 1 == min(_EXAMPLES, len(self.labeled)):
+                return row
             reasons.append(row.failure)
-        return row
