@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,6 @@ FLAT: Any = [{"type": "function", **function} for function in FUNCTIONS]
 MESSAGES: Any = [{"role": "user", "content": "How is the weather in Rome?"}]
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 ASKED: Any = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "seed": 5, "max_tokens": 600}
-
-
-@pytest.fixture(scope="session")
-def tools_server(tools_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with RunningServer(tools_model, tmp_path_factory.mktemp("tools-server")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -171,7 +165,7 @@ def test_a_call_that_the_limit_cuts_is_told_as_cut(caller: openai.OpenAI) -> Non
     (one,) = _chat(caller, tool_choice=NAMED, max_tokens=55)["choices"]
     assert one["finish_reason"] == "length"
     for call in one["message"].get("tool_calls", []):
-        with pytest.raises(ValueError, match=""):
+        with pytest.raises(json.JSONDecodeError):
             json.loads(call["function"]["arguments"])
 
 
@@ -250,7 +244,7 @@ def test_the_sdks_helper_for_response_streams_reads_calls(caller: openai.OpenAI)
     with caller.responses.stream(**RESPONSE, tool_choice="required") as stream:
         final: Any = stream.get_final_response()
     assert final.output[0].type == "function_call" and isinstance(json.loads(final.output[0].arguments), dict)
-    printed: Any = [{k: v for k, v in item.model_dump().items() if k != "parsed_arguments"} for item in final.output]
+    printed: Any = [item.model_dump() for item in final.output]
     history = [{"role": "user", "content": "x"}, *printed[:1]]
     history.append({"type": "function_call_output", "call_id": printed[0]["call_id"], "output": "14"})
     assert caller.responses.create(**{**RESPONSE, "input": history, "max_output_tokens": 2}).id

@@ -62,7 +62,10 @@ class _CallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One chat turn. An earlier answer may come back as SDKs print it, with the fields that it left empty."""
+    """One chat turn. An earlier answer may come back as SDKs print it, with the fields that it left empty.
+
+    `parsed` is what an SDK made of its text.
+    """
 
     role: str
     content: str | list[_TextPart] | None = None
@@ -73,6 +76,7 @@ class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     function_call: object = None
     tool_calls: list[_CallBody] | None = None
     tool_call_id: str | None = None
+    parsed: object = None
 
     def turn(self, place: str, called: dict[str, str]) -> dict[str, object]:
         """The turn as chat templates take it; `called` has the names by id of the calls before it, and gets its own."""

@@ -48,6 +48,7 @@ class _OutputText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     text: str
     annotations: list[object] = []
     logprobs: list[object] | None = None
+    parsed: object = None
 
 
 class _Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="refusal"):
@@ -60,7 +61,7 @@ _Content: TypeAlias = str | list[_InputText | _OutputText | _Refusal]
 
 
 class _Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A message, call or result of `input`; an earlier answer's id and status may stay on it."""
+    """A message, call or result of `input`; an earlier answer's id and status, and what SDKs add, may stay on it."""
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
     role: str | None = None
@@ -72,6 +73,7 @@ class _Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     namespace: None = None
     caller: None = None
     async_: None = None
+    parsed_arguments: object = None
     id: str | None = None
     status: str | None = None
     phase: str | None = None
