@@ -56,7 +56,7 @@ _MOST_S = 120.0
 
 
 async def probe(provider: Provider, models: ProbeModels, most_s: float = _MOST_S) -> list[Finding]:
-    """One finding per ability, in the order of the table; errors are findings, and no answer within `most_s` seconds."""
+    """One finding per ability, in the order of the table; an error, or no answer for `most_s` seconds, is one too."""
     checks: list[tuple[str, _Check | None]] = [
         *_chat_checks(provider, models.chat),
         ("embeddings", _embeddings(provider, models.embed)),

@@ -14,6 +14,10 @@ from jsonschema import Draft202012Validator
 from server_running import RunningServer
 from transformers import AutoTokenizer
 
+from semievol_providers.local.tool_calls import CallPiece
+from semievol_providers.server.completions import parse
+from semievol_providers.server.engine_wire import Choice, ChoicesTell, DeltaTell
+from semievol_providers.server.responses import ResponseBody, ResponseWriter
 from tests.openai_types import check_answer, check_model
 
 pytest_plugins = ("server_fixtures",)
@@ -238,6 +242,34 @@ def test_the_events_of_a_response_add_up_to_the_whole_one(caller: openai.OpenAI,
             pieces[event.item_id] = pieces.get(event.item_id, "") + event.delta
     for item in streamed:
         assert pieces[item["id"]] == (item["arguments"] if "arguments" in item else item["content"][0]["text"])
+
+
+def test_the_events_of_text_and_two_calls_open_and_close_three_items() -> None:
+    body = parse(json.dumps({"model": "tiny", "input": "x", "tools": FLAT}).encode(), ResponseBody).checked()
+    pieces = (
+        ("Su", ()), ("re.", (CallPiece(0, name="weather"), CallPiece(0, '{"city"'))), ("", (CallPiece(0, ": 1}"),)),
+        ("", (CallPiece(1, name="now"), CallPiece(1, "{}"))),
+    )  # fmt: skip
+    calls = (("weather", '{"city": 1}'), ("now", "{}"))
+    whole = ChoicesTell(1, 3, (Choice(index=0, text="Sure.", finish="tool_calls", tokens=9, calls=calls),))
+    writer = ResponseWriter(body)
+    events: Any = writer.opening()
+    for text, call in pieces:
+        events += writer.pieces(DeltaTell(1, 0, text, calls=call))
+    events += writer.closing(whole)
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    text = ["output_item.added", "content_part.added", "output_text.delta", "output_text.delta", "output_text.done"]
+    delta, done = "function_call_arguments.delta", "function_call_arguments.done"
+    assert kinds == [
+        "created", "in_progress", *text, "content_part.done", "output_item.done",
+        "output_item.added", delta, delta, done, "output_item.done",
+        "output_item.added", delta, done, "output_item.done", "completed",
+    ]  # fmt: skip
+    assert [event["output_index"] for event in events[2:-1]] == [0] * 7 + [1] * 5 + [2] * 4
+    own = {"id": None, "call_id": None}
+    streamed = [item | own for item in events[-1]["response"]["output"]]
+    again: Any = ResponseWriter(body).whole(whole)["output"]
+    assert streamed == [item | own for item in again] and [item["status"] for item in streamed] == ["completed"] * 3
 
 
 def test_the_sdks_helper_for_response_streams_reads_calls(caller: openai.OpenAI) -> None:

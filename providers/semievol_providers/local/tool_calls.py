@@ -82,7 +82,7 @@ class CallForm:
         rules = [f"call: {before} body", "body: " + " | ".join(f"body_{i}" for i in range(len(called)))]
         for i, function in enumerate(called):
             opening = json.dumps(f'{{"name": "{function.name}", "{self.key}": ')
-            schema = {"x-guidance": LAYOUT, **json.loads(function.parameters)}
+            schema = {**json.loads(function.parameters), "x-guidance": LAYOUT}
             rules.append(f"body_{i}: {opening} args_{i} {self._terminals('}' + self.after)}")
             rules.append(f"args_{i}: %json {json.dumps(schema)}")
         more = ' ("\\n" call)*' if self.several and offer.parallel and offer.named is None else ""
