@@ -16,6 +16,8 @@ from semievol_api.errors import RefusedError
 PATIENCE_S = 300.0
 """How long after a training a server may not know its model."""
 _PAUSE_S = 5.0
+_BY_HAND = frozenset({"DeploymentNotFound", "model_not_deployed"})
+"""Codes of servers at which a model answers once somebody has deployed it: waiting does not help."""
 _RequestT = TypeVar("_RequestT", ChatRequest, OptionRequest)
 _ReplyT = TypeVar("_ReplyT", Reply, OptionReply)
 
@@ -39,7 +41,8 @@ class _Patient(Generic[_RequestT, _ReplyT]):
                 return await self.inner(request)
             except RefusedError as error:
                 made_s = self.made_s.get(request.model)
-                if error.status != 404 or made_s is None or self.clock.now_s() - made_s > PATIENCE_S:
+                may_come = error.status == 404 and error.code not in _BY_HAND
+                if not may_come or made_s is None or self.clock.now_s() - made_s > PATIENCE_S:
                     raise
             await self.clock.sleep(_PAUSE_S)
 
@@ -50,7 +53,7 @@ class _Patient(Generic[_RequestT, _ReplyT]):
 
 def patient_with(provider: Provider, made_s: Mapping[str, float], clock: Clock) -> Provider:
     """The provider, which waits until its server knows the models of `made_s` (name to the clock's seconds)."""
-    if not made_s:
+    if not made_s or provider.deployer is not None:
         return provider
     chat, scored, reader = provider.chat, provider.scored, provider.option_reader
     return replace(

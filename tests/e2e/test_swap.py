@@ -19,7 +19,7 @@ from tests.e2e.conftest import TASK, tree, write_rows
 from tests.providers.local_truths import SHORT_ANSWERS
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "semievol_api" / "demo" / "model"
-NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock")
+NOT_ARTIFACTS = ("journal", "stamps", "config_key", ".lock", "spend")
 CONFIG = (
     """
 [run]

@@ -143,7 +143,7 @@ LONG: dict[str, Callable[[openai.OpenAI], object]] = {
 def test_a_client_that_gives_up_and_retries_leaves_no_copy_running(server: RunningServer, kind: str) -> None:
     server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)  # the engine is there
     with pytest.raises(openai.APITimeoutError):
-        LONG[kind](server.client(timeout=1, max_retries=2))
+        LONG[kind](server.client(timeout=0.3, max_retries=2))
     assert _soon_idle(server)
 
 

@@ -108,9 +108,9 @@ def chat_body(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:
     return body
 
 
-def _turns(prompt: Prompt, *, fold_system: bool) -> list[dict[str, str]]:
+def _turns(prompt: Prompt, *, fold_system: bool) -> list[dict[str, object]]:
     """The turns as the API has them; a folded system text stands at the beginning of the first user turn."""
-    turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+    turns = [turn.body for turn in prompt.messages]
     if fold_system and len(turns) > 1 and turns[0]["role"] == "system":
         system = turns.pop(0)["content"]
         turns[0] = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
