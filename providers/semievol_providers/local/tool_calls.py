@@ -124,6 +124,7 @@ def call_form(tokens: ChatTokens) -> CallForm:
     call = {"id": "call_probe0", "type": "function", "function": {"name": name, "arguments": arguments}}
     answer: dict[str, object] = {"role": "assistant", "content": "", "tool_calls": [call]}
     tools = [Function(name).shown()]
+    tokenizer: Any = tokens.tokenizer
     try:
         shown = tokens.render([question], tools=tools)
         written = tokens.render([question, answer], tools=tools, reply_follows=False)
@@ -133,8 +134,8 @@ def call_form(tokens: ChatTokens) -> CallForm:
         raise ToolsError("The model's chat template shows no tools to the model, so it cannot call any.")
     for form in (HERMES, LLAMA):
         markers = [part.strip() for part in (form.before, form.after) if part]
-        if form.written(name, arguments) in written and not set(markers) & set(tokens.tokenizer.all_special_tokens):
-            added = tokens.tokenizer.get_added_vocab()
+        if form.written(name, arguments) in written and not set(markers) & set(tokenizer.all_special_tokens):
+            added = tokenizer.get_added_vocab()
             return replace(form, tokens=tuple(marker for marker in markers if marker in added))
     raise ToolsError(
         "The model's chat template writes calls of tools in a form that this server does not know. It knows those of "
