@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from local_samples import CHAT_TEMPLATE, QWEN_TOOLS_TEMPLATE, make_tiny_model
+from local_samples import CHAT_TEMPLATE, LLAMA_TOOLS_TEMPLATE, QWEN_TOOLS_TEMPLATE, make_tiny_model
 from transformers import AutoTokenizer
 
 from semievol_providers.local.chat_tokens import ChatTokens
@@ -50,9 +50,25 @@ def test_the_form_is_read_from_what_the_template_makes_of_a_call(tools_model: Pa
     assert call_form(_tokens(tools_model)) == {"llama": LLAMA, "qwen": marked}[tools_model.name]
 
 
+def test_the_form_is_also_read_from_what_a_template_tells_the_model_to_write(tiny_model: Path) -> None:
+    tokens = _tokens(tiny_model)
+    tokens.tokenizer.chat_template = (  # as Hermes' does, with earlier calls in another order
+        "{% for t in tools or [] %}{{ t.function.name + t.function.description + (t | tojson) }} Write calls so:\n"
+        '<tool_call>\n{"name": <function-name>, "arguments": <args-dict>}\n</tool_call>{% endfor %}'
+        "{% for m in messages %}{{ '<|start|>' + m.role + m.content }}{% for c in m.tool_calls or [] %}"
+        """{{ '<tool_call>\n{ "arguments": ' + (c.function.arguments | tojson) + ', "name": "' + c.function.name }}"""
+        "{% endfor %}{% endfor %}"
+    )
+    assert call_form(tokens) == HERMES
+
+
 @pytest.mark.parametrize(
     ("template", "why"),
     [
+        (
+            LLAMA_TOOLS_TEMPLATE.replace('{"name": "\' + call', '<|call|>[{"name": "\' + call'),
+            "a form that this server does not know",
+        ),
         (CHAT_TEMPLATE, "shows no tools"),
         (QWEN_TOOLS_TEMPLATE.replace("tool_call>", "invoke>"), "a form that this server does not know"),
         ("{{ raise_exception('no') if tools }}{{ messages[0].content }}", "takes no tools"),
@@ -170,8 +186,6 @@ def test_calls_are_read_the_same_however_the_text_is_cut(
 @pytest.fixture(scope="module")
 def tools_engines(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny model by family; "spelled" is Qwen's form where its markers are no tokens of the vocabulary."""
-    from local_samples import LLAMA_TOOLS_TEMPLATE
-
     engines: dict[str, Engine] = {}
     templates = {"llama": LLAMA_TOOLS_TEMPLATE, "qwen": QWEN_TOOLS_TEMPLATE, "spelled": QWEN_TOOLS_TEMPLATE}
     for name, template in templates.items():

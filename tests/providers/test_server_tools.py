@@ -116,7 +116,7 @@ def test_the_prompt_is_what_the_template_makes_of_tools_calls_and_results(
         {"role": "tool", "content": "14 degrees"},
     ]
     plain = [{k: v for k, v in function.items() if k != "strict"} for function in FUNCTIONS]
-    plain[1]["parameters"] = SCHEMAS["now"]
+    plain[1] |= {"description": "", "parameters": SCHEMAS["now"]}
     tools = [{"type": "function", "function": function} for function in plain]
     tokenizer = AutoTokenizer.from_pretrained(tools_model)
     text = tokenizer.apply_chat_template(shown, tools=tools, tokenize=False, add_generation_prompt=True)

@@ -36,11 +36,8 @@ class Function:
 
     def shown(self) -> dict[str, object]:
         """As chat templates take it."""
-        told = {"description": self.description} if self.description is not None else {}
-        return {
-            "type": "function",
-            "function": {"name": self.name, **told, "parameters": json.loads(self.parameters)},
-        }
+        told = {"name": self.name, "description": self.description or ""}  # some templates cannot do without
+        return {"type": "function", "function": {**told, "parameters": json.loads(self.parameters)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +71,11 @@ class CallForm:
     def written(self, name: str, arguments: Mapping[str, object]) -> str:
         """One call."""
         return f'{self.head}{name}", "{self.key}": {json.dumps(arguments)}}}{self.after}'
+
+    def told(self, prompt: str) -> bool:
+        """Whether a prompt tells the model to write calls so, between markers that no other form has."""
+        fields = rf'\{{"name": [^"{{}}]+, "{self.key}": [^"{{}}]+\}}'
+        return bool(self.before and re.search(re.escape(self.before) + fields + re.escape(self.after), prompt))
 
     def grammar(self, offer: ToolOffer) -> str:
         """llguidance's Lark grammar of the answers: a call or several, and with "auto" also a text that has none."""
@@ -112,35 +114,44 @@ LLAMA = CallForm("", "parameters", "", several=False)
 
 
 def call_form(tokens: ChatTokens) -> CallForm:
-    """The form of this model's calls, read from what its chat template makes of one.
+    """The form of this model's calls, read from what its chat template makes of one or tells the model to write.
 
     Raises:
         ToolsError: the template shows no tools, or writes calls in another form.
     """
     from semievol_providers.local.chat_tokens import PromptError
 
-    name, arguments = "probe_of_tools", {"probe_key": "probe_value"}
+    name, key, text = "probe_of_tools", "probe_key", "probe_of_text"
+    schema = {"type": "object", "properties": {key: {"type": "string", "description": "?"}}}
+    tools = [Function(name, json.dumps(schema), "?").shown()]
     question: dict[str, object] = {"role": "user", "content": "?"}
-    call = {"id": "call_probe0", "type": "function", "function": {"name": name, "arguments": arguments}}
+    call = {"id": "call_probe0", "type": "function", "function": {"name": name, "arguments": {key: text}}}
     answer: dict[str, object] = {"role": "assistant", "content": "", "tool_calls": [call]}
-    tools = [Function(name).shown()]
-    tokenizer: Any = tokens.tokenizer
     try:
         shown = tokens.render([question], tools=tools)
+        said = tokens.render([question, {"role": "assistant", "content": text}], tools=tools, reply_follows=False)
         written = tokens.render([question, answer], tools=tools, reply_follows=False)
     except PromptError as error:
         raise ToolsError(f"The model's chat template takes no tools: {error}") from error
     if name not in shown:
         raise ToolsError("The model's chat template shows no tools to the model, so it cannot call any.")
+    tokenizer: Any = tokens.tokenizer
     for form in (HERMES, LLAMA):
         markers = [part.strip() for part in (form.before, form.after) if part]
-        if form.written(name, arguments) in written and not set(markers) & set(tokenizer.all_special_tokens):
+        begun = said.partition(text)[0] + form.written(name, {key: text})  # a call stands where a text would
+        if _spaceless(written).startswith(_spaceless(begun)) or form.told(shown):
+            if set(markers) & set(tokenizer.all_special_tokens):
+                continue
             added = tokenizer.get_added_vocab()
             return replace(form, tokens=tuple(marker for marker in markers if marker in added))
     raise ToolsError(
         "The model's chat template writes calls of tools in a form that this server does not know. It knows those of "
         "Llama 3.1 and of Qwen and Hermes."
     )
+
+
+def _spaceless(text: str) -> str:
+    return "".join(text.split())
 
 
 def _pattern(text: str) -> str:
