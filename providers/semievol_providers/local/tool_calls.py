@@ -129,7 +129,7 @@ def call_form(tokens: ChatTokens) -> CallForm:
     answer: dict[str, object] = {"role": "assistant", "content": "", "tool_calls": [call]}
     try:
         shown = tokens.render([question], tools=tools)
-        written = tokens.render([question, {"role": "assistant", "content": text}], tools=tools, reply_follows=False)
+        texted = tokens.render([question, {"role": "assistant", "content": text}], tools=tools, reply_follows=False)
         written = tokens.render([question, answer], tools=tools, reply_follows=False)
     except PromptError as error:
         raise ToolsError(f"The model's chat template takes no tools: {error}") from error
@@ -138,7 +138,7 @@ def call_form(tokens: ChatTokens) -> CallForm:
     tokenizer: Any = tokens.tokenizer
     for form in (HERMES, LLAMA):
         markers = [part.strip() for part in (form.before, form.after) if part]
-        begun = written.partition(text)[0] + form.written(name, {key: text})  # a call stands where a text would
+        begun = texted.partition(text)[0] + form.written(name, {key: text})  # a call stands where a text would
         if _spaceless(written).startswith(_spaceless(begun)) or form.told(shown):
             if set(markers) & set(tokenizer.all_special_tokens):
                 continue
