@@ -7,6 +7,7 @@ Costs a few dozen tokens; starts no job. Knows nothing of configs or of vendors'
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -50,17 +51,19 @@ class Finding:
 
 
 _Check: TypeAlias = Callable[[], Awaitable[Finding]]
+_MOST_S = 120.0
+"""For each ability; a run's own requests are waited for longer."""
 
 
-async def probe(provider: Provider, models: ProbeModels) -> list[Finding]:
-    """One finding per ability, in the order of the table; errors are findings."""
+async def probe(provider: Provider, models: ProbeModels, most_s: float = _MOST_S) -> list[Finding]:
+    """One finding per ability, in the order of the table; an error, or no answer for `most_s` seconds, is one too."""
     checks: list[tuple[str, _Check | None]] = [
         *_chat_checks(provider, models.chat),
         ("embeddings", _embeddings(provider, models.embed)),
         ("fine-tuning", _jobs(provider, models.train)),
         ("batches", _batches(provider)),
     ]
-    return [await _run(ability, check) for ability, check in checks]
+    return [await _run(ability, check, most_s) for ability, check in checks]
 
 
 def record(findings: Sequence[Finding], provider: str, model: str | None, folder: Path) -> Path:
@@ -75,11 +78,14 @@ def record(findings: Sequence[Finding], provider: str, model: str | None, folder
     return path
 
 
-async def _run(ability: str, check: _Check | None) -> Finding:
+async def _run(ability: str, check: _Check | None, most_s: float) -> Finding:
     if check is None:
         return Finding(ability, "absent", "the provider's table leaves it empty, or no role names a model for it")
     try:
-        return await check()
+        async with asyncio.timeout(most_s):
+            return await check()
+    except TimeoutError:
+        return Finding(ability, "failed", f"there was no answer within {most_s:g} s")
     except (RefusedError, UserError) as error:
         return Finding(ability, "refused", str(error))
     except ProviderError as error:

@@ -184,6 +184,7 @@ class _Held:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ready: bool = False
     used_at: float = 0.0
+    asked: int = 0
     charged_usd: float = 0.0
     remade: bool = False
 
@@ -200,7 +201,7 @@ class Deployments:
         self._folder = config.run.folder
         self._settings: DeploySettings = config.deploy
         self._max_usd = config.limits.max_usd
-        self._idle_s = max(config.deploy.idle_s, config.limits.timeout_s)  # nothing in flight is idle
+        self._idle_s = config.deploy.idle_s
         self._tick_s = min(_TICK_S, self._idle_s / 2)
         self._engine = engine
         self._clock = clock
@@ -256,7 +257,7 @@ class Deployments:
                 async with held.lock:
                     if not self._affords(held):
                         await self._stop_for_the_cap(held)
-                    elif held.ready and time.time() - held.used_at > self._idle_s:
+                    elif held.ready and not held.asked and time.time() - held.used_at > self._idle_s:
                         await self._put_down(held, "sleep")
 
     async def close(self) -> None:
@@ -500,6 +501,7 @@ async def _ask(ask: Callable[[_RequestT], Awaitable[_ReplyT]], request: _Request
     """
     if held is None:
         return await ask(request)
+    held.asked += 1
     try:
         return await ask(replace(request, model=held.record.asked_as or request.model))
     except ModelNotFoundError as error:
@@ -508,3 +510,6 @@ async def _ask(ask: Callable[[_RequestT], Awaitable[_ReplyT]], request: _Request
     except TransientError as error:
         held.ready = held.ready and error.status != _UNAVAILABLE
         raise
+    finally:
+        held.asked -= 1
+        held.used_at = time.time()

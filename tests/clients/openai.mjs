@@ -1,7 +1,8 @@
 // A user's script against an OpenAI-compatible server, written from the documentation of the npm package `openai` alone.
 //
-//     cd FOLDER_WITH_node_modules; OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none node openai.mjs MODEL
+//     cd FOLDER_WITH_node_modules; OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none node openai.mjs MODEL [tools]
 //
+// With `tools` the model calls functions, and nothing else is asked.
 // Knows nothing of this project.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
@@ -48,6 +49,37 @@ async function heldToASchema() {
     model, input: "Which?", max_output_tokens: 60, text: { format: { type: "json_schema", ...shape } },
   });
   assert.ok(["A", "B"].includes(JSON.parse(response.output_text).label));
+}
+
+async function tools() {
+  const parameters = {
+    type: "object", properties: { city: { type: "string", enum: ["Oslo", "Rome"] } }, required: ["city"],
+    additionalProperties: false,
+  };
+  const weather = { name: "weather", description: "Tells the weather.", parameters, strict: true };
+  const asked = {
+    model, messages, seed: 1, max_completion_tokens: 200, tools: [{ type: "function", function: weather }],
+    tool_choice: { type: "function", function: { name: "weather" } },
+  };
+  const first = (await client.chat.completions.create(asked)).choices[0];
+  assert.equal(first.finish_reason, "tool_calls");
+  assert.ok(["Oslo", "Rome"].includes(JSON.parse(first.message.tool_calls[0].function.arguments).city));
+  const runner = client.chat.completions.stream(asked);
+  const streamed = (await runner.finalChatCompletion()).choices[0].message;
+  assert.equal(streamed.tool_calls[0].function.arguments, first.message.tool_calls[0].function.arguments);
+  const result = { role: "tool", tool_call_id: first.message.tool_calls[0].id, content: "14 degrees" };
+  const answer = await client.chat.completions.create({
+    ...asked, messages: [...messages, first.message, result], max_completion_tokens: 8, tool_choice: "none",
+  });
+  assert.equal(answer.choices[0].message.tool_calls, undefined);
+  const question = [{ role: "user", content: "Which?" }];
+  const flat = { model, max_output_tokens: 200, tools: [{ type: "function", ...weather }], tool_choice: "required" };
+  const response = await client.responses.create({ ...flat, input: question });
+  const call = response.output[0];
+  assert.ok(["Oslo", "Rome"].includes(JSON.parse(call.arguments).city));
+  const output = { type: "function_call_output", call_id: call.call_id, output: "14 degrees" };
+  const again = await client.responses.create({ ...flat, input: [...question, call, output], tool_choice: "none" });
+  assert.equal(again.output[0].type, "message");
 }
 
 async function responses() {
@@ -113,5 +145,6 @@ async function batches() {
   assert.deepEqual(answers.map((line) => line.custom_id).sort(), ["row-0", "row-1", "row-2", "row-3"]);
 }
 
-for (const part of [chat, heldToASchema, responses, texts, trained, batches]) await part();
+const parts = process.argv[3] === "tools" ? [tools] : [chat, heldToASchema, responses, texts, trained, batches];
+for (const part of parts) await part();
 console.log("openai of npm: all of it works");

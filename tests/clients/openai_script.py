@@ -1,7 +1,8 @@
 """A user's script against an OpenAI-compatible server, written from the documentation of the `openai` package alone.
 
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python tests/clients/openai_script.py MODEL
+    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none python tests/clients/openai_script.py MODEL [tools]
 
+With `tools` the model calls functions, and nothing else is asked; without, it has none to call.
 Every resource that the server offers, by the sync and the async client, with streaming. Knows nothing of this
 project: it names no module of it, and no class that only one major version of the SDK has.
 """
@@ -101,6 +102,46 @@ def held_to_a_schema(client: OpenAI, model: str) -> None:
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Label)
     response = client.responses.parse(model=model, input="Which?", text_format=Label, max_output_tokens=60)
     assert isinstance(response.output_parsed, Label)
+
+
+class Weather(BaseModel):
+    """The arguments of a function."""
+
+    city: Literal["Oslo", "Rome"]
+    days: Literal[1, 2, 3]
+
+
+def tools(client: OpenAI, model: str) -> None:
+    """A function is called, its result goes back: whole, streamed, by the SDK's helpers and the Responses API."""
+    function = openai.pydantic_function_tool(Weather, name="weather", description="Tells the weather.")
+    asked = {"model": model, "tools": [function], "tool_choice": "required", "parallel_tool_calls": False}
+    first = client.chat.completions.create(messages=CHAT, max_completion_tokens=200, seed=1, **asked).choices[0]
+    assert first.finish_reason == "tool_calls" and len(first.message.tool_calls) == 1
+    Weather.model_validate_json(first.message.tool_calls[0].function.arguments)
+    result = {"role": "tool", "tool_call_id": first.message.tool_calls[0].id, "content": "14 degrees"}
+    history = [*CHAT, first.message, result]
+    answer = client.chat.completions.create(
+        model=model, messages=history, max_completion_tokens=8, tools=[function], tool_choice="none"
+    )
+    assert answer.choices[0].message.tool_calls is None
+    parsed = client.chat.completions.parse(messages=CHAT, max_completion_tokens=200, seed=1, **asked)
+    assert isinstance(parsed.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
+    with client.chat.completions.stream(messages=CHAT, max_completion_tokens=200, seed=1, **asked) as stream:
+        told = [event.type for event in stream]
+        final = stream.get_final_completion().choices[0].message
+    assert "tool_calls.function.arguments.delta" in told and "tool_calls.function.arguments.done" in told
+    assert final.tool_calls[0].function.arguments == first.message.tool_calls[0].function.arguments
+    flat = {"type": "function", **function["function"]}
+    question = [{"role": "user", "content": "Which?"}]
+    named = {"tools": [flat], "tool_choice": {"type": "function", "name": "weather"}}
+    response = client.responses.create(model=model, input=question, max_output_tokens=200, **named)
+    (call,) = response.output
+    Weather.model_validate_json(call.arguments)
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "14 degrees"}
+    again = client.responses.create(
+        model=model, input=[*question, call, output], max_output_tokens=8, tools=[flat], tool_choice="none"
+    )
+    assert again.output[0].type == "message"
 
 
 def responses(client: OpenAI, model: str) -> None:
@@ -216,6 +257,12 @@ def run(model: str) -> None:
     asyncio.run(the_same_async(model))
 
 
+def run_tools(model: str) -> None:
+    """The calls of functions alone."""
+    with OpenAI() as client:
+        tools(client, model)
+
+
 if __name__ == "__main__":
-    run(sys.argv[1])
+    (run_tools if "tools" in sys.argv[2:] else run)(sys.argv[1])
     sys.stdout.write(f"openai {openai.__version__}: all of it works\n")

@@ -19,10 +19,68 @@ CHAT_TEMPLATE = (
     "{{ '<|start|>' + m['role'] + '<|end|>' + m['content'] | trim + '<|eot|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>' }}{% endif %}"
 )
+LLAMA_TOOLS_TEMPLATE = """\
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'user' and loop.index0 == (1 if messages[0].role == 'system' else 0) and tools %}
+        {{- '<|start|>user<|end|>\n\nGiven the following functions, please respond with a JSON for a function call. ' }}
+        {{- 'Respond in the format {"name": function name, "parameters": dictionary of arguments}.\n\n' }}
+        {%- for t in tools %}
+            {{- t | tojson(indent=4) }}
+            {{- '\n\n' }}
+        {%- endfor %}
+        {{- m.content | trim + '<|eot|>' }}
+    {%- elif 'tool_calls' in m %}
+        {%- if m.tool_calls | length != 1 %}
+            {{- raise_exception('This model only supports single tool-calls at once!') }}
+        {%- endif %}
+        {%- set call = m.tool_calls[0].function %}
+        {{- '<|start|>assistant<|end|>\n\n{"name": "' + call.name + '", "parameters": ' }}
+        {{- call.arguments | tojson }}
+        {{- '}<|eot|>' }}
+    {%- elif m.role == 'tool' %}
+        {{- '<|start|>ipython<|end|>\n\n' + m.content | tojson + '<|eot|>' }}
+    {%- else %}
+        {{- '<|start|>' + m.role + '<|end|>\n\n' + m.content | trim + '<|eot|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start|>assistant<|end|>\n\n' }}
+{%- endif %}"""
+"""Shaped like Llama 3.1's."""
+QWEN_TOOLS_TEMPLATE = """\
+{%- if tools %}
+    {{- '<|start|>system\n# Tools\n\nYou may call one or more functions.\n\n<tools>' }}
+    {%- for t in tools %}
+        {{- '\n' + t | tojson }}
+    {%- endfor %}
+    {{- '\n</tools>\n\nFor each function call, return a json object within <tool_call></tool_call> XML tags:\n' }}
+    {{- '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|eot|>\n' }}
+{%- endif %}
+{%- for m in messages %}
+    {%- if m.role == 'tool' %}
+        {{- '<|start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|eot|>\n' }}
+    {%- else %}
+        {{- '<|start|>' + m.role }}
+        {%- if m.content %}
+            {{- '\n' + m.content }}
+        {%- endif %}
+        {%- for call in m.tool_calls or [] %}
+            {{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- call.function.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|eot|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start|>assistant\n' }}
+{%- endif %}"""
+"""Shaped like Qwen 2.5's."""
 
 
-def make_tiny_model(folder: Path) -> None:
-    """Write a random Llama (two layers, width 32, context 512) with a byte tokenizer into the folder."""
+def make_tiny_model(folder: Path, template: str = CHAT_TEMPLATE, context: int = 512, *, markers: bool = False) -> None:
+    """Write a random Llama (two layers, width 32) with a byte tokenizer into the folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -35,11 +93,13 @@ def make_tiny_model(folder: Path) -> None:
         tokenizer_object=tokenizer, bos_token="<|bot|>", eos_token="<|eot|>", pad_token="<|pad|>"
     )
     fast.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
-    fast.chat_template = CHAT_TEMPLATE
+    if markers:
+        fast.add_tokens(["<tool_call>", "</tool_call>"])  # no special tokens: they are part of an answer's text
+    fast.chat_template = template
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.2,
+        num_key_value_heads=2, max_position_embeddings=context, tie_word_embeddings=True, initializer_range=0.2,
         bos_token_id=fast.bos_token_id, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,13 @@ def client(server: RunningServer) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="session")
+def tools_server(tools_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server on a model that calls functions, of each family."""
+    with RunningServer(tools_model, tmp_path_factory.mktemp("tools-server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def deploying(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
     folder = tmp_path_factory.mktemp("deploying")
     (folder / "limits.toml").write_text("deployment_start_s = 1.0\ndeployment_usd_per_hour = 3.99\n")

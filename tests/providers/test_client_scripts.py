@@ -30,6 +30,11 @@ def test_a_script_from_the_sdks_documentation_runs_unchanged(server: RunningServ
     _run(script, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="none")
 
 
+def test_functions_are_called_by_the_sdk(tools_server: RunningServer) -> None:
+    script = [sys.executable, str(SCRIPTS / "openai_script.py"), "tiny", "tools"]
+    _run(script, OPENAI_BASE_URL=tools_server.url, OPENAI_API_KEY="none")
+
+
 def test_litellm_reaches_the_server_by_its_api_base(server: RunningServer) -> None:
     pytest.importorskip("litellm")
     script = [sys.executable, str(SCRIPTS / "litellm_script.py"), server.url, "tiny"]
@@ -42,7 +47,16 @@ def test_langchain_reaches_the_server_by_its_base_url(server: RunningServer) -> 
 
 
 def test_a_script_for_node_runs_unchanged(server: RunningServer) -> None:
+    _run_node(server)
+
+
+def test_functions_are_called_by_a_script_for_node(tools_server: RunningServer) -> None:
+    _run_node(tools_server, "tools")
+
+
+def _run_node(server: RunningServer, *options: str) -> None:
     node = shutil.which("node")
     if node is None or not (NPM / "node_modules" / "openai").is_dir():
         pytest.skip("needs node and the npm package openai: make .venv-npm/.installed")
-    _run([node, str(SCRIPTS / "openai.mjs"), "tiny"], NPM, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="none")
+    script = [node, str(SCRIPTS / "openai.mjs"), "tiny", *options]
+    _run(script, NPM, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="none")

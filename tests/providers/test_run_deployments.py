@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from local_samples import training_lines
 from server_running import Deploying, RunningServer, wait_for_job
 
-from semievol_api.capabilities import ChatRequest, JobEvent, Provider, ProviderSettings, Reply
+from semievol_api.capabilities import Chat, ChatRequest, JobEvent, Provider, ProviderSettings, Reply
 from semievol_api.cassettes.clock import RealClock
 from semievol_api.config.settings import Config, parse_config
 from semievol_api.engine import Answer, Ask, RequestEngine
@@ -34,6 +34,19 @@ from semievol_providers.openai import connect
 pytest_plugins = ("server_fixtures",)
 
 
+@dataclass(frozen=True)
+class _Slowly:
+    """A chat whose replies take longer."""
+
+    inner: Chat
+    slow_s: float
+
+    async def complete(self, request: ChatRequest) -> Reply:
+        reply = await self.inner.complete(request)
+        await asyncio.sleep(self.slow_s)
+        return reply
+
+
 @dataclass
 class Run:
     """One run's folder over a deploying server; `told` is what it said."""
@@ -42,6 +55,7 @@ class Run:
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
+    slow_s: float = 0.0
 
     @property
     def config(self) -> Config:
@@ -57,7 +71,8 @@ class Run:
 
     def provider(self) -> Provider:
         options = {"base_url": self.here.server.url, "api_key_env": "KEY", "deployments": True}
-        return connect(ProviderSettings(name="server", options=options, environ={"KEY": "mine"}))
+        provider = connect(ProviderSettings(name="server", options=options, environ={"KEY": "mine"}))
+        return replace(provider, chat=_Slowly(provider.chat, self.slow_s)) if provider.chat is not None else provider
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[tuple[RequestEngine, Provider]]:
@@ -171,6 +186,23 @@ async def test_what_nothing_asks_for_a_while_sleeps_and_is_woken_again(run: Run)
             await asyncio.sleep(0.1)
         assert run.record.status == "asleep"
         assert all(answer.reply is not None for answer in await asked(engine, provider, run.here.model, 2))
+
+
+async def test_what_answers_a_slow_request_is_not_idle_however_long_that_takes(run: Run) -> None:
+    run.settings, run.slow_s = {"deploy": {"idle_s": 0.4}, "limits": {"timeout_s": 0.5}}, 3.0
+    async with run.open() as (engine, provider):
+        asking = asyncio.create_task(asked(engine, provider, run.here.model, 1))
+        seen = list[str]()
+        while not asking.done():
+            seen += [run.record.status] if deployments_under(run.folder) else []
+            await asyncio.sleep(0.05)
+        assert all(answer.reply is not None for answer in await asking)
+        assert "awake" in seen and "asleep" not in seen
+        for _ in range(100):
+            if run.record.status == "asleep":
+                break
+            await asyncio.sleep(0.1)
+        assert run.record.status == "asleep"  # once nothing is in flight
 
 
 async def test_one_that_vanishes_is_made_again_once_and_a_second_time_is_told(run: Run) -> None:

@@ -37,14 +37,21 @@ class ChatTokens:
         self._texts: dict[int, tuple[str, bytes]] = {}
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], *, reply_follows: bool = True, continue_last: bool = False
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        reply_follows: bool = True,
+        continue_last: bool = False,
+        tools: Sequence[Mapping[str, object]] = (),
     ) -> str:
         """The chat as text; with `continue_last` the last turn stays open for the model to go on."""
         from jinja2 import TemplateError
 
+        turns: Any = [dict(message) for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                turns,
+                tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
                 add_generation_prompt=reply_follows and not continue_last,
                 continue_final_message=continue_last,

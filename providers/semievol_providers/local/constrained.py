@@ -1,4 +1,4 @@
-"""Answers held to a JSON schema: at each token only those that can still become such a text may be chosen.
+"""Answers held to a JSON schema or a grammar: only tokens that can still become such a text may be chosen.
 
     check_schema('{"type": "object"}')
     constraint = Grammars(tokenizer, vocab_size, end_ids).start('{"type": "object"}')
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ANY_OBJECT = '{"type":"object"}'
 """The schema of `json_object`."""
 MOST_SCHEMA_BYTES = 2**14
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _CACHED = 64
 
 
@@ -63,7 +63,7 @@ def _library() -> Any:
 
 
 def _grammar(schema: str) -> Any:
-    return _library().LLMatcher.grammar_from_json_schema(schema, defaults=_LAYOUT)
+    return _library().LLMatcher.grammar_from_json_schema(schema, defaults=LAYOUT)
 
 
 class Grammars:
@@ -77,23 +77,23 @@ class Grammars:
         self._known: Any = None
         self._matcher = lru_cache(maxsize=_CACHED)(self._compile)
 
-    def start(self, schema: str) -> Constraint:
-        """The constraint of one sample.
+    def start(self, schema: str | None, grammar: str | None = None) -> Constraint:
+        """The constraint of one sample, by a JSON schema or by llguidance's Lark grammar.
 
         Raises:
             SchemaError: no grammar can be made of it.
         """
         with self._lock:
-            return Constraint(self._matcher(schema).deep_copy(), self._vocab_size)
+            return Constraint(self._matcher(schema, grammar).deep_copy(), self._vocab_size)
 
-    def _compile(self, schema: str) -> Any:
+    def _compile(self, schema: str | None, grammar: str | None) -> Any:
         library = _library()
         if self._known is None:
             from llguidance.hf import from_tokenizer
 
             # about a second for 49,000 tokens, hence at the first schema
             self._known = from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=self._end_ids)
-        matcher = library.LLMatcher(self._known, _grammar(schema), log_level=0)
+        matcher = library.LLMatcher(self._known, grammar if schema is None else _grammar(schema), log_level=0)
         if matcher.is_error():
             raise SchemaError(f"Answers cannot be held to this JSON schema: {matcher.get_error()}")
         return matcher

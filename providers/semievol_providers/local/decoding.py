@@ -335,10 +335,10 @@ class NextTokens:
 
     def start(self, row: Row) -> DecodingSequence:
         """A sample whose prompt has been read."""
-        schema = row.request.schema
-        if schema is None or self._grammars is None:
+        schema, grammar = row.request.schema, row.request.grammar
+        if self._grammars is None or (schema is None and grammar is None):
             return DecodingSequence(row, self._tokens)
-        return DecodingSequence(row, self._tokens, self._grammars.start(schema))
+        return DecodingSequence(row, self._tokens, self._grammars.start(schema, grammar))
 
     def take(self, logits: Tensor, samples: Sequence[DecodingSequence]) -> None:
         """Row i of the float32 `logits` (samples, vocabulary) belongs to `samples[i]`.

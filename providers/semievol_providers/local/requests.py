@@ -26,8 +26,9 @@ class GenerateRequest:
     `adapter` is the folder of a PEFT adapter, None for the base model. Sample i draws from a random stream
     that depends on `seed` and `first_sample + i` only. `max_tokens` counts the end-of-turn token.
     `top_logprobs` of None asks for no log-probabilities at all, 0 for those of the chosen tokens. `schema` is the JSON
-    schema that the answer is held to; log-probabilities stay those of the model that is held to nothing. Requests of
-    one `owner` share their turns; it changes when an answer comes, never what it is.
+    schema that the answer is held to, `grammar` llguidance's Lark grammar in its place; log-probabilities stay those of
+    the model that is held to nothing. Requests of one `owner` share their turns; it changes when an answer comes, never
+    what it is.
     """
 
     prompt_ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class GenerateRequest:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     schema: str | None = None
+    grammar: str | None = None
     owner: str = ""
 
 

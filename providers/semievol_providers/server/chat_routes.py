@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from semievol_api.records import JsonValue
+from semievol_providers.local.tool_calls import CallPiece
 from semievol_providers.server.api_errors import ApiError, json_response
 from semievol_providers.server.completions import (
     ChatBody,
@@ -27,10 +28,11 @@ from semievol_providers.server.completions import (
     text_logprobs,
     usage,
 )
+from semievol_providers.server.conversation import chat_call
 from semievol_providers.server.engine_wire import ChatAsk, ChoicesTell, DeltaTell, TextAsk
 from semievol_providers.server.responses import ResponseBody, ResponseWriter
 from semievol_providers.server.services import owner_of, services
-from semievol_providers.server.state import Record
+from semievol_providers.server.state import Record, new_id
 
 T = TypeVar("T")
 _CLIENT_LEFT = 499
@@ -74,7 +76,8 @@ async def create_chat(request: Request) -> Response:
     if not body.stream:
         return await _charged(request, answers.chat(body, ask))
     include = body.stream_options is not None and body.stream_options.include_usage
-    stream = _ChatStream(head("chatcmpl-", "chat.completion.chunk", body.model), ask.sampling.n, include)
+    begun = head("chatcmpl-", "chat.completion.chunk", body.model)
+    stream = _ChatStream(begun, ask.sampling.n, include, may_call=ask.tools is not None)
     return await _streamed(stream, request, ask)
 
 
@@ -95,6 +98,7 @@ async def create_response(request: Request) -> Response:
         adapter=answers.models.find(body.model, owner).adapter,
         owner=owner,
         stream=bool(body.stream),
+        tools=body.offer(),
     )
     if body.stream:
         return await _streamed(writer, request, ask)
@@ -152,22 +156,28 @@ class _Stream(Protocol):
 class _ChatStream:
     """Turns the engine's pieces into chunks of a chat completion."""
 
-    def __init__(self, head: dict[str, JsonValue], n: int, include_usage: bool) -> None:
+    def __init__(self, head: dict[str, JsonValue], n: int, include_usage: bool, may_call: bool = False) -> None:
         self._head = head
         self._n = n
+        self._first_content = None if may_call else ""
         self._usage: dict[str, JsonValue] = {"usage": None} if include_usage else {}
 
     def opening(self) -> list[dict[str, JsonValue]]:
         """The chunks before any text: every choice's role."""
-        delta: JsonValue = {"role": "assistant", "content": "", "refusal": None}
+        delta: JsonValue = {"role": "assistant", "content": self._first_content, "refusal": None}
         return [self._chunk(i, delta, None, None) for i in range(self._n)]
 
     def pieces(self, tell: DeltaTell) -> list[dict[str, JsonValue]]:
-        """The chunks of one piece of text."""
-        choice = tell.choice
+        """The chunks of one piece of text, or of a call; the scores of its tokens stand in the first one."""
+        choice, scores = tell.choice, chat_logprobs(tell.scores)
         chunks: list[dict[str, JsonValue]] = []
-        if tell.text or tell.scores:
-            chunks.append(self._chunk(tell.index, {"content": tell.text}, chat_logprobs(tell.scores), None))
+        if tell.text or (tell.scores and not tell.calls):
+            chunks.append(self._chunk(tell.index, {"content": tell.text} if tell.text else {}, scores, None))
+            scores = None
+        for piece in tell.calls:
+            delta: JsonValue = {"tool_calls": [_call_delta(piece)]}
+            chunks.append(self._chunk(tell.index, delta, scores, None))
+            scores = None
         if choice is not None:
             chunks.append(self._chunk(tell.index, {}, None, choice.finish))
         return chunks
@@ -193,6 +203,12 @@ class _ChatStream:
     def _chunk(self, index: int, delta: JsonValue, logprobs: JsonValue, finish: str | None) -> dict[str, JsonValue]:
         choice: JsonValue = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head, "choices": [choice], **self._usage}
+
+
+def _call_delta(piece: CallPiece) -> JsonValue:
+    if piece.name is None:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    return {"index": piece.index, **chat_call(new_id("call_"), piece.name, piece.arguments)}
 
 
 class _TextStream(_ChatStream):

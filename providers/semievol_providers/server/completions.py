@@ -22,7 +22,17 @@ from msgspec import Meta
 
 from semievol_api.records import JsonValue
 from semievol_providers.local.constrained import ANY_OBJECT, SchemaError, check_schema
+from semievol_providers.local.tool_calls import ToolOffer
 from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
+from semievol_providers.server.conversation import (
+    MessageBody,
+    chat_call,
+    chat_function,
+    chat_turns,
+    check_free_format,
+    invalid_body,
+    tool_offer,
+)
 from semievol_providers.server.deployments import DeploymentTable
 from semievol_providers.server.engine_client import EngineClient
 from semievol_providers.server.engine_wire import (
@@ -89,46 +99,6 @@ def schema_of(kind: str, given: dict[str, object] | None, param: str) -> str | N
     return schema
 
 
-class _TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text"):
-    """A part of a message; this server reads text only."""
-
-    text: str
-
-
-class _MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One chat turn. An earlier answer may come back as SDKs print it, with the fields that it left empty."""
-
-    role: str
-    content: str | list[_TextPart] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    annotations: list[object] | None = None
-    audio: object = None
-    function_call: object = None
-    tool_calls: list[object] | None = None
-
-    def plain(self, position: int) -> dict[str, str]:
-        """Role and text, as chat templates take them; a refusal is the text of the turn that has no other."""
-        if self.role not in ("system", "developer", "user", "assistant"):
-            raise ApiError(
-                f"The role {self.role!r} is not supported by this server; use system, user or assistant.",
-                param=f"messages[{position}].role",
-                code="unsupported_value",
-            )
-        empty_only = {
-            "name": self.name, "annotations": self.annotations, "audio": self.audio,
-            "function_call": self.function_call, "tool_calls": self.tool_calls,
-        }  # fmt: skip
-        for name, value in empty_only.items():
-            if value not in (None, []):
-                raise unsupported(f"messages[{position}].{name}")
-        content = self.refusal if self.content is None and self.role == "assistant" else self.content
-        if content is None:
-            raise ApiError("A message needs content.", param=f"messages[{position}].content")
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
 class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`stream_options`."""
 
@@ -185,7 +155,7 @@ class _SamplingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /chat/completions`. `continue_final_message` and `add_generation_prompt` are vLLM's."""
 
-    messages: Annotated[list[_MessageBody], Meta(min_length=1)]
+    messages: Annotated[list[MessageBody], Meta(min_length=1)]
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: _Top | None = None
@@ -199,7 +169,7 @@ class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=T
     prompt_cache_retention: str | None = None
     response_format: _ResponseFormat | None = None
     modalities: list[str] | None = None
-    tools: list[object] | None = None
+    tools: list[dict[str, object]] | None = None
     tool_choice: object = None
     parallel_tool_calls: bool | None = None
     functions: list[object] | None = None
@@ -220,9 +190,7 @@ class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=T
         """
         check_metadata(self.metadata)
         asked = {
-            "tools": self.tools, "tool_choice": self.tool_choice not in (None, "none"),
             "functions": self.functions, "function_call": self.function_call not in (None, "none"),
-            "parallel_tool_calls": self.parallel_tool_calls is not None,
             "audio": self.audio is not None, "prediction": self.prediction is not None,
             "reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity,
             "web_search_options": self.web_search_options is not None,
@@ -243,6 +211,19 @@ class ChatBody(_SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.continue_final_message and self.add_generation_prompt:
             raise ApiError("'continue_final_message' excludes 'add_generation_prompt'.", param="add_generation_prompt")
         return self
+
+    def offer(self) -> ToolOffer | None:
+        """The tools that the answer may call.
+
+        Raises:
+            ApiError: names what cannot be honoured of them.
+        """
+        if not self.tools and self.parallel_tool_calls is not None:
+            raise ApiError("'parallel_tool_calls' is only allowed with 'tools'.", param="parallel_tool_calls")
+        found = tool_offer(self.tools, self.tool_choice, self.parallel_tool_calls, chat_function)
+        if found is not None and self.response_format is not None:
+            check_free_format(found, self.response_format.type, "response_format")
+        return found
 
     def chat_sampling(self, limits: Limits) -> Sampling:
         """Settings for the engine."""
@@ -332,14 +313,7 @@ def parse(body: bytes, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        message = str(error)
-        if "unknown field" in message:
-            field = message.split("`")[1]
-            raise ApiError(
-                f"Unrecognized request argument supplied: {field}", param=field, code="unknown_parameter"
-            ) from error
-        param = message.split("`$.")[1].split("`")[0] if "`$." in message else None
-        raise ApiError(f"Invalid request: {message}", param=param, code="invalid_value") from error
+        raise invalid_body(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(f"We could not parse the JSON body of your request: {error}") from error
 
@@ -349,10 +323,17 @@ def chat_choice(choice: Choice) -> dict[str, JsonValue]:
     """One entry of `choices` of a chat completion."""
     return {
         "index": choice.index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": chat_message(choice),
         "logprobs": chat_logprobs(choice.scores),
         "finish_reason": choice.finish,
     }
+
+
+def chat_message(choice: Choice) -> JsonValue:
+    """The answer as a turn; without text its content is null where it calls functions."""
+    calls: list[JsonValue] = [chat_call(new_id("call_"), name, arguments) for name, arguments in choice.calls]
+    content = choice.text or None if calls else choice.text
+    return {"role": "assistant", "content": content, "refusal": None, **({"tool_calls": calls} if calls else {})}
 
 
 def chat_logprobs(scores: Sequence[TokenScore] | None) -> JsonValue:
@@ -458,13 +439,14 @@ class Answers:
         model = self.models.find(body.model, owner)
         return ChatAsk(
             id=self.engine.next_number(),
-            messages=tuple(message.plain(i) for i, message in enumerate(body.messages)),
+            messages=chat_turns(body.messages),
             sampling=body.chat_sampling(self.limits),
             adapter=model.adapter,
             owner=owner,
             continue_last=body.continue_final_message,
             reply_follows=body.add_generation_prompt is not False,
             stream=bool(body.stream),
+            tools=body.offer(),
         )
 
     async def chat(self, body: ChatBody, ask: ChatAsk) -> Record:

@@ -328,4 +328,4 @@ def _stopping() -> ApiError:
 
 def _error(tell: RefusalTell) -> ApiError:
     param = "messages" if tell.code in ("context_length_exceeded", "invalid_prompt") else None
-    return ApiError(tell.message, status=tell.status, code=tell.code, param=param)
+    return ApiError(tell.message, status=tell.status, code=tell.code, param=tell.param or param)

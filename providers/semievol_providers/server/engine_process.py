@@ -16,8 +16,8 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
@@ -35,6 +35,14 @@ from semievol_providers.local.requests import (
     Generated,
     GenerateRequest,
     SampleOutput,
+)
+from semievol_providers.local.tool_calls import (
+    CallForm,
+    CallReader,
+    Pieces,
+    ToolsError,
+    call_form,
+    calls_in,
 )
 from semievol_providers.server.engine_wire import (
     Ask,
@@ -66,7 +74,7 @@ _LONG_CHARS = 2**16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Arrived(Generic[T]):
-    """A question with its owner and its length in characters or token ids."""
+    """A question with its owner and its length in bytes, characters or token ids."""
 
     question: T
     owner: str
@@ -179,6 +187,9 @@ class EngineService:
             self._start(ask)
         except ContextLengthError as error:
             self._refuse(RefusalTell(ask.id, str(error), "context_length_exceeded"))
+        except ToolsError as error:
+            param = "tools" if isinstance(ask, ChatAsk) and ask.tools is not None else "messages"
+            self._refuse(RefusalTell(ask.id, str(error), "unsupported_parameter", param=param))
         except UserError as error:
             self._refuse(RefusalTell(ask.id, str(error), "invalid_prompt"))
         except Exception as error:  # noqa: BLE001 - told to whoever asked, and to the log
@@ -203,15 +214,43 @@ class EngineService:
             request = EmbedRequest(tuple(inputs), ask.adapter, ask.owner)
             self._wait_for(ask.id, lambda: self._engine.embed(request), self._tell_vectors)
             return
+        form: CallForm | None = None
         if isinstance(ask, ChatAsk):
-            chat = {"reply_follows": ask.reply_follows, "continue_last": ask.continue_last}
-            prompt = self._tokens.encode_chat(ask.messages, **chat)
+            form = self._form_for(ask)
+            prompt = self._chat_prompt(ask, with_tools=form is not None)
         else:
             prompt = self._tokens.encode_text(ask.prompt) if isinstance(ask.prompt, str) else self._known(ask.prompt)
         room = max(1, self._engine.facts.context_tokens - len(prompt))
         asked = _request(prompt, ask, room)
-        sink = partial(self._tell_delta, ask.id) if ask.stream else None
-        self._wait_for(ask.id, lambda: self._engine.generate(asked, sink), self._tell_choices)
+        if form is not None and isinstance(ask, ChatAsk) and ask.tools is not None:
+            asked = replace(asked, grammar=form.grammar(ask.tools))
+        sink = partial(self._tell_delta, ask.id, form, {}) if ask.stream else None
+        self._wait_for(ask.id, lambda: self._engine.generate(asked, sink), partial(self._tell_choices, form))
+
+    def _chat_prompt(self, ask: ChatAsk, with_tools: bool) -> tuple[int, ...]:
+        text = self._tokens.render(
+            ask.messages,
+            reply_follows=ask.reply_follows,
+            continue_last=ask.continue_last,
+            tools=[function.shown() for function in ask.tools.functions] if with_tools and ask.tools else [],
+        )
+        return self._tokens.encode_rendered(text)
+
+    def _form_for(self, ask: ChatAsk) -> CallForm | None:
+        """How the answer to a chat writes its calls; None where it may have none.
+
+        Raises:
+            ToolsError: it offers tools or has calls in its turns, which the template does not show.
+        """
+        turns = any("tool_calls" in message or message.get("role") == "tool" for message in ask.messages)
+        if ask.tools is None and not turns:
+            return None
+        form = self._call_form
+        return form if ask.tools is not None and ask.tools.choice != "none" else None
+
+    @cached_property
+    def _call_form(self) -> CallForm:
+        return call_form(self._tokens)
 
     def _wait_for(
         self, number: int, begin: Callable[[], Future[_Done]], tell: Callable[[int, Future[_Done]], None]
@@ -251,15 +290,20 @@ class EngineService:
             data = done.vectors.astype("<f4").tobytes()
             self.tell(VectorsTell(number, data, done.vectors.shape[1], done.prompt_tokens))
 
-    def _tell_choices(self, number: int, future: Future[Generated]) -> None:
+    def _tell_choices(self, form: CallForm | None, number: int, future: Future[Generated]) -> None:
         if self._still_wanted(number, future):
             done = future.result()
-            choices = tuple(_choice(sample, self._engine.tokens) for sample in done.samples)
+            choices = tuple(_choice(sample, self._engine.tokens, form) for sample in done.samples)
             self.tell(ChoicesTell(number, done.prompt_tokens, choices))
 
-    def _tell_delta(self, number: int, delta: Delta) -> None:
-        choice = _choice(delta.output, self._engine.tokens) if delta.output is not None else None
-        self.tell(DeltaTell(number, delta.index, delta.text, choice, _scores(delta, self._engine.tokens)))
+    def _tell_delta(self, number: int, form: CallForm | None, readers: dict[int, CallReader], delta: Delta) -> None:
+        tokens, pieces = self._engine.tokens, Pieces(delta.text)
+        if form is not None:
+            reader = readers.setdefault(delta.index, CallReader(form))
+            pieces = reader.feed(delta.text, last=delta.output is not None)
+        choice = _choice(delta.output, tokens, form) if delta.output is not None else None
+        told = DeltaTell(number, delta.index, pieces.text, choice, _scores(delta, tokens), tuple(pieces.calls))
+        self.tell(told)
 
     def _still_wanted(self, number: int, future: Future[Generated] | Future[Embedded]) -> bool:
         """Whether a result is to be sent: not for cancelled requests, nor after a failure was sent."""
@@ -279,9 +323,9 @@ class EngineService:
 
 
 def _length(ask: _Question) -> int:
-    """Characters or token ids."""
+    """Bytes, characters or token ids."""
     if isinstance(ask, ChatAsk):
-        return sum(len(text) for message in ask.messages for text in message.values())
+        return len(msgspec.msgpack.encode((ask.messages, ask.tools)))
     return len(ask.prompt) if isinstance(ask, TextAsk) else sum(len(given) for given in ask.inputs)
 
 
@@ -292,13 +336,19 @@ def _request(prompt: tuple[int, ...], ask: ChatAsk | TextAsk, room: int) -> Gene
     return GenerateRequest(prompt_ids=prompt, adapter=ask.adapter, owner=ask.owner, **sampling)
 
 
-def _choice(sample: SampleOutput, tokens: ChatTokens) -> Choice:
+def _choice(sample: SampleOutput, tokens: ChatTokens, form: CallForm | None) -> Choice:
+    pieces, called = Pieces(sample.text), False
+    if form is not None:
+        reader = CallReader(form)
+        pieces = reader.feed(sample.text, last=True)
+        called = reader.called and sample.finish == "stop"
     return Choice(
         index=sample.index,
-        text=sample.text,
-        finish=sample.finish,
+        text=pieces.text,
+        finish="tool_calls" if called else sample.finish,
         tokens=sample.counted_tokens,
         scores=_scores(sample, tokens),
+        calls=tuple(calls_in(pieces)),
     )
 
 

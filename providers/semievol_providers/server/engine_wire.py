@@ -9,9 +9,12 @@ from __future__ import annotations
 import struct
 import threading
 import time
+from collections.abc import Mapping
 from typing import IO, TypeAlias
 
 import msgspec
+
+from semievol_providers.local.tool_calls import CallPiece, ToolOffer
 
 LENGTH = struct.Struct(">I")
 
@@ -36,13 +39,14 @@ class ChatAsk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     """Answer a chat; `adapter` is a folder, None for the base model. Questions of one `owner` share their turns."""
 
     id: int
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Mapping[str, object], ...]
     sampling: Sampling
     adapter: str | None = None
     owner: str = ""
     continue_last: bool = False
     reply_follows: bool = True
     stream: bool = False
+    tools: ToolOffer | None = None
 
 
 class TextAsk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="text"):
@@ -90,13 +94,14 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One finished continuation."""
+    """One finished continuation; `calls` are names and arguments of the functions that it calls."""
 
     index: int
     text: str
     finish: str
     tokens: int
     scores: tuple[TokenScore, ...] | None = None
+    calls: tuple[tuple[str, str], ...] = ()
 
 
 class ReadyTell(msgspec.Struct, frozen=True, tag="ready"):
@@ -121,6 +126,7 @@ class DeltaTell(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
     text: str
     choice: Choice | None = None
     scores: tuple[TokenScore, ...] | None = None
+    calls: tuple[CallPiece, ...] = ()
 
 
 class VectorsTell(msgspec.Struct, frozen=True, tag="vectors"):
@@ -139,6 +145,7 @@ class RefusalTell(msgspec.Struct, frozen=True, tag="refusal"):
     message: str
     code: str | None = None
     status: int = 400
+    param: str | None = None
 
 
 class BeatTell(msgspec.Struct, frozen=True, tag="beat"):

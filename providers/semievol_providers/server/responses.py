@@ -17,8 +17,16 @@ import msgspec
 from msgspec import Meta
 
 from semievol_api.records import JsonValue
+from semievol_providers.local.tool_calls import CallPiece, ToolOffer
 from semievol_providers.server.api_errors import ApiError, check_metadata, unsupported
 from semievol_providers.server.completions import schema_of
+from semievol_providers.server.conversation import (
+    call_made,
+    check_free_format,
+    response_function,
+    result_turn,
+    tool_offer,
+)
 from semievol_providers.server.engine_wire import Choice, ChoicesTell, DeltaTell, Sampling, TokenScore
 from semievol_providers.server.settings import Limits
 from semievol_providers.server.state import new_id
@@ -40,6 +48,7 @@ class _OutputText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     text: str
     annotations: list[object] = []
     logprobs: list[object] | None = None
+    parsed: object = None
 
 
 class _Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="refusal"):
@@ -48,28 +57,78 @@ class _Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ref
     refusal: str
 
 
-class _Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message of `input`; an earlier answer's id and status may stay on it."""
+_Content: TypeAlias = str | list[_InputText | _OutputText | _Refusal]
 
-    role: str
-    content: str | list[_InputText | _OutputText | _Refusal]
-    type: str = "message"
+
+class _Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A message, call or result of `input`; an earlier answer's id and status, and what SDKs add, may stay on it."""
+
+    type: Literal["message", "function_call", "function_call_output"] = "message"
+    role: str | None = None
+    content: _Content | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: _Content | None = None
+    namespace: None = None
+    caller: None = None
+    async_: None = None
+    parsed_arguments: object = None
     id: str | None = None
     status: str | None = None
     phase: str | None = None
 
-    def plain(self, position: int) -> dict[str, str]:
-        """Role and text, as chat templates take them."""
-        if self.type != "message":
-            raise unsupported(f"input[{position}].type", "takes 'message' only")
-        if self.role not in _ROLES:
-            raise unsupported(f"input[{position}].role", f"takes one of {', '.join(_ROLES)}")
-        parts = [self.content] if isinstance(self.content, str) else [_text_of(part) for part in self.content]
-        return {"role": "system" if self.role == "developer" else self.role, "content": "".join(parts)}
+    def checked(self, place: str) -> _Item:
+        """This item, if it has the fields of its type and no other.
+
+        Raises:
+            ApiError: names the first one that is missing or too many.
+        """
+        wanted = _FIELDS[self.type]
+        for name in ("role", "content", "call_id", "name", "arguments", "output"):
+            if (msgspec.structs.asdict(self)[name] is not None) != (name in wanted):
+                why = f"An item of the type {self.type!r} has {', '.join(wanted)}."
+                raise ApiError(why, param=f"{place}.{name}", code="invalid_value")
+        if self.type == "message" and self.role not in _ROLES:
+            raise unsupported(f"{place}.role", f"takes one of {', '.join(_ROLES)}")
+        return self
 
 
-def _text_of(part: _InputText | _OutputText | _Refusal) -> str:
-    return part.refusal if isinstance(part, _Refusal) else part.text
+_FIELDS = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+}
+
+
+def _turns(items: Sequence[_Item]) -> list[dict[str, object]]:
+    """As chat templates take them: calls stand in the assistant's turn before them, or make one."""
+    turns: list[dict[str, object]] = []
+    called: dict[str, str] = {}
+    calls: list[dict[str, object]] | None = None
+    for i, item in enumerate(items):
+        item.checked(place := f"input[{i}]")
+        if item.type == "function_call":
+            if calls is None:
+                calls = []
+                if not turns or turns[-1]["role"] != "assistant":
+                    turns.append({"role": "assistant", "content": ""})
+                turns[-1]["tool_calls"] = calls
+            calls.append(call_made(item.call_id or "", item.name or "", item.arguments or "", called, place))
+            continue
+        calls = None
+        if item.type == "function_call_output":
+            turns.append(result_turn(item.call_id, _text_of(item.output), called, f"{place}.call_id"))
+        else:
+            role = "system" if item.role == "developer" else item.role
+            turns.append({"role": role, "content": _text_of(item.content)})
+    return turns
+
+
+def _text_of(content: _Content | None) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.refusal if isinstance(part, _Refusal) else part.text for part in content or ())
 
 
 class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,7 +182,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     store: bool | None = None
     metadata: dict[str, str] | None = None
     text: _Text | None = None
-    tools: list[object] | None = None
+    tools: list[dict[str, object]] | None = None
     tool_choice: object = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: object = None
@@ -153,8 +212,6 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """
         check_metadata(self.metadata)
         asked = {
-            "tools": self.tools, "tool_choice": self.tool_choice not in (None, "none", "auto"),
-            "parallel_tool_calls": self.parallel_tool_calls is not None and bool(self.tools),
             "max_tool_calls": self.max_tool_calls is not None,
             "previous_response_id": self.previous_response_id, "conversation": self.conversation is not None,
             "prompt": self.prompt is not None, "reasoning": self.reasoning, "background": self.background,
@@ -181,12 +238,36 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ApiError("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
         return self
 
-    def messages(self) -> tuple[dict[str, str], ...]:
+    def offer(self) -> ToolOffer | None:
+        """The tools that the answer may call.
+
+        Raises:
+            ApiError: names what cannot be honoured of them.
+        """
+        choice = None if not self.tools and self.tool_choice == "auto" else self.tool_choice
+        found = tool_offer(self.tools, choice, self.parallel_tool_calls, response_function)
+        if found is not None and self.text is not None and self.text.format is not None:
+            check_free_format(found, self.text.format.type, "text.format")
+        return found
+
+    def shown_tools(self) -> list[JsonValue]:
+        """`tools` of the response object."""
+        given: dict[str, JsonValue] = {"description": None, "parameters": None, "strict": True}
+        return [given | msgspec.to_builtins(tool) for tool in self.tools or ()]
+
+    def shown_choice(self) -> JsonValue:
+        """`tool_choice` of the response object."""
+        choice: JsonValue = msgspec.to_builtins(self.tool_choice)
+        return choice or "auto" if self.tools else "none"
+
+    def messages(self) -> tuple[dict[str, object], ...]:
         """The chat: the instructions, then the input."""
-        first = [{"role": "system", "content": self.instructions}] if self.instructions is not None else []
+        first: list[dict[str, object]] = []
+        if self.instructions is not None:
+            first.append({"role": "system", "content": self.instructions})
         if isinstance(self.input, str):
             return (*first, {"role": "user", "content": self.input})
-        return (*first, *(item.plain(i) for i, item in enumerate(self.input)))
+        return (*first, *_turns(self.input))
 
     def sampling(self, limits: Limits) -> Sampling:
         """Settings for the engine."""
@@ -211,55 +292,125 @@ Status: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 @dataclass
+class _Output:
+    """One item of the output as far as it is written: the message, or a call, which has a name."""
+
+    id: str
+    name: str | None = None
+    call_id: str = ""
+    text: str = ""
+    scores: list[TokenScore] = field(default_factory=list[TokenScore])
+
+    def shown(self, status: Status) -> JsonValue:
+        """As JSON; `text` is a call's arguments."""
+        if self.name is not None:
+            return {
+                "id": self.id, "type": "function_call", "status": status, "call_id": self.call_id, "name": self.name,
+                "arguments": self.text,
+            }  # fmt: skip
+        content: list[JsonValue] = [] if status == "in_progress" else [self.part()]
+        return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": content}
+
+    def part(self) -> JsonValue:
+        """The message's text."""
+        return _part(self.text, response_logprobs(self.scores))
+
+
+@dataclass
 class ResponseWriter:
-    """Writes one response: whole, or as the events of a stream."""
+    """Writes one response: whole, or as the events of a stream. One answer is written once."""
 
     body: ResponseBody
     id: str = field(default_factory=lambda: new_id("resp_"))
-    item_id: str = field(default_factory=lambda: new_id("msg_"))
     created_at: int = field(default_factory=lambda: int(time.time()))
     _written: int = 0
+    _items: list[_Output] = field(default_factory=list[_Output])
+    _waiting: list[TokenScore] = field(default_factory=list[TokenScore])
 
     def whole(self, tell: ChoicesTell) -> dict[str, JsonValue]:
         """The response object."""
         (choice,) = tell.choices
-        status: Status = "incomplete" if choice.finish == "length" else "completed"
-        return self._response(status, [self._message(choice, status)], response_usage(tell))
+        calls: list[CallPiece] = []
+        for i, (name, arguments) in enumerate(choice.calls):
+            calls += [CallPiece(i, name=name), CallPiece(i, arguments)]
+        scores = choice.scores if not calls else _scores_within(choice)
+        self.pieces(DeltaTell(tell.id, 0, choice.text, choice, scores, tuple(calls)))
+        response = self.closing(tell)[-1]["response"]
+        assert isinstance(response, dict)
+        return response
 
     # -------------------------------------------------------------------------------------------- stream
     def opening(self) -> list[Event]:
-        """The events before any text."""
+        """The events before any text; where the answer may be a call, its items begin when that is clear."""
         begun = self._response("in_progress", [], None)
-        item: JsonValue = {
-            "id": self.item_id, "type": "message", "role": "assistant", "status": "in_progress", "content": [],
-        }  # fmt: skip
-        return [
+        events = [
             self._event("response.created", response=begun),
             self._event("response.in_progress", response=begun),
-            self._event("response.output_item.added", output_index=0, item=item),
-            self._event("response.content_part.added", **self._place(), part=_part("", [])),
         ]
+        return events if self.body.tools else events + self._begin(_Output(new_id("msg_")))
 
     def pieces(self, tell: DeltaTell) -> list[Event]:
-        """The event of one piece of text."""
-        scores = response_logprobs(tell.scores or (), with_bytes=False)
-        if not tell.text and not scores:
-            return []
-        return [self._event("response.output_text.delta", **self._place(), delta=tell.text, logprobs=scores)]
+        """The events of one piece of text, or of calls."""
+        events: list[Event] = []
+        self._waiting += tell.scores or ()
+        if tell.text or (self._waiting and not self.body.tools):
+            if not self._items:
+                events += self._begin(_Output(new_id("msg_")))
+            events.append(self._say(tell.text))
+        for piece in tell.calls:
+            self._waiting.clear()  # log-probabilities are those of texts
+            if piece.name is not None:
+                events += self._end("completed") if self._items else []
+                events += self._begin(_Output(new_id("fc_"), piece.name, new_id("call_")))
+            if piece.arguments:
+                self._items[-1].text += piece.arguments
+                kind = "response.function_call_arguments.delta"
+                events.append(self._event(kind, **self._place(), delta=piece.arguments))
+        return events
 
     def closing(self, tell: ChoicesTell) -> list[Event]:
         """The events after all text, the whole response last."""
-        response = self.whole(tell)
         (choice,) = tell.choices
-        scores = response_logprobs(choice.scores or (), with_bytes=False)
-        part = _part(choice.text, response_logprobs(choice.scores or ()))
-        item = self._message(choice, "incomplete" if choice.finish == "length" else "completed")
-        return [
-            self._event("response.output_text.done", **self._place(), text=choice.text, logprobs=scores),
-            self._event("response.content_part.done", **self._place(), part=part),
-            self._event("response.output_item.done", output_index=0, item=item),
-            self._event(f"response.{response['status']}", response=response),
-        ]
+        status: Status = "incomplete" if choice.finish == "length" else "completed"
+        events: list[Event] = [] if self._items else self._begin(_Output(new_id("msg_")))
+        if self._waiting and self._items[-1].name is None:
+            events.append(self._say(""))
+        events += self._end(status)
+        shown = [item.shown("completed") for item in self._items[:-1]]
+        response = self._response(status, [*shown, self._items[-1].shown(status)], response_usage(tell))
+        return [*events, self._event(f"response.{status}", response=response)]
+
+    def _begin(self, item: _Output) -> list[Event]:
+        self._items.append(item)
+        place = self._place()
+        added: JsonValue = item.shown("in_progress")
+        events = [self._event("response.output_item.added", output_index=place["output_index"], item=added)]
+        if item.name is None:
+            events.append(self._event("response.content_part.added", **place, part=_part("", [])))
+        return events
+
+    def _say(self, text: str) -> Event:
+        item, scores = self._items[-1], list(self._waiting)
+        item.text += text
+        item.scores += scores
+        self._waiting.clear()
+        told = response_logprobs(scores, with_bytes=False)
+        return self._event("response.output_text.delta", **self._place(), delta=text, logprobs=told)
+
+    def _end(self, status: Status) -> list[Event]:
+        """The events after the last item."""
+        item, place = self._items[-1], self._place()
+        if item.name is not None:
+            kind = "response.function_call_arguments.done"
+            events = [self._event(kind, **place, arguments=item.text)]
+        else:
+            scores = response_logprobs(item.scores, with_bytes=False)
+            events = [
+                self._event("response.output_text.done", **place, text=item.text, logprobs=scores),
+                self._event("response.content_part.done", **place, part=item.part()),
+            ]
+        index = place["output_index"]
+        return [*events, self._event("response.output_item.done", output_index=index, item=item.shown(status))]
 
     def failed(self, error: ApiError) -> Event:
         """The last event of a stream that cannot go on."""
@@ -278,18 +429,11 @@ class ResponseWriter:
         return {"type": kind, "sequence_number": self._written - 1, **fields}
 
     def _place(self) -> dict[str, JsonValue]:
-        return {"item_id": self.item_id, "output_index": 0, "content_index": 0}
+        item = self._items[-1]
+        place: dict[str, JsonValue] = {"item_id": item.id, "output_index": len(self._items) - 1}
+        return place if item.name is not None else {**place, "content_index": 0}
 
     # --------------------------------------------------------------------------------------------- parts
-    def _message(self, choice: Choice, status: Status) -> JsonValue:
-        return {
-            "id": self.item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [_part(choice.text, response_logprobs(choice.scores or ()))],
-        }
-
     def _format(self) -> JsonValue:
         text = self.body.text
         return text.format.shown() if text is not None and text.format is not None else {"type": "text"}
@@ -310,12 +454,12 @@ class ResponseWriter:
             "metadata": metadata,
             "model": body.model,
             "output": output,
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": bool(body.tools) and body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": {"format": self._format()},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": body.shown_choice(),
+            "tools": body.shown_tools(),
             "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
@@ -326,6 +470,17 @@ class ResponseWriter:
 
 def _part(text: str, scores: list[JsonValue]) -> JsonValue:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": scores}
+
+
+def _scores_within(choice: Choice) -> tuple[TokenScore, ...]:
+    """Those of the tokens that made the answer's text, without its calls."""
+    bytes_left, found = len(choice.text.encode()), list[TokenScore]()
+    for score in choice.scores or ():
+        if bytes_left <= 0:
+            break
+        bytes_left -= len(score.raw)
+        found.append(score)
+    return tuple(found)
 
 
 def response_usage(tell: ChoicesTell) -> JsonValue:
