@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import openai
@@ -211,6 +213,19 @@ def test_what_cannot_be_served_is_refused_in_one_paragraph(tiny_model: Path, tmp
 
 def test_two_servers_cannot_share_a_state_folder(server: RunningServer, tiny_model: Path) -> None:
     assert "in use by another server" in _refusal(str(tiny_model), "--state", str(server.folder / "state"))
+
+
+def test_a_server_that_is_stopping_is_waited_for(tiny_model: Path, tmp_path: Path) -> None:
+    server = RunningServer(tiny_model, tmp_path)
+    with server:
+        pass
+    with (tmp_path / "state" / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (tmp_path / "state" / "lock").write_text("stopping")
+        Timer(4.0, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        with server:
+            assert server.client().models.list().data
+            assert not (tmp_path / "state" / "lock").read_text(), "nobody is stopping any more"
 
 
 def test_a_body_larger_than_the_limit_is_refused(server: RunningServer) -> None:

@@ -123,7 +123,7 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
 
     from semievol_providers.server.app import build_app
     from semievol_providers.server.gate import log_as_json, patient_http
-    from semievol_providers.server.state_folder import held_folder
+    from semievol_providers.server.state_folder import held_folder, mark_as_stopping
 
     with held_folder(settings, recover) as message:
         sys.stdout.write(message)
@@ -143,6 +143,7 @@ def _run(settings: ServerSettings, ready_file: Path | None, stop_with_stdin: boo
                     _announce(settings, listener.getsockname()[1], ready_file)
 
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                mark_as_stopping(settings.state)
                 if self.started:
                     app.stop_soon()
                 await super().shutdown(sockets)

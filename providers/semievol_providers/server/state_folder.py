@@ -9,6 +9,7 @@ at all. Knows nothing of HTTP or of running jobs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -269,6 +270,8 @@ def _not_ours(folder: Path, names: Iterable[str]) -> _StateFolderError:
 
 
 _WAIT_S = 2.0
+_STOPPING, _STOPPING_S = "stopping", 30.0
+"""What the lock says while its holder ends by itself, and how long that is waited for: a training saves its state."""
 
 
 class _StateInUseError(UserError):
@@ -293,18 +296,26 @@ def _hold_state(folder: Path) -> Generator[None]:
         yield
 
 
+def mark_as_stopping(folder: Path) -> None:
+    """Say in the lock that its holder ends: a server that is started meanwhile waits for it."""
+    with contextlib.suppress(OSError):
+        (folder / "lock").write_text(_STOPPING, encoding="utf-8")
+
+
 def _wait_for(lock: IO[str], folder: Path) -> None:
     if sys.platform == "win32":
         return
     import fcntl
 
-    deadline = time.monotonic() + _WAIT_S
+    begun = time.monotonic()
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
             return
         except BlockingIOError as error:
-            if time.monotonic() > deadline:
+            ends = (folder / "lock").read_text(encoding="utf-8") == _STOPPING
+            if time.monotonic() - begun > (_STOPPING_S if ends else _WAIT_S):
                 raise _StateInUseError(
                     f"The state folder {str(folder)!r} is in use by another server. Stop it, or give "
                     "this one a folder of its own with --state."
