@@ -1,6 +1,6 @@
 """What does the inverted file miss, and when is it quicker than the exact search?
 
-    python -m benchmarks.retrieval_scale --mmlu ../shared/data/mmlu --json      three minutes
+    python -m benchmarks.retrieval_scale --mmlu FOLDER --json      three minutes
     python -m benchmarks.retrieval_scale --mmlu FOLDER --check                  exit 1 where a promise is broken
 
 Real questions of MMLU, embedded by all-MiniLM-L6-v2 (extra `demo-build`). The recall is that of 2,000 of them, searched
